@@ -1,0 +1,119 @@
+"""What a backbone can do without a prior: the upper bound of DiffuSAM, and propagation of one true slice.
+
+* ``bound``: the memory of the true mask, decoded on its own slice. No prior can do better without its neighbours.
+* ``propagated``: the true mask of the volume's middle slice (of those that hold the organ) alone, carried through the volume by
+  memories of the masks decoded on the way.
+
+Both are volumetric Dice on the files' own grid. Run from the bundle's folder, with the configuration of an evaluation:
+
+    python ../benchmarks/backbone.py --config_file "['configs/train.json','configs/evaluate.json','configs/demo.json']"
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import deque
+from pathlib import Path
+
+import fire
+import torch
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from monai.transforms import Invertd
+from tqdm import tqdm
+
+
+def main(config_file, output: str | None = None, **overrides) -> None:
+    """
+    Args:
+        config_file: config files as for ``monai.bundle run evaluating``.
+        output: JSON file to write the numbers to.
+        overrides: values of the configuration to change, such as ``--backbone_checkpoint``.
+    """
+    parser = ConfigParser()
+    parser.read_config(config_file)
+    parser.update({key: value for key, value in overrides.items()})
+    sys.path.insert(0, parser.get("bundle_root"))
+    from scripts.metrics import OrganDice, format_table
+
+    parser.parse()
+    backbone = parser.get_parsed_content("backbone")
+    organs = parser.get_parsed_content("organs")
+    items = parser.get_parsed_content("test_data")
+    both = parser.get_parsed_content("train#preprocessing")
+    evaluation = parser.get_parsed_content("validate#preprocessing")
+    invert = Invertd("pred", evaluation, orig_keys="image", nearest_interp=False)
+    metrics = {"bound": OrganDice(), "propagated": OrganDice()}
+    for item in tqdm(items):
+        label = both(dict(item))["label"]
+        data = evaluation(dict(item))
+        truth = data["label"].long()
+        onehot = torch.nn.functional.one_hot(truth[0], len(organs) + 1).permute(3, 0, 1, 2)
+        for name, run in (("bound", decode_true_memories), ("propagated", propagate_middle_slice)):
+            logits = run(backbone, data["image"].as_tensor(), label.as_tensor(), len(organs))
+            inverted = invert({**data, "pred": MetaTensor(logits, meta=data["image"].meta)})["pred"]
+            prediction = torch.nn.functional.one_hot(inverted.argmax(0).as_tensor(), len(organs) + 1).permute(3, 0, 1, 2)
+            metrics[name](y_pred=[prediction], y=[onehot.as_tensor()])
+    result = {}
+    for name, metric in metrics.items():
+        values = metric.get_buffer()
+        print(f"\n{name}\n{format_table(values, [item['case'] for item in items], organs)}")
+        result[name] = {"organs": values.nanmean(0).tolist(), "mean": values.nanmean(0).nanmean().item()}
+    if output:
+        Path(output).write_text(json.dumps({"organs": organs, **result}, indent=4) + "\n")
+
+
+@torch.no_grad()
+def decode_true_memories(backbone, image: torch.Tensor, label: torch.Tensor, organs: int, batch: int = 8) -> torch.Tensor:
+    """Logits ``(1 + organs, S, S, slices)`` of every slice from the memory of its own true masks."""
+    from scripts.sam2_backbone import MASK_LOGIT, Memory, mask_to_logits, resize_logits
+
+    output = torch.zeros(1 + organs, *image.shape[1:])
+    values = torch.arange(1, organs + 1).view(1, -1, 1, 1)
+    for start in range(0, image.shape[-1], batch):
+        index = slice(start, min(start + batch, image.shape[-1]))
+        features = backbone.encode_image(image[0, ..., index].permute(2, 0, 1)[:, None]).repeat_interleave(organs)
+        mask = (label[..., index].permute(3, 0, 1, 2) == values).flatten(0, 1)[:, None]
+        score = torch.where(mask.flatten(1).any(1, keepdim=True), MASK_LOGIT, -MASK_LOGIT)
+        memory = backbone.encode_memory(features, mask_to_logits(mask), score)
+        decoded = backbone.decode(backbone.condition(features, [Memory(memory)]), features)
+        logits = resize_logits(decoded.gated(), backbone.image_size).unflatten(0, (-1, organs))[:, :, 0]
+        output[1:, ..., index] = logits.permute(1, 2, 3, 0)
+    return output
+
+
+@torch.no_grad()
+def propagate_middle_slice(
+    backbone, image: torch.Tensor, label: torch.Tensor, organs: int, neighbours: int = 6
+) -> torch.Tensor:
+    """Logits ``(1 + organs, S, S, slices)`` from one true slice an organ, as SAM2's video predictor propagates a mask."""
+    from scripts.sam2_backbone import Memory, mask_to_logits, resize_logits
+
+    slices = image.shape[-1]
+    output = torch.full((1 + organs, *image.shape[1:]), -10.0)
+    output[0] = 0
+    encoded = [backbone.encode_image(image[..., index][None]) for index in range(slices)]
+    for organ in range(1, organs + 1):
+        held = (label[0] == organ).flatten(0, 1).any(0).nonzero()[:, 0]
+        if not len(held):
+            continue
+        middle = int(held[len(held) // 2])
+        mask = (label[..., middle] == organ)[None]
+        shown = Memory(backbone.encode_memory(encoded[middle], mask_to_logits(mask)))
+        output[organ, ..., middle] = mask_to_logits(mask)[0, 0]
+        for direction in (-1, 1):
+            past: deque = deque(maxlen=neighbours)
+            index = middle + direction
+            while 0 <= index < slices:
+                memories = [shown] + [Memory(features, 1 + distance) for distance, features in enumerate(past)]
+                decoded = backbone.decode(backbone.condition(encoded[index], memories), encoded[index])
+                logits = decoded.gated()
+                past.appendleft(backbone.encode_memory(encoded[index], logits, decoded.object_score))
+                output[organ, ..., index] = resize_logits(logits, backbone.image_size)[0, 0]
+                index += direction
+    return output
+
+
+if __name__ == "__main__":
+    fire.Fire(main)

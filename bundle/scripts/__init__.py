@@ -1,0 +1,1 @@
+"""Python behind the DiffuSAM bundle: the configs declare, these modules compute."""

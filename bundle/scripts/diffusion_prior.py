@@ -1,0 +1,252 @@
+"""The diffusion prior p(z_mem | z_img, l): from noise to the memory SAM2 would have had (paper, section 2.1, Figure 1b).
+
+A 2D UNet sees the noised memory beside the projected image embedding, with embeddings of the diffusion time step and of the
+organ label, and predicts the clean memory (Equation 1). Memories are not of unit variance, so diffusion runs on memories
+standardised per channel. This is the only module that touches diffusers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, UNet2DModel
+from torch import Tensor, nn
+
+from .sam2_backbone import ImageFeatures
+
+
+class MemoryPrior(nn.Module):
+    """Generates SAM2 memories from image features and an organ label.
+
+    Args:
+        memory_channels: M, channels of a memory (``FrozenSAM2.memory_channels``).
+        embedding_channels: C, channels of the image embedding (``FrozenSAM2.embedding_channels``).
+        organs: number of organ labels l.
+        condition_channels: channels that the image features are projected to before they meet the noised memory.
+        use_high_res: whether the encoder's two finer feature maps are projected too. The paper conditions on the image
+            embedding; where that is coarse, as in ``sam2_nano``, the finer maps say where an edge runs inside a token.
+        block_out_channels: widths of the UNet's levels; each level after the first halves the resolution.
+        layers_per_block: residual blocks in each level.
+        attention_levels: number of levels, from the coarsest, with self-attention.
+        dropout: in the residual blocks.
+        scheduler: diffusers scheduler with the noise schedule and the kind of prediction; steps must be spaced
+            ``"trailing"`` so that they start from pure noise. Default: linear betas 1e-4...0.02, 1000 steps, clean-memory
+            prediction, no clipping (memories are unbounded).
+
+    Raises:
+        ValueError: a scheduler that clips, that does not start from pure noise, or that predicts something else than the
+            clean memory ("sample") or the noise ("epsilon").
+    """
+
+    def __init__(
+        self,
+        memory_channels: int,
+        embedding_channels: int,
+        organs: int,
+        condition_channels: int = 64,
+        use_high_res: bool = False,
+        block_out_channels: Sequence[int] = (128, 256, 256),
+        layers_per_block: int = 2,
+        attention_levels: int = 2,
+        dropout: float = 0.0,
+        scheduler: DDIMScheduler | None = None,
+    ) -> None:
+        super().__init__()
+        self.scheduler = scheduler or DDIMScheduler(
+            beta_start=1e-4,
+            beta_end=0.02,
+            beta_schedule="linear",
+            clip_sample=False,
+            prediction_type="sample",
+            timestep_spacing="trailing",
+        )
+        config = self.scheduler.config
+        if config.prediction_type not in ("sample", "epsilon"):
+            raise ValueError(f"prediction_type must be 'sample' or 'epsilon', got '{config.prediction_type}'.")
+        if config.get("clip_sample") or config.timestep_spacing != "trailing":
+            raise ValueError(
+                "The scheduler needs clip_sample=False (memories are unbounded) and timestep_spacing='trailing' (sampling "
+                f"starts from pure noise), got {config.get('clip_sample')} and '{config.timestep_spacing}'."
+            )
+        self.organs = organs
+        self.use_high_res = use_high_res
+        self.memory_channels = memory_channels
+        levels = len(block_out_channels)
+        plain = levels - attention_levels
+        self.condition = nn.Conv2d(embedding_channels, condition_channels, kernel_size=1)
+        if use_high_res:
+            self.condition_fine = nn.Sequential(
+                nn.Conv2d(embedding_channels // 8, condition_channels // 2, kernel_size=2, stride=2), nn.SiLU()
+            )
+            self.condition_coarse = nn.Sequential(
+                nn.Conv2d(embedding_channels // 4 + condition_channels // 2, condition_channels, kernel_size=2, stride=2),
+                nn.SiLU(),
+                nn.Conv2d(condition_channels, condition_channels, kernel_size=1),
+            )
+        self.unet = UNet2DModel(
+            in_channels=memory_channels + condition_channels * (2 if use_high_res else 1),
+            out_channels=memory_channels,
+            layers_per_block=layers_per_block,
+            block_out_channels=tuple(block_out_channels),
+            down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",) * attention_levels,
+            up_block_types=("AttnUpBlock2D",) * attention_levels + ("UpBlock2D",) * plain,
+            attention_head_dim=32,
+            norm_num_groups=16,
+            dropout=dropout,
+            num_class_embeds=organs,
+        )
+        self.register_buffer("memory_mean", torch.zeros(1, memory_channels, 1, 1))
+        self.register_buffer("memory_std", torch.ones(1, memory_channels, 1, 1))
+        # image features have no fixed scale either: it depends on the backbone
+        self.register_buffer("embedding_mean", torch.zeros(1, embedding_channels, 1, 1))
+        self.register_buffer("embedding_std", torch.ones(1, embedding_channels, 1, 1))
+        self.register_buffer("fitted", torch.tensor(False))
+
+    @torch.no_grad()
+    def fit_statistics(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Sets the per-channel mean and standard deviation of memories and image embeddings.
+
+        Args:
+            batches: pairs of training memories ``(B, M, h, w)`` and image embeddings ``(B, C, h, w)``.
+
+        Raises:
+            ValueError: no batch at all.
+        """
+        sums = None
+        for pair in batches:
+            moments = []
+            for values in pair:
+                values = values.double()
+                count = values.numel() // values.shape[1]
+                moments += [values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), torch.tensor(count).double()]
+            sums = moments if sums is None else [total + moment for total, moment in zip(sums, moments)]
+        if sums is None:
+            raise ValueError("Statistics need at least one batch of memories.")
+        for name, (total, squares, count) in (("memory", sums[:3]), ("embedding", sums[3:])):
+            mean = total / count
+            std = (squares / count - mean.square()).clamp_min(1e-8).sqrt()
+            getattr(self, f"{name}_mean").copy_(mean.view(1, -1, 1, 1))
+            getattr(self, f"{name}_std").copy_(std.view(1, -1, 1, 1))
+        self.fitted.fill_(True)
+
+    def standardise(self, memory: Tensor) -> Tensor:
+        return (memory - self.memory_mean) / self.memory_std
+
+    def destandardise(self, memory: Tensor) -> Tensor:
+        return memory * self.memory_std + self.memory_mean
+
+    def project(self, features: ImageFeatures) -> Tensor:
+        """The condition of the UNet, made once a slice and used in every step: ``(B, condition channels, h, w)``."""
+        embedding = (features.embedding - self.embedding_mean) / self.embedding_std
+        condition = self.condition(embedding)
+        if self.use_high_res:
+            fine = self.condition_fine(features.high_res[0])
+            condition = torch.cat([condition, self.condition_coarse(torch.cat([features.high_res[1], fine], 1))], 1)
+        return condition
+
+    def predict(self, noised: Tensor, timestep: Tensor, condition: Tensor, organ: Tensor) -> Tensor:
+        """f_theta of Equation 1, on standardised memories.
+
+        Args:
+            noised: ``(B, M, h, w)`` standardised memories at ``timestep``.
+            timestep: ``(B,)`` or scalar, 0...T-1.
+            condition: of :meth:`project`.
+            organ: ``(B,)`` labels 0...organs-1.
+
+        Returns:
+            The UNet's output ``(B, M, h, w)``: clean standardised memory, or noise with ``prediction_type="epsilon"``.
+        """
+        height, width = noised.shape[-2:]
+        # any image size: the UNet wants a multiple of its total stride, which a small embedding may not be
+        multiple = 2 ** (len(self.unet.config.block_out_channels) - 1)
+        pad = (0, -width % multiple, 0, -height % multiple)
+        inputs = F.pad(torch.cat([noised, condition], dim=1), pad)
+        return self.unet(inputs, timestep, class_labels=organ).sample[..., :height, :width]
+
+    def forward(
+        self, memory: Tensor, features: ImageFeatures, organ: Tensor, timestep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One training step's prediction: noise the true memory, denoise it.
+
+        Args:
+            memory: true memories ``(B, M, h, w)``, not standardised.
+            features: of the B slices.
+            organ: ``(B,)``.
+            timestep: ``(B,)``; drawn uniformly when None.
+
+        Returns:
+            The squared error of Equation 1, averaged per item ``(B,)``, and the denoised memory ``(B, M, h, w)``, not
+            standardised, with its gradient.
+        """
+        clean = self.standardise(memory)
+        if timestep is None:
+            timestep = torch.randint(0, self.scheduler.config.num_train_timesteps, organ.shape, device=organ.device)
+        noise = torch.randn_like(clean)
+        noised = self.scheduler.add_noise(clean, noise, timestep)
+        predicted = self.predict(noised, timestep, self.project(features), organ)
+        if self.scheduler.config.prediction_type == "epsilon":
+            error = (predicted - noise).square()
+            alpha = self.scheduler.alphas_cumprod.to(clean.device)[timestep].view(-1, 1, 1, 1)
+            denoised = (noised - (1 - alpha).sqrt() * predicted) / alpha.sqrt()
+        else:
+            error, denoised = (predicted - clean).square(), predicted
+        return error.mean((1, 2, 3)), self.destandardise(denoised)
+
+    def time_pairs(self, steps: int) -> list[tuple[int, int]]:
+        """The pairs (t, next t) that sampling walks through; -1 stands for the clean memory.
+
+        >>> prior = MemoryPrior(8, 16, organs=1, block_out_channels=(16, 32), attention_levels=1)
+        >>> prior.time_pairs(2)
+        [(999, 499), (499, -1)]
+        """
+        self._check_steps(steps)
+        self.scheduler.set_timesteps(steps)
+        times = self.scheduler.timesteps.tolist()
+        return list(zip(times, times[1:] + [-1]))
+
+    def _check_steps(self, steps: int) -> None:
+        longest = self.scheduler.config.num_train_timesteps
+        if not isinstance(steps, int) or not 1 <= steps <= longest:
+            raise ValueError(f"The number of inference steps must be an integer in 1...{longest}, got {steps!r}.")
+
+    @torch.no_grad()
+    def sample(
+        self,
+        features: ImageFeatures,
+        organ: Tensor,
+        steps: int = 2,
+        eta: float = 0.0,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """Memories from pure noise (section 2.1; two steps in the paper).
+
+        Args:
+            features: of B slices.
+            organ: ``(B,)``.
+            steps: denoising steps, usually 1...50; two walk 999 -> 499 -> clean.
+            eta: 0 is DDIM, 1 the ancestral noise of DDPM.
+            generator: of the noise, on the CPU so that every device draws the same.
+            noise: ``(B, M, h, w)`` to start from, instead of drawing it.
+
+        Returns:
+            ``(B, M, h, w)``.
+
+        Raises:
+            ValueError: a number of steps out of range.
+        """
+        self._check_steps(steps)
+        condition = self.project(features)
+        shape = (len(organ), self.memory_channels, *features.embedding.shape[-2:])
+        if noise is None:
+            noise = torch.randn(shape, generator=generator)
+        sample = noise.to(condition)
+        self.scheduler.set_timesteps(steps)
+        for time in self.scheduler.timesteps.tolist():
+            timestep = torch.full((len(organ),), time, device=organ.device)
+            predicted = self.predict(sample, timestep, condition, organ)
+            variance_noise = torch.randn(shape, generator=generator).to(condition) if eta > 0 else None
+            sample = self.scheduler.step(predicted, time, sample, eta=eta, variance_noise=variance_noise).prev_sample
+        return self.destandardise(sample)

@@ -1,0 +1,118 @@
+"""Pictures of segmented volumes: slices with the outlines of predicted and, where known, true organs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from monai.data import MetaTensor
+from monai.transforms import Orientation
+
+COLOURS = ("#ffb000", "#dc267f", "#648fff", "#00b27a", "#fe6100", "#785ef0", "#009e73", "#f0e442")
+
+
+class OverlaySaver:
+    """Ignite handler that writes one PNG for each volume an evaluator finishes: ``{save_dir}/{case}.png``.
+
+    Args:
+        save_dir: folder of the pictures.
+        organs: names, for the legend; label values 1...K in this order.
+        window: intensities shown as black and white; None takes the 0.5 and 99.5 percentiles of each volume.
+        columns: slices in a picture, spread evenly over those that hold an organ.
+    """
+
+    def __init__(
+        self, save_dir: str | Path, organs: Sequence[str], window: tuple[float, float] | None = None, columns: int = 5
+    ) -> None:
+        self.save_dir, self.organs, self.window, self.columns = Path(save_dir), list(organs), window, columns
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        for output in engine.state.output:
+            image = output["image_native"] if "image_native" in output else output["image"]
+            name = Path(str(image.meta["filename_or_obj"])).name.split(".")[0]
+            figure = draw_overlay(
+                image, _labels(output["pred"]), self.organs, _labels(output.get("label")), self.window, self.columns
+            )
+            save_figure(figure, self.save_dir / f"{name}.png")
+
+
+def draw_overlay(
+    image: MetaTensor,
+    prediction: torch.Tensor,
+    organs: Sequence[str],
+    truth: torch.Tensor | None = None,
+    window: tuple[float, float] | None = None,
+    columns: int = 5,
+) -> Figure:
+    """A row of axial slices as a radiologist sees them: anterior up, the patient's right on the left.
+
+    Args:
+        image: ``(1, H, W, D)`` with its affine.
+        prediction: ``(1, H, W, D)`` label values on the same grid; filled and outlined.
+        organs: names for the legend.
+        truth: like ``prediction``; dashed white outlines.
+        window: see :class:`OverlaySaver`.
+        columns: number of slices.
+    """
+    affine = image.affine
+    pixels = _radiological(image, affine)
+    predicted = _radiological(prediction, affine)
+    true = None if truth is None else _radiological(truth, affine)
+    low, high = window or np.percentile(pixels, [0.5, 99.5])
+    held = np.flatnonzero((predicted if true is None else true + predicted).any((0, 1)))
+    held = held if len(held) else np.arange(pixels.shape[2])
+    shown = held[np.unique(np.linspace(0, len(held) - 1, columns + 2).round().astype(int)[1:-1])]
+    spacing = np.sqrt((np.asarray(Orientation(axcodes="PLS", lazy=False)(image).affine)[:3, :3] ** 2).sum(0))
+
+    figure = Figure(figsize=(2.6 * len(shown), 3.1), facecolor="black")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(shown), squeeze=False)[0]
+    for axis, index in zip(axes, shown):
+        axis.imshow(pixels[..., index], cmap="gray", vmin=low, vmax=high, aspect=spacing[0] / spacing[1])
+        for value, _ in enumerate(organs, start=1):
+            colour = COLOURS[(value - 1) % len(COLOURS)]
+            mask = predicted[..., index] == value
+            if mask.any():
+                axis.contourf(mask, levels=[0.5, 1.5], colors=[colour], alpha=0.35)
+                axis.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
+            if true is not None and (true[..., index] == value).any():
+                axis.contour(true[..., index] == value, levels=[0.5], colors="white", linewidths=0.7, linestyles="dashed")
+        axis.set_title(f"slice {index}", color="white", fontsize=8)
+        axis.axis("off")
+    handles = [Line2D([], [], color=COLOURS[i % len(COLOURS)], lw=3, label=organ) for i, organ in enumerate(organs)]
+    if true is not None:
+        handles.append(Line2D([], [], color="white", lw=1, linestyle="dashed", label="true outline"))
+    figure.legend(handles=handles, loc="lower center", ncols=len(handles), fontsize=8, labelcolor="white", frameon=False)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    return figure
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Writes a PNG through a temporary name."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    figure.savefig(temporary, format="png", dpi=110, facecolor=figure.get_facecolor())
+    temporary.replace(path)
+
+
+def _labels(value: Any) -> torch.Tensor | None:
+    """One-hot ``(1 + K, ...)`` or label values ``(1, ...)`` to label values ``(1, ...)``."""
+    if value is None:
+        return None
+    return value.argmax(0, keepdim=True) if value.shape[0] > 1 else value
+
+
+def _radiological(volume: torch.Tensor, affine: torch.Tensor) -> np.ndarray:
+    oriented = Orientation(axcodes="PLS")(MetaTensor(torch.as_tensor(volume).cpu().float(), affine=affine))
+    return oriented[0].numpy()

@@ -1,0 +1,67 @@
+"""The training objective: lambda_prior * L_prior + lambda_seg * L_seg (paper, Equations 1 and 2)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from monai.losses import DiceLoss, FocalLoss
+from torch import Tensor, nn
+
+
+class DiffuSAMLoss(nn.Module):
+    """Weighted sum of the prior's error and the loss of the mask decoded from the denoised memory.
+
+    The paper does not name its segmentation loss. The default is soft Dice plus binary cross-entropy on slices that hold the
+    organ, as SAM2 trains its masks, plus cross-entropy on the object score, which is what leaves an organ out of a slice.
+
+    Args:
+        lambda_prior, lambda_seg: weights of Equation 2, both 1 in the paper.
+        segmentation: ``"dice_bce"``, or ``"focal_dice"`` for SAM2's own 20 * focal + Dice.
+        object_weight: weight of the object score's cross-entropy within the segmentation loss.
+
+    Raises:
+        ValueError: an unknown ``segmentation``.
+    """
+
+    def __init__(
+        self,
+        lambda_prior: float = 1.0,
+        lambda_seg: float = 1.0,
+        segmentation: str = "dice_bce",
+        object_weight: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if segmentation not in ("dice_bce", "focal_dice"):
+            raise ValueError(f"segmentation must be 'dice_bce' or 'focal_dice', got '{segmentation}'.")
+        self.lambda_prior, self.lambda_seg = lambda_prior, lambda_seg
+        self.segmentation, self.object_weight = segmentation, object_weight
+        self.dice = DiceLoss(sigmoid=True, reduction="none")
+        self.focal = FocalLoss(reduction="none", gamma=2.0, alpha=0.25)
+
+    def forward(
+        self, prior_error: Tensor, mask_logits: Tensor, object_score: Tensor, mask: Tensor
+    ) -> dict[str, Tensor]:
+        """
+        Args:
+            prior_error: ``(B,)`` squared error of Equation 1 for each item.
+            mask_logits: ``(B, 1, S, S)``, not gated by the object score.
+            object_score: ``(B, 1)`` logits.
+            mask: ``(B, 1, S, S)`` true masks, 0 or 1.
+
+        Returns:
+            Scalars ``loss``, ``prior_loss`` and ``seg_loss``.
+        """
+        mask = mask.to(mask_logits.dtype)
+        present = mask.flatten(1).amax(1)
+        dice = self.dice(mask_logits, mask).flatten(1).mean(1)
+        if self.segmentation == "dice_bce":
+            pixels = F.binary_cross_entropy_with_logits(mask_logits, mask, reduction="none").flatten(1).mean(1)
+        else:
+            pixels = 20 * self.focal(mask_logits, mask).flatten(1).mean(1)
+        masks = ((dice + pixels) * present).sum() / present.sum().clamp_min(1)
+        objects = F.binary_cross_entropy_with_logits(object_score[:, 0], present.to(object_score.dtype))
+        prior_loss, seg_loss = prior_error.mean(), masks + self.object_weight * objects
+        return {
+            "loss": self.lambda_prior * prior_loss + self.lambda_seg * seg_loss,
+            "prior_loss": prior_loss.detach(),
+            "seg_loss": seg_loss.detach(),
+        }

@@ -1,0 +1,111 @@
+"""Transforms MONAI does not have: reproducible augmentation variants, and a description of a transform to key caches by."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.config import KeysCollection
+from monai.transforms import Compose, MapTransform, RandomizableTransform, Transform
+from monai.utils import convert_to_dst_type, convert_to_tensor, ensure_tuple_rep
+
+
+class AugmentedVariant(Transform):
+    """Applies random transforms reproducibly: the same seed, case and variant give the same result, in any order.
+
+    The embedding cache holds a fixed number of augmented variants of each volume; this is what tells them apart.
+
+    Args:
+        transform: MONAI's random (and other) transforms over a dictionary.
+        seed: of the whole set of variants.
+    """
+
+    def __init__(self, transform: Compose, seed: int = 0) -> None:
+        self.transform, self.seed = transform, seed
+
+    def __call__(self, data: Mapping[Hashable, Any], case: str = "", variant: int = 0) -> dict[Hashable, Any]:
+        """Variant 0 is the volume as it is; 1, 2, ... are augmented."""
+        if variant == 0:
+            return dict(data)
+        entropy = [self.seed, variant, *case.encode()]
+        self.transform.set_random_state(seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+        return dict(self.transform(data))
+
+
+class RandInPlaneDeformd(RandomizableTransform, MapTransform):
+    """Smooth random deformation of axial slices, varying slowly from slice to slice; slices stay where they are.
+
+    MONAI's elastic transforms deform either single slices, which tears volumes apart, or volumes isotropically, which
+    for slices 5 mm apart mixes neighbours.
+
+    Args:
+        keys: volumes ``(C, H, W, slices)`` of one shape.
+        prob: probability to deform at all.
+        magnitude: standard deviation of the displacement, as a share of the slice's side.
+        cells: control points of the displacement along each side.
+        mode: interpolation for each key, "bilinear" or "nearest".
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        prob: float = 0.5,
+        magnitude: float = 0.02,
+        cells: int = 6,
+        mode: Sequence[str] | str = "bilinear",
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        self.magnitude, self.cells = magnitude, cells
+        self.mode = ensure_tuple_rep(mode, len(self.keys))
+        self._coarse: np.ndarray | None = None
+
+    def randomize(self, data: Any = None) -> None:
+        super().randomize(None)
+        if self._do_transform:
+            self._coarse = self.R.normal(0.0, 2 * self.magnitude, (1, 2, 3, self.cells, self.cells))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        self.randomize()
+        result = dict(data)
+        if not self._do_transform:
+            return result
+        _, height, width, slices = result[self.keys[0]].shape
+        coarse = torch.as_tensor(self._coarse, dtype=torch.float32)
+        fine = F.interpolate(coarse, (slices, self.cells, self.cells), mode="trilinear", align_corners=True)
+        fine = F.interpolate(fine[0].transpose(0, 1), (height, width), mode="bicubic", align_corners=True)
+        identity = F.affine_grid(torch.eye(2, 3)[None], (1, 1, height, width), align_corners=False)
+        grid = identity + fine.permute(0, 2, 3, 1)
+        for key, mode in self.key_iterator(result, self.mode):
+            volume = convert_to_tensor(result[key], dtype=torch.float32, track_meta=False).permute(3, 0, 1, 2)
+            deformed = F.grid_sample(volume, grid, mode=mode, padding_mode="zeros", align_corners=False)
+            result[key] = convert_to_dst_type(deformed.permute(1, 2, 3, 0).contiguous(), result[key])[0]
+        return result
+
+
+_SKIPPED = {"R", "_coarse"}  # state of random generators, which says nothing of what a transform does
+
+
+def describe(value: Any) -> Any:
+    """A transform, however nested, as plain JSON types: its classes and the parameters they were built with.
+
+    Two transforms that are built alike have equal descriptions in every process, unlike their pickles.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, Mapping):
+        return {str(key): describe(item) for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))}
+    if isinstance(value, (list, tuple, set, frozenset, range)):
+        return [describe(item) for item in (sorted(value, key=str) if isinstance(value, (set, frozenset)) else value)]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    if isinstance(value, Transform) or hasattr(value, "__dict__") and type(value).__module__.startswith("monai."):
+        state = {key: describe(item) for key, item in sorted(vars(value).items()) if key not in _SKIPPED}
+        return {type(value).__name__: state}
+    return getattr(value, "__qualname__", type(value).__qualname__)
