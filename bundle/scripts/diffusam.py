@@ -61,6 +61,11 @@ class DiffuSAM(nn.Module):
                 f"The prior generates memories of {prior.memory_channels} channels, backbone '{backbone.name}' has "
                 f"{backbone.memory_channels}."
             )
+        if prior.condition.in_channels != backbone.embedding_channels:
+            raise ValueError(
+                f"The prior is conditioned on image embeddings of {prior.condition.in_channels} channels, backbone "
+                f"'{backbone.name}' has {backbone.embedding_channels}."
+            )
         self.backbone = backbone
         self.prior = prior
         self.organs = list(organs)

@@ -65,10 +65,13 @@ class MemoryPrior(nn.Module):
         config = self.scheduler.config
         if config.prediction_type not in ("sample", "epsilon"):
             raise ValueError(f"prediction_type must be 'sample' or 'epsilon', got '{config.prediction_type}'.")
-        if config.get("clip_sample") or config.timestep_spacing != "trailing":
+        for setting in ("clip_sample", "thresholding"):
+            if config.get(setting):
+                raise ValueError(f"The scheduler needs {setting}=False: memories are unbounded, and clipping damages them.")
+        if config.timestep_spacing != "trailing":
             raise ValueError(
-                "The scheduler needs clip_sample=False (memories are unbounded) and timestep_spacing='trailing' (sampling "
-                f"starts from pure noise), got {config.get('clip_sample')} and '{config.timestep_spacing}'."
+                "The scheduler needs timestep_spacing='trailing', because sampling starts from pure noise, got "
+                f"'{config.timestep_spacing}'."
             )
         self.organs = organs
         self.use_high_res = use_high_res
@@ -202,14 +205,35 @@ class MemoryPrior(nn.Module):
         [(999, 499), (499, -1)]
         """
         self._check_steps(steps)
-        self.scheduler.set_timesteps(steps)
-        times = self.scheduler.timesteps.tolist()
+        longest = self.scheduler.config.num_train_timesteps
+        times = [(longest * (steps - index) + steps // 2) // steps - 1 for index in range(steps)]
         return list(zip(times, times[1:] + [-1]))
 
     def _check_steps(self, steps: int) -> None:
         longest = self.scheduler.config.num_train_timesteps
         if not isinstance(steps, int) or not 1 <= steps <= longest:
             raise ValueError(f"The number of inference steps must be an integer in 1...{longest}, got {steps!r}.")
+
+    def _step(
+        self, predicted: Tensor, sample: Tensor, time: int, next_time: int, eta: float, fresh: Tensor | None
+    ) -> Tensor:
+        """One DDIM step (Song et al. 2021, Equation 12) along an explicit pair of times.
+
+        diffusers' own ``step`` goes to ``time - T // steps``, which is another time than the next one it lists wherever
+        ``steps`` does not divide T, and need not end at the clean memory.
+        """
+        alphas = self.scheduler.alphas_cumprod
+        alpha = float(alphas[time])
+        next_alpha = float(alphas[next_time]) if next_time >= 0 else 1.0
+        if self.scheduler.config.prediction_type == "epsilon":
+            noise = predicted
+            clean = (sample - (1 - alpha) ** 0.5 * noise) / alpha**0.5
+        else:
+            clean = predicted
+            noise = (sample - alpha**0.5 * clean) / (1 - alpha) ** 0.5
+        sigma = eta * ((1 - next_alpha) / (1 - alpha) * (1 - alpha / next_alpha)) ** 0.5
+        following = next_alpha**0.5 * clean + max(1 - next_alpha - sigma**2, 0.0) ** 0.5 * noise
+        return following + sigma * fresh if sigma > 0 else following
 
     @torch.no_grad()
     def sample(
@@ -243,10 +267,10 @@ class MemoryPrior(nn.Module):
         if noise is None:
             noise = torch.randn(shape, generator=generator)
         sample = noise.to(condition)
-        self.scheduler.set_timesteps(steps)
-        for time in self.scheduler.timesteps.tolist():
+        for time, next_time in self.time_pairs(steps):
             timestep = torch.full((len(organ),), time, device=organ.device)
             predicted = self.predict(sample, timestep, condition, organ)
-            variance_noise = torch.randn(shape, generator=generator).to(condition) if eta > 0 else None
-            sample = self.scheduler.step(predicted, time, sample, eta=eta, variance_noise=variance_noise).prev_sample
+            # the same noise for an organ in every slice, so that results do not depend on the batch
+            fresh = torch.randn((self.organs, *shape[1:]), generator=generator)[organ.cpu()].to(sample) if eta > 0 else None
+            sample = self._step(predicted, sample, time, next_time, eta, fresh)
         return self.destandardise(sample)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from monai.transforms import Compose
+from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.utils.data import Dataset, WeightedRandomSampler
 from tqdm import tqdm
@@ -100,10 +101,11 @@ class EncodedSlices(Dataset):
         organ = self.pairs[:, 2]
         weights = torch.zeros(len(self.pairs), dtype=torch.double)
         for value in range(len(self.organs)):
-            for present, share in ((True, 1 - self.absent_share), (False, self.absent_share)):
-                group = (organ == value) & (self.present == present)
-                if group.any():
-                    weights[group] = share / group.sum()
+            shares = ((True, 1 - self.absent_share), (False, self.absent_share))
+            groups = [((organ == value) & (self.present == present), share) for present, share in shares]
+            drawn = sum(share for group, share in groups if group.any())  # an organ may be in every slice, or in none
+            for group, share in groups:
+                weights[group] = share / (drawn * group.sum().clamp_min(1)) if drawn else 0.0
         return WeightedRandomSampler(weights, num_samples)
 
     def statistics_batches(self, batch_size: int = 64):
@@ -163,7 +165,9 @@ class EncodedSlices(Dataset):
     def encode(self, volume: dict[str, Any], case: str = "") -> dict[str, Tensor]:
         """Everything the prior's training needs of one transformed volume, slice by slice, on the CPU."""
         size = self.backbone.image_size
-        image, label = (torch.as_tensor(volume[key]).float() for key in ("image", "label"))
+        image, label = (
+            convert_to_tensor(volume[key], dtype=torch.float32, track_meta=False) for key in ("image", "label")
+        )
         if image.shape != label.shape or image.ndim != 4 or image.shape[:3] != (1, size, size):
             raise ValueError(
                 f"Case '{case}': expected image and label of shape (1, {size}, {size}, slices) after the transforms, got "

@@ -203,7 +203,8 @@ def random_prompts(target: Tensor) -> tuple[Tensor, Tensor]:
     ).float()
     box = box + torch.randn_like(box) * 0.01 * size
     kind = torch.randint(0, 3, (batch, 1), device=target.device)
-    labels = torch.where(kind == 0, torch.tensor([1, -1]), torch.where(kind == 1, 1, torch.tensor([2, 3])))
+    one_click, corners = (torch.tensor(pair, device=target.device) for pair in ([1, -1], [2, 3]))
+    labels = torch.where(kind == 0, one_click, torch.where(kind == 1, 1, corners))
     points = torch.where(kind[..., None] == 2, box, clicks)
     return points, torch.where(empty, 0, labels).to(torch.int32)
 

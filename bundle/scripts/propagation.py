@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import torch
 from monai.inferers import Inferer
+from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
 from .diffusam import DiffuSAM
@@ -78,16 +79,16 @@ class VolumetricInferer(Inferer):
         if inputs.ndim != 5 or inputs.shape[:2] != (1, 1) or inputs.shape[2:4] != (size, size):
             raise ValueError(f"Expected one volume of shape (1, 1, {size}, {size}, slices), got {tuple(inputs.shape)}.")
         device = next(network.parameters()).device
-        output = torch.empty(
-            (1, 1 + len(network.organs), *inputs.shape[2:]), dtype=torch.float32, device=inputs.device
-        )
+        volume = convert_to_tensor(inputs[0, 0], track_meta=False)
+        output = torch.empty((1, 1 + len(network.organs), *volume.shape), dtype=torch.float32, device=volume.device)
         walk = self._walk_independent if self.neighbours == 0 else self._walk_outward
-        for indices, logits in walk(inputs[0, 0], network, device):
+        for indices, logits in walk(volume, network, device):
             output[0, ..., indices] = logits.permute(1, 2, 3, 0).to(output)
-        return output
+        # with the input's record of transforms, by which `Invertd` finds the way back to the file's grid
+        return convert_to_dst_type(output, inputs)[0]
 
     def _encode(self, volume: Tensor, indices: list[int], network: DiffuSAM, device) -> tuple[ImageFeatures, Tensor]:
-        image = torch.as_tensor(volume[..., indices]).permute(2, 0, 1)[:, None].to(device)
+        image = volume[..., indices].permute(2, 0, 1)[:, None].to(device)
         features = network.backbone.encode_image(image)
         memory = network.synthesise(features)
         return features, memory.unflatten(0, (len(indices), -1))

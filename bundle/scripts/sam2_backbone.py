@@ -258,9 +258,10 @@ class SAM2(nn.Module):
                 )
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, IndexError) as error:
             raise ValueError(
-                f"'{path}' cannot be read as a PyTorch checkpoint ({str(error).splitlines()[0]}). Fetch it again."
+                f"'{path}' ({path.stat().st_size} bytes) cannot be read as a PyTorch checkpoint ({type(error).__name__}): the "
+                "download is incomplete or another file. Fetch it again."
             ) from error
         state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
         if not isinstance(state, dict):
@@ -482,8 +483,12 @@ def resize_logits(logits: Tensor, size: int | Sequence[int]) -> Tensor:
 
 
 def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _check_image_size(image_size: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,11 @@ class RandInPlaneDeformd(RandomizableTransform, MapTransform):
         return result
 
 
-_SKIPPED = {"R", "_coarse"}  # state of random generators, which says nothing of what a transform does
+# what transforms keep of their last use (the random numbers drawn, the files read), and readers found on this machine
+_SKIPPED = {
+    *("R", "_coarse", "_do_transform", "_tracing", "filenames", "readers"),
+    *("rotate_params", "shear_params", "translate_params", "scale_params", "gamma_value", "_coeff", "noise"),
+}
 
 
 def describe(value: Any) -> Any:
@@ -103,8 +108,10 @@ def describe(value: Any) -> Any:
         return {str(key): describe(item) for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))}
     if isinstance(value, (list, tuple, set, frozenset, range)):
         return [describe(item) for item in (sorted(value, key=str) if isinstance(value, (set, frozenset)) else value)]
-    if isinstance(value, (np.ndarray, np.generic)):
+    if isinstance(value, (np.ndarray, np.generic, torch.Tensor)):
         return value.tolist()
+    if isinstance(value, partial):
+        return {"partial": describe([value.func, list(value.args), value.keywords])}
     if isinstance(value, Transform) or hasattr(value, "__dict__") and type(value).__module__.startswith("monai."):
         state = {key: describe(item) for key, item in sorted(vars(value).items()) if key not in _SKIPPED}
         return {type(value).__name__: state}

@@ -1,0 +1,557 @@
+"""From what a config declares about a data set to a checked list of ``{"image": path, "label": path, "case": name}``.
+
+Everything here runs before anything expensive does: a wrong path, a truncated file or a label value that nobody named
+ends the program in seconds, with one message that holds every problem found.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice, product
+from pathlib import Path, PurePath
+
+import nibabel as nib
+import numpy as np
+from monai.transforms import LoadImage
+
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+GRID_TOLERANCE = 0.05  # of a voxel, at the volume's corners: above rounding in headers, below anything that matters
+SHOWN = 10  # names or values that a message lists before it says "and n more"
+
+_CASE = "{case}"
+
+Item = Mapping[str, str]
+LabelMap = Mapping[str, "int | Sequence[int]"]
+
+
+class DatasetError(ValueError):
+    """Data that cannot be used as declared. The message names each file, what was found and expected, the remedy."""
+
+
+@dataclass(frozen=True)
+class CaseSummary:
+    """What :func:`check_dataset` saw of one volume.
+
+    Attributes:
+        case: its name.
+        shape: voxels along the three axes of the file.
+        spacing: millimetres along the same axes.
+        voxels: labelled voxels of each organ; empty without a label.
+    """
+
+    case: str
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    voxels: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Volume:
+    """Voxels ``(H, W, D, ...)`` as stored, scaled by the header, and the affine ``(4, 4)`` to millimetres."""
+
+    voxels: np.ndarray
+    affine: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Where the voxels of a volume lie; ``spacing`` is in millimetres."""
+
+    shape: tuple[int, ...]
+    affine: np.ndarray
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        return tuple(float(size) for size in nib.affines.voxel_sizes(self.affine))
+
+
+# ---- which files there are
+
+
+def find_cases(
+    dataset_dir: str | Path,
+    image_pattern: str,
+    label_pattern: str | None = None,
+    cases: Iterable[str | int] | None = None,
+    exclude: Iterable[str | int] | None = (),
+) -> list[dict[str, str]]:
+    """The files of each case.
+
+    Args:
+        dataset_dir: folder of the data set.
+        image_pattern: path of an image relative to it, with ``{case}`` exactly once: ``"img/img{case}.nii.gz"``.
+        label_pattern: the same for labels, or None for a list without labels.
+        cases: exactly these, in this order; None takes every case that has an image, in natural order (2 before 10).
+        exclude: left out when ``cases`` is None; names that are not there do no harm.
+
+    Returns:
+        One ``{"image": path, "label": path, "case": name}`` a case, without ``"label"`` if there is no label pattern.
+
+    Raises:
+        FileNotFoundError: the folder, every image, or a file of a wanted case is missing.
+        DatasetError: a pattern without exactly one ``{case}``.
+
+    Example:
+        >>> find_cases("/data/btcv", "img/img{case}.nii.gz", cases=["0001"])  # doctest: +SKIP
+        [{'image': '/data/btcv/img/img0001.nii.gz', 'case': '0001'}]
+    """
+    patterns = {"image": image_pattern} | ({"label": label_pattern} if label_pattern is not None else {})
+    _check_patterns(patterns)
+    folder = _existing_folder(dataset_dir)
+    available = _available_cases(folder, image_pattern, label_pattern)
+    if not available:
+        raise FileNotFoundError(
+            f"No image in '{folder}' matches '{image_pattern}'. {_what_is_there(folder)} Set --dataset_dir to the "
+            "folder that the pattern starts from, or --image_pattern to the layout of this data set."
+        )
+    if cases is None:
+        excluded = {str(case) for case in exclude or ()}
+        wanted = [case for case in available if case not in excluded]
+    else:
+        wanted = [str(case) for case in cases]
+    items = [
+        {key: str(_case_path(folder, pattern, case)) for key, pattern in patterns.items()} | {"case": case}
+        for case in wanted
+    ]
+    missing = [(item["case"], item[key]) for item in items for key in patterns if not os.path.exists(item[key])]
+    if missing:
+        raise FileNotFoundError(_missing_files(missing, available))
+    return items
+
+
+def inference_inputs(path: str | Path) -> list[dict[str, str]]:
+    """The images that an ``--input`` means.
+
+    Args:
+        path: an image file, a folder of DICOM slices, a folder of either, or a glob pattern.
+
+    Returns:
+        One ``{"image": path, "case": name}`` an image, in natural order.
+
+    Raises:
+        FileNotFoundError: nothing is there, or nothing that can be read.
+        DatasetError: a file of another format, or two images of one name, whose results would share a file name.
+    """
+    path = Path(path).expanduser()
+    if path.is_file() and not _is_image_file(path):
+        raise DatasetError(
+            f"Input '{path}' is no image in a supported format: expected a file ending in {', '.join(IMAGE_SUFFIXES)}, "
+            "or a folder of DICOM slices. Convert it, or give the folder that holds its slices."
+        )
+    images = _images_at(path)
+    if not images:
+        raise FileNotFoundError(
+            f"{_nothing_at(path)} Expected an image ending in {', '.join(IMAGE_SUFFIXES)}, a folder of DICOM slices, a "
+            "folder of images, or a glob pattern in quotes. Set --input to one of these."
+        )
+    names = Counter(_stem(image) for image in images)
+    clashing = [image for image in images if names[_stem(image)] > 1]
+    if clashing:
+        raise DatasetError(
+            f"Several inputs have the same name, so their results would overwrite each other: {_listed(clashing)}. Run "
+            "them one at a time with different output folders, or rename them."
+        )
+    return [{"image": str(image), "case": _stem(image)} for image in images]
+
+
+def _check_patterns(patterns: Mapping[str, str]) -> None:
+    for key, pattern in patterns.items():
+        if pattern.count(_CASE) != 1:
+            raise DatasetError(
+                f"{key}_pattern is '{pattern}', which has {pattern.count(_CASE)} times '{_CASE}'; expected it exactly "
+                "once, as in 'img/img{case}.nii.gz'. It stands for what differs between the files of two cases."
+            )
+    if len(set(patterns.values())) < len(patterns):
+        raise DatasetError(
+            f"image_pattern and label_pattern are both '{patterns['image']}'; expected two different files a case. Set "
+            "--label_pattern to where the labels are."
+        )
+
+
+def _existing_folder(dataset_dir: str | Path) -> Path:
+    folder = Path(dataset_dir).expanduser().resolve()
+    if not folder.is_dir():
+        found = "is a file, not a folder" if folder.exists() else "is not there"
+        raise FileNotFoundError(
+            f"The data set folder '{folder}' {found}. Set it with --dataset_dir; docs/README.md says where to get BTCV "
+            "and CHAOS. The embedded demo needs no download: add 'configs/demo.json' to --config_file."
+        )
+    return folder
+
+
+def _available_cases(folder: Path, image_pattern: str, label_pattern: str | None) -> list[str]:
+    """Every case that has an image, in natural order."""
+    before, after = PurePath(image_pattern).as_posix().split(_CASE)
+    matches = glob.glob(f"{glob.escape(before)}*{glob.escape(after)}", root_dir=folder)
+    names = (PurePath(match).as_posix() for match in matches)
+    cases = [name[len(before) : len(name) - len(after)] for name in names if len(name) > len(before) + len(after)]
+    if label_pattern is not None:
+        # '{case}.nii.gz' also matches the labels that '{case}_seg.nii.gz' keeps beside the images
+        labels = {_case_path(folder, label_pattern, case) for case in cases}
+        cases = [case for case in cases if _case_path(folder, image_pattern, case) not in labels]
+    return sorted(cases, key=_natural)
+
+
+def _case_path(folder: Path, pattern: str, case: str) -> Path:
+    return folder / pattern.replace(_CASE, case)
+
+
+def _natural(name: object) -> tuple[list[tuple[int, int | str]], str]:
+    """Sorting key in which numbers inside a name count as numbers; the name itself decides between 1 and 01."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", str(name))
+    return [(0, int(part)) if part[0] in "0123456789" else (1, part) for part in parts], str(name)
+
+
+def _what_is_there(folder: Path) -> str:
+    walk = ((root, sorted(files), folders.sort()) for root, folders, files in os.walk(folder))
+    paths = (os.path.relpath(os.path.join(root, name), folder) for root, files, _ in walk for name in files)
+    few = list(islice(paths, 6))
+    if not few:
+        return "The folder is empty."
+    return f"There are, for example: {', '.join(few)}."
+
+
+def _missing_files(missing: Sequence[tuple[str, str]], available: Sequence[str]) -> str:
+    lines = [f"  '{path}' (case '{case}'{_suggestion(case, available)})" for case, path in missing]
+    return "\n".join(
+        [
+            f"{_count(len(missing), 'file')} of the wanted cases missing:",
+            *lines,
+            f"Cases that have an image: {_listed(available, 4 * SHOWN)}. Restore the files, or name other cases in "
+            "train_cases or test_cases.",
+        ]
+    )
+
+
+def _suggestion(case: str, available: Sequence[str]) -> str:
+    """JSON numbers lose their leading zeros: 1 was meant to be '0001'."""
+    same = [name for name in available if name != case and name.isdigit() and case.isdigit() and int(name) == int(case)]
+    return f'; did you mean "{same[0]}", with quotes?' if same else ""
+
+
+def _images_at(path: Path) -> list[Path]:
+    if path.is_file() or _is_dicom_folder(path):
+        return [path]
+    found = path.iterdir() if path.is_dir() else (Path(match) for match in glob.glob(str(path), recursive=True))
+    return sorted((each for each in found if _is_image_file(each) or _is_dicom_folder(each)), key=_natural)
+
+
+def _nothing_at(path: Path) -> str:
+    if path.is_dir():
+        return f"There is no image in the input folder '{path}'. {_what_is_there(path)}"
+    if glob.has_magic(str(path)):
+        return f"No image matches the input pattern '{path}'."
+    return f"The input '{path}' is not there."
+
+
+def _is_image_file(path: Path) -> bool:
+    return path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES) and not path.name.startswith(".")
+
+
+def _is_dicom_folder(path: Path) -> bool:
+    return path.is_dir() and any(_is_dicom_file(file) for file in path.iterdir())
+
+
+def _is_dicom_file(path: Path) -> bool:
+    """By its suffix or, since many archives give none, by its preamble; DICOMDIR is an index, not a slice."""
+    if not path.is_file() or path.name == "DICOMDIR" or _is_image_file(path):
+        return False
+    if path.suffix.lower() == ".dcm":
+        return True
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _stem(path: Path) -> str:
+    suffix = next((suffix for suffix in IMAGE_SUFFIXES if path.name.lower().endswith(suffix)), "")
+    return path.absolute().name.removesuffix(path.name[len(path.name) - len(suffix) :])
+
+
+# ---- which label value means which organ
+
+
+def label_values(label_map: LabelMap, background_values: Iterable[int] = (0,)) -> tuple[list[int], list[int]]:
+    """The arguments ``orig_labels`` and ``target_labels`` of ``monai.transforms.MapLabelValued``.
+
+    Organs become 1 ... K in the order of the map, background values become 0.
+
+    Raises:
+        DatasetError: no organ, a value that is no integer, or one that stands for two things.
+
+    Example:
+        >>> label_values({"spleen": 1, "liver": [6, 7]}, [0, 4])
+        ([1, 6, 7, 0, 4], [1, 2, 2, 0, 0])
+    """
+    organs, background = _organ_values(label_map, background_values)
+    channels = [(value, channel) for channel, values in enumerate(organs.values(), 1) for value in values]
+    channels += [(value, 0) for value in background]
+    return [value for value, _ in channels], [channel for _, channel in channels]
+
+
+def _organ_values(
+    label_map: LabelMap, background_values: Iterable[int]
+) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
+    """Label values of each organ and of the background, checked."""
+    organs = {
+        organ: (values,) if np.isscalar(values) else tuple(dict.fromkeys(values)) for organ, values in label_map.items()
+    }
+    background = tuple(dict.fromkeys(background_values))
+    meanings: dict[int, list[str]] = {}
+    for name, values in (*organs.items(), ("background", background)):
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+                raise DatasetError(f"The label value of {name} is {value!r}; expected an integer. Correct label_map.")
+            meanings.setdefault(int(value), []).append(name)
+    if not organs or not all(organs.values()):
+        empty = [organ for organ, values in organs.items() if not values]
+        found = f"names no value for {_listed(empty)}" if empty else "names no organ"
+        raise DatasetError(f"label_map {found}; expected organ: value pairs, such as {{'spleen': 1, 'liver': 6}}.")
+    ambiguous = [f"{value} means {' and '.join(names)}" for value, names in meanings.items() if len(names) > 1]
+    if ambiguous:
+        raise DatasetError(
+            f"label_map and background_values contradict themselves: {'; '.join(ambiguous)}. Give every label value "
+            "one meaning."
+        )
+    return organs, background
+
+
+# ---- whether the files can be used
+
+
+def check_dataset(
+    items: Sequence[Item],
+    label_map: LabelMap,
+    background_values: Iterable[int] = (0,),
+    minimum: int = 1,
+    purpose: str = "training",
+) -> list[CaseSummary]:
+    """Reads every file once, one at a time, before anything expensive starts.
+
+    Args:
+        items: of :func:`find_cases` or :func:`inference_inputs`; without ``"label"`` only the image is checked.
+        label_map: organ to its value, or values, in the label files.
+        background_values: the values in the label files that stand for no organ.
+        minimum: fewest volumes that will do.
+        purpose: names the list in messages. For ``"training"``, each label must hold at least one organ voxel.
+
+    Raises:
+        DatasetError: one error for all problems found. Checked are: files that can be read to their end; three
+            dimensions; finite voxels; an affine that can be inverted; a label on its image's grid, with integers that
+            ``label_map`` or ``background_values`` name, and not without any organ; no file twice; enough volumes.
+    """
+    organs, background = _organ_values(label_map, background_values)
+    problems = [*_too_few(items, minimum, purpose), *_listed_twice(items)]
+    summaries = []
+    for item in items:
+        grid = _check_image(item["image"], problems)
+        voxels = {}
+        if "label" in item:
+            counts = _check_label(item["label"], item["image"], grid, problems)
+            problems += _unnamed_values(item["label"], counts, organs, background)
+            voxels = {organ: sum(counts[value] for value in values) for organ, values in organs.items()}
+            if purpose == "training" and counts and not any(voxels.values()):
+                problems.append(_without_organs(item["label"], counts, organs))
+        if grid is not None:
+            summaries.append(CaseSummary(item["case"], grid.shape, grid.spacing, voxels))
+    if problems:
+        numbered = [f"  {number}. {problem}" for number, problem in enumerate(problems, 1)]
+        raise DatasetError("\n".join([f"{_count(len(problems), 'problem')} in the {purpose} data:", *numbered]))
+    return summaries
+
+
+def check_disjoint(train: Sequence[Item], test: Sequence[Item]) -> None:
+    """Refuses to test on what was trained on.
+
+    Cases are compared by their image file, since two data sets may well use the same names.
+
+    Raises:
+        DatasetError: naming the cases that are in both lists.
+    """
+    trained = {os.path.realpath(item["image"]) for item in train}
+    shared = [item for item in test if os.path.realpath(item["image"]) in trained]
+    if shared:
+        raise DatasetError(
+            f"{_count(len(shared), 'case')} both trained and tested on: {_listed(item['case'] for item in shared)} "
+            f"(such as '{shared[0]['image']}'). Remove them from train_cases or from test_cases; with test_cases null, "
+            "every case but the training cases is tested."
+        )
+
+
+def _too_few(items: Sequence[Item], minimum: int, purpose: str) -> Iterator[str]:
+    if len(items) < minimum:
+        number = "one" if minimum == 1 else str(minimum)
+        volumes = "volume" if minimum == 1 else "volumes"
+        yield (
+            f"Fewer than {number} {purpose} {volumes}: found {len(items)}, expected at least {minimum}. Name more "
+            "cases (train_cases, test_cases), or exclude fewer."
+        )
+
+
+def _listed_twice(items: Sequence[Item]) -> Iterator[str]:
+    times = Counter(os.path.realpath(item[key]) for item in items for key in ("image", "label") if key in item)
+    for path, number in times.items():
+        if number > 1:
+            yield (
+                f"'{path}': listed {number} times, expected once. Remove the repetition from the cases, or make "
+                "image_pattern and label_pattern name different files."
+            )
+
+
+def _check_image(path: str, problems: list[str]) -> _Grid | None:
+    """Adds what is wrong with an image to ``problems``; its grid if that can be used."""
+    volume, grid = _read_volume(path, problems)
+    if volume is not None and volume.dtype.kind == "f":
+        bad = volume.size - int(np.count_nonzero(np.isfinite(volume)))
+        if bad:
+            problems.append(
+                f"'{path}': {bad} of {volume.size} voxels are NaN or infinite, expected finite intensities. "
+                "Export the image again, or replace those voxels by the intensity of air."
+            )
+    return grid
+
+
+def _check_label(path: str, image_path: str, image_grid: _Grid | None, problems: list[str]) -> Counter[int]:
+    """Adds what is wrong with a label to ``problems``; voxels of each value, none if it cannot be used."""
+    volume, grid = _read_volume(path, problems)
+    if grid is not None and image_grid is not None:
+        problems += _grid_differences(path, grid, image_path, image_grid)
+    if volume is None:
+        return Counter()
+    if volume.dtype.kind == "f":
+        volume = volume.astype(np.float32)  # as LoadImage hands it on: rounding in a scale factor is no problem
+        bad = volume.size - int(np.count_nonzero(np.isfinite(volume) & (np.rint(volume) == volume)))
+        if bad:
+            problems.append(
+                f"'{path}': {bad} of {volume.size} label voxels are no integers, expected one integer value an organ. "
+                "Is it a label file? If it was resampled, do so again with nearest-neighbour interpolation."
+            )
+            return Counter()
+    counts: Counter[int] = Counter()
+    for plane in np.moveaxis(volume, -1, 0):  # a plane at a time: sorting a whole volume would copy it
+        values, voxels = np.unique(plane, return_counts=True)
+        counts.update({int(value): int(number) for value, number in zip(values, voxels)})
+    return counts
+
+
+def _unnamed_values(
+    path: str, counts: Counter[int], organs: Mapping[str, Sequence[int]], background: Sequence[int]
+) -> Iterator[str]:
+    named = {value for values in organs.values() for value in values} | set(background)
+    unknown = sorted(counts.keys() - named)
+    if unknown:
+        yield (
+            f"'{path}': label values {_listed(unknown)} have no meaning here; expected "
+            f"{_listed(sorted(named), 4 * SHOWN)}. Name them in label_map if they are organs to segment, in "
+            "background_values if not."
+        )
+
+
+def _without_organs(path: str, counts: Counter[int], organs: Mapping[str, Sequence[int]]) -> str:
+    expected = _listed(f"{organ} {'/'.join(map(str, values))}" for organ, values in organs.items())
+    return (
+        f"'{path}': no voxel of any organ, only the values {_listed(sorted(counts))}; expected some of {expected}. "
+        "Correct label_map, or leave the case out of the training."
+    )
+
+
+def _grid_differences(path: str, grid: _Grid, image_path: str, image_grid: _Grid) -> Iterator[str]:
+    remedy = (
+        "Export the label again on its image's grid, or resample it with nearest-neighbour interpolation (such as "
+        "monai.transforms.ResampleToMatch)."
+    )
+    if grid.shape != image_grid.shape:
+        yield f"'{path}': shape {grid.shape}, expected {image_grid.shape} as in '{image_path}'. {remedy}"
+        return
+    corners = np.array(list(product(*((0, size - 1) for size in grid.shape))))
+    places, expected = (nib.affines.apply_affine(each.affine, corners) for each in (grid, image_grid))
+    distance = float(np.linalg.norm(places - expected, axis=1).max())
+    tolerance = GRID_TOLERANCE * min(image_grid.spacing)
+    if distance > tolerance:
+        yield (
+            f"'{path}': its affine puts voxels up to {distance:.3g} mm away from those of '{image_path}', expected at "
+            f"most {tolerance:.3g} mm. {remedy}"
+        )
+
+
+def _read_volume(path: str, problems: list[str]) -> tuple[np.ndarray | None, _Grid | None]:
+    """Voxels and grid of a file; None, and a problem more, where they cannot be used."""
+    try:
+        volume = _load(path)
+    except FileNotFoundError:
+        problems.append(f"'{path}': the file is not there. Restore it, or leave the case out.")
+        return None, None
+    except Exception as error:  # each format's reader fails in its own ways; all of them mean the same here
+        problems.append(_unreadable(path, error))
+        return None, None
+    voxels = volume.voxels
+    while voxels.ndim > 3 and voxels.shape[-1] == 1:
+        voxels = voxels[..., 0]
+    if voxels.ndim != 3:
+        problems.append(
+            f"'{path}': {voxels.ndim} dimensions, shape {voxels.shape}; expected one volume of three dimensions. Store "
+            "each volume of a series, or the stack of slices, as a file of its own."
+        )
+        return None, None
+    if voxels.dtype.kind not in "biuf":
+        problems.append(
+            f"'{path}': voxels of type {voxels.dtype}, expected one real number a voxel. Convert colour or complex "
+            "images to greyscale."
+        )
+        return None, None
+    if not _is_usable(volume.affine):
+        problems.append(
+            f"'{path}': its affine {np.round(volume.affine[:3], 3).tolist()} cannot be inverted or is not finite, "
+            "expected three independent axes in millimetres. Export the file again, or set its affine from the "
+            "original series."
+        )
+        return voxels, None
+    return voxels, _Grid(tuple(voxels.shape), volume.affine)
+
+
+def _load(path: str) -> _Volume:
+    if not os.path.exists(path):
+        raise FileNotFoundError(path)
+    if path.lower().endswith(NIFTI_SUFFIXES):
+        image = nib.load(path)
+        return _Volume(np.asanyarray(image.dataobj), np.asarray(image.affine, dtype=float))
+    image = LoadImage(image_only=True)(path)
+    return _Volume(image.numpy(), image.affine.numpy().astype(float))
+
+
+def _unreadable(path: str, error: Exception) -> str:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if path.lower().endswith(NIFTI_SUFFIXES):
+        expected, remedy = "a complete NIfTI file", "It may be truncated: copy or download it again"
+    elif path.lower().endswith(IMAGE_SUFFIXES):
+        expected, remedy = "a complete image", "Reading this format needs `pip install itk`; or convert it to NIfTI"
+    else:
+        expected = "a folder with the DICOM slices of one series"
+        remedy = "Reading DICOM needs `pip install pydicom`; or convert it to NIfTI"
+    return f"'{path}': cannot be read ({reason}), expected {expected}. {remedy}."
+
+
+def _is_usable(affine: np.ndarray) -> bool:
+    if affine.shape != (4, 4) or not np.isfinite(affine).all():
+        return False
+    spacing = nib.affines.voxel_sizes(affine)
+    # the determinant of the unit axes: 1 for a box, 0 for axes in one plane
+    return bool((spacing > 0).all()) and abs(np.linalg.det(affine[:3, :3] / spacing)) > 1e-3
+
+
+# ---- wording
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _listed(values: Iterable[object], shown: int = SHOWN) -> str:
+    texts = [f"'{value}'" if isinstance(value, Path) else str(value) for value in values]
+    rest = f" and {len(texts) - shown} more" if len(texts) > shown else ""
+    return ", ".join(texts[:shown]) + rest

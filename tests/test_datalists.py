@@ -1,0 +1,517 @@
+"""Datalists: which files a config means, and every way in which they can be unusable, with what the user is told."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scripts.datalists import (
+    CaseSummary,
+    DatasetError,
+    check_dataset,
+    check_disjoint,
+    find_cases,
+    inference_inputs,
+    label_values,
+)
+
+PATTERNS = ("image_{case}.nii.gz", "label_{case}.nii.gz")
+LABEL_MAP = {"spleen": 1, "right kidney": 2, "left kidney": 3, "liver": 4}
+
+
+@pytest.fixture
+def items(tiny_dataset):
+    return find_cases(tiny_dataset, *PATTERNS)
+
+
+@pytest.fixture
+def label(items):
+    """The label array that every case of the data set has."""
+    return np.asarray(nib.load(items[0]["label"]).dataobj)
+
+
+def cases_of(items) -> list[str]:
+    return [item["case"] for item in items]
+
+
+def touch(folder, *names) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def problems(items, label_map=LABEL_MAP, **kwargs) -> str:
+    """The message with which the check of unusable data ends."""
+    with pytest.raises(DatasetError) as caught:
+        check_dataset(items, label_map, **kwargs)
+    return str(caught.value)
+
+
+# ---- find_cases
+
+
+def test_all_cases_with_an_image_are_found(tiny_dataset):
+    assert find_cases(tiny_dataset, *PATTERNS)[0] == {
+        "image": str(tiny_dataset / "image_a.nii.gz"),
+        "label": str(tiny_dataset / "label_a.nii.gz"),
+        "case": "a",
+    }
+    assert cases_of(find_cases(tiny_dataset, *PATTERNS)) == ["a", "b", "c", "d"]
+
+
+def test_without_a_label_pattern_there_are_no_labels(tiny_dataset):
+    assert all(set(item) == {"image", "case"} for item in find_cases(tiny_dataset, PATTERNS[0]))
+
+
+def test_cases_are_sorted_naturally(tmp_path):
+    touch(tmp_path, "img10.nii.gz", "img2.nii.gz", "img1.nii.gz", "img1b.nii.gz")
+    assert cases_of(find_cases(tmp_path, "img{case}.nii.gz")) == ["1", "1b", "2", "10"]
+
+
+def test_patterns_may_name_folders(tmp_path):
+    touch(tmp_path, "img/img0001.nii.gz", "label/label0001.nii.gz")
+    (item,) = find_cases(tmp_path, "img/img{case}.nii.gz", "label/label{case}.nii.gz")
+    assert item["label"] == str(tmp_path / "label" / "label0001.nii.gz")
+
+
+def test_special_characters_of_a_pattern_are_literal(tmp_path):
+    touch(tmp_path, "ct[1]_a.nii.gz", "ct1_b.nii.gz")
+    assert cases_of(find_cases(tmp_path, "ct[1]_{case}.nii.gz")) == ["a"]
+
+
+def test_labels_beside_the_images_are_no_images(tmp_path):
+    touch(tmp_path, "a.nii.gz", "a_seg.nii.gz")
+    assert cases_of(find_cases(tmp_path, "{case}.nii.gz", "{case}_seg.nii.gz")) == ["a"]
+
+
+def test_excluded_cases_are_left_out(tiny_dataset):
+    assert cases_of(find_cases(tiny_dataset, *PATTERNS, exclude=["b", "elsewhere"])) == ["a", "c", "d"]
+
+
+def test_listed_cases_keep_their_order_and_ignore_the_exclusion(tiny_dataset):
+    assert cases_of(find_cases(tiny_dataset, *PATTERNS, cases=["c", "a"], exclude=["a"])) == ["c", "a"]
+
+
+def test_cases_may_be_integers(tmp_path):
+    touch(tmp_path, "image_7.nii.gz", "image_8.nii.gz")
+    assert cases_of(find_cases(tmp_path, PATTERNS[0], cases=[8, 7])) == ["8", "7"]
+    assert cases_of(find_cases(tmp_path, PATTERNS[0], exclude=[8])) == ["7"]
+
+
+@pytest.mark.parametrize("pattern", ["image.nii.gz", "{case}/{case}.nii.gz"])
+def test_pattern_without_exactly_one_case_is_refused(tiny_dataset, pattern):
+    with pytest.raises(DatasetError, match="image_pattern is .*exactly once"):
+        find_cases(tiny_dataset, pattern)
+
+
+def test_equal_patterns_are_refused(tiny_dataset):
+    with pytest.raises(DatasetError, match="both 'image_{case}.nii.gz'.*Set --label_pattern"):
+        find_cases(tiny_dataset, PATTERNS[0], PATTERNS[0])
+
+
+def test_missing_folder_says_how_to_set_it(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        find_cases(tmp_path / "up" / ".." / "nowhere", *PATTERNS)
+    message = str(caught.value)
+    assert f"'{tmp_path / 'nowhere'}' is not there" in message
+    assert "--dataset_dir" in message and "docs/README.md says where to get BTCV and CHAOS" in message
+    assert "add 'configs/demo.json' to --config_file" in message
+
+
+def test_file_in_place_of_the_folder_is_named(tmp_path):
+    touch(tmp_path, "btcv.zip")
+    with pytest.raises(FileNotFoundError, match="btcv.zip' is a file, not a folder"):
+        find_cases(tmp_path / "btcv.zip", *PATTERNS)
+
+
+def test_empty_folder_is_named_with_the_pattern(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        find_cases(tmp_path, *PATTERNS)
+    message = str(caught.value)
+    assert f"'{tmp_path}'" in message and "'image_{case}.nii.gz'" in message
+    assert "folder is empty" in message and "--image_pattern" in message
+
+
+def test_folder_of_another_layout_shows_what_is_there(tiny_dataset):
+    with pytest.raises(FileNotFoundError, match=r"for example: image_a\.nii\.gz, image_b\.nii\.gz"):
+        find_cases(tiny_dataset, "img/img{case}.nii.gz")
+
+
+def test_all_missing_files_of_listed_cases_are_named(tiny_dataset):
+    (tiny_dataset / "label_b.nii.gz").unlink()
+    with pytest.raises(FileNotFoundError) as caught:
+        find_cases(tiny_dataset, *PATTERNS, cases=["a", "b", "z"])
+    message = str(caught.value)
+    assert all(f"'{tiny_dataset / name}.nii.gz'" in message for name in ("label_b", "image_z", "label_z"))
+    assert "image_a" not in message
+    assert "Cases that have an image: a, b, c, d." in message and "train_cases" in message
+
+
+def test_missing_label_of_a_found_case_is_named(tiny_dataset):
+    (tiny_dataset / "label_b.nii.gz").unlink()
+    with pytest.raises(FileNotFoundError, match="label_b.nii.gz' .case 'b'"):
+        find_cases(tiny_dataset, *PATTERNS)
+
+
+def test_number_that_lost_its_zeros_is_recognised(tmp_path):
+    touch(tmp_path, "img0001.nii.gz")
+    with pytest.raises(FileNotFoundError, match='did you mean "0001"'):
+        find_cases(tmp_path, "img{case}.nii.gz", cases=[1])
+
+
+# ---- label_values
+
+
+def test_organs_are_numbered_in_the_order_of_the_map():
+    assert label_values({"liver": [6], "spleen": 1}) == ([6, 1, 0], [1, 2, 0])
+
+
+def test_several_values_of_an_organ_share_its_channel():
+    assert label_values({"spleen": 1, "kidneys": [2, 3]}, [0, 4]) == ([1, 2, 3, 0, 4], [1, 2, 2, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("label_map", "background", "expected"),
+    [
+        ({}, [0], "names no organ"),
+        ({"spleen": []}, [0], "names no value for spleen"),
+        ({"spleen": 1, "liver": 1}, [0], "1 means spleen and liver"),
+        ({"spleen": 1}, [0, 1], "1 means spleen and background"),
+        ({"spleen": 1.5}, [0], "value of spleen is 1.5; expected an integer"),
+        ({"spleen": "1"}, [0], "value of spleen is '1'; expected an integer"),
+    ],
+)
+def test_ambiguous_label_map_is_refused(label_map, background, expected):
+    with pytest.raises(DatasetError, match=expected):
+        label_values(label_map, background)
+
+
+# ---- check_dataset: data that can be used
+
+
+def test_summary_counts_what_was_drawn(items):
+    # sides of the boxes in conftest.py: 6 x 8 x 4, 6 x 6 x 6 twice, 16 x 16 x 6
+    voxels = {"spleen": 192, "right kidney": 216, "left kidney": 216, "liver": 1536}
+    assert check_dataset(items[:1], LABEL_MAP) == [CaseSummary("a", (40, 36, 8), (2.0, 2.0, 5.0), voxels)]
+
+
+def test_summaries_follow_the_items(items):
+    assert [summary.case for summary in check_dataset(items[::-1], LABEL_MAP)] == ["d", "c", "b", "a"]
+
+
+def test_voxels_of_all_values_of_an_organ_are_added(items):
+    (summary,) = check_dataset(items[:1], {"kidneys": [2, 3]}, background_values=[0, 1, 4])
+    assert summary.voxels == {"kidneys": 432}
+
+
+def test_images_without_labels_have_no_voxel_counts(tiny_dataset):
+    (summary,) = check_dataset(find_cases(tiny_dataset, PATTERNS[0], cases=["a"]), LABEL_MAP, purpose="inference")
+    assert summary.voxels == {}
+
+
+def test_summary_cannot_be_changed(items):
+    (summary,) = check_dataset(items[:1], LABEL_MAP)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        summary.case = "z"
+
+
+def test_trailing_dimensions_of_one_are_dropped(items, label, write_volume):
+    write_volume(items[0]["label"], label[..., None, None])
+    (summary,) = check_dataset(items[:1], LABEL_MAP)
+    assert summary.shape == (40, 36, 8)
+
+
+def test_volume_of_one_slice_is_a_volume(items, label, write_volume):
+    for key in ("image", "label"):
+        write_volume(items[0][key], label[..., 3:4])
+    (summary,) = check_dataset(items[:1], LABEL_MAP)
+    assert summary.shape == (40, 36, 1)
+
+
+def test_integers_stored_as_floats_are_labels(items, label, write_volume):
+    write_volume(items[0]["label"], label.astype(np.float64))
+    (summary,) = check_dataset(items[:1], LABEL_MAP)
+    assert summary.voxels["spleen"] == 192
+
+
+def test_rounding_in_an_affine_is_no_difference(items, label, write_volume):
+    affine = np.diag([2.0, 2.0, 5.0, 1.0])
+    affine[0, 3] = 1e-3
+    write_volume(items[0]["label"], label, affine)
+    assert check_dataset(items[:1], LABEL_MAP)
+
+
+def test_oblique_volume_has_its_spacing_along_its_own_axes(items, label, write_volume):
+    turn = np.array([[0.8, -0.6, 0, 0], [0.6, 0.8, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    for key in ("image", "label"):
+        write_volume(items[0][key], label, turn @ np.diag([2.0, 3.0, 5.0, 1.0]))
+    (summary,) = check_dataset(items[:1], LABEL_MAP)
+    assert summary.spacing == pytest.approx((2.0, 3.0, 5.0), rel=1e-6)
+
+
+def test_dicom_folder_is_checked_as_one_image(tmp_path):
+    folder = write_dicom_series(tmp_path / "series", np.arange(3 * 6 * 5, dtype=np.int16).reshape(3, 6, 5))
+    (summary,) = check_dataset(inference_inputs(folder), LABEL_MAP, purpose="inference")
+    # DICOM stores rows of columns; axes here are columns (x), rows (y), slices
+    assert (summary.shape, summary.spacing) == ((5, 6, 3), (1.5, 2.5, 4.0))
+
+
+# ---- check_dataset: data that cannot
+
+
+def test_truncated_file_is_named(items):
+    path = items[1]["image"]
+    content = open(path, "rb").read()
+    with open(path, "wb") as file:
+        file.write(content[: len(content) // 2])
+    message = problems(items)
+    assert f"'{path}': cannot be read" in message and "copy or download it again" in message
+    assert message.startswith("1 problem in the training data:")
+
+
+def test_truncated_uncompressed_file_is_named(tmp_path, write_volume):
+    path = write_volume(tmp_path / "scan.nii", np.zeros((8, 8, 8), np.int16))
+    path.write_bytes(path.read_bytes()[:800])
+    assert f"'{path}': cannot be read" in problems(inference_inputs(path))
+
+
+def test_file_that_is_no_nifti_is_named(items):
+    with open(items[0]["label"], "w") as file:
+        file.write("<html>please log in</html>")
+    message = problems(items)
+    assert f"'{items[0]['label']}': cannot be read" in message and "expected a complete NIfTI file" in message
+
+
+def test_unreadable_file_of_another_format_says_what_to_install(tmp_path):
+    touch(tmp_path, "scan.nrrd")
+    message = problems(inference_inputs(tmp_path))
+    assert "scan.nrrd': cannot be read" in message and "pip install itk" in message
+
+
+def test_file_that_vanished_is_named(items):
+    item = items[0] | {"image": "/nowhere/image.nii.gz"}
+    assert "'/nowhere/image.nii.gz': the file is not there. Restore it" in problems([item])
+
+
+@pytest.mark.parametrize("shape", [(40, 36), (40, 36, 8, 2)])
+def test_image_without_three_dimensions_is_named(items, write_volume, shape):
+    write_volume(items[0]["image"], np.zeros(shape, np.int16))
+    message = problems(items)
+    assert f"'{items[0]['image']}': {len(shape)} dimensions, shape {shape}" in message
+    assert "expected one volume of three dimensions" in message and "file of its own" in message
+
+
+def test_colour_image_is_named(items):
+    colour = np.zeros((40, 36, 8), np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
+    nib.save(nib.Nifti1Image(colour, np.diag([2.0, 2.0, 5.0, 1.0])), items[0]["image"])
+    message = problems(items)
+    assert f"'{items[0]['image']}': voxels of type" in message and "greyscale" in message
+
+
+def test_nan_and_infinite_voxels_are_counted(items, write_volume):
+    image = np.zeros((40, 36, 8), np.float32)
+    image[0, 0, :3] = np.nan
+    image[1, 1, :2] = np.inf
+    write_volume(items[0]["image"], image)
+    message = problems(items)
+    assert f"'{items[0]['image']}': 5 of 11520 voxels are NaN or infinite" in message  # 40 x 36 x 8 = 11520
+    assert "replace those voxels" in message
+
+
+@pytest.mark.parametrize(("row", "value"), [("srow_z", 0.0), ("srow_x", np.nan)], ids=["singular", "not finite"])
+def test_unusable_affine_is_named(items, label, row, value):
+    header = nib.Nifti1Image(label, np.diag([2.0, 2.0, 5.0, 1.0])).header
+    header[row] = value
+    nib.Nifti1Image(label, None, header).to_filename(items[0]["image"])
+    message = problems(items)
+    assert f"'{items[0]['image']}': its affine" in message and "cannot be inverted or is not finite" in message
+    assert "set its affine" in message
+
+
+def test_label_of_another_shape_is_named(items, label, write_volume):
+    write_volume(items[0]["label"], label[..., :7])
+    message = problems(items)
+    assert f"'{items[0]['label']}': shape (40, 36, 7), expected (40, 36, 8) as in '{items[0]['image']}'" in message
+    assert "ResampleToMatch" in message
+
+
+def test_label_of_another_affine_is_named_with_the_distance(items, label, write_volume):
+    affine = np.diag([2.0, 2.0, 5.0, 1.0])
+    affine[:2, 3] = 3, 4  # 5 mm away
+    write_volume(items[0]["label"], label, affine)
+    message = problems(items)
+    # 0.05 of the smallest spacing, 2 mm
+    assert f"'{items[0]['label']}': its affine puts voxels up to 5 mm away" in message and "at most 0.1 mm" in message
+    assert "ResampleToMatch" in message
+
+
+def test_label_with_a_flipped_axis_is_named(items, label, write_volume):
+    write_volume(items[0]["label"], label, np.diag([-2.0, 2.0, 5.0, 1.0]))
+    assert "its affine puts voxels up to 156 mm away" in problems(items)  # corner 39 is at -78 mm instead of 78 mm
+
+
+def test_fractional_label_values_are_counted(items, label, write_volume):
+    blurred = label.astype(np.float32)
+    blurred[0, 0, :4] = 0.5
+    write_volume(items[0]["label"], blurred)
+    message = problems(items)
+    assert f"'{items[0]['label']}': 4 of 11520 label voxels are no integers" in message
+    assert "nearest-neighbour" in message
+
+
+def test_unknown_label_values_are_listed(items, label, write_volume):
+    label = label.copy()
+    label[0, 0, :2] = 9, 7
+    write_volume(items[0]["label"], label)
+    message = problems(items)
+    assert f"'{items[0]['label']}': label values 7, 9 have no meaning here; expected 0, 1, 2, 3, 4" in message
+    assert "background_values" in message
+
+
+def test_label_without_any_organ_is_named(items, label, write_volume):
+    write_volume(items[0]["label"], np.zeros_like(label))
+    message = problems(items)
+    assert f"'{items[0]['label']}': no voxel of any organ, only the values 0" in message
+    assert "spleen 1" in message and "leave the case out" in message
+
+
+def test_label_without_any_organ_may_be_evaluated(items, label, write_volume):
+    write_volume(items[0]["label"], np.zeros_like(label))
+    (summary,) = check_dataset(items[:1], LABEL_MAP, purpose="evaluation")
+    assert set(summary.voxels.values()) == {0}
+
+
+def test_no_volume_at_all_is_too_few():
+    message = problems([])
+    assert "Fewer than one training volume: found 0, expected at least 1" in message and "train_cases" in message
+
+
+def test_minimum_and_purpose_are_named(items):
+    assert "Fewer than 5 evaluation volumes: found 4" in problems(items, minimum=5, purpose="evaluation")
+
+
+def test_file_listed_twice_is_named(tiny_dataset):
+    message = problems(find_cases(tiny_dataset, PATTERNS[0], cases=["a", "b", "a"]), purpose="inference")
+    assert f"'{tiny_dataset / 'image_a.nii.gz'}': listed 2 times" in message and "Remove the repetition" in message
+
+
+def test_label_shared_by_two_cases_is_named(items):
+    message = problems([items[0], items[1] | {"label": items[0]["label"]}])
+    assert f"'{items[0]['label']}': listed 2 times" in message
+
+
+def test_one_error_holds_every_problem(items, label, write_volume):
+    write_volume(items[0]["image"], np.full((40, 36, 8), np.nan, np.float32))
+    write_volume(items[1]["label"], np.full_like(label, 9))
+    write_volume(items[2]["image"], np.zeros((40, 36), np.int16))
+    message = problems(items, minimum=5)
+    # too few; NaN; unknown value 9; no organ; two dimensions
+    assert message.startswith("5 problems in the training data:\n  1. ")
+    assert all(items[number][key] in message for number, key in ((0, "image"), (1, "label"), (2, "image")))
+
+
+# ---- check_disjoint
+
+
+def test_disjoint_lists_pass(items):
+    check_disjoint(items[:2], items[2:])
+
+
+def test_cases_in_both_lists_are_named(items):
+    with pytest.raises(DatasetError, match="2 cases both trained and tested on: b, c .*Remove them from train_cases"):
+        check_disjoint(items[:3], items[1:])
+
+
+def test_equal_names_in_two_data_sets_are_two_cases(tmp_path):
+    touch(tmp_path, "ct/image_1.nii.gz", "mr/image_1.nii.gz")
+    check_disjoint(*(find_cases(tmp_path / modality, PATTERNS[0]) for modality in ("ct", "mr")))
+
+
+# ---- inference_inputs
+
+
+def test_file_is_one_input(tiny_dataset):
+    path = tiny_dataset / "image_a.nii.gz"
+    assert inference_inputs(path) == [{"image": str(path), "case": "image_a"}]
+
+
+def test_folder_is_every_supported_image_in_it(tmp_path):
+    touch(tmp_path, "b10.nii", "b2.nii.gz", "c.nrrd", "a.mha", "notes.txt", ".hidden.nii.gz", "deeper/d.nii.gz")
+    assert cases_of(inference_inputs(tmp_path)) == ["a", "b2", "b10", "c"]
+
+
+def test_dots_inside_a_name_stay(tmp_path):
+    touch(tmp_path, "patient.1.2.nii.gz")
+    assert cases_of(inference_inputs(tmp_path)) == ["patient.1.2"]
+
+
+def test_glob_pattern_selects_inputs(tiny_dataset):
+    assert cases_of(inference_inputs(str(tiny_dataset / "image_[bc].*"))) == ["image_b", "image_c"]
+
+
+def test_folder_of_dicom_slices_is_one_input(tmp_path):
+    touch(tmp_path, "series/1.dcm", "series/2.dcm")
+    assert inference_inputs(tmp_path / "series") == [{"image": str(tmp_path / "series"), "case": "series"}]
+
+
+def test_dicom_slices_need_no_suffix(tmp_path):
+    touch(tmp_path, "series/IM0001", "series/DICOMDIR")
+    (tmp_path / "series" / "IM0001").write_bytes(bytes(128) + b"DICM")
+    assert cases_of(inference_inputs(tmp_path / "series")) == ["series"]
+
+
+def test_folder_of_dicom_folders_is_one_input_each(tmp_path):
+    touch(tmp_path, "patient10/1.dcm", "patient2/1.dcm", "scan.nii.gz")
+    assert cases_of(inference_inputs(tmp_path)) == ["patient2", "patient10", "scan"]
+
+
+def test_missing_input_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.nii.gz' is not there.*Set --input"):
+        inference_inputs(tmp_path / "nowhere.nii.gz")
+
+
+def test_empty_input_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"no image in the input folder '{tmp_path}'. The folder is empty"):
+        inference_inputs(tmp_path)
+
+
+def test_pattern_without_match_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No image matches the input pattern"):
+        inference_inputs(tmp_path / "*.nii.gz")
+
+
+def test_file_of_another_format_is_named(tmp_path):
+    touch(tmp_path, "scan.png")
+    with pytest.raises(DatasetError, match="scan.png' is no image in a supported format.*Convert it"):
+        inference_inputs(tmp_path / "scan.png")
+
+
+def test_inputs_of_one_name_are_refused(tmp_path):
+    touch(tmp_path, "p1/T1.nii.gz", "p2/T1.nii.gz")
+    with pytest.raises(DatasetError, match="same name.*p1/T1.nii.gz.*rename them"):
+        inference_inputs(str(tmp_path / "*" / "T1.nii.gz"))
+
+
+def write_dicom_series(folder, volume: np.ndarray):
+    """Writes ``(slices, rows, columns)`` as DICOM, columns 1.5 mm, rows 2.5 mm and slices 4 mm apart."""
+    pydicom = pytest.importorskip("pydicom")
+    folder.mkdir()
+    series = pydicom.uid.generate_uid()
+    for number, plane in enumerate(volume):
+        dataset = pydicom.Dataset()
+        dataset.file_meta = pydicom.dataset.FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = pydicom.uid.MRImageStorage
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = pydicom.uid.generate_uid()
+        dataset.SeriesInstanceUID, dataset.Modality, dataset.InstanceNumber = series, "MR", number + 1
+        dataset.ImagePositionPatient = [0, 0, 4.0 * number]
+        dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        dataset.PixelSpacing, dataset.SliceThickness = [2.5, 1.5], 4.0
+        dataset.Rows, dataset.Columns = plane.shape
+        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
+        dataset.PixelData = plane.tobytes()
+        dataset.save_as(folder / f"{number}.dcm", enforce_file_format=True)
+    return folder

@@ -1,0 +1,115 @@
+"""Pictures: readable files, and the same picture however a volume is stored."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from matplotlib.image import imread
+from monai.data import MetaTensor
+from monai.transforms import Orientation
+from scripts.figures import OverlaySaver, draw_overlay, save_figure
+
+ORGANS = ["spleen", "liver"]
+
+
+@pytest.fixture
+def volume():
+    """Image, prediction and truth stored RAS, with nothing symmetric about them."""
+    affine = torch.diag(torch.tensor([2.0, 2.0, 5.0, 1.0], dtype=torch.float64))
+    image = torch.linspace(0, 1, 30 * 24 * 4).reshape(1, 30, 24, 4)
+    truth = torch.zeros(1, 30, 24, 4)
+    truth[:, 4:12, 3:9, 1:3] = 1
+    truth[:, 16:27, 12:20, 1:4] = 2
+    prediction = truth.roll(1, 1)
+    return tuple(MetaTensor(values, affine=affine) for values in (image, prediction, truth))
+
+
+def pixels(figure) -> np.ndarray:
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())
+
+
+def draw(image, prediction, truth=None, **options):
+    return draw_overlay(image, prediction, ORGANS, truth, **options)
+
+
+@pytest.mark.parametrize("with_truth", [True, False])
+def test_a_saved_figure_is_a_readable_png(tmp_path, volume, with_truth):
+    image, prediction, truth = volume
+
+    save_figure(draw(image, prediction, truth if with_truth else None), tmp_path / "new" / "case.png")
+
+    assert imread(tmp_path / "new" / "case.png").ndim == 3
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["case.png"]
+
+
+@pytest.mark.parametrize("stored", ["LAS", "LPS", "PLS", "SAR"])
+def test_the_picture_does_not_depend_on_how_the_volume_is_stored(volume, stored):
+    reordered = [Orientation(axcodes=stored)(values) for values in volume]
+
+    picture = pixels(draw(*reordered))
+
+    np.testing.assert_array_equal(picture, pixels(draw(*volume)))
+
+
+def test_anterior_is_up_and_the_patients_right_on_the_left():
+    image = torch.zeros(1, 20, 20, 1)
+    image[:, 17:, 17:] = 1  # stored RAS: the far corner is right and anterior
+    image = MetaTensor(image, affine=torch.eye(4, dtype=torch.float64))
+
+    figure = draw(image, torch.zeros(1, 20, 20, 1), window=(0, 1))
+
+    shown = figure.axes[0].images[0].get_array()
+    np.testing.assert_array_equal(np.argwhere(shown)[:, 0], np.repeat([0, 1, 2], 3))
+    np.testing.assert_array_equal(np.argwhere(shown)[:, 1], np.tile([0, 1, 2], 3))
+
+
+def test_truth_adds_to_the_picture(volume):
+    image, prediction, truth = volume
+
+    assert not np.array_equal(pixels(draw(image, prediction, truth)), pixels(draw(image, prediction)))
+
+
+def test_only_slices_that_hold_an_organ_are_shown(volume):
+    image, prediction, truth = volume
+
+    figure = draw(image, prediction, truth, columns=3)
+
+    assert [axis.get_title() for axis in figure.axes] == ["slice 1", "slice 2", "slice 3"]
+
+
+def test_a_volume_without_any_organ_is_drawn_all_the_same(volume):
+    image, prediction, _ = volume
+
+    figure = draw(image, torch.zeros_like(prediction), columns=2)
+
+    assert len(figure.axes) == 2
+
+
+def one_hot(values: torch.Tensor) -> torch.Tensor:
+    return torch.cat([values == value for value in range(len(ORGANS) + 1)]).float()
+
+
+def test_the_handler_names_a_picture_after_its_case(tmp_path, volume):
+    image, prediction, truth = volume
+    image.meta["filename_or_obj"] = "/somewhere/img0007.nii.gz"
+    engine = Engine(lambda engine, batch: [{"image": image, "pred": one_hot(prediction), "label": one_hot(truth)}])
+    OverlaySaver(tmp_path, ORGANS).attach(engine)
+
+    engine.run([0])
+
+    assert [path.name for path in tmp_path.iterdir()] == ["img0007.png"]
+
+
+def test_the_handler_draws_the_same_as_label_values_do(tmp_path, volume):
+    image, prediction, _ = volume
+    image.meta["filename_or_obj"] = "case.nii.gz"
+    engine = Engine(lambda engine, batch: [{"image": image, "pred": one_hot(prediction)}])
+    OverlaySaver(tmp_path / "one_hot", ORGANS).attach(engine)
+
+    engine.run([0])
+
+    save_figure(draw(image, prediction), tmp_path / "values.png")
+    np.testing.assert_array_equal(imread(tmp_path / "one_hot" / "case.png"), imread(tmp_path / "values.png"))

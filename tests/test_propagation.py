@@ -1,0 +1,281 @@
+"""The walk through a volume: its order, each slice's neighbours, what they remember, and its memory use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from scripts.diffusam import DiffuSAM
+from scripts.diffusion_prior import MemoryPrior
+from scripts.propagation import VolumetricInferer
+from scripts.sam2_backbone import Decoded, FrozenSAM2, ImageFeatures
+
+SIZE, TOKENS, CHANNELS, MEMORY_CHANNELS = 64, 4, 128, 32
+ORGANS = ("spleen", "liver")
+STEP = 1 / 16  # slice k of a traced volume has the intensity k / 16, exact in floating point
+OWN = -1  # stands for a synthesised memory where the trace names a memory's slice
+
+
+@pytest.fixture(scope="module")
+def network():
+    """Without the object gate, which random weights may close everywhere."""
+    torch.manual_seed(0)
+    backbone = FrozenSAM2("sam2_nano", SIZE)
+    options = {"condition_channels": 16, "block_out_channels": (16, 32), "attention_levels": 1}
+    prior = MemoryPrior(MEMORY_CHANNELS, CHANNELS, len(ORGANS), **options)
+    prior.fitted.fill_(True)
+    return DiffuSAM(backbone, prior, ORGANS, object_gate=False).eval()
+
+
+def make_volume(slices: int = 5) -> torch.Tensor:
+    return torch.rand(1, 1, SIZE, SIZE, slices, generator=torch.Generator().manual_seed(0))
+
+
+@dataclass
+class Trace:
+    """What a walk did: slices in the order of encoding and decoding, and each slice's memories."""
+
+    encoded: list[int] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)  # number of slices in each call of encode_image
+    decoded: list[int] = field(default_factory=list)
+    memories: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # (distance, slice it is of)
+    pointers: dict[int, list[bool]] = field(default_factory=dict)
+
+
+def slice_of(values: torch.Tensor) -> list[int]:
+    """The slice that each item of a batch carries, once for all organs."""
+    every = [round(value.mean().item() / STEP) for value in values]
+    assert every[:: len(ORGANS)] == every[1 :: len(ORGANS)], "both organs of a slice belong together"
+    return every[:: len(ORGANS)]
+
+
+def run_traced(network, monkeypatch, slices: int, **options) -> tuple[Trace, torch.Tensor]:
+    """Walks through a volume with a backbone whose features, memories and logits carry the slice's number alone."""
+    trace, backbone = Trace(), network.backbone
+
+    def encode_image(image):
+        embedding = image[:, :, :TOKENS, :TOKENS]
+        trace.encoded += [round(value.mean().item() / STEP) for value in embedding]
+        trace.batches.append(len(image))
+        return ImageFeatures(embedding, (embedding, embedding))
+
+    def condition(features, memories):
+        per_memory = [slice_of(memory.features) for memory in memories]
+        for row, index in enumerate(slice_of(features.embedding)):
+            trace.decoded.append(index)
+            trace.memories[index] = [(memory.distance, of[row]) for memory, of in zip(memories, per_memory)]
+            trace.pointers[index] = [memory.pointer is not None for memory in memories]
+        return features.embedding
+
+    def decode(conditioned, features):
+        ones = torch.ones(len(conditioned), 1)
+        logits = conditioned.mean((1, 2, 3), keepdim=True).expand(-1, 1, 4 * TOKENS, 4 * TOKENS)
+        return Decoded(logits, ones, ones, ones)
+
+    def synthesise(features):
+        return torch.full_like(features.embedding, OWN * STEP).repeat_interleave(len(ORGANS), 0)
+
+    monkeypatch.setattr(backbone, "encode_image", encode_image)
+    monkeypatch.setattr(backbone, "condition", condition)
+    monkeypatch.setattr(backbone, "decode", decode)
+    monkeypatch.setattr(backbone, "encode_memory", lambda features, logits, score=None: features.embedding)
+    monkeypatch.setattr(network, "synthesise", synthesise)
+    volume = (torch.arange(slices) * STEP).expand(1, 1, SIZE, SIZE, slices)
+    return trace, VolumetricInferer(**options)(volume, network)
+
+
+# -------------------------------------------------------------------------------------------- output
+
+
+@pytest.mark.parametrize("options", [{"no_3d": True}, {"neighbours": 2, "use_pointers": True}], ids=str)
+def test_output_has_the_shape_of_the_volume_and_a_channel_for_each_organ(network, options):
+    output = VolumetricInferer(**options)(make_volume(3), network)
+    assert output.shape == (1, 1 + len(ORGANS), SIZE, SIZE, 3)
+
+
+def test_no_3d_is_the_network_slice_by_slice(network):
+    volume = make_volume()
+    output = VolumetricInferer(no_3d=True, batch_size=2)(volume, network)
+    with torch.no_grad():
+        expected = torch.stack([network(volume[..., index]) for index in range(volume.shape[-1])], dim=-1)
+    torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_no_neighbours_is_no_3d(network):
+    volume = make_volume()
+    assert torch.equal(
+        VolumetricInferer(neighbours=0)(volume, network), VolumetricInferer(neighbours=3, no_3d=True)(volume, network)
+    )
+
+
+def test_middle_slice_is_decoded_from_its_own_memory_alone(network):
+    volume = make_volume()
+    walked, alone = (VolumetricInferer(no_3d=no_3d)(volume, network) for no_3d in (False, True))
+    torch.testing.assert_close(walked[..., 2], alone[..., 2], rtol=1e-3, atol=1e-4)
+
+
+def test_neighbours_change_the_other_slices(network):
+    volume = make_volume()
+    walked, alone = (VolumetricInferer(no_3d=no_3d)(volume, network) for no_3d in (False, True))
+    difference = (walked - alone).abs().amax((0, 1, 2, 3))
+    assert (difference[[0, 1, 3, 4]] > 1e-3).all()
+
+
+def test_own_weight_of_one_is_no_3d(network):
+    volume = make_volume()
+    weighted = VolumetricInferer(neighbours=2, own_weight=1.0)(volume, network)
+    alone = VolumetricInferer(no_3d=True)(volume, network)
+    torch.testing.assert_close(weighted, alone, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("use_pointers", [False, True])
+def test_result_does_not_depend_on_batch_size(network, use_pointers):
+    volume = make_volume(6)
+    outputs = [
+        VolumetricInferer(neighbours=2, batch_size=batch_size, use_pointers=use_pointers)(volume, network)
+        for batch_size in (1, 3, 8)
+    ]
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(outputs[2], outputs[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_walk_is_the_same_in_both_directions(network, flip):
+    """With a middle slice, turning the volume around turns the result around."""
+    volume = make_volume(3)
+    inferer = VolumetricInferer()
+    torch.testing.assert_close(
+        inferer(volume.flip(-1), network).flip(-1), inferer(volume, network), rtol=1e-3, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 1, SIZE, SIZE, 3), (1, 3, SIZE, SIZE, 3), (1, 1, SIZE, 32, 3), (1, 1, SIZE, SIZE)], ids=str
+)
+def test_other_shapes_are_refused(network, shape):
+    with pytest.raises(ValueError, match=r"\(1, 1, 64, 64, slices\), got"):
+        VolumetricInferer()(torch.zeros(shape), network)
+
+
+@pytest.mark.parametrize("no_3d", [False, True])
+def test_untrained_prior_is_refused(network, monkeypatch, no_3d):
+    monkeypatch.setitem(network.prior._buffers, "fitted", torch.tensor(False))
+    with pytest.raises(RuntimeError, match="untrained: load a trained one .`prior_file`."):
+        VolumetricInferer(no_3d=no_3d)(make_volume(1), network)
+
+
+@pytest.mark.parametrize("neighbours", [-1, 7])
+def test_neighbours_without_temporal_encoding(neighbours):
+    with pytest.raises(ValueError, match=f"0...6, got {neighbours}"):
+        VolumetricInferer(neighbours=neighbours)
+
+
+@pytest.mark.parametrize("own_weight", [-0.1, 1.1])
+def test_own_weight_out_of_range(own_weight):
+    with pytest.raises(ValueError, match=f"got {own_weight}"):
+        VolumetricInferer(own_weight=own_weight)
+
+
+# ------------------------------------------------------------------------------------------ the walk
+
+
+@pytest.mark.parametrize(
+    "slices, order", [(1, [0]), (2, [1, 0]), (5, [2, 1, 3, 0, 4]), (6, [3, 2, 4, 1, 5, 0])], ids=str
+)
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_walk_goes_from_the_middle_outward_over_every_slice_once(network, monkeypatch, slices, order, batch_size):
+    trace, _ = run_traced(network, monkeypatch, slices, batch_size=batch_size)
+    assert trace.decoded == order
+    assert trace.encoded == order
+
+
+@pytest.mark.parametrize("options", [{"no_3d": True}, {"neighbours": 1}, {"neighbours": 6}], ids=str)
+@pytest.mark.parametrize("slices", [1, 2, 5, 6])
+def test_every_slice_lands_in_its_place(network, monkeypatch, slices, options):
+    """The traced network's organ logits are the slice's number."""
+    _, output = run_traced(network, monkeypatch, slices, batch_size=2, **options)
+    assert torch.equal(output[0, 1:, 5, 7], (torch.arange(slices) * STEP).expand(len(ORGANS), slices))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("neighbours", [1, 2, 6])
+@pytest.mark.parametrize("slices", [1, 2, 5, 6, 15])
+def test_neighbours_are_the_nearest_slices_towards_the_middle(network, monkeypatch, slices, neighbours, batch_size):
+    trace, _ = run_traced(network, monkeypatch, slices, neighbours=neighbours, batch_size=batch_size)
+    middle = slices // 2
+    for index in range(slices):
+        towards = 1 if index < middle else -1
+        nearest = range(1, 1 + min(neighbours, abs(index - middle)))
+        assert trace.memories[index] == [(0, OWN)] + [(distance, index + towards * distance) for distance in nearest]
+
+
+def test_independent_slices_see_their_own_memory_alone(network, monkeypatch):
+    trace, _ = run_traced(network, monkeypatch, 5, no_3d=True)
+    assert trace.memories == {index: [(0, OWN)] for index in range(5)}
+
+
+@pytest.mark.parametrize("use_pointers", [False, True])
+def test_pointers_come_from_neighbours_alone(network, monkeypatch, use_pointers):
+    trace, _ = run_traced(network, monkeypatch, 5, neighbours=2, use_pointers=use_pointers)
+    assert trace.pointers[0] == [False, use_pointers, use_pointers]
+
+
+@pytest.mark.parametrize("no_3d", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_feature_maps_alive_at_once_do_not_grow_with_the_volume(network, monkeypatch, batch_size, no_3d):
+    """Both directions advance together, so a batch may hold one slice more than asked for."""
+    trace, _ = run_traced(network, monkeypatch, 15, batch_size=batch_size, no_3d=no_3d)
+    assert sum(trace.batches) == 15 and max(trace.batches) <= batch_size + 1
+
+
+# -------------------------------------------------------------------------------- what is remembered
+
+
+@pytest.fixture
+def remembered(network, monkeypatch):
+    """Masks handed to the memory encoder, ``(slices, organs, S, S)`` a call, of a decoder whose organs overlap."""
+    masks, backbone = [], network.backbone
+    decode, encode_memory = backbone.decode, backbone.encode_memory
+    generator = torch.Generator().manual_seed(0)
+
+    def decode_overlapping(conditioned, features):
+        decoded = decode(conditioned, features)
+        logits = torch.randn(decoded.mask_logits.shape, generator=generator) + 0.5
+        return Decoded(logits, decoded.object_score, decoded.iou, decoded.pointer)
+
+    def encode_and_keep(features, logits, score=None):
+        masks.append((logits.reshape(-1, len(ORGANS), SIZE, SIZE), score.reshape(-1, len(ORGANS))))
+        return encode_memory(features, logits, score)
+
+    monkeypatch.setattr(backbone, "decode", decode_overlapping)
+    monkeypatch.setattr(backbone, "encode_memory", encode_and_keep)
+    return masks
+
+
+def test_merged_masks_belong_to_one_organ_at_most(network, remembered):
+    VolumetricInferer(merge=True)(make_volume(3), network)
+    assert remembered and all((logits > 0).sum(1).max() == 1 for logits, _ in remembered)
+
+
+def test_without_merging_overlaps_are_remembered(network, remembered):
+    VolumetricInferer(merge=False)(make_volume(3), network)
+    assert all((logits > 0).sum(1).max() == len(ORGANS) for logits, _ in remembered)
+
+
+def test_merged_masks_are_the_label_map_of_the_output(network, remembered):
+    output = VolumetricInferer(merge=True)(make_volume(1), network)
+    labels = output[..., 0].argmax(1)
+    logits, _ = remembered[0]
+    assert torch.equal(logits > 0, torch.stack([labels == organ for organ in (1, 2)], 1))
+
+
+def test_object_score_of_a_remembered_mask_says_whether_it_is_empty(network, remembered, monkeypatch):
+    def merge_without_spleen(logits):
+        merged = DiffuSAM.merge(network, logits)
+        merged[:, 1] = -5
+        return merged
+
+    monkeypatch.setattr(network, "merge", merge_without_spleen)
+    VolumetricInferer()(make_volume(1), network)
+    assert remembered[0][1].tolist() == [[-1, 1]]

@@ -1,0 +1,157 @@
+"""Training of the memory prior on one fixed batch: what it learns, what it leaves alone, and reproducibility."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ignite.engine import Events
+from scripts import trainer as trainer_module
+from scripts.diffusam import DiffuSAM
+from scripts.diffusion_prior import MemoryPrior
+from scripts.losses import DiffuSAMLoss
+from scripts.sam2_backbone import FrozenSAM2, mask_to_logits
+from scripts.trainer import DiffuSAMTrainer
+
+SIZE = 64
+ORGANS = ["spleen", "liver"]
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    torch.manual_seed(0)
+    return FrozenSAM2("sam2_nano", image_size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def batch(backbone):
+    """Four pairs as the embedding cache gives them, the last one without its organ."""
+    generator = torch.Generator().manual_seed(0)
+    features = backbone.encode_image(torch.rand(4, 1, SIZE, SIZE, generator=generator))
+    mask = torch.zeros(4, 1, SIZE, SIZE, dtype=torch.bool)
+    mask[0, :, 10:40, 8:30] = mask[1, :, 20:50, 30:60] = mask[2, :, 5:25, 20:44] = True
+    return {
+        "embedding": features.embedding.half(),
+        "high_res_fine": features.high_res[0].half(),
+        "high_res_coarse": features.high_res[1].half(),
+        "memory": backbone.encode_memory(features, mask_to_logits(mask)).half(),
+        "mask": mask,
+        "organ": torch.tensor([0, 1, 0, 1]),
+        "present": torch.tensor([True, True, True, False]),
+    }
+
+
+def new_network(backbone, batch) -> DiffuSAM:
+    torch.manual_seed(0)
+    prior = MemoryPrior(
+        backbone.memory_channels,
+        backbone.embedding_channels,
+        organs=len(ORGANS),
+        block_out_channels=(32, 64),
+        attention_levels=1,
+    )
+    prior.fit_statistics([(batch["memory"].float(), batch["embedding"].float())])
+    return DiffuSAM(backbone, prior, ORGANS)
+
+
+def train(network: DiffuSAM, batch, iterations: int, seed: int = 0, **options) -> list[dict[str, float]]:
+    """Trains on the same batch again and again; returns the losses of each iteration."""
+    history = []
+    trainer = DiffuSAMTrainer(
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=[batch] * iterations,
+        network=network,
+        optimizer=torch.optim.Adam(network.prior.parameters(), lr=1e-3),
+        loss_function=DiffuSAMLoss(),
+        **options,
+    )
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED,
+        lambda engine: history.append({key: value.item() for key, value in engine.state.output.items()}),
+    )
+    torch.manual_seed(seed)
+    trainer.run()
+    return history
+
+
+def test_one_batch_is_learnt(backbone, batch):
+    history = train(new_network(backbone, batch), batch, iterations=30)
+
+    for key in ("loss", "prior_loss"):
+        losses = [output[key] for output in history]
+        assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_the_output_is_every_loss_and_their_weighted_sum(backbone, batch):
+    (output,) = train(new_network(backbone, batch), batch, iterations=1)
+
+    assert set(output) == {"loss", "prior_loss", "seg_loss"}
+    assert output["loss"] == pytest.approx(output["prior_loss"] + output["seg_loss"])
+
+
+def test_training_changes_the_prior_and_nothing_of_the_backbone(backbone, batch):
+    network = new_network(backbone, batch)
+    frozen = {key: value.clone() for key, value in backbone.state_dict().items()}
+    prior = {key: value.clone() for key, value in network.prior.named_parameters()}
+
+    train(network, batch, iterations=2)
+
+    assert all(torch.equal(value, frozen[key]) for key, value in backbone.state_dict().items())
+    assert all(parameter.grad is None for parameter in backbone.parameters())
+    assert not any(torch.equal(value, prior[key]) for key, value in network.prior.named_parameters())
+
+
+def test_the_segmentation_loss_reaches_the_prior(backbone, batch):
+    network = new_network(backbone, batch)
+    trainer = DiffuSAMTrainer(
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=[batch],
+        network=network,
+        optimizer=torch.optim.SGD(network.prior.parameters(), lr=0.0),
+        loss_function=DiffuSAMLoss(lambda_prior=0.0),
+    )
+
+    trainer.run()
+
+    assert any(parameter.grad is not None and parameter.grad.any() for parameter in network.prior.parameters())
+
+
+def test_the_same_seed_gives_the_same_losses(backbone, batch):
+    first, second = (train(new_network(backbone, batch), batch, iterations=3, seed=5) for _ in range(2))
+
+    assert first == second
+
+
+def test_another_seed_gives_other_losses(backbone, batch):
+    first, second = (train(new_network(backbone, batch), batch, iterations=1, seed=seed) for seed in (5, 6))
+
+    assert first != second
+
+
+@pytest.fixture
+def clipped(monkeypatch):
+    """The norms that gradients were clipped to."""
+    norms = []
+
+    def spy(parameters, max_norm):
+        norms.append(max_norm)
+
+    monkeypatch.setattr(trainer_module, "clip_grad_norm_", spy)
+    return norms
+
+
+@pytest.mark.parametrize("max_grad_norm, expected", [(0.5, [0.5, 0.5]), (None, [])])
+def test_gradients_are_clipped_as_told(backbone, batch, clipped, max_grad_norm, expected):
+    train(new_network(backbone, batch), batch, iterations=2, max_grad_norm=max_grad_norm)
+
+    assert clipped == expected
+
+
+def test_clipping_bounds_the_gradient_of_the_prior(backbone, batch):
+    network = new_network(backbone, batch)
+
+    train(network, batch, iterations=1, max_grad_norm=1e-3)
+
+    squares = [parameter.grad.square().sum() for parameter in network.prior.parameters() if parameter.grad is not None]
+    assert torch.stack(squares).sum().sqrt().item() == pytest.approx(1e-3, rel=0.01)

@@ -1,0 +1,167 @@
+"""Reproducible augmentation variants, in-plane deformation, and descriptions of transforms."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from monai.transforms import (
+    Compose,
+    LoadImaged,
+    RandAdjustContrastd,
+    RandAffined,
+    RandBiasFieldd,
+    RandGaussianNoised,
+    Resized,
+    ScaleIntensityRanged,
+)
+from scripts.transforms import AugmentedVariant, RandInPlaneDeformd, describe
+
+KEYS = ["image", "label"]
+
+
+def augmentation(noise: float = 0.05) -> Compose:
+    """Random transforms of every kind that the training uses."""
+    return Compose(
+        [
+            RandAffined(KEYS, prob=1.0, rotate_range=[0, 0, 0.3], mode=["bilinear", "nearest"], padding_mode="zeros"),
+            RandInPlaneDeformd(KEYS, prob=0.8, mode=["bilinear", "nearest"]),
+            RandAdjustContrastd("image", prob=0.7, gamma=[0.6, 1.6]),
+            RandBiasFieldd("image", prob=0.5, degree=2, coeff_range=[-0.15, 0.15]),
+            RandGaussianNoised("image", prob=1.0, std=noise),
+        ]
+    )
+
+
+@pytest.fixture
+def volume():
+    image = torch.rand(1, 24, 20, 5, generator=torch.Generator().manual_seed(0))
+    label = torch.zeros(1, 24, 20, 5)
+    label[:, 6:16, 5:14, 1:4] = 1
+    label[:, 10:20, 12:18, 2:5] = 3
+    return {"image": image, "label": label}
+
+
+def test_a_variant_does_not_depend_on_what_was_drawn_before(volume):
+    fresh, used = AugmentedVariant(augmentation(), seed=1), AugmentedVariant(augmentation(), seed=1)
+    for variant in (3, 1, 5):
+        used(volume, "other", variant)
+    np.random.seed(0)
+
+    one, other = fresh(volume, "case", 2), used(volume, "case", 2)
+
+    assert torch.equal(one["image"], other["image"])
+    assert torch.equal(one["label"], other["label"])
+
+
+def test_variant_0_is_the_volume_itself(volume):
+    unaugmented = AugmentedVariant(augmentation())(volume, "case", 0)
+
+    assert all(torch.equal(unaugmented[key], volume[key]) for key in KEYS)
+
+
+def test_augmenting_leaves_the_volume_itself_alone(volume):
+    before = {key: value.clone() for key, value in volume.items()}
+
+    AugmentedVariant(augmentation())(volume, "case", 1)
+
+    assert all(torch.equal(before[key], volume[key]) for key in KEYS)
+
+
+@pytest.mark.parametrize("seed, case, variant", [(1, "a", 1), (0, "b", 1), (0, "a", 2)])
+def test_another_seed_case_or_variant_differs(volume, seed, case, variant):
+    reference = AugmentedVariant(augmentation(), seed=0)(volume, "a", 1)
+
+    other = AugmentedVariant(augmentation(), seed=seed)(volume, case, variant)
+
+    assert not torch.equal(other["image"], reference["image"])
+
+
+def deform(volume, prob: float = 1.0, magnitude: float = 0.03, seed: int = 0, mode=("bilinear", "nearest")):
+    transform = RandInPlaneDeformd(list(volume), prob=prob, magnitude=magnitude, mode=mode[: len(volume)])
+    return transform.set_random_state(seed)(volume)
+
+
+def test_probability_0_leaves_the_volume(volume):
+    assert all(torch.equal(deform(volume, prob=0.0)[key], volume[key]) for key in KEYS)
+
+
+def test_magnitude_0_leaves_labels(volume):
+    assert torch.equal(deform(volume, magnitude=0.0)["label"], volume["label"])
+
+
+def test_deformation_keeps_shapes_and_changes_the_image(volume):
+    deformed = deform(volume)
+
+    assert all(deformed[key].shape == volume[key].shape for key in KEYS)
+    assert not torch.equal(deformed["image"], volume["image"])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nearest_interpolation_invents_no_label(volume, seed):
+    deformed = deform(volume, magnitude=0.05, seed=seed)["label"]
+
+    assert set(deformed.unique().tolist()) == {0, 1, 3}
+
+
+def test_slices_are_not_mixed():
+    image = torch.zeros(1, 24, 20, 5)
+    image[..., 2] = 1
+
+    deformed = deform({"image": image})["image"]
+
+    assert deformed[..., 2].any()
+    assert not deformed[..., [0, 1, 3, 4]].any()
+
+
+def test_image_and_label_are_deformed_alike():
+    mask = torch.zeros(1, 64, 64, 3)
+    mask[:, 16:44, 20:50] = 1
+
+    deformed = deform({"image": mask, "label": mask})
+
+    assert not torch.equal(deformed["label"], mask)
+    # bilinear and nearest interpolation of one mask part only within half a pixel of its outline, 116 pixels long
+    disagreement = ((deformed["image"] > 0.5) != (deformed["label"] > 0.5)).float().sum() / 3
+    assert disagreement < 0.25 * 116
+
+
+def test_equal_builds_have_equal_descriptions():
+    assert describe(augmentation()) == describe(augmentation())
+
+
+def test_a_parameter_shows_in_the_description():
+    assert describe(augmentation(noise=0.05)) != describe(augmentation(noise=0.06))
+
+
+def test_the_order_of_transforms_shows_in_the_description():
+    first, second = ScaleIntensityRanged("image", 0, 1, 0, 2), Resized("image", (8, 8, -1))
+
+    assert describe(Compose([first, second])) != describe(Compose([second, first]))
+
+
+def test_what_was_drawn_does_not_show_in_the_description(volume):
+    transform = augmentation()
+    before = describe(transform)
+
+    for seed in range(3):  # enough for every transform to have been applied and left out
+        transform.set_random_state(seed)(volume)
+
+    assert describe(transform) == before
+
+
+def test_having_been_used_does_not_show_in_the_description(volume):
+    transform = Compose([ScaleIntensityRanged(KEYS, 0, 1, 0, 2), Resized(KEYS, (8, 8, -1), mode="nearest")])
+    before = describe(transform)
+
+    transform(volume)
+
+    assert describe(transform) == before
+
+
+def test_descriptions_are_plain_json():
+    description = describe(Compose([LoadImaged(KEYS, ensure_channel_first=True), augmentation()]))
+
+    assert json.loads(json.dumps(description)) == description
