@@ -1,8 +1,8 @@
 """What a backbone can do without a prior: the upper bound of DiffuSAM, and propagation of one true slice.
 
 * ``bound``: the memory of the true mask, decoded on its own slice. No prior can do better without its neighbours.
-* ``propagated``: the true mask of the volume's middle slice (of those that hold the organ) alone, carried through the volume by
-  memories of the masks decoded on the way.
+* ``propagated``: the true mask of the volume's middle slice (of those that hold the organ) alone, carried through the
+  volume by memories of the masks decoded on the way.
 
 Both are volumetric Dice on the files' own grid. Run from the bundle's folder, with the configuration of an evaluation:
 
@@ -53,7 +53,9 @@ def main(config_file, output: str | None = None, **overrides) -> None:
         for name, run in (("bound", decode_true_memories), ("propagated", propagate_middle_slice)):
             logits = run(backbone, data["image"].as_tensor(), label.as_tensor(), len(organs))
             inverted = invert({**data, "pred": MetaTensor(logits, meta=data["image"].meta)})["pred"]
-            prediction = torch.nn.functional.one_hot(inverted.argmax(0).as_tensor(), len(organs) + 1).permute(3, 0, 1, 2)
+            prediction = torch.nn.functional.one_hot(inverted.argmax(0).as_tensor(), len(organs) + 1).permute(
+                3, 0, 1, 2
+            )
             metrics[name](y_pred=[prediction], y=[onehot.as_tensor()])
     result = {}
     for name, metric in metrics.items():
@@ -65,7 +67,9 @@ def main(config_file, output: str | None = None, **overrides) -> None:
 
 
 @torch.no_grad()
-def decode_true_memories(backbone, image: torch.Tensor, label: torch.Tensor, organs: int, batch: int = 8) -> torch.Tensor:
+def decode_true_memories(
+    backbone, image: torch.Tensor, label: torch.Tensor, organs: int, batch: int = 8
+) -> torch.Tensor:
     """Logits ``(1 + organs, S, S, slices)`` of every slice from the memory of its own true masks."""
     from scripts.sam2_backbone import MASK_LOGIT, Memory, mask_to_logits, resize_logits
 
@@ -87,7 +91,9 @@ def decode_true_memories(backbone, image: torch.Tensor, label: torch.Tensor, org
 def propagate_middle_slice(
     backbone, image: torch.Tensor, label: torch.Tensor, organs: int, neighbours: int = 6
 ) -> torch.Tensor:
-    """Logits ``(1 + organs, S, S, slices)`` from one true slice an organ, as SAM2's video predictor propagates a mask."""
+    """Logits ``(1 + organs, S, S, slices)`` from one true slice an organ, as SAM2's video predictor propagates a
+    mask.
+    """
     from scripts.sam2_backbone import Memory, mask_to_logits, resize_logits
 
     slices = image.shape[-1]

@@ -55,7 +55,9 @@ class DiffuSAM(nn.Module):
     ) -> None:
         super().__init__()
         if prior.organs != len(organs):
-            raise ValueError(f"The prior was built for {prior.organs} organs, but {len(organs)} are named: {list(organs)}.")
+            raise ValueError(
+                f"The prior was built for {prior.organs} organs, but {len(organs)} are named: {list(organs)}."
+            )
         if prior.memory_channels != backbone.memory_channels:
             raise ValueError(
                 f"The prior generates memories of {prior.memory_channels} channels, backbone '{backbone.name}' has "
@@ -124,8 +126,9 @@ class DiffuSAM(nn.Module):
         if state["backbone"] != self.backbone.name or len(state["organs"]) != len(self.organs):
             raise ValueError(
                 f"This prior was trained for backbone '{state['backbone']}' and {len(state['organs'])} organs "
-                f"{state['organs']}, but the configuration names backbone '{self.backbone.name}' and {len(self.organs)} "
-                f"organs {self.organs}. Set `backbone_name` and `label_map` as in its training, or train another prior."
+                f"{state['organs']}, but the configuration names backbone '{self.backbone.name}' and "
+                f"{len(self.organs)} organs {self.organs}. Set `backbone_name` and `label_map` as in its training, or "
+                "train another prior."
             )
         if state["organs"] != self.organs:
             raise ValueError(
@@ -134,8 +137,9 @@ class DiffuSAM(nn.Module):
             )
         if state["weights"] != self.backbone.fingerprint():
             raise ValueError(
-                f"This prior was trained with other weights of backbone '{self.backbone.name}' than those loaded. Memories "
-                "of different weights do not mix: point `backbone_checkpoint` at the file used in training, or train again."
+                f"This prior was trained with other weights of backbone '{self.backbone.name}' than those loaded. "
+                "Memories of different weights do not mix: point `backbone_checkpoint` at the file used in training, "
+                "or train again."
             )
 
 

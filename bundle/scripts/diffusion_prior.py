@@ -1,8 +1,9 @@
-"""The diffusion prior p(z_mem | z_img, l): from noise to the memory SAM2 would have had (paper, section 2.1, Figure 1b).
+"""The diffusion prior p(z_mem | z_img, l): from noise to the memory SAM2 would have had (paper, section 2.1, Figure
+1b).
 
-A 2D UNet sees the noised memory beside the projected image embedding, with embeddings of the diffusion time step and of the
-organ label, and predicts the clean memory (Equation 1). Memories are not of unit variance, so diffusion runs on memories
-standardised per channel. This is the only module that touches diffusers.
+A 2D UNet sees the noised memory beside the projected image embedding, with embeddings of the diffusion time step and of
+the organ label, and predicts the clean memory (Equation 1). Memories are not of unit variance, so diffusion runs on
+memories standardised per channel. This is the only module that touches diffusers.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ class MemoryPrior(nn.Module):
         attention_levels: number of levels, from the coarsest, with self-attention.
         dropout: in the residual blocks.
         scheduler: diffusers scheduler with the noise schedule and the kind of prediction; steps must be spaced
-            ``"trailing"`` so that they start from pure noise. Default: linear betas 1e-4...0.02, 1000 steps, clean-memory
-            prediction, no clipping (memories are unbounded).
+            ``"trailing"`` so that they start from pure noise. Default: linear betas 1e-4...0.02, 1000 steps,
+            clean-memory prediction, no clipping (memories are unbounded).
 
     Raises:
-        ValueError: a scheduler that clips, that does not start from pure noise, or that predicts something else than the
-            clean memory ("sample") or the noise ("epsilon").
+        ValueError: a scheduler that clips, that does not start from pure noise, or that predicts something else than
+            the clean memory ("sample") or the noise ("epsilon").
     """
 
     def __init__(
@@ -67,7 +68,9 @@ class MemoryPrior(nn.Module):
             raise ValueError(f"prediction_type must be 'sample' or 'epsilon', got '{config.prediction_type}'.")
         for setting in ("clip_sample", "thresholding"):
             if config.get(setting):
-                raise ValueError(f"The scheduler needs {setting}=False: memories are unbounded, and clipping damages them.")
+                raise ValueError(
+                    f"The scheduler needs {setting}=False: memories are unbounded, and clipping damages them."
+                )
         if config.timestep_spacing != "trailing":
             raise ValueError(
                 "The scheduler needs timestep_spacing='trailing', because sampling starts from pure noise, got "
@@ -84,7 +87,9 @@ class MemoryPrior(nn.Module):
                 nn.Conv2d(embedding_channels // 8, condition_channels // 2, kernel_size=2, stride=2), nn.SiLU()
             )
             self.condition_coarse = nn.Sequential(
-                nn.Conv2d(embedding_channels // 4 + condition_channels // 2, condition_channels, kernel_size=2, stride=2),
+                nn.Conv2d(
+                    embedding_channels // 4 + condition_channels // 2, condition_channels, kernel_size=2, stride=2
+                ),
                 nn.SiLU(),
                 nn.Conv2d(condition_channels, condition_channels, kernel_size=1),
             )
@@ -271,6 +276,8 @@ class MemoryPrior(nn.Module):
             timestep = torch.full((len(organ),), time, device=organ.device)
             predicted = self.predict(sample, timestep, condition, organ)
             # the same noise for an organ in every slice, so that results do not depend on the batch
-            fresh = torch.randn((self.organs, *shape[1:]), generator=generator)[organ.cpu()].to(sample) if eta > 0 else None
+            fresh = (
+                torch.randn((self.organs, *shape[1:]), generator=generator)[organ.cpu()].to(sample) if eta > 0 else None
+            )
             sample = self._step(predicted, sample, time, next_time, eta, fresh)
         return self.destandardise(sample)

@@ -1,8 +1,9 @@
 """The embedding cache: training slices that have been through the frozen SAM2 once, with augmented variants.
 
 SAM2 never changes, so everything before the prior is computed once: for every training volume and every augmented
-variant of it, the image features and the true memory ME(y, z_img) of each slice and organ, in half precision. In the few-shot
-setting augmentation matters more than anything else, so the cache holds several variants and training draws among them.
+variant of it, the image features and the true memory ME(y, z_img) of each slice and organ, in half precision. In the
+few-shot setting augmentation matters more than anything else, so the cache holds several variants and training draws
+among them.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class EncodedSlices(Dataset):
     """(slice, organ) pairs of the training volumes, read from the cache and encoded into it on first use.
 
     A cache file's name holds a digest of everything that changes its content: the files' own SHA-256, the
-    transforms and their parameters, the backbone's weights and size, the organs, seed and variant. A file is written under a
-    temporary name and renamed, so an interrupted run loses at most the volume it was encoding.
+    transforms and their parameters, the backbone's weights and size, the organs, seed and variant. A file is written
+    under a temporary name and renamed, so an interrupted run loses at most the volume it was encoding.
 
     Args:
         data: ``{"image", "label", "case"}`` for each training volume.
@@ -170,8 +171,8 @@ class EncodedSlices(Dataset):
         )
         if image.shape != label.shape or image.ndim != 4 or image.shape[:3] != (1, size, size):
             raise ValueError(
-                f"Case '{case}': expected image and label of shape (1, {size}, {size}, slices) after the transforms, got "
-                f"{tuple(image.shape)} and {tuple(label.shape)}."
+                f"Case '{case}': expected image and label of shape (1, {size}, {size}, slices) after the transforms, "
+                f"got {tuple(image.shape)} and {tuple(label.shape)}."
             )
         image, label = image.permute(3, 0, 1, 2), label.permute(3, 0, 1, 2).round().to(torch.uint8)
         device = next(self.backbone.parameters()).device

@@ -1,4 +1,6 @@
-"""What a user sees when an input is at fault: the message alone, instead of a traceback through MONAI's config parser."""
+"""What a user sees when an input is at fault: the message alone, instead of a traceback through MONAI's config
+parser.
+"""
 
 from __future__ import annotations
 

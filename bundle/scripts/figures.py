@@ -86,13 +86,17 @@ def draw_overlay(
                 axis.contourf(mask, levels=[0.5, 1.5], colors=[colour], alpha=0.35)
                 axis.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
             if true is not None and (true[..., index] == value).any():
-                axis.contour(true[..., index] == value, levels=[0.5], colors="white", linewidths=0.7, linestyles="dashed")
+                axis.contour(
+                    true[..., index] == value, levels=[0.5], colors="white", linewidths=0.7, linestyles="dashed"
+                )
         axis.set_title(f"slice {index}", color="white", fontsize=8)
         axis.axis("off")
     handles = [Line2D([], [], color=COLOURS[i % len(COLOURS)], lw=3, label=organ) for i, organ in enumerate(organs)]
     if true is not None:
         handles.append(Line2D([], [], color="white", lw=1, linestyle="dashed", label="true outline"))
-    figure.legend(handles=handles, loc="lower center", ncols=len(handles), fontsize=8, labelcolor="white", frameon=False)
+    figure.legend(
+        handles=handles, loc="lower center", ncols=len(handles), fontsize=8, labelcolor="white", frameon=False
+    )
     figure.tight_layout(rect=(0, 0.07, 1, 1))
     return figure
 

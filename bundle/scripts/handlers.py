@@ -113,7 +113,9 @@ class PriorExporter:
 
     def attach(self, engine: Engine) -> None:
         if self.average is not None:
-            engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: self.average.update_parameters(self.network.prior))
+            engine.add_event_handler(
+                Events.ITERATION_COMPLETED, lambda: self.average.update_parameters(self.network.prior)
+            )
         engine.add_event_handler(Events.COMPLETED, self.export)
 
     def export(self, engine: Engine) -> None:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 class DiffuSAMLoss(nn.Module):
     """Weighted sum of the prior's error and the loss of the mask decoded from the denoised memory.
 
-    The paper does not name its segmentation loss. The default is soft Dice plus binary cross-entropy on slices that hold the
-    organ, as SAM2 trains its masks, plus cross-entropy on the object score, which is what leaves an organ out of a slice.
+    The paper does not name its segmentation loss. The default is soft Dice plus binary cross-entropy on slices that
+    hold the organ, as SAM2 trains its masks, plus cross-entropy on the object score, which is what leaves an organ out
+    of a slice.
 
     Args:
         lambda_prior, lambda_seg: weights of Equation 2, both 1 in the paper.

@@ -54,7 +54,11 @@ class OrganMetricsSaver(MetricsSaver):
     """
 
     def __init__(
-        self, save_dir: str, organs: Sequence[str], about: dict[str, Any] | None = None, batch_transform: Callable = None
+        self,
+        save_dir: str,
+        organs: Sequence[str],
+        about: dict[str, Any] | None = None,
+        batch_transform: Callable = None,
     ) -> None:
         super().__init__(
             save_dir, metrics="*", metric_details="*", batch_transform=batch_transform or (lambda x: x), summary_ops="*"

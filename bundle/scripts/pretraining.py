@@ -6,8 +6,8 @@ Every object of a clip is decoded on each frame, and each time the mask decoder 
 * later frames: the memories of one or two earlier frames, made of true or of predicted masks, alone (SAM2's tracking)
   or beside the frame's own memory (Equation 3 of the paper), with or without object pointers.
 
-The frame's own memory is what a diffusion prior will supply, imperfectly: so it is made of a warped, shifted or softened
-mask, mixed with another's and given noise, while the true mask stays the target.
+The frame's own memory is what a diffusion prior will supply, imperfectly: so it is made of a warped, shifted or
+softened mask, mixed with another's and given noise, while the true mask stays the target.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class ClipModel(nn.Module):
         backbone: the trainable SAM2.
         memory_noise: upper bound of the noise given to own memories, in units of their standard deviation.
         warp: upper bound of the displacement of own memories' masks, as a share of the image's side.
-        mask_weight, dice_weight, iou_weight, object_weight: of the four losses (binary cross-entropy, soft Dice, L1 of the IoU
-            estimate, cross-entropy of the object score).
+        mask_weight, dice_weight, iou_weight, object_weight: of the four losses (binary cross-entropy, soft Dice, L1 of
+            the IoU estimate, cross-entropy of the object score).
     """
 
     def __init__(

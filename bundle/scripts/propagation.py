@@ -32,8 +32,8 @@ class VolumetricInferer(Inferer):
         batch_size: slices encoded at a time.
         merge: whether neighbours remember masks in which every voxel belongs to one organ at most.
         use_pointers: whether neighbours' object pointers are attended to as well.
-        own_weight: how the two decodings of a slice are combined: the logits of the volumetric decoding are averaged with
-            those from the slice's own memory alone, which get this weight (0: Equation 3 as it stands).
+        own_weight: how the two decodings of a slice are combined: the logits of the volumetric decoding are averaged
+            with those from the slice's own memory alone, which get this weight (0: Equation 3 as it stands).
 
     Raises:
         ValueError: a number of neighbours that SAM2 has no temporal encoding for.
@@ -74,7 +74,9 @@ class VolumetricInferer(Inferer):
         """
         network = getattr(network, "module", network)
         if not network.prior.fitted:
-            raise RuntimeError("The memory prior is untrained: load a trained one (`prior_file`), or run training first.")
+            raise RuntimeError(
+                "The memory prior is untrained: load a trained one (`prior_file`), or run training first."
+            )
         size = network.backbone.image_size
         if inputs.ndim != 5 or inputs.shape[:2] != (1, 1) or inputs.shape[2:4] != (size, size):
             raise ValueError(f"Expected one volume of shape (1, 1, {size}, {size}, slices), got {tuple(inputs.shape)}.")

@@ -39,7 +39,8 @@ _SAM2_YAML = {
     for size, letter in (("tiny", "t"), ("small", "s"), ("base_plus", "b+"), ("large", "l"))
 }
 
-# The embedded backbone: SAM2.1 tiny's YAML with every width and depth reduced, nothing else changed. About 6 M parameters.
+# The embedded backbone: SAM2.1 tiny's YAML with every width and depth reduced, nothing else changed. About 6 M
+# parameters.
 _NANO_OVERRIDES = {
     "image_encoder": {
         "trunk": {
@@ -159,8 +160,8 @@ class SAM2(nn.Module):
         checkpoint: path of a SAM2 checkpoint (``{"model": state_dict}``; MedSAM2's files have the same keys), or
             None to keep random weights.
         sha256: expected SHA-256 of that file, or None to skip the check.
-        require_checkpoint: whether a missing file is an error here. Otherwise the network is built with random weights, so
-            that its shapes can be looked at without the file, and :meth:`check_loaded` raises the error before use.
+        require_checkpoint: whether a missing file is an error here. Otherwise the network is built with random weights,
+            so that its shapes can be looked at without the file, and :meth:`check_loaded` raises the error before use.
         decoder_token: ``"single"`` takes the decoder's single-mask token, ``"best_iou"`` the best of its three
             multi-mask tokens by its own IoU estimate, as SAM2 does while tracking.
 
@@ -214,7 +215,8 @@ class SAM2(nn.Module):
         return self.model.num_maskmem - 1
 
     def fingerprint(self) -> str:
-        """A short digest of the architecture's name and every weight, at half precision: tells one backbone from another.
+        """A short digest of the architecture's name and every weight, at half precision: tells one backbone from
+        another.
 
         Half precision, so that a checkpoint and its half-precision copy are the same backbone.
         """
@@ -244,24 +246,24 @@ class SAM2(nn.Module):
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(
-                f"SAM2 checkpoint '{path}' for backbone '{self.name}' is not there. Fetch it with `python -m monai.bundle "
-                "download_large_files --bundle_path .` from the bundle's folder (large_files.yml names the source), or "
-                "point `backbone_checkpoint` at your copy. The embedded demo needs no download: add 'configs/demo.json' "
-                "to --config_file."
+                f"SAM2 checkpoint '{path}' for backbone '{self.name}' is not there. Fetch it with `python -m "
+                "monai.bundle download_large_files --bundle_path .` from the bundle's folder (large_files.yml names "
+                "the source), or point `backbone_checkpoint` at your copy. The embedded demo needs no download: add "
+                "'configs/demo.json' to --config_file."
             )
         if sha256 is not None:
             found = sha256_of(path)
             if found != sha256.lower():
                 raise ValueError(
-                    f"SAM2 checkpoint '{path}' has SHA-256 {found}, expected {sha256.lower()}. The download is incomplete "
-                    "or another file: remove it and fetch it again."
+                    f"SAM2 checkpoint '{path}' has SHA-256 {found}, expected {sha256.lower()}. The download is "
+                    "incomplete or another file: remove it and fetch it again."
                 )
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, IndexError) as error:
             raise ValueError(
-                f"'{path}' ({path.stat().st_size} bytes) cannot be read as a PyTorch checkpoint ({type(error).__name__}): the "
-                "download is incomplete or another file. Fetch it again."
+                f"'{path}' ({path.stat().st_size} bytes) cannot be read as a PyTorch checkpoint "
+                f"({type(error).__name__}): the download is incomplete or another file. Fetch it again."
             ) from error
         state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
         if not isinstance(state, dict):
@@ -280,8 +282,8 @@ class SAM2(nn.Module):
                 if keys
             )
             raise ValueError(
-                f"Checkpoint '{path}' does not fit backbone '{self.name}': {problem}. Name the backbone it was made for "
-                f"(one of: {', '.join(BACKBONES)})."
+                f"Checkpoint '{path}' does not fit backbone '{self.name}': {problem}. Name the backbone it was made "
+                f"for (one of: {', '.join(BACKBONES)})."
             )
         self.model.load_state_dict(state, strict=True)
         self.loaded = True
@@ -373,14 +375,18 @@ class SAM2(nn.Module):
         return conditioned.permute(1, 2, 0).reshape(embedding.shape)
 
     def _pointer_tokens(self, memories: Sequence[Memory]) -> tuple[Tensor, Tensor]:
-        """Object pointers as SAM2 appends them: each split into C/M tokens of M channels, with a sine of the distance."""
+        """Object pointers as SAM2 appends them: each split into C/M tokens of M channels, with a sine of the
+        distance.
+        """
         from sam2.modeling.sam2_utils import get_1d_sine_pe
 
         sam2 = self.model
         pointers = torch.stack([memory.pointer for memory in memories])
         distances = torch.tensor([float(memory.distance) for memory in memories], device=pointers.device)
         position = get_1d_sine_pe(distances / (sam2.max_obj_ptrs_in_encoder - 1), dim=sam2.hidden_dim)
-        position = sam2.obj_ptr_tpos_proj(position) if sam2.proj_tpos_enc_in_obj_ptrs else position[:, : sam2.mem_dim] * 0
+        position = (
+            sam2.obj_ptr_tpos_proj(position) if sam2.proj_tpos_enc_in_obj_ptrs else position[:, : sam2.mem_dim] * 0
+        )
         split = sam2.hidden_dim // sam2.mem_dim
         batch = pointers.shape[1]
         tokens = pointers.reshape(-1, batch, split, sam2.mem_dim).permute(0, 2, 1, 3).flatten(0, 1)

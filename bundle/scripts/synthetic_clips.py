@@ -29,8 +29,8 @@ class SyntheticClips(Dataset):
         length: batches in an epoch.
         seed: of everything drawn.
 
-    Returns of ``dataset[i]``: ``image`` ``(clips, frames, 1, S, S)`` in [0, 1] and ``mask`` ``(clips, objects, frames, S,
-    S)`` bool.
+    Returns of ``dataset[i]``: ``image`` ``(clips, frames, 1, S, S)`` in [0, 1] and ``mask`` ``(clips, objects, frames,
+    S, S)`` bool.
     """
 
     def __init__(self, stages: Sequence[Mapping[str, int]], objects: int = 4, length: int = 100, seed: int = 0) -> None:
@@ -45,7 +45,9 @@ class SyntheticClips(Dataset):
         return sum(stage["epochs"] for stage in self.stages)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draws new clips in each epoch (counted from 1), and the same ones again when an interrupted training resumes."""
+        """Draws new clips in each epoch (counted from 1), and the same ones again when an interrupted training
+        resumes.
+        """
         self.epoch = epoch
 
     def stage(self) -> Mapping[str, int]:
@@ -97,7 +99,9 @@ def smooth_field(
 
 
 def random_labels(size: int, frames: int, generator: torch.Generator) -> Tensor:
-    """A random label map ``(frames, size, size)``, long; slices are a few millimetres to centimetres apart in spirit."""
+    """A random label map ``(frames, size, size)``, long; slices are a few millimetres to centimetres apart in
+    spirit.
+    """
     shape = (frames, size, size)
     depth = _uniform(generator, 0.02, 0.25).item() * (frames - 1)  # extent of the clip, as a share of the slice's width
     # coarse cells along z: the thicker the clip, the more the slices differ

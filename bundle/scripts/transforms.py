@@ -1,4 +1,6 @@
-"""Transforms MONAI does not have: reproducible augmentation variants, and a description of a transform to key caches by."""
+"""Transforms MONAI does not have: reproducible augmentation variants, and a description of a transform to key caches
+by.
+"""
 
 from __future__ import annotations
 
