@@ -1,10 +1,12 @@
 """What a backbone can do without a prior: the upper bound of DiffuSAM, and propagation of one true slice.
 
 * ``bound``: the memory of the true mask, decoded on its own slice. No prior can do better without its neighbours.
+* ``click``, ``box``: SAM2's own prompts, one click at the most interior point or the bounding box of the true mask, on
+  every slice that holds the organ, without any memory.
 * ``propagated``: the true mask of the volume's middle slice (of those that hold the organ) alone, carried through the
   volume by memories of the masks decoded on the way.
 
-Both are volumetric Dice on the files' own grid. Run from the bundle's folder, with the configuration of an evaluation:
+All are volumetric Dice on the files' own grid. Run from the bundle's folder, with the configuration of an evaluation:
 
     python ../benchmarks/backbone.py --config_file "['configs/train.json','configs/evaluate.json','configs/demo.json']"
 """
@@ -14,13 +16,16 @@ from __future__ import annotations
 import json
 import sys
 from collections import deque
+from functools import partial
 from pathlib import Path
 
 import fire
+import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Invertd
+from scipy.ndimage import distance_transform_edt
 from tqdm import tqdm
 
 
@@ -44,13 +49,19 @@ def main(config_file, output: str | None = None, **overrides) -> None:
     both = parser.get_parsed_content("train#preprocessing")
     evaluation = parser.get_parsed_content("validate#preprocessing")
     invert = Invertd("pred", evaluation, orig_keys="image", nearest_interp=False)
-    metrics = {"bound": OrganDice(), "propagated": OrganDice()}
+    rows = {
+        "bound": decode_true_memories,
+        "click": partial(decode_prompts, prompt="click"),
+        "box": partial(decode_prompts, prompt="box"),
+        "propagated": propagate_middle_slice,
+    }
+    metrics = {name: OrganDice() for name in rows}
     for item in tqdm(items):
         label = both(dict(item))["label"]
         data = evaluation(dict(item))
         truth = data["label"].long()
         onehot = torch.nn.functional.one_hot(truth[0], len(organs) + 1).permute(3, 0, 1, 2)
-        for name, run in (("bound", decode_true_memories), ("propagated", propagate_middle_slice)):
+        for name, run in rows.items():
             logits = run(backbone, data["image"].as_tensor(), label.as_tensor(), len(organs))
             inverted = invert({**data, "pred": MetaTensor(logits, meta=data["image"].meta)})["pred"]
             prediction = torch.nn.functional.one_hot(inverted.argmax(0).as_tensor(), len(organs) + 1).permute(
@@ -84,6 +95,34 @@ def decode_true_memories(
         decoded = backbone.decode(backbone.condition(features, [Memory(memory)]), features)
         logits = resize_logits(decoded.gated(), backbone.image_size).unflatten(0, (-1, organs))[:, :, 0]
         output[1:, ..., index] = logits.permute(1, 2, 3, 0)
+    return output
+
+
+@torch.no_grad()
+def decode_prompts(backbone, image: torch.Tensor, label: torch.Tensor, organs: int, prompt: str) -> torch.Tensor:
+    """Logits ``(1 + organs, S, S, slices)`` from one click or one box on every slice that holds the organ."""
+    from scripts.sam2_backbone import resize_logits
+
+    output = torch.full((1 + organs, *image.shape[1:]), -10.0)
+    output[0] = 0
+    for index in range(image.shape[-1]):
+        held = [organ for organ in range(1, organs + 1) if (label[..., index] == organ).any()]
+        if not held:
+            continue
+        features = backbone.encode_image(image[..., index][None]).repeat_interleave(len(held))
+        points = []
+        for organ in held:
+            mask = (label[0, ..., index] == organ).numpy()
+            rows, columns = mask.nonzero()
+            if prompt == "box":
+                points.append([[columns.min(), rows.min()], [columns.max(), rows.max()]])
+            else:
+                depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+                row, column = np.unravel_index(depth.argmax(), depth.shape)
+                points.append([[column, row], [0, 0]])
+        labels = torch.tensor([[2, 3] if prompt == "box" else [1, -1]] * len(held), dtype=torch.int32)
+        decoded = backbone.decode(backbone.condition(features), features, (torch.tensor(points).float(), labels))
+        output[held, ..., index] = resize_logits(decoded.mask_logits, backbone.image_size)[:, 0]
     return output
 
 

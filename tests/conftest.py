@@ -63,12 +63,22 @@ def write_volume():
     return save_volume
 
 
-@pytest.fixture
-def tiny_dataset(tmp_path) -> Path:
-    """Folder with ``image_{case}.nii.gz`` and ``label_{case}.nii.gz`` of the cases a, b, c, d."""
-    folder = tmp_path / "dataset"
+def save_dataset(folder: Path) -> Path:
+    """Writes ``image_{case}.nii.gz`` and ``label_{case}.nii.gz`` of the cases a, b, c, d."""
     label = simple_label()
     for seed, case in enumerate("abcd"):
         save_volume(folder / f"image_{case}.nii.gz", simple_image(label, seed))
         save_volume(folder / f"label_{case}.nii.gz", label)
     return folder
+
+
+@pytest.fixture(scope="session")
+def write_dataset():
+    """``write_dataset(folder)``: see :func:`save_dataset`."""
+    return save_dataset
+
+
+@pytest.fixture
+def tiny_dataset(tmp_path) -> Path:
+    """Folder with ``image_{case}.nii.gz`` and ``label_{case}.nii.gz`` of the cases a, b, c, d."""
+    return save_dataset(tmp_path / "dataset")

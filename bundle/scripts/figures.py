@@ -37,8 +37,11 @@ class OverlaySaver:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        for output in engine.state.output:
-            image = output["image_native"] if "image_native" in output else output["image"]
+        outputs = engine.state.output
+        # what preprocessing added beside image and label, MONAI's engines hand on in the batch, not in the output
+        items = engine.state.batch if isinstance(engine.state.batch, list) else [{}] * len(outputs)
+        for item, output in zip(items, outputs):
+            image = item.get("image_native", output["image"])
             name = Path(str(image.meta["filename_or_obj"])).name.split(".")[0]
             figure = draw_overlay(
                 image, _labels(output["pred"]), self.organs, _labels(output.get("label")), self.window, self.columns

@@ -52,12 +52,13 @@ class ClipModel(nn.Module):
         self.mask_weight, self.dice_weight = mask_weight, dice_weight
         self.iou_weight, self.object_weight = iou_weight, object_weight
 
-    def forward(self, image: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def forward(self, image: Tensor, mask: Tensor, prompt_share: float | Tensor = 0.4) -> dict[str, Tensor]:
         """Losses of a batch of clips.
 
         Args:
             image: ``(V, T, 1, S, S)`` in [0, 1].
             mask: ``(V, K, T, S, S)`` bool.
+            prompt_share: of objects that the first frame is prompted for; the others have their own memory.
 
         Returns:
             ``loss`` (the weighted sum) and its parts ``mask``, ``dice``, ``iou``, ``object``, each a scalar, and
@@ -74,7 +75,7 @@ class ClipModel(nn.Module):
         for frame in range(frames):
             features, target = encoded[rows + frame], truth[frame]
             if frame == 0:
-                conditioned, points, mask_prompt = self._first_frame(features, target)
+                conditioned, points, mask_prompt = self._first_frame(features, target, prompt_share)
             else:
                 conditioned, points, mask_prompt = self._later_frame(features, target, past), None, None
             outputs = self.backbone.predict_all_masks(conditioned, features, points, mask_prompt)
@@ -91,9 +92,9 @@ class ClipModel(nn.Module):
         summary.update({f"dice_frame_{frame}": 1 - part["hard_dice_loss"] for frame, part in enumerate(losses)})
         return summary
 
-    def _first_frame(self, features: ImageFeatures, target: Tensor):
-        """Half of the objects from their own memory, the other half from a prompt (one mask prompt in five)."""
-        from_memory = torch.rand(len(target), 1, 1, 1, device=target.device) < 0.6
+    def _first_frame(self, features: ImageFeatures, target: Tensor, prompt_share: float | Tensor):
+        """Some of the objects from a prompt, the others from their own memory."""
+        from_memory = torch.rand(len(target), 1, 1, 1, device=target.device) >= prompt_share
         with_memory = self.backbone.condition(features, [Memory(self._own_memory(features, target))])
         conditioned = torch.where(from_memory, with_memory, self.backbone.condition(features))
         points, labels = random_prompts(target)
@@ -236,7 +237,7 @@ def pretraining_iteration(engine: SupervisedTrainer, batch: dict[str, Tensor]) -
     mask = batch["mask"].to(engine.state.device, non_blocking=engine.non_blocking)
     engine.network.train()
     engine.optimizer.zero_grad(set_to_none=True)
-    losses = engine.network(image, mask)
+    losses = engine.network(image, mask, batch["prompt_share"].item())
     engine.fire_event(IterationEvents.FORWARD_COMPLETED)
     losses["loss"].backward()
     engine.fire_event(IterationEvents.BACKWARD_COMPLETED)

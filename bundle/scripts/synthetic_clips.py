@@ -23,19 +23,20 @@ class SyntheticClips(Dataset):
 
     Args:
         stages: the curriculum, in order; each a dictionary of ``epochs`` it lasts, ``image_size`` (side of a slice in
-            pixels), ``frames`` in a clip (the first is the one that memories and prompts are made on) and ``clips`` in
-            a batch.
+            pixels), ``frames`` in a clip (the first is the one that memories and prompts are made on), ``clips`` in
+            a batch and, optionally, ``prompt_share`` of objects that are prompted on the first frame (default 0.4).
         objects: objects followed in each clip; objects vanish from, and enter, the later frames.
         length: batches in an epoch.
         seed: of everything drawn.
 
-    Returns of ``dataset[i]``: ``image`` ``(clips, frames, 1, S, S)`` in [0, 1] and ``mask`` ``(clips, objects, frames,
-    S, S)`` bool.
+    Returns of ``dataset[i]``: ``image`` ``(clips, frames, 1, S, S)`` in [0, 1], ``mask`` ``(clips, objects, frames,
+    S, S)`` bool and the stage's ``prompt_share``.
     """
 
     def __init__(self, stages: Sequence[Mapping[str, int]], objects: int = 4, length: int = 100, seed: int = 0) -> None:
-        if not stages or any(set(stage) != {"epochs", "image_size", "frames", "clips"} for stage in stages):
-            raise ValueError("Each stage needs exactly: epochs, image_size, frames, clips.")
+        needed, known = {"epochs", "image_size", "frames", "clips"}, {"prompt_share"}
+        if not stages or any(not needed <= set(stage) <= needed | known for stage in stages):
+            raise ValueError(f"Each stage needs {sorted(needed)} and may have {sorted(known)}, got {list(stages)}.")
         self.stages, self.objects, self.length, self.seed = list(stages), objects, length, seed
         self.epoch = 1
 
@@ -69,7 +70,8 @@ class SyntheticClips(Dataset):
         seed = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)[0]
         generator = torch.Generator().manual_seed(int(seed))
         clips = [self._clip(stage["image_size"], stage["frames"], generator) for _ in range(stage["clips"])]
-        return {key: torch.stack([clip[key] for clip in clips]) for key in ("image", "mask")}
+        batch = {key: torch.stack([clip[key] for clip in clips]) for key in ("image", "mask")}
+        return {**batch, "prompt_share": torch.tensor(stage.get("prompt_share", 0.4))}
 
     def _clip(self, size: int, frames: int, generator: torch.Generator) -> dict[str, Tensor]:
         while True:  # a draw without any usable object is rare; draw again
