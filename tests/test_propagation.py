@@ -279,3 +279,23 @@ def test_object_score_of_a_remembered_mask_says_whether_it_is_empty(network, rem
     monkeypatch.setattr(network, "merge", merge_without_spleen)
     VolumetricInferer()(make_volume(1), network)
     assert remembered[0][1].tolist() == [[-1, 1]]
+
+
+@pytest.mark.parametrize("slices", [1, 2, 5])
+def test_refining_decodes_every_slice_once_more_with_both_adjacent_slices(network, monkeypatch, slices):
+    """The second pass sees the slice's own memory and one of each neighbour, all at distance 0 and 1."""
+    seen = []
+    condition = network.backbone.condition
+
+    def spy(features, memories=()):
+        seen.append([memory.distance for memory in memories])
+        return condition(features, memories)
+
+    monkeypatch.setattr(network.backbone, "condition", spy)
+    volume = torch.rand(1, 1, 64, 64, slices)
+
+    VolumetricInferer(neighbours=1, refine=True)(volume, network)
+
+    walk = (slices + 1) // 2 + (slices % 2 == 0)  # steps outward from the middle, two slices at a time where both exist
+    expected = [[0] + [1] * ((index > 0) + (index < slices - 1)) for index in range(slices)]
+    assert seen[walk:] == expected

@@ -32,6 +32,8 @@ class VolumetricInferer(Inferer):
         batch_size: slices encoded at a time.
         merge: whether neighbours remember masks in which every voxel belongs to one organ at most.
         use_pointers: whether neighbours' object pointers are attended to as well.
+        refine: whether, after the walk, every slice is decoded once more with both of its adjacent slices in memory, as
+            they came out of the walk. Twice the time; the index "adj" of Equation 3 does not say on which side.
         own_weight: how the two decodings of a slice are combined: the logits of the volumetric decoding are averaged
             with those from the slice's own memory alone, which get this weight (0: Equation 3 as it stands).
 
@@ -46,6 +48,7 @@ class VolumetricInferer(Inferer):
         batch_size: int = 8,
         merge: bool = True,
         use_pointers: bool = False,
+        refine: bool = False,
         own_weight: float = 0.0,
     ) -> None:
         super().__init__()
@@ -56,6 +59,7 @@ class VolumetricInferer(Inferer):
         self.neighbours = 0 if no_3d else neighbours
         self.batch_size = batch_size
         self.merge, self.use_pointers, self.own_weight = merge, use_pointers, own_weight
+        self.refine = refine and self.neighbours > 0
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, network: DiffuSAM, *args, **kwargs) -> Tensor:
@@ -86,6 +90,9 @@ class VolumetricInferer(Inferer):
         walk = self._walk_independent if self.neighbours == 0 else self._walk_outward
         for indices, logits in walk(volume, network, device):
             output[0, ..., indices] = logits.permute(1, 2, 3, 0).to(output)
+        if self.refine:
+            for index, logits in self._second_pass(volume, output, network, device):
+                output[0, ..., index] = logits[0].to(output)
         # with the input's record of transforms, by which `Invertd` finds the way back to the file's grid
         return convert_to_dst_type(output, inputs)[0]
 
@@ -126,13 +133,42 @@ class VolumetricInferer(Inferer):
                 decoded, logits = self._decode(network, here, memory[rows].flatten(0, 1), [fronts[s] for s in sides])
                 merged = network.merge(logits)
                 yield step, merged
-                remembered = self._remember(network, here, decoded, merged)
+                remembered = self._remember(network, here, merged)
                 for position, side in enumerate(sides):
                     part = slice(position * count, (position + 1) * count)
                     entry = (remembered[part], decoded.pointer[part])
                     fronts[side].appendleft(entry)
                     if step == [middle]:  # both directions leave from the middle slice
                         fronts[1 - side].appendleft(entry)
+
+    def _second_pass(self, volume: Tensor, output: Tensor, network: DiffuSAM, device) -> Iterator[tuple[int, Tensor]]:
+        """Yields every slice decoded with the memories of both neighbours' masks of the first pass.
+
+        A slice is yielded only after the next one's first-pass mask has been read, so the caller may overwrite it.
+        """
+        count, slices = len(network.organs), volume.shape[-1]
+        # (features, own memory, remembered mask) of the previous, the present and the next slice
+        window: deque = deque(maxlen=3)
+        window.append(None)
+
+        def decode_middle() -> Tensor:
+            before, (features, own, _), after = window
+            adjacent = [Memory(side[2], 1) for side in (before, after) if side is not None]
+            backbone = network.backbone
+            decoded = backbone.decode(backbone.condition(features, [Memory(own), *adjacent]), features)
+            return network.merge(network.organ_logits(decoded))
+
+        for start in range(0, slices, self.batch_size):
+            indices = list(range(start, min(start + self.batch_size, slices)))
+            features, memory = self._encode(volume, indices, network, device)
+            for row, index in enumerate(indices):
+                here = features[[row]].repeat_interleave(count)
+                first_pass = output[..., index].to(device)
+                window.append((here, memory[row], self._remember(network, here, first_pass)))
+                if index > 0:
+                    yield index - 1, decode_middle()
+        window.append(None)
+        yield slices - 1, decode_middle()
 
     def _decode(
         self, network: DiffuSAM, features: ImageFeatures, own: Tensor, fronts: list[deque]
@@ -151,7 +187,7 @@ class VolumetricInferer(Inferer):
             logits = torch.lerp(logits, alone, self.own_weight)
         return decoded, logits
 
-    def _remember(self, network: DiffuSAM, features: ImageFeatures, decoded: Decoded, merged: Tensor) -> Tensor:
+    def _remember(self, network: DiffuSAM, features: ImageFeatures, merged: Tensor) -> Tensor:
         """ME(y, z_img): memories ``(slices * organs, M, h, w)`` of the masks just decoded."""
         logits = merged[:, 1:]
         if self.merge:
