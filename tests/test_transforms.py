@@ -17,7 +17,7 @@ from monai.transforms import (
     Resized,
     ScaleIntensityRanged,
 )
-from scripts.transforms import AugmentedVariant, RandInPlaneDeformd, describe
+from scripts.transforms import AugmentedVariant, RandInPlaneDeformd, RandOrganContrastd, describe
 
 KEYS = ["image", "label"]
 
@@ -165,3 +165,35 @@ def test_descriptions_are_plain_json():
     description = describe(Compose([LoadImaged(KEYS, ensure_channel_first=True), augmentation()]))
 
     assert json.loads(json.dumps(description)) == description
+
+
+def contrasted(prob: float, factor_range: tuple[float, float], seed: int = 0):
+    """Before and after :class:`RandOrganContrastd` on a volume of one cube organ in grey."""
+    label = torch.zeros(1, 12, 12, 3)
+    label[:, 3:9, 3:9] = 1
+    data = {"image": torch.full_like(label, 0.4), "label": label}
+    transform = RandOrganContrastd("image", prob=prob, factor_range=factor_range)
+    transform.set_random_state(seed)
+    return data, transform(data)
+
+
+def test_organ_contrast_changes_organs_and_nothing_else():
+    before, after = contrasted(prob=1.0, factor_range=(0.5, 0.5))
+
+    assert torch.allclose(after["image"][:, 4:8, 4:8], torch.tensor(0.2))  # inside the organ: halved
+    outside = torch.ones(12, 12, dtype=torch.bool)
+    outside[2:10, 2:10] = False  # the organ's edge is softened by one voxel
+    assert torch.equal(after["image"][0, outside], before["image"][0, outside])
+    assert torch.equal(after["label"], before["label"])
+
+
+@pytest.mark.parametrize("prob, factor_range", [(0.0, (0.1, 0.2)), (1.0, (1.0, 1.0))])
+def test_organ_contrast_can_be_switched_off(prob, factor_range):
+    before, after = contrasted(prob, factor_range)
+
+    assert torch.equal(after["image"], before["image"])
+
+
+def test_organ_contrast_refuses_an_empty_range():
+    with pytest.raises(ValueError, match="0 < low <= high"):
+        RandOrganContrastd("image", factor_range=(0.0, 1.0))

@@ -90,6 +90,50 @@ class RandInPlaneDeformd(RandomizableTransform, MapTransform):
         return result
 
 
+class RandOrganContrastd(RandomizableTransform, MapTransform):
+    """Brightens or darkens each labelled organ by a random factor of its own.
+
+    Gamma and noise change an image as a whole, but disease, contrast agent and sequence change organs one by one: a liver
+    that stores iron is black in T2, and none of three training volumes may show it. Uses the training labels only.
+
+    Args:
+        keys: images ``(1, H, W, slices)`` in [0, 1].
+        label_key: label of the same shape, 0 background.
+        prob: probability for each organ.
+        factor_range: smallest and largest factor, drawn log-uniformly; ``(1, 1)`` changes nothing.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        label_key: str = "label",
+        prob: float = 0.5,
+        factor_range: tuple[float, float] = (0.5, 1.5),
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, 1.0)
+        if not 0 < factor_range[0] <= factor_range[1]:
+            raise ValueError(f"factor_range must be (low, high) with 0 < low <= high, got {tuple(factor_range)}.")
+        self.label_key, self.organ_prob, self.factor_range = label_key, prob, tuple(factor_range)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        label = convert_to_tensor(result[self.label_key], dtype=torch.float32, track_meta=False)
+        factor = torch.ones_like(label)
+        low, high = np.log(self.factor_range)
+        for value in range(1, int(label.max()) + 1):
+            chosen, drawn = self.R.random_sample() < self.organ_prob, self.R.uniform(low, high)
+            if chosen:
+                factor[label == value] = float(np.exp(drawn))
+        # labels are sharp, organs are not: without a soft edge a bright rim stays around a darkened organ
+        factor = F.avg_pool2d(factor.permute(3, 0, 1, 2), 3, stride=1, padding=1, count_include_pad=False)
+        factor = factor.permute(1, 2, 3, 0)
+        for key in self.key_iterator(result):
+            image = convert_to_tensor(result[key], dtype=torch.float32, track_meta=False)
+            result[key] = convert_to_dst_type((image * factor).clamp(0, 1), result[key])[0]
+        return result
+
+
 # what transforms keep of their last use (the random numbers drawn, the files read), and readers found on this machine
 _SKIPPED = {
     *("R", "_coarse", "_do_transform", "_tracing", "filenames", "readers"),
@@ -115,6 +159,8 @@ def describe(value: Any) -> Any:
     if isinstance(value, partial):
         return {"partial": describe([value.func, list(value.args), value.keywords])}
     if isinstance(value, Transform) or hasattr(value, "__dict__") and type(value).__module__.startswith("monai."):
-        state = {key: describe(item) for key, item in sorted(vars(value).items()) if key not in _SKIPPED}
+        # a random affine keeps the matrix it drew last under the name that a fixed one has for its parameter
+        skipped = _SKIPPED | {"affine"} if type(value).__name__ == "RandAffineGrid" else _SKIPPED
+        state = {key: describe(item) for key, item in sorted(vars(value).items()) if key not in skipped}
         return {type(value).__name__: state}
     return getattr(value, "__qualname__", type(value).__qualname__)
