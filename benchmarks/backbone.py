@@ -14,7 +14,6 @@ All are volumetric Dice on the files' own grid. Run from the bundle's folder, wi
 from __future__ import annotations
 
 import json
-import sys
 from collections import deque
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from pathlib import Path
 import fire
 import numpy as np
 import torch
-from monai.bundle import ConfigParser
+from configuration import parse
 from monai.data import MetaTensor
 from monai.transforms import Invertd
 from scipy.ndimage import distance_transform_edt
@@ -36,13 +35,9 @@ def main(config_file, output: str | None = None, **overrides) -> None:
         output: JSON file to write the numbers to.
         overrides: values of the configuration to change, such as ``--backbone_checkpoint``.
     """
-    parser = ConfigParser()
-    parser.read_config(config_file)
-    parser.update({key: value for key, value in overrides.items()})
-    sys.path.insert(0, parser.get("bundle_root"))
+    parser = parse(config_file, overrides)
     from scripts.metrics import OrganDice, format_table
 
-    parser.parse()
     backbone = parser.get_parsed_content("backbone")
     organs = parser.get_parsed_content("organs")
     items = parser.get_parsed_content("test_data")

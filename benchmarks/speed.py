@@ -11,21 +11,11 @@ from __future__ import annotations
 import json
 import platform
 import resource
-import sys
 import time
 
 import fire
 import torch
-from monai.bundle import ConfigParser
-
-
-def _parse(config_file, overrides: dict) -> ConfigParser:
-    parser = ConfigParser()
-    parser.read_config(config_file)
-    parser.update(overrides)
-    sys.path.insert(0, parser.get("bundle_root"))
-    parser.parse()
-    return parser
+from configuration import parse
 
 
 def _machine() -> dict:
@@ -41,7 +31,7 @@ def _peak_gib(device: str) -> float:
 
 def cache(config_file, iterations: int = 10, **overrides) -> None:
     """Training iterations a second from the cache, against encoding every drawn slice anew (image and true memory)."""
-    parser = _parse(config_file, overrides)
+    parser = parse(config_file, overrides)
     trainer = parser.get_parsed_content("train#trainer")
     network, dataset = parser.get_parsed_content("network"), parser.get_parsed_content("train#dataset")
     network.prior.fit_statistics(dataset.statistics_batches())
@@ -95,7 +85,7 @@ def recipe(
         slices: of the volume that is segmented.
         device: "cpu" or "cuda:0".
     """
-    parser = _parse(list(config_file), {"device": f"$torch.device('{device}')", "batch_size": 4, **overrides})
+    parser = parse(list(config_file), {"device": f"$torch.device('{device}')", "batch_size": 4, **overrides})
     network = parser.get_parsed_content("network")
     from scripts.trainer import DiffuSAMTrainer
 

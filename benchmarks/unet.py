@@ -9,12 +9,12 @@ variants, inversion to the file's own grid and Dice. Run from the bundle's folde
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 
 import fire
 import torch
+from configuration import parse
 from monai.bundle import ConfigParser
 from monai.engines import SupervisedEvaluator
 from monai.handlers import from_engine
@@ -45,11 +45,7 @@ def main(
         channels: widths of the UNet's levels; two residual units in each.
         overrides: values of the configuration to change, such as ``--variants``.
     """
-    parser = ConfigParser()
-    parser.read_config(config_file)
-    parser.update(overrides)
-    sys.path.insert(0, parser.get("bundle_root"))
-    parser.parse()
+    parser = parse(config_file, overrides)
     seed, device = parser.get_parsed_content("seed"), parser.get_parsed_content("device")
     torch.manual_seed(seed)
     images, labels = augmented_slices(parser)

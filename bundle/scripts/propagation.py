@@ -103,15 +103,8 @@ class VolumetricInferer(Inferer):
         return features, memory.unflatten(0, (len(indices), -1))
 
     def _walk_independent(self, volume: Tensor, network: DiffuSAM, device) -> Iterator[tuple[list[int], Tensor]]:
-        count = len(network.organs)
-        for start in range(0, volume.shape[-1], self.batch_size):
-            indices = list(range(start, min(start + self.batch_size, volume.shape[-1])))
-            features, memory = self._encode(volume, indices, network, device)
-            repeated = features.repeat_interleave(count)
-            decoded = network.backbone.decode(
-                network.backbone.condition(repeated, [Memory(memory.flatten(0, 1))]), repeated
-            )
-            yield indices, network.merge(network.organ_logits(decoded))
+        for indices in torch.arange(volume.shape[-1]).split(self.batch_size):
+            yield indices.tolist(), network(volume[..., indices].permute(2, 0, 1)[:, None].to(device))
 
     def _walk_outward(self, volume: Tensor, network: DiffuSAM, device) -> Iterator[tuple[list[int], Tensor]]:
         """Yields the slices from the middle outward; both directions advance together in one batch."""

@@ -93,8 +93,9 @@ class RandInPlaneDeformd(RandomizableTransform, MapTransform):
 class RandOrganContrastd(RandomizableTransform, MapTransform):
     """Brightens or darkens each labelled organ by a random factor of its own.
 
-    Gamma and noise change an image as a whole, but disease, contrast agent and sequence change organs one by one: a liver
-    that stores iron is black in T2, and none of three training volumes may show it. Uses the training labels only.
+    Gamma and noise change an image as a whole, but disease, contrast agent and sequence change organs one by one: a
+    liver that stores iron is black in T2, and none of three training volumes may show it. Uses the training labels
+    only.
 
     Args:
         keys: images ``(1, H, W, slices)`` in [0, 1].
