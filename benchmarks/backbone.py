@@ -36,38 +36,34 @@ def main(config_file, output: str | None = None, **overrides) -> None:
         overrides: values of the configuration to change, such as ``--backbone_checkpoint``.
     """
     parser = parse(config_file, overrides)
-    from scripts.metrics import OrganDice, format_table
+    from scripts.metrics import OrganDice, mean_of_means
+    from scripts.reports import format_table
 
     backbone = parser.get_parsed_content("backbone")
     organs = parser.get_parsed_content("organs")
     items = parser.get_parsed_content("test_data")
-    both = parser.get_parsed_content("train#preprocessing")
-    evaluation = parser.get_parsed_content("validate#preprocessing")
-    invert = Invertd("pred", evaluation, orig_keys="image", nearest_interp=False)
+    resized = parser.get_parsed_content("train#preprocessing")
+    native = parser.get_parsed_content("validate#preprocessing")
+    invert = Invertd("pred", resized, orig_keys="image", nearest_interp=False)
     rows = {
         "bound": decode_true_memories,
         "click": partial(decode_prompts, prompt="click"),
         "box": partial(decode_prompts, prompt="box"),
         "propagated": propagate_middle_slice,
     }
-    metrics = {name: OrganDice() for name in rows}
+    metrics = {name: OrganDice(len(organs)) for name in rows}
     for item in tqdm(items):
-        label = both(dict(item))["label"]
-        data = evaluation(dict(item))
-        truth = data["label"].long()
-        onehot = torch.nn.functional.one_hot(truth[0], len(organs) + 1).permute(3, 0, 1, 2)
+        data = resized(dict(item))
+        truth = native(dict(item))["label"]
         for name, run in rows.items():
-            logits = run(backbone, data["image"].as_tensor(), label.as_tensor(), len(organs))
+            logits = run(backbone, data["image"].as_tensor(), data["label"].as_tensor(), len(organs))
             inverted = invert({**data, "pred": MetaTensor(logits, meta=data["image"].meta)})["pred"]
-            prediction = torch.nn.functional.one_hot(inverted.argmax(0).as_tensor(), len(organs) + 1).permute(
-                3, 0, 1, 2
-            )
-            metrics[name](y_pred=[prediction], y=[onehot.as_tensor()])
+            metrics[name](y_pred=[inverted.argmax(0, keepdim=True)], y=[truth])
     result = {}
     for name, metric in metrics.items():
-        values = metric.get_buffer()
+        values = metric.details()["dice"]
         print(f"\n{name}\n{format_table(values, [item['case'] for item in items], organs)}")
-        result[name] = {"organs": values.nanmean(0).tolist(), "mean": values.nanmean(0).nanmean().item()}
+        result[name] = {"organs": values.nanmean(0).tolist(), "mean": mean_of_means(values).item()}
     if output:
         Path(output).write_text(json.dumps({"organs": organs, **result}, indent=4) + "\n")
 

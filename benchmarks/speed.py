@@ -1,9 +1,10 @@
-"""Speed and memory: training with the embedding cache and without it, and the paper's recipe end to end.
+"""Speed and memory: training with the embedding cache and without it, the paper's recipe end to end, long volumes.
 
 Run from the bundle's folder:
 
     python ../benchmarks/speed.py cache  --config_file "['configs/train.json','configs/demo.json']"
     python ../benchmarks/speed.py recipe --device cpu
+    python ../benchmarks/speed.py volume --slices 1500 --config_file "['configs/inference.json','configs/demo.json']"
 """
 
 from __future__ import annotations
@@ -11,9 +12,15 @@ from __future__ import annotations
 import json
 import platform
 import resource
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 
 import fire
+import nibabel as nib
+import numpy as np
 import torch
 from configuration import parse
 
@@ -30,43 +37,81 @@ def _peak_gib(device: str) -> float:
 
 
 def cache(config_file, iterations: int = 10, **overrides) -> None:
-    """Training iterations a second from the cache, against encoding every drawn slice anew (image and true memory)."""
+    """Training iterations a second from the cache, and without it in two ways.
+
+    * ``encoders``: the batch's slices go through SAM2's image and memory encoder anew; they are at hand, augmented.
+    * ``uncached``: one training volume, preprocessed and in memory, is augmented anew for each iteration as well, and
+      the batch's slices are drawn from it. An iteration that drew its slices from as many volumes would augment each.
+    """
     parser = parse(config_file, overrides)
     trainer = parser.get_parsed_content("train#trainer")
     network, dataset = parser.get_parsed_content("network"), parser.get_parsed_content("train#dataset")
     network.prior.fit_statistics(dataset.statistics_batches())
-    volume = dataset.transform(dict(dataset.data[0]))
+    volume, case = dataset.transform(dict(dataset.data[0])), dataset.data[0]["case"]
     size, count = parser.get_parsed_content("batch_size"), len(dataset.organs)
 
     def cached() -> None:
         trainer._iteration(trainer, next(batches))
 
-    def uncached() -> None:
-        # what an iteration without a cache does: transform is left out, only SAM2's share is counted
+    def encode(volume) -> None:
         index = torch.randint(0, volume["image"].shape[-1], (size,))
-        part = {key: volume[key][..., index] for key in ("image", "label")}
-        encoded = dataset.encode(part)
+        encoded = dataset.encode({key: volume[key][..., index] for key in ("image", "label")})
         organ = torch.randint(0, count, (size,))
-        rows = torch.arange(size)
         batch = {key: encoded[key] for key in ("embedding", "high_res_fine", "high_res_coarse")}
-        batch["memory"] = encoded["memory"][rows, organ]
+        batch["memory"] = encoded["memory"][torch.arange(size), organ]
         batch["mask"] = (encoded["label"] == (organ + 1).view(-1, 1, 1))[:, None]
         batch["organ"] = organ
         trainer._iteration(trainer, batch)
 
+    variants = iter(range(1, 10**6))
+    steps = {
+        "cached": cached,
+        "encoders": lambda: encode(volume),
+        "uncached": lambda: encode(dataset.augment(volume, case, next(variants))),
+    }
     rates = {}
-    for name, step in (("cached", cached), ("uncached", uncached)):
+    for name, step in steps.items():
         batches = iter(parser.get_parsed_content("train#dataloader"))
         step()
         start = time.perf_counter()
         for _ in range(iterations):
             step()
-        rates[name] = iterations / (time.perf_counter() - start)
-    print(
-        json.dumps(
-            {**_machine(), "iterations_per_second": rates, "ratio": rates["cached"] / rates["uncached"]}, indent=4
-        )
-    )
+        rates[name] = round(iterations / (time.perf_counter() - start), 3)
+    ratios = {name: round(rates["cached"] / rates[name], 2) for name in ("encoders", "uncached")}
+    print(json.dumps({**_machine(), "iterations_per_second": rates, "cached_is_times_faster": ratios}, indent=4))
+
+
+def volume(config_file, slices: int = 1500, shape: tuple[int, int] = (512, 512), **overrides) -> None:
+    """Seconds and peak memory of `run inferring` on one random int16 volume of many slices.
+
+    Args:
+        config_file: config files as for ``monai.bundle run inferring``; the prior must have been trained.
+        slices: of the volume.
+        shape: of a slice.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "long.nii"
+        voxels = np.random.default_rng(0).integers(-200, 300, (*shape, slices), dtype=np.int16)
+        nib.save(nib.Nifti1Image(voxels, np.diag([0.8, 0.8, 1.0, 1.0])), path)
+        input_gib = voxels.nbytes / 2**30
+        del voxels
+        options = [f"--{key}={value}" for key, value in {"input": path, "output": folder, **overrides}.items()]
+        command = [
+            sys.executable,
+            "-m",
+            "monai.bundle",
+            "run",
+            "inferring",
+            "--config_file",
+            str(config_file),
+            *options,
+        ]
+        start = time.perf_counter()
+        subprocess.run(command, check=True)
+        seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    result = {"slices": slices, "seconds": round(seconds), "peak_gib": round(peak, 2), "file_gib": round(input_gib, 2)}
+    print(json.dumps({**_machine(), **result}, indent=4))
 
 
 def recipe(
@@ -136,4 +181,4 @@ def recipe(
 
 
 if __name__ == "__main__":
-    fire.Fire({"cache": cache, "recipe": recipe})
+    fire.Fire({"cache": cache, "recipe": recipe, "volume": volume})

@@ -21,8 +21,8 @@ from monai.handlers import from_engine
 from monai.inferers import Inferer
 from monai.losses import DiceCELoss
 from monai.networks.nets import UNet
-from monai.transforms import Compose, SaveImaged
-from monai.utils import convert_to_dst_type
+from monai.transforms import Compose, Invertd, KeepLargestConnectedComponentd, Resize
+from monai.utils import convert_to_dst_type, convert_to_tensor
 from tqdm import tqdm, trange
 
 
@@ -96,31 +96,42 @@ def train(network, images, labels, steps, slices_per_step, learning_rate, device
 
 
 class SliceInferer(Inferer):
-    """A volume ``(1, 1, S, S, slices)`` through a 2D network, eight slices at a time."""
+    """A volume ``(1, 1, H, W, slices)`` through a 2D network of S x S slices, eight at a time, to a label map."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.resize = Resize((size, size), mode="bilinear", anti_aliasing=True)
 
     def __call__(self, inputs, network, *args, **kwargs):
-        volume = inputs[0, 0].permute(2, 0, 1)[:, None]
-        logits = torch.cat([network(chunk) for chunk in volume.split(8)]).permute(1, 2, 3, 0)[None]
-        return convert_to_dst_type(logits, inputs)[0]
+        volume = convert_to_tensor(inputs[0, 0], track_meta=False)
+        output = torch.empty(inputs.shape, dtype=torch.uint8)
+        device = next(network.parameters()).device
+        for indices in torch.arange(volume.shape[-1]).split(8):
+            images = convert_to_tensor(self.resize(volume[..., indices].permute(2, 0, 1)), track_meta=False)
+            logits = network(images[:, None].to(device))
+            logits = torch.nn.functional.interpolate(logits, volume.shape[:2], mode="bilinear", align_corners=False)
+            output[0, 0, ..., indices] = logits.argmax(1).permute(1, 2, 0).to(output)
+        return convert_to_dst_type(output, inputs, dtype=torch.uint8)[0]
 
 
 def evaluate(network, parser: ConfigParser, seconds: float, output: str | None) -> None:
-    from scripts.metrics import OrganDiceHandler, format_table
+    from scripts.metrics import OrganDice, OrganMetricHandler, mean_of_means
+    from scripts.reports import format_table
 
     network.eval()
-
-    postprocessing = parser.get_parsed_content("validate#postprocessing")
-    kept = Compose([each for each in postprocessing.transforms if not isinstance(each, SaveImaged)])
+    organs = parser.get_parsed_content("organs")
+    postprocessing = [Invertd("pred", parser.get_parsed_content("validate#preprocessing"), orig_keys="image")]
+    if parser.get_parsed_content("largest_component"):
+        postprocessing.append(KeepLargestConnectedComponentd("pred", range(1, len(organs) + 1), is_onehot=False))
     evaluator = SupervisedEvaluator(
-        device=parser.get_parsed_content("device"),
+        device=torch.device("cpu"),
         val_data_loader=parser.get_parsed_content("validate#dataloader"),
         network=network,
-        inferer=SliceInferer(),
-        postprocessing=kept,
-        key_val_metric={"dice": OrganDiceHandler(output_transform=from_engine(["pred", "label"]))},
+        inferer=SliceInferer(parser.get_parsed_content("image_size")),
+        postprocessing=Compose(postprocessing),
+        key_val_metric={"dice": OrganMetricHandler(OrganDice(len(organs)), from_engine(["pred", "label"]))},
     )
     evaluator.run()
-    organs = parser.get_parsed_content("organs")
     cases = [item["case"] for item in parser.get_parsed_content("test_data")]
     values = evaluator.state.metric_details["dice"]
     print(f"\nUNet, native Dice, {seconds:.0f} s of training\n{format_table(values, cases, organs)}")
@@ -130,7 +141,7 @@ def evaluate(network, parser: ConfigParser, seconds: float, output: str | None) 
             "cases": cases,
             "values": values.tolist(),
             "organ_means": values.nanmean(0).tolist(),
-            "mean": values.nanmean(0).nanmean().item(),
+            "mean": mean_of_means(values).item(),
             "training_seconds": seconds,
         }
         Path(output).write_text(json.dumps(content, indent=4) + "\n")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import monai
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundle"  # the bundle root
 sys.path.insert(0, str(BUNDLE))
@@ -51,6 +54,65 @@ def simple_image(label: np.ndarray, seed: int = 0) -> np.ndarray:
     return (image + np.random.default_rng(seed).normal(0, 8, SHAPE)).astype(np.int16)
 
 
+def save_dicom_series(
+    folder: str | Path, array: np.ndarray, affine: np.ndarray | None = None, name: str = "{index:04d}.dcm", **tags
+) -> Path:
+    """Writes ``(I, J, K)`` as a DICOM series of K slices with J rows and I columns; further files may be there.
+
+    Args:
+        folder: made if it is not there.
+        array: 8 or 16 bit integers, as stored.
+        affine: to millimetres, RAS+, as in NIfTI; by default :data:`SPACING` and axes to the left, back and top, which
+            is how DICOM stores axial slices.
+        name: of each file, with ``{index}``.
+        tags: elements by their keywords, such as ``SeriesDescription="portal"``; a function gets the slice's index. None
+            leaves an element out.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ (np.diag([-2.0, -2.0, 5.0, 1.0]) if affine is None else affine)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    series = generate_uid()
+    for index, plane in enumerate(np.moveaxis(array, -1, 0)):
+        elements = {
+            "SOPClassUID": MRImageStorage,
+            "SOPInstanceUID": generate_uid(),
+            "SeriesInstanceUID": series,
+            "Modality": "MR",
+            "InstanceNumber": index + 1,
+            "ImagePositionPatient": (affine @ [0, 0, index, 1])[:3].round(6).tolist(),
+            "ImageOrientationPatient": (affine[:3, :2] / spacing[:2]).T.ravel().round(8).tolist(),
+            "PixelSpacing": spacing[1::-1].round(6).tolist(),
+            "SliceThickness": round(spacing[2], 6),
+            "Columns": plane.shape[0],
+            "Rows": plane.shape[1],
+            "SamplesPerPixel": 1,
+            "PhotometricInterpretation": "MONOCHROME2",
+            "BitsAllocated": 8 * array.itemsize,
+            "BitsStored": 8 * array.itemsize,
+            "HighBit": 8 * array.itemsize - 1,
+            "PixelRepresentation": int(array.dtype.kind == "i"),
+            "PixelData": plane.T.tobytes(),
+        }
+        dataset = pydicom.Dataset()
+        dataset.file_meta = pydicom.dataset.FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        for keyword, value in (elements | tags).items():
+            value = value(index) if callable(value) else value
+            if value is not None:
+                setattr(dataset, keyword, value)
+        dataset.save_as(folder / name.format(index=index), enforce_file_format=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write_dicom_series():
+    """``write_dicom_series(folder, array, affine=None, name="{index:04d}.dcm", **tags)``: see
+    :func:`save_dicom_series`.
+    """
+    return save_dicom_series
+
+
 @pytest.fixture(scope="session")
 def bundle() -> Path:
     """The bundle root."""
@@ -82,3 +144,20 @@ def write_dataset():
 def tiny_dataset(tmp_path) -> Path:
     """Folder with ``image_{case}.nii.gz`` and ``label_{case}.nii.gz`` of the cases a, b, c, d."""
     return save_dataset(tmp_path / "dataset")
+
+
+@pytest.fixture(scope="session")
+def backbone_file(tmp_path_factory) -> Path:
+    """A ``sam2_nano`` checkpoint with random weights."""
+    from workflows import nano_checkpoint
+
+    return nano_checkpoint(tmp_path_factory.mktemp("backbone") / "sam2_nano.pt")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _global_state():
+    """Workflows seed every library, extend the path and install a hook for uncaught errors."""
+    path, hook = list(sys.path), sys.excepthook
+    yield
+    sys.path[:], sys.excepthook = path, hook
+    monai.utils.set_determinism(None)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scripts.diffusam import DiffuSAM, check_prior_file
 from scripts.diffusion_prior import MemoryPrior
-from scripts.sam2_backbone import NO_OBJECT_LOGIT, FrozenSAM2, resize_logits
+from scripts.sam2_backbone import NO_OBJECT_LOGIT, Decoded, FrozenSAM2
 
 SIZE, TOKENS, CHANNELS, MEMORY_CHANNELS = 64, 4, 128, 32
 ORGANS = ("spleen", "liver")
@@ -64,10 +64,11 @@ def test_one_channel_for_each_organ_after_a_background_of_zeros(network, image):
     assert (logits[:, 0] == 0).all() and (logits[:, 1:] != 0).any()
 
 
-def test_merge_undoes_the_order_of_slices_and_organs(network):
+def test_logits_of_a_slice_are_those_of_its_organs(network):
     """Items are (slice 0, organ 0), (slice 0, organ 1), (slice 1, organ 0), ..."""
-    merged = network.merge(torch.arange(1.0, 7.0).view(6, 1, 1, 1))
-    assert merged[..., 0, 0].tolist() == [[0, 1, 2], [0, 3, 4], [0, 5, 6]]
+    ones = torch.ones(6, 1)
+    logits = network.organ_logits(Decoded(torch.arange(6.0).view(6, 1, 1, 1), ones, ones, ones))
+    assert logits[..., 0, 0].tolist() == [[0, 1], [2, 3], [4, 5]]
 
 
 @pytest.mark.parametrize("options", [{}, {"samples": 2}, {"eta": 1.0}, {"steps": 1}], ids=str)
@@ -158,7 +159,7 @@ def test_object_gate_closes_absent_organs_alone(first_organ_absent, backbone, ne
 def test_without_the_gate_absent_organs_keep_their_logits(first_organ_absent, network, features):
     repeated = features.repeat_interleave(2)
     decoded = network.backbone.decode(network.backbone.condition(repeated), repeated)
-    assert torch.equal(network.organ_logits(decoded), resize_logits(decoded.mask_logits, SIZE))
+    assert torch.equal(network.organ_logits(decoded).flatten(0, 1), decoded.mask_logits[:, 0])
 
 
 # -------------------------------------------------------------------------------------- construction

@@ -59,7 +59,7 @@ def test_anterior_is_up_and_the_patients_right_on_the_left():
     image[:, 17:, 17:] = 1  # stored RAS: the far corner is right and anterior
     image = MetaTensor(image, affine=torch.eye(4, dtype=torch.float64))
 
-    figure = draw(image, torch.zeros(1, 20, 20, 1), window=(0, 1))
+    figure = draw(image, torch.zeros_like(image), window=(0, 1))
 
     shown = figure.axes[0].images[0].get_array()
     np.testing.assert_array_equal(np.argwhere(shown)[:, 0], np.repeat([0, 1, 2], 3))
@@ -88,28 +88,23 @@ def test_a_volume_without_any_organ_is_drawn_all_the_same(volume):
     assert len(figure.axes) == 2
 
 
-def one_hot(values: torch.Tensor) -> torch.Tensor:
-    return torch.cat([values == value for value in range(len(ORGANS) + 1)]).float()
-
-
 def test_the_handler_names_a_picture_after_its_case(tmp_path, volume):
     image, prediction, truth = volume
     image.meta["filename_or_obj"] = "/somewhere/img0007.nii.gz"
-    engine = Engine(lambda engine, batch: [{"image": image, "pred": one_hot(prediction), "label": one_hot(truth)}])
-    OverlaySaver(tmp_path, ORGANS).attach(engine)
+    engine = Engine(lambda engine, batch: [{"image": image, "pred_labels": prediction, "label": truth}])
+    OverlaySaver(tmp_path, ORGANS, prediction_key="pred_labels").attach(engine)
 
     engine.run([0])
 
     assert [path.name for path in tmp_path.iterdir()] == ["img0007.png"]
+    save_figure(draw(image, prediction, truth), tmp_path / "expected.png")
+    np.testing.assert_array_equal(imread(tmp_path / "img0007.png"), imread(tmp_path / "expected.png"))
 
 
-def test_the_handler_draws_the_same_as_label_values_do(tmp_path, volume):
+def test_image_and_prediction_may_be_stored_differently(volume):
+    """Preprocessing turns the image; the prediction comes back as the file is stored."""
     image, prediction, _ = volume
-    image.meta["filename_or_obj"] = "case.nii.gz"
-    engine = Engine(lambda engine, batch: [{"image": image, "pred": one_hot(prediction)}])
-    OverlaySaver(tmp_path / "one_hot", ORGANS).attach(engine)
 
-    engine.run([0])
+    picture = pixels(draw(Orientation(axcodes="PLS")(image), Orientation(axcodes="SAR")(prediction)))
 
-    save_figure(draw(image, prediction), tmp_path / "values.png")
-    np.testing.assert_array_equal(imread(tmp_path / "one_hot" / "case.png"), imread(tmp_path / "values.png"))
+    np.testing.assert_array_equal(picture, pixels(draw(image, prediction)))

@@ -1,128 +1,330 @@
-"""Dice for each organ against overlaps counted by hand, and the table, CSV and JSON made of it."""
+"""Each metric against values worked out by hand, and against SciPy, NumPy or MONAI doing the same another way."""
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
+from monai.data import MetaTensor
 from monai.handlers import from_engine
-from scripts.metrics import OrganDice, OrganDiceHandler, OrganMetricsSaver, format_table
+from monai.metrics import (
+    DiceMetric,
+    compute_average_surface_distance,
+    compute_hausdorff_distance,
+    compute_surface_dice,
+)
+from monai.networks import one_hot
+from monai.transforms import Orientation
+from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filter
+from scripts.metrics import DfgDice, FateDice, OrganDice, OrganMetricHandler, SurfaceMetrics
+from torch.nn.functional import interpolate
 
-ORGANS = ["spleen", "liver"]
-
-
-def one_hot(*organs: torch.Tensor) -> torch.Tensor:
-    """Organ masks to ``(1 + organs, ...)`` with background first."""
-    organs = torch.stack(organs).float()
-    return torch.cat([1 - organs.amax(0, keepdim=True), organs])
-
-
-def box(start: int, stop: int) -> torch.Tensor:
-    """A 2 x 2 column from ``start`` to ``stop`` along the last axis of a (4, 4, 8) grid."""
-    mask = torch.zeros(4, 4, 8)
-    mask[1:3, 1:3, start:stop] = 1
-    return mask
-
-
-NOTHING = box(0, 0)
+SHAPE = (24, 20, 12)
+SPACING = (0.8, 1.3, 4.0)
+EVERYWHERE = ((0, 24), (0, 20), (0, 12))
+CENTRE = ((6, 18), (5, 15), (3, 9))
 
 
-def dice(prediction: torch.Tensor, truth: torch.Tensor) -> list[float]:
-    return OrganDice()([prediction], [truth])[0].tolist()
+def label_map(boxes: dict[int, tuple], shape=SHAPE, affine=np.diag([*SPACING, 1])) -> MetaTensor:
+    """``(1, H, W, D)`` with a box of voxels for each label value."""
+    labels = torch.zeros(1, *shape)
+    for value, box in boxes.items():
+        labels[(0, *(slice(*side) for side in box))] = value
+    return MetaTensor(labels, affine=affine)
 
 
-def test_partial_overlap():
-    # 4 * 4 voxels against 4 * 2, 4 * 1 of them shared: 2 * 4 / (16 + 8)
-    found = dice(one_hot(box(0, 4), NOTHING), one_hot(box(3, 5), NOTHING))
-
-    assert found[0] == pytest.approx(2 * 4 / (16 + 8))
-
-
-def test_a_perfect_organ_beside_a_missed_one():
-    found = dice(one_hot(box(0, 2), NOTHING), one_hot(box(0, 2), box(4, 6)))
-
-    assert found == [1.0, 0.0]
+def blobs(seed: int, threshold: float = 0.1) -> MetaTensor:
+    """Three organs of random shape that meet each other and the edges of the volume."""
+    noise = np.random.default_rng(seed).normal(size=(3, *SHAPE))
+    smooth = np.stack([gaussian_filter(each, 2) for each in noise])
+    labels = np.where(smooth.max(0) > threshold * smooth.max(), 1 + smooth.argmax(0), 0)
+    return MetaTensor(torch.tensor(labels)[None].float(), affine=np.diag([*SPACING, 1]))
 
 
-def test_an_organ_absent_from_both_is_undefined():
-    found = dice(one_hot(box(0, 2), NOTHING), one_hot(box(0, 2), NOTHING))
-
-    assert math.isnan(found[1])
-
-
-def test_an_invented_organ_counts_as_zero():
-    found = dice(one_hot(box(0, 2), box(4, 6)), one_hot(box(0, 2), NOTHING))
-
-    assert found[1] == 0.0
+def packed(*organs: MetaTensor) -> MetaTensor:
+    """Masks of organs 1, 2, ... to bits."""
+    bits = sum((organ > 0).as_tensor().to(torch.uint8) << index for index, organ in enumerate(organs))
+    return MetaTensor(bits, affine=organs[0].affine)
 
 
-def test_the_mean_leaves_undefined_values_out():
-    metric = OrganDice()
-    metric([one_hot(box(0, 2), NOTHING)], [one_hot(box(0, 2), NOTHING)])  # 1, undefined
-
-    assert metric.aggregate().item() == 1.0
+def unmerged(labels: MetaTensor, organs: int = 3) -> MetaTensor:
+    return packed(*((labels == value) for value in range(1, organs + 1)))
 
 
-VALUES = torch.tensor([[0.8, math.nan], [0.6, 0.9], [0.4, 0.7]])
+def found(metric, prediction: MetaTensor, truth: MetaTensor) -> dict[str, list[float]]:
+    """The numbers of one volume, a list over organs for each name."""
+    metric([prediction], [truth])
+    return {name: values[0].tolist() for name, values in metric.details().items()}
 
 
-def rows_of(table: str) -> dict[str, list[str]]:
-    return {line.split()[0]: line.split()[1:] for line in table.splitlines()}
+def close(expected) -> object:
+    return pytest.approx(expected, abs=1e-5, nan_ok=True)
 
 
-def test_the_table_names_its_rows_and_columns():
-    lines = format_table(VALUES, ["img1", "img2", "img3"], ORGANS).splitlines()
-
-    assert lines[0].split() == ["spleen", "liver", "mean"]
-    assert [line.split()[0] for line in lines[1:]] == ["img1", "img2", "img3", "mean"]
+PREDICTION, TRUTH = blobs(0), blobs(1)
+PREDICTION[PREDICTION == 3] = 0
+TRUTH[TRUTH == 3] = 0  # the third organ is in neither
 
 
-def test_the_table_has_a_dash_for_undefined_and_leaves_it_out_of_the_mean():
-    assert rows_of(format_table(VALUES, ["img1", "img2", "img3"], ORGANS))["img1"] == ["0.8000", "-", "0.8000"]
+# ---- Dice of volumes
 
 
-def test_the_last_mean_is_over_organ_means():
-    # organ means 0.6 and 0.8, not the mean of five values, 0.68
-    assert rows_of(format_table(VALUES, ["img1", "img2", "img3"], ORGANS))["mean"] == ["0.6000", "0.8000", "0.7000"]
+def test_dice_is_that_of_one_hot_volumes():
+    reference = DiceMetric(include_background=False, reduction="none")
+    expected = reference([one_hot(PREDICTION, 4, dim=0)], [one_hot(TRUTH, 4, dim=0)])[0].tolist()
+
+    assert found(OrganDice(3), PREDICTION, TRUTH)["dice"] == close(expected)
+    assert math.isnan(expected[2])
 
 
-@pytest.fixture
-def saved(tmp_path):
-    """The folder of an evaluation of two volumes: Dice (1/3, undefined), then (1, 0)."""
-    outputs = [
-        [{"pred": one_hot(box(0, 4), NOTHING), "label": one_hot(box(3, 5), NOTHING)}],
-        [{"pred": one_hot(box(0, 2), NOTHING), "label": one_hot(box(0, 2), box(4, 6))}],
+@pytest.mark.parametrize(
+    ("predicted", "true", "expected"),
+    [
+        ({1: ((0, 4), (0, 2), (0, 2))}, {1: ((3, 5), (0, 2), (0, 2))}, 2 * 4 / (16 + 8)),
+        ({}, {1: CENTRE}, 0),
+        ({1: CENTRE}, {}, 0),  # invented
+        ({}, {2: CENTRE}, math.nan),
+        ({1: CENTRE}, {1: CENTRE}, 1),
+    ],
+)
+@pytest.mark.parametrize("metric", [OrganDice(2), DfgDice(2, size=24)])
+def test_dice_by_hand(metric, predicted, true, expected):
+    # the second organ, alike in both, is in every slice, so that the DFG Dice counts all of them
+    everywhere = {2: ((20, 24), (16, 20), (0, 12))}
+    metric.reset()
+
+    dice = found(metric, label_map(everywhere | predicted), label_map(everywhere | true))
+
+    assert dice[metric.names[0]][0] == close(expected)
+
+
+def test_dice_takes_batches_of_label_maps_without_an_affine():
+    metric = OrganDice(2)
+    metric(torch.cat([TRUTH, PREDICTION])[:, None].as_tensor(), torch.cat([TRUTH, TRUTH])[:, None].as_tensor())
+
+    assert metric.get_buffer().shape == (2, 2)
+    assert metric.get_buffer()[0].tolist() == [1, 1]
+
+
+def test_the_mean_is_over_organs_of_means_over_volumes():
+    metric = OrganDice(2)
+    first, second = label_map({1: CENTRE}), label_map({2: CENTRE})
+    metric([first, first, first], [first, first, label_map({})])  # 1, 1, 0; the second organ undefined
+    metric([second], [second])
+
+    # 2/3 and 1, not the mean of the four values, nor of the volumes' means
+    assert metric.aggregate()["dice"].item() == close((2 / 3 + 1) / 2)
+
+
+@pytest.mark.parametrize("shape", [(1, 24, 20, 11), (2, *SHAPE)])
+def test_maps_of_different_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match="two label maps of the same shape"):
+        OrganDice(3)([torch.zeros(shape)], [TRUTH])
+
+
+# ---- Dice at 256 x 256
+
+
+def test_dfg_dice_ignores_slices_beyond_the_true_organs():
+    true = label_map({1: CENTRE})
+    more = label_map({1: (*CENTRE[:2], (0, 9))})
+
+    assert found(DfgDice(1), more, true)["dice_dfg"] == [1]
+    assert found(OrganDice(1), more, true)["dice"] == close([2 * 6 / (6 + 9)])
+
+
+def test_dfg_dice_keeps_slices_between_organs():
+    true = label_map({1: (*CENTRE[:2], (0, 2)), 2: (*CENTRE[:2], (10, 12))})
+    more = label_map({1: (*CENTRE[:2], (0, 4)), 2: (*CENTRE[:2], (10, 12))})
+
+    assert found(DfgDice(2), more, true)["dice_dfg"] == close([2 * 2 / (2 + 4), 1])
+
+
+@pytest.mark.parametrize("size", [256, 24, 10])
+def test_dfg_dice_resizes_to_the_nearest_voxel(size):
+    def slices(labels: MetaTensor) -> np.ndarray:
+        resized = interpolate(labels.as_tensor().permute(0, 3, 1, 2), (size, size), mode="nearest-exact")
+        return resized[0].numpy()
+
+    prediction, true = slices(PREDICTION), slices(TRUTH)
+    expected = [
+        2 * ((prediction == value) & (true == value)).sum() / ((prediction == value).sum() + (true == value).sum())
+        for value in (1, 2)
     ]
-    batches = [[{"filename_or_obj": f"/somewhere/img{index}.nii.gz"}] for index in (1, 2)]
-    engine = Engine(lambda engine, batch: outputs[engine.state.iteration - 1])
-    engine.state.metric_details = {}  # as MONAI's engines have it
-    OrganDiceHandler(output_transform=from_engine(["pred", "label"])).attach(engine, "dice")
-    OrganMetricsSaver(str(tmp_path), ORGANS, about={"steps": 2}).attach(engine)
-    engine.run(batches)
-    return tmp_path
+
+    assert found(DfgDice(2, size), PREDICTION, TRUTH)["dice_dfg"] == close(expected)
 
 
-def test_csv_has_the_organs_as_columns(saved):
-    with open(saved / "dice_raw.csv", newline="") as file:
-        header, *rows = csv.reader(file)
-
-    assert header == ["filename", "spleen", "liver", "mean"]
-    assert float(rows[0][1]) == pytest.approx(1 / 3, abs=1e-4)
-    assert [row[0].endswith(f"img{index}.nii.gz") for index, row in enumerate(rows, 1)] == [True, True]
+def test_dfg_dice_of_a_volume_without_organs_is_undefined():
+    assert found(DfgDice(1), label_map({1: CENTRE}), label_map({}))["dice_dfg"] == close([math.nan])
 
 
-def test_json_has_the_numbers_and_what_they_are_of(saved):
-    content = json.loads((saved / "metrics.json").read_text())
-
-    assert content["about"] == {"steps": 2}
-    assert (content["cases"], content["organs"]) == (["img1", "img2"], ORGANS)
-    assert content["dice"]["values"] == [[pytest.approx(1 / 3, abs=1e-6), None], [1.0, 0.0]]
-    assert content["dice"]["organ_means"] == [pytest.approx(2 / 3, abs=1e-6), 0.0]
+# ---- Dice of slices
 
 
-def test_metrics_leave_no_unfinished_file(saved):
-    assert not list(saved.glob("*.part"))
+def test_fate_dice_by_hand():
+    # slices 2...8 predicted, half of it in slice 2; slices 0...5 true: Dice 2/3, 1, 1, 1, and 0 in 0, 1, 6, 7, 8
+    predicted = label_map({1: (*CENTRE[:2], (2, 9))})
+    predicted[:, 6:12, :, 2] = 0
+    result = found(FateDice(1), packed(predicted), label_map({1: (*CENTRE[:2], (0, 6))}))
+
+    assert result == {
+        "dice_fate": close([(2 / 3 + 3) / 4]),
+        "fate_slices_kept": [4],
+        "fate_slices_dropped": [5],
+    }
+
+
+def test_fate_dice_lets_two_organs_claim_a_voxel():
+    true = label_map({1: CENTRE, 2: ((6, 12), *CENTRE[1:])})  # the second takes half of the first
+    result = found(FateDice(2), packed(label_map({1: CENTRE}), label_map({1: ((6, 12), *CENTRE[1:])})), true)
+
+    assert result["dice_fate"] == close([2 / 3, 1])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.float32])
+def test_fate_dice_is_the_mean_over_slices_that_are_not_zero(dtype):
+    third = blobs(2, 0.5)
+    bits = packed(PREDICTION == 1, third > 0)
+    expected = []
+    for mask, true in ((PREDICTION == 1, TRUTH == 1), (third > 0, TRUTH == 2)):
+        mask, true = mask.numpy().astype(bool), true.numpy().astype(bool)
+        with np.errstate(invalid="ignore"):
+            dice = 2 * (mask & true).sum((0, 1, 2)) / (mask.sum((0, 1, 2)) + true.sum((0, 1, 2)))
+        expected.append(np.mean([each for each in dice if each > 0]))
+
+    assert found(FateDice(2), bits.to(dtype), TRUTH)["dice_fate"] == close(expected)
+
+
+def test_fate_dice_knows_more_organs_than_a_byte_has_bits():
+    bits = (label_map({1: CENTRE}) > 0).int() << 8
+
+    assert found(FateDice(9), bits, label_map({9: CENTRE}))["dice_fate"] == close([math.nan] * 8 + [1])
+
+
+# ---- surfaces
+
+
+@pytest.mark.parametrize(
+    ("axis", "distance", "within"),
+    [(0, 2 * 1.0, 1), (1, 2 * 1.5, 0), (2, 2 * 4.0, 0)],  # a distance of the tolerance itself is within
+)
+def test_distances_of_parallel_sheets(axis, distance, within):
+    def sheet(position: int) -> MetaTensor:
+        box = list(EVERYWHERE)
+        box[axis] = (position, position + 1)
+        return label_map({1: box}, affine=np.diag([1.0, 1.5, 4.0, 1]))
+
+    result = found(SurfaceMetrics(1), sheet(3), sheet(5))
+
+    assert result == {
+        "hd95_mm": [distance],
+        "asd_mm": [distance],
+        "surface_dice_2mm": [within],
+        "missed": [0],
+        "invented": [0],
+    }
+
+
+def surfaces_by_distance_transform(prediction: np.ndarray, true: np.ndarray, tolerance: float) -> list[float]:
+    edges = [mask & ~binary_erosion(mask) for mask in (prediction, true)]
+    to_prediction, to_true = (distance_transform_edt(~edge, sampling=SPACING) for edge in edges)
+    directed = [to_true[edges[0]], to_prediction[edges[1]]]
+    both = np.concatenate(directed)
+    return [max(np.percentile(each, 95) for each in directed), both.mean(), (both <= tolerance).mean()]
+
+
+def surfaces_by_monai(prediction: np.ndarray, true: np.ndarray, tolerance: float) -> list[float]:
+    masks = [torch.tensor(mask)[None, None].float() for mask in (prediction, true)]
+    common = {"include_background": True, "spacing": SPACING}
+    return [
+        compute_hausdorff_distance(*masks, percentile=95, **common).item(),
+        compute_average_surface_distance(*masks, symmetric=True, **common).item(),
+        compute_surface_dice(*masks, class_thresholds=[tolerance], **common).item(),
+    ]
+
+
+@pytest.mark.parametrize("tolerance", [2, 3.5])
+@pytest.mark.parametrize("another_way", [surfaces_by_distance_transform, surfaces_by_monai])
+def test_distances_of_random_shapes(another_way, tolerance):
+    result = found(SurfaceMetrics(3, tolerance), PREDICTION, TRUTH)
+    masks = [(PREDICTION[0].numpy() == value, TRUTH[0].numpy() == value) for value in (1, 2)]
+    expected = [another_way(*pair, tolerance) for pair in masks]
+
+    assert list(result)[:3] == ["hd95_mm", "asd_mm", f"surface_dice_{tolerance}mm"]
+    for column, name in enumerate(list(result)[:3]):
+        assert result[name] == close([*(each[column] for each in expected), math.nan])
+
+
+def test_missed_and_invented_organs_have_no_distance_but_are_counted():
+    predicted = label_map({1: CENTRE, 2: ((0, 4), (0, 4), (0, 4))})
+    true = label_map({1: CENTRE, 3: ((0, 4), (0, 4), (0, 4))})
+
+    assert found(SurfaceMetrics(4), predicted, true) == {
+        "hd95_mm": close([0, math.nan, math.nan, math.nan]),
+        "asd_mm": close([0, math.nan, math.nan, math.nan]),
+        "surface_dice_2mm": close([1, 0, 0, math.nan]),
+        "missed": [0, 0, 1, 0],
+        "invented": [0, 1, 0, 0],
+    }
+
+
+def test_distances_in_a_rotated_grid():
+    # as scanners' software writes it, in float32: by the affine alone 5 voxels of 0.4 mm would be 2.0000002 mm
+    angle = np.float32(math.radians(34))
+    affine = np.diag(np.array([0.4, 0.4, 2, 1], np.float32))
+    affine[:2, :2] = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * np.float32(0.4)
+    sheets = [label_map({1: ((first, first + 1), *EVERYWHERE[1:])}, affine=affine) for first in (4, 9)]
+
+    result = found(SurfaceMetrics(1), *sheets)
+
+    assert (result["asd_mm"], result["surface_dice_2mm"]) == (close([2]), [1])
+
+
+# ---- whatever the order in which a file has its axes
+
+
+@pytest.mark.parametrize("axcodes", ["LPS", "SAR", "PIL", "ILA"])
+@pytest.mark.parametrize("metric", [OrganDice(3), DfgDice(3, size=10), FateDice(3), SurfaceMetrics(3)])
+def test_numbers_do_not_depend_on_how_a_volume_is_stored(metric, axcodes):
+    stored = Orientation(axcodes)
+    packing = unmerged if isinstance(metric, FateDice) else lambda labels: labels
+    metric.reset()
+    upright = found(metric, packing(PREDICTION), TRUTH)
+    metric.reset()
+    turned = found(metric, packing(stored(PREDICTION)), stored(TRUTH))
+
+    assert stored(TRUTH).shape != TRUTH.shape or axcodes == "LPS"
+    for name, values in upright.items():
+        assert turned[name] == close(values)
+
+
+@pytest.mark.parametrize("metric", [DfgDice(1), FateDice(1), SurfaceMetrics(1)])
+def test_a_map_without_an_affine_is_refused(metric):
+    with pytest.raises(ValueError, match="needs the affine"):
+        metric([TRUTH.as_tensor()], [TRUTH.as_tensor()])
+
+
+# ---- as Ignite metrics
+
+
+def test_an_engine_keeps_the_numbers_of_every_volume_and_their_means():
+    outputs = [[{"pred": PREDICTION, "organs": unmerged(PREDICTION), "label": TRUTH}]] * 2
+    engine = Engine(lambda engine, batch: outputs[batch])
+    for name, metric in {"dice": OrganDice(3), "surface": SurfaceMetrics(3), "dice_dfg": DfgDice(3)}.items():
+        OrganMetricHandler(metric, from_engine(["pred", "label"])).attach(engine, name)
+    OrganMetricHandler(FateDice(3), from_engine(["organs", "label"])).attach(engine, "dice_fate")
+
+    for _ in range(2):  # the second run starts afresh
+        engine.state.metric_details = {}  # as MONAI's engines have it
+        engine.run([0, 1])
+
+    details, metrics = engine.state.metric_details, engine.state.metrics
+    assert {name: tuple(values.shape) for name, values in details.items()} == dict.fromkeys(
+        ["dice", *SurfaceMetrics(3).names, "dice_dfg", *FateDice.names], (2, 3)
+    )
+    for name in ("dice", "hd95_mm", "dice_dfg", "dice_fate"):
+        assert metrics[name] == close(details[name][0].nanmean().item())

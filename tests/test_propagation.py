@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from monai.transforms import Resize
 from scripts.diffusam import DiffuSAM
 from scripts.diffusion_prior import MemoryPrior
 from scripts.propagation import VolumetricInferer
@@ -82,59 +83,95 @@ def run_traced(network, monkeypatch, slices: int, **options) -> tuple[Trace, tor
     monkeypatch.setattr(backbone, "encode_memory", lambda features, logits, score=None: features.embedding)
     monkeypatch.setattr(network, "synthesise", synthesise)
     volume = (torch.arange(slices) * STEP).expand(1, 1, SIZE, SIZE, slices)
-    return trace, VolumetricInferer(**options)(volume, network)
+    return trace, logits_of(volume, network, **options)
+
+
+def logits_of(volume: torch.Tensor, network, **options) -> torch.Tensor:
+    return VolumetricInferer(output="logits", **options)(volume, network)
 
 
 # -------------------------------------------------------------------------------------------- output
 
 
 @pytest.mark.parametrize("options", [{"no_3d": True}, {"neighbours": 2, "use_pointers": True}], ids=str)
-def test_output_has_the_shape_of_the_volume_and_a_channel_for_each_organ(network, options):
-    output = VolumetricInferer(**options)(make_volume(3), network)
-    assert output.shape == (1, 1 + len(ORGANS), SIZE, SIZE, 3)
+@pytest.mark.parametrize(
+    "output, channels, dtype",
+    [
+        ("labels", 1, torch.uint8),
+        ("labels_and_organs", 2, torch.uint8),
+        ("logits", 1 + len(ORGANS), torch.float32),
+    ],
+)
+def test_output_has_the_size_of_the_volume(network, options, output, channels, dtype):
+    volume = torch.rand(1, 1, 50, 70, 3)
+    result = VolumetricInferer(output=output, **options)(volume, network)
+    assert result.shape == (1, channels, 50, 70, 3) and result.dtype == dtype
+
+
+def test_labels_are_the_best_organ_and_bits_every_organ(network):
+    volume = make_volume(3)
+    logits = logits_of(volume, network)
+    both = VolumetricInferer(output="labels_and_organs")(volume, network)
+    assert torch.equal(both[:, 0], logits.argmax(1).to(torch.uint8))
+    assert torch.equal(both[:, 1], ((logits[:, 1] > 0) + 2 * (logits[:, 2] > 0)).to(torch.uint8))
+    assert torch.equal(VolumetricInferer()(volume, network), both[:, :1])
+
+
+def test_more_than_eight_organs_have_bits_of_their_own(network):
+    """Every organ is positive everywhere, the last one the most."""
+    inferer = VolumetricInferer(output="labels_and_organs")
+    output = inferer._empty_output(torch.zeros(8, 8, 2), organs=12)
+    inferer._write(output, [0, 1], torch.arange(1.0, 13.0).view(1, 12, 1, 1).expand(2, 12, 4, 4))
+    assert (output[0, 0] == 12).all() and (output[0, 1] == 2**12 - 1).all()
 
 
 def test_no_3d_is_the_network_slice_by_slice(network):
     volume = make_volume()
-    output = VolumetricInferer(no_3d=True, batch_size=2)(volume, network)
+    output = logits_of(volume, network, no_3d=True, batch_size=2)
     with torch.no_grad():
         expected = torch.stack([network(volume[..., index]) for index in range(volume.shape[-1])], dim=-1)
     torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [(50, 70), (100, 128)], ids=str)
+def test_slices_are_resized_as_in_training(network, monkeypatch, size):
+    """The training's `Resized` sees the whole volume, the inferer a few slices at a time."""
+    volume = torch.rand(1, *size, 5)
+    expected = Resize((SIZE, SIZE, -1), mode="trilinear", anti_aliasing=True)(volume)
+    seen, encode_image = [], network.backbone.encode_image
+    monkeypatch.setattr(network.backbone, "encode_image", lambda image: seen.append(image) or encode_image(image))
+
+    VolumetricInferer(no_3d=True, batch_size=2)(volume[None], network)
+
+    torch.testing.assert_close(torch.cat(seen)[:, 0].permute(1, 2, 0), expected[0], rtol=1e-5, atol=1e-6)
+
+
 def test_no_neighbours_is_no_3d(network):
     volume = make_volume()
-    assert torch.equal(
-        VolumetricInferer(neighbours=0)(volume, network), VolumetricInferer(neighbours=3, no_3d=True)(volume, network)
-    )
+    assert torch.equal(logits_of(volume, network, neighbours=0), logits_of(volume, network, neighbours=3, no_3d=True))
 
 
 def test_middle_slice_is_decoded_from_its_own_memory_alone(network):
-    volume = make_volume()
-    walked, alone = (VolumetricInferer(no_3d=no_3d)(volume, network) for no_3d in (False, True))
+    walked, alone = (logits_of(make_volume(), network, no_3d=no_3d) for no_3d in (False, True))
     torch.testing.assert_close(walked[..., 2], alone[..., 2], rtol=1e-3, atol=1e-4)
 
 
 def test_neighbours_change_the_other_slices(network):
-    volume = make_volume()
-    walked, alone = (VolumetricInferer(no_3d=no_3d)(volume, network) for no_3d in (False, True))
+    walked, alone = (logits_of(make_volume(), network, no_3d=no_3d) for no_3d in (False, True))
     difference = (walked - alone).abs().amax((0, 1, 2, 3))
     assert (difference[[0, 1, 3, 4]] > 1e-3).all()
 
 
 def test_own_weight_of_one_is_no_3d(network):
-    volume = make_volume()
-    weighted = VolumetricInferer(neighbours=2, own_weight=1.0)(volume, network)
-    alone = VolumetricInferer(no_3d=True)(volume, network)
+    weighted = logits_of(make_volume(), network, neighbours=2, own_weight=1.0)
+    alone = logits_of(make_volume(), network, no_3d=True)
     torch.testing.assert_close(weighted, alone, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("use_pointers", [False, True])
-def test_result_does_not_depend_on_batch_size(network, use_pointers):
-    volume = make_volume(6)
+@pytest.mark.parametrize("options", [{}, {"use_pointers": True}, {"two_pass": True}, {"refine": True}], ids=str)
+def test_result_does_not_depend_on_batch_size(network, options):
     outputs = [
-        VolumetricInferer(neighbours=2, batch_size=batch_size, use_pointers=use_pointers)(volume, network)
-        for batch_size in (1, 3, 8)
+        logits_of(make_volume(6), network, neighbours=2, batch_size=batch_size, **options) for batch_size in (1, 3, 8)
     ]
     torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(outputs[2], outputs[0], rtol=1e-3, atol=1e-4)
@@ -144,18 +181,19 @@ def test_result_does_not_depend_on_batch_size(network, use_pointers):
 def test_walk_is_the_same_in_both_directions(network, flip):
     """With a middle slice, turning the volume around turns the result around."""
     volume = make_volume(3)
-    inferer = VolumetricInferer()
-    torch.testing.assert_close(
-        inferer(volume.flip(-1), network).flip(-1), inferer(volume, network), rtol=1e-3, atol=1e-4
-    )
+    turned = logits_of(volume.flip(-1), network).flip(-1)
+    torch.testing.assert_close(turned, logits_of(volume, network), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "shape", [(2, 1, SIZE, SIZE, 3), (1, 3, SIZE, SIZE, 3), (1, 1, SIZE, 32, 3), (1, 1, SIZE, SIZE)], ids=str
-)
+@pytest.mark.parametrize("shape", [(2, 1, SIZE, SIZE, 3), (1, 3, SIZE, SIZE, 3), (1, 1, SIZE, SIZE)], ids=str)
 def test_other_shapes_are_refused(network, shape):
-    with pytest.raises(ValueError, match=r"\(1, 1, 64, 64, slices\), got"):
+    with pytest.raises(ValueError, match=r"\(1, 1, H, W, slices\), got"):
         VolumetricInferer()(torch.zeros(shape), network)
+
+
+def test_unknown_output_is_refused():
+    with pytest.raises(ValueError, match="labels, labels_and_organs, logits, got 'masks'"):
+        VolumetricInferer(output="masks")
 
 
 @pytest.mark.parametrize("no_3d", [False, True])
@@ -163,6 +201,56 @@ def test_untrained_prior_is_refused(network, monkeypatch, no_3d):
     monkeypatch.setitem(network.prior._buffers, "fitted", torch.tensor(False))
     with pytest.raises(RuntimeError, match="untrained: load a trained one .`prior_file`."):
         VolumetricInferer(no_3d=no_3d)(make_volume(1), network)
+
+
+# ------------------------------------------------------------------------- source-free adaptation
+
+
+@pytest.mark.parametrize("options", [{}, {"refine": True}, {"no_3d": True}], ids=str)
+def test_two_passes_give_what_one_gives(network, options):
+    volume = make_volume()
+    two = logits_of(volume, network, two_pass=True, batch_size=2, **options)
+    torch.testing.assert_close(two, logits_of(volume, network, batch_size=2, **options), rtol=1e-3, atol=1e-4)
+
+
+def test_the_first_pass_ends_before_the_first_slice_is_decoded(network, monkeypatch):
+    order = []
+    synthesise, decode = network.synthesise, network.backbone.decode
+    monkeypatch.setattr(network, "synthesise", lambda *args: order.append("memory") or synthesise(*args))
+    monkeypatch.setattr(network.backbone, "decode", lambda *args: order.append("mask") or decode(*args))
+
+    VolumetricInferer(two_pass=True, batch_size=1)(make_volume(4), network)
+
+    assert order == ["memory"] * 4 + ["mask"] * 3  # the two slices beside the middle are decoded together
+
+
+def test_adapting_to_a_volume_changes_nothing_of_the_network(network):
+    before = {key: value.clone() for key, value in network.prior.state_dict().items()}
+    backbone = network.backbone.fingerprint()
+
+    VolumetricInferer(two_pass=True, target_statistics=True)(make_volume(), network)
+
+    assert all(torch.equal(value, before[key]) for key, value in network.prior.state_dict().items())
+    assert network.backbone.fingerprint() == backbone
+
+
+def test_target_statistics_give_the_prior_embeddings_as_in_its_training(network, monkeypatch):
+    """Whatever the volume's features are like, each channel reaches the prior with the training's moments."""
+    prior, channels = network.prior, torch.arange(CHANNELS, dtype=torch.float32).view(1, -1, 1, 1)
+    monkeypatch.setitem(prior._buffers, "embedding_mean", channels / 10)
+    monkeypatch.setitem(prior._buffers, "embedding_std", 1 + channels / 100)
+    seen, synthesise = [], network.synthesise
+    monkeypatch.setattr(network, "synthesise", lambda features: seen.append(features) or synthesise(features))
+
+    VolumetricInferer(target_statistics=True, batch_size=2)(make_volume(), network)
+
+    embedding = torch.cat([features.embedding for features in seen])
+    torch.testing.assert_close(embedding.mean((0, 2, 3)), prior.embedding_mean.flatten(), rtol=1e-3, atol=1e-3)
+    deviation = embedding.std((0, 2, 3), correction=0)
+    torch.testing.assert_close(deviation, prior.embedding_std.flatten(), rtol=1e-3, atol=1e-3)
+
+
+# ----------------------------------------------------------------------------------------- options
 
 
 @pytest.mark.parametrize("neighbours", [-1, 7])
@@ -264,19 +352,18 @@ def test_without_merging_overlaps_are_remembered(network, remembered):
 
 
 def test_merged_masks_are_the_label_map_of_the_output(network, remembered):
-    output = VolumetricInferer(merge=True)(make_volume(1), network)
-    labels = output[..., 0].argmax(1)
+    labels = VolumetricInferer(merge=True)(make_volume(1), network)[:, 0, ..., 0]
     logits, _ = remembered[0]
     assert torch.equal(logits > 0, torch.stack([labels == organ for organ in (1, 2)], 1))
 
 
 def test_object_score_of_a_remembered_mask_says_whether_it_is_empty(network, remembered, monkeypatch):
-    def merge_without_spleen(logits):
-        merged = DiffuSAM.merge(network, logits)
-        merged[:, 1] = -5
-        return merged
+    def logits_without_spleen(decoded):
+        logits = DiffuSAM.organ_logits(network, decoded)
+        logits[:, 0] = -5
+        return logits
 
-    monkeypatch.setattr(network, "merge", merge_without_spleen)
+    monkeypatch.setattr(network, "organ_logits", logits_without_spleen)
     VolumetricInferer()(make_volume(1), network)
     assert remembered[0][1].tolist() == [[-1, 1]]
 

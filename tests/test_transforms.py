@@ -167,23 +167,24 @@ def test_descriptions_are_plain_json():
     assert json.loads(json.dumps(description)) == description
 
 
-def contrasted(prob: float, factor_range: tuple[float, float], seed: int = 0):
-    """Before and after :class:`RandOrganContrastd` on a volume of one cube organ in grey."""
-    label = torch.zeros(1, 12, 12, 3)
-    label[:, 3:9, 3:9] = 1
+def contrasted(prob, factor_range, seed=0):
+    """Before and after :class:`RandOrganContrastd` of the second of two organs, two cubes in grey."""
+    label = torch.zeros(1, 12, 20, 3)
+    label[:, 3:9, 3:9] = 2
+    label[:, 3:9, 12:18] = 1
     data = {"image": torch.full_like(label, 0.4), "label": label}
-    transform = RandOrganContrastd("image", prob=prob, factor_range=factor_range)
+    transform = RandOrganContrastd("image", ["spleen", "liver"], {"liver": factor_range}, prob=prob)
     transform.set_random_state(seed)
     return data, transform(data)
 
 
-def test_organ_contrast_changes_organs_and_nothing_else():
+def test_organ_contrast_changes_the_named_organ_and_nothing_else():
     before, after = contrasted(prob=1.0, factor_range=(0.5, 0.5))
 
     assert torch.allclose(after["image"][:, 4:8, 4:8], torch.tensor(0.2))  # inside the organ: halved
-    outside = torch.ones(12, 12, dtype=torch.bool)
-    outside[2:10, 2:10] = False  # the organ's edge is softened by one voxel
-    assert torch.equal(after["image"][0, outside], before["image"][0, outside])
+    elsewhere = torch.ones(12, 20, dtype=torch.bool)
+    elsewhere[2:10, 2:10] = False  # the organ's edge is softened by one voxel
+    assert torch.equal(after["image"][0, elsewhere], before["image"][0, elsewhere])
     assert torch.equal(after["label"], before["label"])
 
 
@@ -194,6 +195,9 @@ def test_organ_contrast_can_be_switched_off(prob, factor_range):
     assert torch.equal(after["image"], before["image"])
 
 
-def test_organ_contrast_refuses_an_empty_range():
-    with pytest.raises(ValueError, match="0 < low <= high"):
-        RandOrganContrastd("image", factor_range=(0.0, 1.0))
+@pytest.mark.parametrize(
+    "ranges, match", [({"liver": (0.0, 1.0)}, "0 < low <= high"), ({"heart": (0.5, 1.0)}, "names 'heart'")]
+)
+def test_organ_contrast_refuses_what_it_cannot_draw(ranges, match):
+    with pytest.raises(ValueError, match=match):
+        RandOrganContrastd("image", ["spleen", "liver"], ranges)

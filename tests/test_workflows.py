@@ -4,87 +4,35 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import monai
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Events
 from matplotlib.image import imread
-from monai.bundle import ConfigWorkflow
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from scipy import ndimage
 from scripts.datalists import DatasetError
 from scripts.errors import user_error
-from scripts.pretraining import export_backbone
-from scripts.sam2_backbone import SAM2, FrozenSAM2
-
-ROOT = Path(__file__).resolve().parents[1]
-BUNDLE = ROOT / "bundle"
-CONFIGS = {
-    "training": ["train.json"],
-    "evaluating": ["train.json", "evaluate.json"],
-    "inferring": ["inference.json"],
-    "pretraining": ["pretrain_nano.json"],
-}
-
-SIZE = 64
-ORGANS = ["spleen", "right kidney", "left kidney", "liver"]
-SETTINGS = {
-    "device": "$torch.device('cpu')",
-    "image_pattern": "image_{case}.nii.gz",
-    "label_pattern": "label_{case}.nii.gz",
-    "train_cases": ["a", "b"],
-    "label_map": {organ: value for value, organ in enumerate(ORGANS, 1)},
-    "background_values": [0],
-    "backbone_name": "sam2_nano",
-    "backbone_sha256": None,
-    "image_size": SIZE,
-    "prior_channels": [32, 64],
-    "attention_levels": 1,
-    "variants": 1,
-    "iterations": 4,
-    "iterations_per_epoch": 2,
-    "batch_size": 4,
-}
-
-
-class Killed(BaseException):
-    """Ends a training between two checkpoints; like KeyboardInterrupt, nothing on the way out handles it."""
-
+from scripts.sam2_backbone import FrozenSAM2
+from workflows import (
+    BUNDLE,
+    CONFIGS,
+    ORGANS,
+    ROOT,
+    SETTINGS,
+    SIZE,
+    command_line,
+    nano_checkpoint,
+    new_workflow,
+    run,
+    train,
+    write_overlay,
+)
 
 # ---- a user's files: a data set, a backbone, an overlay
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _global_state():
-    """Workflows seed every library, extend the path and install a hook for uncaught errors."""
-    path, hook = list(sys.path), sys.excepthook
-    yield
-    sys.path[:], sys.excepthook = path, hook
-    monai.utils.set_determinism(None)
-
-
-def nano_checkpoint(path: Path, seed: int = 0) -> Path:
-    """A checkpoint of ``sam2_nano`` with random weights, except that it finds each object present.
-
-    Object scores of random weights are negative or positive everywhere; negative ones would leave all label maps empty.
-    """
-    torch.manual_seed(seed)
-    backbone = SAM2("sam2_nano", SIZE)
-    torch.nn.init.constant_(backbone.model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias, 10.0)
-    export_backbone(backbone, path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def backbone_file(tmp_path_factory) -> Path:
-    return nano_checkpoint(tmp_path_factory.mktemp("backbone") / "sam2_nano.pt")
 
 
 def save_reoriented(source: Path, target: Path, axcodes: str) -> None:
@@ -101,63 +49,6 @@ def dataset(tmp_path_factory, write_dataset) -> Path:
     for kind in ("image", "label"):
         save_reoriented(folder / f"{kind}_c.nii.gz", folder / f"{kind}_d.nii.gz", "SLP")
     return folder
-
-
-def write_overlay(folder: Path, dataset: Path, backbone_file: Path, **settings) -> Path:
-    """What a user writes beside the bundle's configs: where things are, and settings of his own."""
-    folder.mkdir(parents=True, exist_ok=True)
-    places = {
-        "dataset_dir": str(dataset),
-        "output_dir": str(folder),
-        "prior_file": "$@output_dir + '/model.pt'",
-        "input": str(dataset / "image_[cd].nii.gz"),
-        "output": "$@output_dir + '/inference'",
-        "backbone_checkpoint": str(backbone_file),
-    }
-    path = folder / "overlay.json"
-    path.write_text(json.dumps({**places, **SETTINGS, **settings}, indent=4))
-    return path
-
-
-def new_workflow(command: str, *overlays: Path, **overrides) -> ConfigWorkflow:
-    return ConfigWorkflow(
-        config_file=[*(str(BUNDLE / "configs" / name) for name in CONFIGS[command]), *map(str, overlays)],
-        meta_file=str(BUNDLE / "configs" / "metadata.json"),
-        logging_file=False,
-        run_id=command,
-        # evaluate.json is an overlay of train.json, so it has the properties of a training
-        workflow_type="infer" if command == "inferring" else "train",
-        bundle_root=str(BUNDLE),
-        **overrides,
-    )
-
-
-def run(command: str, *overlays: Path, **overrides) -> ConfigWorkflow:
-    workflow = new_workflow(command, *overlays, **overrides)
-    workflow.initialize()
-    workflow.run()
-    workflow.finalize()
-    return workflow
-
-
-def train(overlay: Path, kill_at: int | None = None, **overrides) -> list[dict[str, float]]:
-    """Losses of each iteration of a training, killed after iteration ``kill_at``."""
-    workflow = new_workflow("training", overlay, **overrides)
-    workflow.initialize()
-    losses: list[dict[str, float]] = []
-
-    def record(engine) -> None:
-        losses.append({key: value.item() for key, value in engine.state.output.items()})
-        if engine.state.iteration == kill_at:
-            raise Killed
-
-    workflow.trainer.add_event_handler(Events.ITERATION_COMPLETED, record)
-    try:
-        workflow.run()
-    except Killed:
-        return losses
-    workflow.finalize()
-    return losses
 
 
 def load_prior(folder: Path) -> dict:
@@ -205,13 +96,21 @@ def test_every_iteration_has_finite_losses(project):
     assert all(np.isfinite(value) for losses in project.losses for value in losses.values())
 
 
-def test_evaluation_writes_tables_with_the_organs_names(project):
-    folder = project.folder / "evaluation"
-    header, *rows = csv.reader((folder / "dice_raw.csv").read_text().splitlines())
+def test_evaluation_writes_a_table_of_all_metrics(project):
+    header, *rows = csv.reader((project.folder / "evaluation" / "metrics.csv").read_text().splitlines())
 
-    assert header[1 : 1 + len(ORGANS)] == ORGANS
-    assert [Path(row[0]).name for row in rows] == ["image_c.nii.gz", "image_d.nii.gz"]
-    assert "dice" in (folder / "metrics.csv").read_text()
+    assert [row[:2] for row in rows] == [[case, organ] for case in ("image_c", "image_d") for organ in ORGANS]
+    assert header[:5] == ["case", "organ", "dice", "dice_fate", "fate_slices_kept"]
+    assert {"dice_dfg", "hd95_mm", "asd_mm", "surface_dice_2mm", "missed", "invented"} < set(header)
+
+
+def test_the_largest_component_alone_is_kept_if_asked_for(project):
+    folder = project.folder / "largest"
+    run("evaluating", project.overlay, test_cases=["c"], evaluation_dir=str(folder), largest_component=True)
+
+    labels = np.asarray(nib.load(folder / "image_c_seg.nii.gz").dataobj)
+    components = [ndimage.label(labels == value, np.ones((3, 3, 3)))[1] for value in np.unique(labels)[1:]]
+    assert components and set(components) == {1}
 
 
 def test_evaluation_writes_what_it_ran_with(project):
@@ -228,11 +127,12 @@ def test_evaluation_writes_what_it_ran_with(project):
     assert metrics["cases"] == ["image_c", "image_d"]
 
 
-def test_dice_does_not_depend_on_how_a_volume_is_stored(project):
+@pytest.mark.parametrize("metric", ["dice", "dice_fate", "dice_dfg", "hd95_mm", "asd_mm", "surface_dice_2mm"])
+def test_metrics_do_not_depend_on_how_a_volume_is_stored(project, metric):
     metrics = json.loads((project.folder / "evaluation" / "metrics.json").read_text())
-    stored_upright, stored_turned = metrics["dice"]["values"]
+    stored_upright, stored_turned = metrics[metric]["values"]
 
-    assert stored_turned == pytest.approx(stored_upright, abs=1e-6)
+    assert stored_turned == pytest.approx(stored_upright, abs=1e-5)
 
 
 @pytest.mark.parametrize("results", ["evaluation", "inference"])
@@ -335,11 +235,6 @@ def test_a_longer_training_continues_a_finished_one(project, tmp_path, dataset, 
 
 
 # ---- the command line
-
-
-def command_line(arguments: list[str], folder: Path) -> subprocess.CompletedProcess:
-    clean = {key: value for key, value in os.environ.items() if key not in ("DIFFUSAM_TRACEBACK", "PYTHONPATH")}
-    return subprocess.run([sys.executable, *arguments], cwd=folder, env=clean, capture_output=True, text=True)
 
 
 # what `python -m monai.bundle` does, once for each command: PyTorch is imported once, the bundle each time anew

@@ -89,7 +89,8 @@ class DiffuSAM(nn.Module):
         memory = self.synthesise(features)
         repeated = features.repeat_interleave(len(self.organs))
         decoded = self.backbone.decode(self.backbone.condition(repeated, [Memory(memory)]), repeated)
-        return self.merge(self.organ_logits(decoded))
+        logits = resize_logits(self.organ_logits(decoded), self.backbone.image_size)
+        return torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
 
     def synthesise(self, features: ImageFeatures) -> Tensor:
         """One memory for every slice and organ: ``(B * organs, M, h, w)``, organs running fastest.
@@ -110,14 +111,9 @@ class DiffuSAM(nn.Module):
         return torch.stack(memories).mean(0)
 
     def organ_logits(self, decoded: Decoded) -> Tensor:
-        """Mask logits at the input's resolution, gated by the object score: ``(B * organs, 1, S, S)``."""
+        """Mask logits of each slice's organs, gated by the object score: ``(B, organs, S/4, S/4)``."""
         logits = decoded.gated() if self.object_gate else decoded.mask_logits
-        return resize_logits(logits, self.backbone.image_size)
-
-    def merge(self, logits: Tensor) -> Tensor:
-        """``(B * organs, 1, H, W)`` to ``(B, 1 + organs, H, W)`` with a background channel of zeros."""
-        logits = logits.reshape(-1, len(self.organs), *logits.shape[-2:])
-        return torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
+        return logits.reshape(-1, len(self.organs), *logits.shape[-2:])
 
     def get_extra_state(self) -> dict:
         return {"backbone": self.backbone.name, "organs": self.organs, "weights": self.backbone.fingerprint()}

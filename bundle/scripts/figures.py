@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from ignite.engine import Engine, Events
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -26,34 +24,38 @@ class OverlaySaver:
         organs: names, for the legend; label values 1...K in this order.
         window: intensities shown as black and white; None takes the 0.5 and 99.5 percentiles of each volume.
         columns: slices in a picture, spread evenly over those that hold an organ.
+        prediction_key: of the label map in the engine's output.
     """
 
     def __init__(
-        self, save_dir: str | Path, organs: Sequence[str], window: tuple[float, float] | None = None, columns: int = 5
+        self,
+        save_dir: str | Path,
+        organs: Sequence[str],
+        window: tuple[float, float] | None = None,
+        columns: int = 5,
+        prediction_key: str = "pred",
     ) -> None:
         self.save_dir, self.organs, self.window, self.columns = Path(save_dir), list(organs), window, columns
+        self.prediction_key = prediction_key
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        outputs = engine.state.output
-        # what preprocessing added beside image and label, MONAI's engines hand on in the batch, not in the output
-        items = engine.state.batch if isinstance(engine.state.batch, list) else [{}] * len(outputs)
-        for item, output in zip(items, outputs):
-            image = item.get("image_native", output["image"])
+        for output in engine.state.output:
+            image = output["image"]
             name = Path(str(image.meta["filename_or_obj"])).name.split(".")[0]
             figure = draw_overlay(
-                image, _labels(output["pred"]), self.organs, _labels(output.get("label")), self.window, self.columns
+                image, output[self.prediction_key], self.organs, output.get("label"), self.window, self.columns
             )
             save_figure(figure, self.save_dir / f"{name}.png")
 
 
 def draw_overlay(
     image: MetaTensor,
-    prediction: torch.Tensor,
+    prediction: MetaTensor,
     organs: Sequence[str],
-    truth: torch.Tensor | None = None,
+    truth: MetaTensor | None = None,
     window: tuple[float, float] | None = None,
     columns: int = 5,
 ) -> Figure:
@@ -61,21 +63,20 @@ def draw_overlay(
 
     Args:
         image: ``(1, H, W, D)`` with its affine.
-        prediction: ``(1, H, W, D)`` label values on the same grid; filled and outlined.
+        prediction: ``(1, H, W, D)`` label values, of the same voxels but with axes in any order; filled and outlined.
         organs: names for the legend.
         truth: like ``prediction``; dashed white outlines.
         window: see :class:`OverlaySaver`.
         columns: number of slices.
     """
-    affine = image.affine
-    pixels = _radiological(image, affine)
-    predicted = _radiological(prediction, affine)
-    true = None if truth is None else _radiological(truth, affine)
+    oriented = _radiological(image)
+    pixels, predicted = oriented[0].numpy(), _radiological(prediction)[0].numpy()
+    true = None if truth is None else _radiological(truth)[0].numpy()
     low, high = window or np.percentile(pixels, [0.5, 99.5])
     held = np.flatnonzero((predicted if true is None else true + predicted).any((0, 1)))
     held = held if len(held) else np.arange(pixels.shape[2])
     shown = held[np.unique(np.linspace(0, len(held) - 1, columns + 2).round().astype(int)[1:-1])]
-    spacing = np.sqrt((np.asarray(Orientation(axcodes="PLS", lazy=False)(image).affine)[:3, :3] ** 2).sum(0))
+    spacing = oriented.pixdim
 
     figure = Figure(figsize=(2.6 * len(shown), 3.1), facecolor="black")
     FigureCanvasAgg(figure)
@@ -113,13 +114,5 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     temporary.replace(path)
 
 
-def _labels(value: Any) -> torch.Tensor | None:
-    """One-hot ``(1 + K, ...)`` or label values ``(1, ...)`` to label values ``(1, ...)``."""
-    if value is None:
-        return None
-    return value.argmax(0, keepdim=True) if value.shape[0] > 1 else value
-
-
-def _radiological(volume: torch.Tensor, affine: torch.Tensor) -> np.ndarray:
-    oriented = Orientation(axcodes="PLS")(MetaTensor(torch.as_tensor(volume).cpu().float(), affine=affine))
-    return oriented[0].numpy()
+def _radiological(volume: MetaTensor) -> MetaTensor:
+    return Orientation(axcodes="PLS")(MetaTensor(volume.cpu().float(), affine=volume.affine))

@@ -9,22 +9,28 @@ once. Each slice sees its own memory and those of the slices just decoded beside
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from monai.inferers import Inferer
+from monai.transforms import Resize
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
 from .diffusam import DiffuSAM
-from .sam2_backbone import NO_OBJECT_LOGIT, Decoded, ImageFeatures, Memory
+from .sam2_backbone import NO_OBJECT_LOGIT, Decoded, ImageFeatures, Memory, resize_logits
+
+OUTPUTS = ("labels", "labels_and_organs", "logits")
 
 
 class VolumetricInferer(Inferer):
-    """Runs :class:`DiffuSAM` over a volume.
+    """Runs :class:`DiffuSAM` over a volume of any size in plane and any number of slices.
 
-    Memory use does not grow with the number of slices beyond the input and the output: slices are encoded and their
-    memories sampled a batch at a time, in the order of the walk, and only the nearest neighbours' memories are kept.
+    Slices are resized to the network's input a few at a time, and the masks back to the volume's own size. Memory use
+    does not grow with the number of slices beyond the input and the output: slices are encoded and their memories
+    sampled a batch at a time, in the order of the walk, and only the nearest neighbours' memories are kept. Three
+    options keep something small of every slice: ``two_pass`` its synthesised memories, ``refine`` its masks at a
+    quarter of the network's resolution.
 
     Args:
         neighbours: memories of previously decoded slices that a slice sees, 0 (the same as ``no_3d``) to 6.
@@ -36,9 +42,19 @@ class VolumetricInferer(Inferer):
             they came out of the walk. Twice the time; the index "adj" of Equation 3 does not say on which side.
         own_weight: how the two decodings of a slice are combined: the logits of the volumetric decoding are averaged
             with those from the slice's own memory alone, which get this weight (0: Equation 3 as it stands).
+        two_pass: whether the memories of all slices are synthesised before the first is decoded, as section 2.2 has it
+            for source-free adaptation. The label map is the same; slices are encoded twice.
+        target_statistics: whether the prior sees image embeddings with the mean and standard deviation of its training
+            set: those of the volume at hand are taken out, channel by channel, and the training set's put in. For
+            volumes of another kind than the training's (source-free adaptation); not in the paper. One more encoding
+            of every slice.
+        output: ``"labels"``, a label map; ``"labels_and_organs"``, with a second channel whose bit i - 1 is set where
+            organ i's own logit is positive, before organs are merged; ``"logits"``, a channel for the background
+            (0 everywhere) and each organ.
 
     Raises:
-        ValueError: a number of neighbours that SAM2 has no temporal encoding for.
+        ValueError: a number of neighbours that SAM2 has no temporal encoding for, a weight out of [0, 1], or an unknown
+            ``output``.
     """
 
     def __init__(
@@ -50,27 +66,35 @@ class VolumetricInferer(Inferer):
         use_pointers: bool = False,
         refine: bool = False,
         own_weight: float = 0.0,
+        two_pass: bool = False,
+        target_statistics: bool = False,
+        output: str = "labels",
     ) -> None:
         super().__init__()
         if not 0 <= neighbours <= 6:
             raise ValueError(f"neighbours must lie in 0...6, got {neighbours}.")
         if not 0 <= own_weight <= 1:
             raise ValueError(f"own_weight must lie in [0, 1], got {own_weight}.")
+        if output not in OUTPUTS:
+            raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got '{output}'.")
         self.neighbours = 0 if no_3d else neighbours
         self.batch_size = batch_size
         self.merge, self.use_pointers, self.own_weight = merge, use_pointers, own_weight
         self.refine = refine and self.neighbours > 0
+        self.two_pass, self.target_statistics, self.output = two_pass, target_statistics, output
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, network: DiffuSAM, *args, **kwargs) -> Tensor:
-        """Logits of a volume.
+        """Segments a volume.
 
         Args:
-            inputs: ``(1, 1, S, S, slices)`` in [0, 1], slices along the last axis.
+            inputs: ``(1, 1, H, W, slices)`` in [0, 1], slices along the last axis.
             network: the DiffuSAM to run.
 
         Returns:
-            ``(1, 1 + organs, S, S, slices)`` on the device of ``inputs``.
+            On the device of ``inputs``: ``(1, 1, H, W, slices)`` label values, 0 background, 1...K organs;
+            ``(1, 2, H, W, slices)`` with the organs' bits; or ``(1, 1 + K, H, W, slices)`` logits. Integers are
+            uint8, or int32 for more than 8 organs.
 
         Raises:
             ValueError: another shape.
@@ -81,34 +105,55 @@ class VolumetricInferer(Inferer):
             raise RuntimeError(
                 "The memory prior is untrained: load a trained one (`prior_file`), or run training first."
             )
-        size = network.backbone.image_size
-        if inputs.ndim != 5 or inputs.shape[:2] != (1, 1) or inputs.shape[2:4] != (size, size):
-            raise ValueError(f"Expected one volume of shape (1, 1, {size}, {size}, slices), got {tuple(inputs.shape)}.")
-        device = next(network.parameters()).device
-        volume = convert_to_tensor(inputs[0, 0], track_meta=False)
-        output = torch.empty((1, 1 + len(network.organs), *volume.shape), dtype=torch.float32, device=volume.device)
+        if inputs.ndim != 5 or inputs.shape[:2] != (1, 1):
+            raise ValueError(f"Expected one volume of shape (1, 1, H, W, slices), got {tuple(inputs.shape)}.")
+        source = _Slices(convert_to_tensor(inputs[0, 0], track_meta=False), network, self.batch_size)
+        if self.target_statistics:
+            source.measure_statistics()
+        if self.two_pass:
+            source.synthesise_all()
+        output = self._empty_output(source.volume, len(network.organs))
+        first_pass: dict[int, Tensor] = {}
         walk = self._walk_independent if self.neighbours == 0 else self._walk_outward
-        for indices, logits in walk(volume, network, device):
-            output[0, ..., indices] = logits.permute(1, 2, 3, 0).to(output)
+        for indices, logits in walk(source):
+            if self.refine:
+                first_pass |= {index: each.cpu() for index, each in zip(indices, logits)}
+            else:
+                self._write(output, indices, logits)
         if self.refine:
-            for index, logits in self._second_pass(volume, output, network, device):
-                output[0, ..., index] = logits[0].to(output)
+            for index, logits in self._second_pass(source, first_pass):
+                self._write(output, [index], logits)
         # with the input's record of transforms, by which `Invertd` finds the way back to the file's grid
-        return convert_to_dst_type(output, inputs)[0]
+        return convert_to_dst_type(output, inputs, dtype=output.dtype)[0]
 
-    def _encode(self, volume: Tensor, indices: list[int], network: DiffuSAM, device) -> tuple[ImageFeatures, Tensor]:
-        image = volume[..., indices].permute(2, 0, 1)[:, None].to(device)
-        features = network.backbone.encode_image(image)
-        memory = network.synthesise(features)
-        return features, memory.unflatten(0, (len(indices), -1))
+    def _empty_output(self, volume: Tensor, organs: int) -> Tensor:
+        if self.output == "logits":
+            return torch.empty((1, 1 + organs, *volume.shape), dtype=torch.float32, device=volume.device)
+        dtype = torch.uint8 if organs <= 8 else torch.int32
+        return torch.empty((1, OUTPUTS.index(self.output) + 1, *volume.shape), dtype=dtype, device=volume.device)
 
-    def _walk_independent(self, volume: Tensor, network: DiffuSAM, device) -> Iterator[tuple[list[int], Tensor]]:
-        for indices in torch.arange(volume.shape[-1]).split(self.batch_size):
-            yield indices.tolist(), network(volume[..., indices].permute(2, 0, 1)[:, None].to(device))
+    def _write(self, output: Tensor, indices: Sequence[int], logits: Tensor) -> None:
+        """Puts the organ logits ``(n, K, S/4, S/4)`` of some slices into the volume, at its own size."""
+        logits = resize_logits(logits, output.shape[2:4])
+        merged = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1)
+        if self.output == "logits":
+            channels = merged
+        else:
+            channels = merged.argmax(1, keepdim=True)
+            if self.output == "labels_and_organs":
+                bits = 2 ** torch.arange(logits.shape[1], device=logits.device).view(1, -1, 1, 1)
+                channels = torch.cat([channels, ((logits > 0) * bits).sum(1, keepdim=True)], 1)
+        output[0, ..., list(indices)] = channels.permute(1, 2, 3, 0).to(output)
 
-    def _walk_outward(self, volume: Tensor, network: DiffuSAM, device) -> Iterator[tuple[list[int], Tensor]]:
+    def _walk_independent(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:
+        for indices in torch.arange(source.count).split(self.batch_size):
+            features, memory = source.encode(indices.tolist())
+            here = features.repeat_interleave(len(source.network.organs))
+            yield indices.tolist(), self._decode(source.network, here, memory.flatten(0, 1), [()])[1]
+
+    def _walk_outward(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:
         """Yields the slices from the middle outward; both directions advance together in one batch."""
-        slices, count = volume.shape[-1], len(network.organs)
+        network, slices, count = source.network, source.count, len(source.network.organs)
         middle = slices // 2
         # one front per direction, each slice's neighbours being those between it and the middle
         fronts = [deque(maxlen=self.neighbours), deque(maxlen=self.neighbours)]
@@ -118,15 +163,14 @@ class VolumetricInferer(Inferer):
         ]
         for batch in _batched(steps, self.batch_size):
             indices = [index for step in batch for index in step]
-            features, memory = self._encode(volume, indices, network, device)
+            features, memory = source.encode(indices)
             for step in batch:
                 rows = [indices.index(index) for index in step]
                 sides = [0 if index <= middle else 1 for index in step]
                 here = features[rows].repeat_interleave(count)
                 decoded, logits = self._decode(network, here, memory[rows].flatten(0, 1), [fronts[s] for s in sides])
-                merged = network.merge(logits)
-                yield step, merged
-                remembered = self._remember(network, here, merged)
+                yield step, logits
+                remembered = self._remember(network, here, logits)
                 for position, side in enumerate(sides):
                     part = slice(position * count, (position + 1) * count)
                     entry = (remembered[part], decoded.pointer[part])
@@ -134,12 +178,9 @@ class VolumetricInferer(Inferer):
                     if step == [middle]:  # both directions leave from the middle slice
                         fronts[1 - side].appendleft(entry)
 
-    def _second_pass(self, volume: Tensor, output: Tensor, network: DiffuSAM, device) -> Iterator[tuple[int, Tensor]]:
-        """Yields every slice decoded with the memories of both neighbours' masks of the first pass.
-
-        A slice is yielded only after the next one's first-pass mask has been read, so the caller may overwrite it.
-        """
-        count, slices = len(network.organs), volume.shape[-1]
+    def _second_pass(self, source: _Slices, first_pass: dict[int, Tensor]) -> Iterator[tuple[int, Tensor]]:
+        """Yields every slice decoded with the memories of both neighbours' masks of the first pass."""
+        network, slices = source.network, source.count
         # (features, own memory, remembered mask) of the previous, the present and the next slice
         window: deque = deque(maxlen=3)
         window.append(None)
@@ -149,24 +190,27 @@ class VolumetricInferer(Inferer):
             adjacent = [Memory(side[2], 1) for side in (before, after) if side is not None]
             backbone = network.backbone
             decoded = backbone.decode(backbone.condition(features, [Memory(own), *adjacent]), features)
-            return network.merge(network.organ_logits(decoded))
+            return network.organ_logits(decoded)
 
         for start in range(0, slices, self.batch_size):
             indices = list(range(start, min(start + self.batch_size, slices)))
-            features, memory = self._encode(volume, indices, network, device)
+            features, memory = source.encode(indices)
             for row, index in enumerate(indices):
-                here = features[[row]].repeat_interleave(count)
-                first_pass = output[..., index].to(device)
-                window.append((here, memory[row], self._remember(network, here, first_pass)))
+                here = features[[row]].repeat_interleave(len(network.organs))
+                mask = first_pass.pop(index)[None].to(here.embedding)
+                window.append((here, memory[row], self._remember(network, here, mask)))
                 if index > 0:
                     yield index - 1, decode_middle()
         window.append(None)
         yield slices - 1, decode_middle()
 
     def _decode(
-        self, network: DiffuSAM, features: ImageFeatures, own: Tensor, fronts: list[deque]
+        self, network: DiffuSAM, features: ImageFeatures, own: Tensor, fronts: Sequence[Sequence]
     ) -> tuple[Decoded, Tensor]:
-        """Equation 3 for the slices of one step; ``fronts`` hold each slice's neighbours, nearest first."""
+        """Equation 3 for the slices of one step; ``fronts`` hold each slice's neighbours, nearest first.
+
+        Returns what the decoder says and the organ logits ``(slices, organs, S/4, S/4)``.
+        """
         memories = [Memory(own)]
         for distance in range(1, 1 + min(len(front) for front in fronts)):
             entries = [front[distance - 1] for front in fronts]
@@ -180,15 +224,68 @@ class VolumetricInferer(Inferer):
             logits = torch.lerp(logits, alone, self.own_weight)
         return decoded, logits
 
-    def _remember(self, network: DiffuSAM, features: ImageFeatures, merged: Tensor) -> Tensor:
+    def _remember(self, network: DiffuSAM, features: ImageFeatures, logits: Tensor) -> Tensor:
         """ME(y, z_img): memories ``(slices * organs, M, h, w)`` of the masks just decoded."""
-        logits = merged[:, 1:]
+        logits = resize_logits(logits, network.backbone.image_size)
         if self.merge:
-            best = merged.argmax(1, keepdim=True)
-            organ = torch.arange(1, merged.shape[1], device=merged.device).view(1, -1, 1, 1)
+            best = logits.argmax(1, keepdim=True)
+            organ = torch.arange(logits.shape[1], device=logits.device).view(1, -1, 1, 1)
             logits = torch.where((best != organ) & (logits > 0), NO_OBJECT_LOGIT, logits)
         score = torch.where(logits.flatten(2).amax(2) > 0, 1.0, -1.0).reshape(-1, 1)
         return network.backbone.encode_memory(features, logits.flatten(0, 1)[:, None], score)
+
+
+class _Slices:
+    """The slices of a volume ``(H, W, slices)`` on their way into the network: resized, encoded, with memories."""
+
+    def __init__(self, volume: Tensor, network: DiffuSAM, batch_size: int) -> None:
+        self.volume, self.network, self.batch_size = volume, network, batch_size
+        self.count = volume.shape[-1]
+        self.device = next(network.parameters()).device
+        size = network.backbone.image_size
+        # in plane what the training's `Resized` does to the volume, whose slice spacing stays as it is
+        self.resize = Resize((size, size), mode="bilinear", anti_aliasing=True)
+        self.statistics: tuple[Tensor, Tensor] | None = None
+        self.memories: Tensor | None = None
+
+    def encode(self, indices: list[int]) -> tuple[ImageFeatures, Tensor]:
+        """Image features of some slices and their synthesised memories ``(n, organs, M, h, w)``."""
+        features = self._features(indices)
+        if self.memories is not None:
+            return features, self.memories[indices].to(features.embedding)
+        return features, self._synthesise(features)
+
+    def synthesise_all(self) -> None:
+        """The first of two passes: memories of all slices, kept on the CPU."""
+        chunks = (self._synthesise(self._features(indices)).cpu() for indices in self._chunks())
+        self.memories = torch.cat(list(chunks))
+
+    def measure_statistics(self) -> None:
+        """Mean and standard deviation of each channel of the image embedding over the whole volume."""
+        total = squares = count = 0
+        for indices in self._chunks():
+            embedding = self._features(indices).embedding.double()
+            total = total + embedding.sum((0, 2, 3), keepdim=True)
+            squares = squares + embedding.square().sum((0, 2, 3), keepdim=True)
+            count += embedding.numel() // embedding.shape[1]
+        mean = total / count
+        self.statistics = mean.float(), (squares / count - mean.square()).clamp_min(1e-8).sqrt().float()
+
+    def _features(self, indices: list[int]) -> ImageFeatures:
+        image = self.resize(self.volume[..., indices].permute(2, 0, 1).float())
+        return self.network.backbone.encode_image(convert_to_tensor(image, track_meta=False)[:, None].to(self.device))
+
+    def _synthesise(self, features: ImageFeatures) -> Tensor:
+        if self.statistics is not None:
+            mean, std = self.statistics
+            prior = self.network.prior
+            embedding = (features.embedding - mean) / std * prior.embedding_std + prior.embedding_mean
+            features = ImageFeatures(embedding, features.high_res)
+        return self.network.synthesise(features).unflatten(0, (len(features), -1))
+
+    def _chunks(self) -> Iterator[list[int]]:
+        for indices in torch.arange(self.count).split(self.batch_size):
+            yield indices.tolist()
 
 
 def _batched(steps: list[list[int]], batch_size: int) -> Iterator[list[list[int]]]:

@@ -91,7 +91,7 @@ class RandInPlaneDeformd(RandomizableTransform, MapTransform):
 
 
 class RandOrganContrastd(RandomizableTransform, MapTransform):
-    """Brightens or darkens each labelled organ by a random factor of its own.
+    """Brightens or darkens chosen organs, each by a random factor of its own.
 
     Gamma and noise change an image as a whole, but disease, contrast agent and sequence change organs one by one: a
     liver that stores iron is black in T2, and none of three training volumes may show it. Uses the training labels
@@ -99,31 +99,42 @@ class RandOrganContrastd(RandomizableTransform, MapTransform):
 
     Args:
         keys: images ``(1, H, W, slices)`` in [0, 1].
-        label_key: label of the same shape, 0 background.
+        organs: names, in the order of the label values 1, 2, ...
+        factor_ranges: for each organ that varies, the smallest and largest factor, drawn log-uniformly; organs that
+            are not named stay as they are.
+        label_key: label of the images' shape, 0 background.
         prob: probability for each organ.
-        factor_range: smallest and largest factor, drawn log-uniformly; ``(1, 1)`` changes nothing.
+
+    Raises:
+        ValueError: a range that is not 0 < low <= high, or an organ that is not among ``organs``.
     """
 
     def __init__(
         self,
         keys: KeysCollection,
+        organs: Sequence[str],
+        factor_ranges: Mapping[str, Sequence[float]],
         label_key: str = "label",
         prob: float = 0.5,
-        factor_range: tuple[float, float] = (0.5, 1.5),
     ) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, 1.0)
-        if not 0 < factor_range[0] <= factor_range[1]:
-            raise ValueError(f"factor_range must be (low, high) with 0 < low <= high, got {tuple(factor_range)}.")
-        self.label_key, self.organ_prob, self.factor_range = label_key, prob, tuple(factor_range)
+        for organ, factor_range in factor_ranges.items():
+            if organ not in organs:
+                raise ValueError(f"factor_ranges names '{organ}', but the organs are {list(organs)}.")
+            if len(factor_range) != 2 or not 0 < factor_range[0] <= factor_range[1]:
+                raise ValueError(f"factor_ranges['{organ}'] must be [low, high], 0 < low <= high, got {factor_range}.")
+        self.label_key, self.organ_prob = label_key, prob
+        self.factor_ranges = {list(organs).index(organ) + 1: tuple(pair) for organ, pair in factor_ranges.items()}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
+        if not self.factor_ranges:
+            return result
         label = convert_to_tensor(result[self.label_key], dtype=torch.float32, track_meta=False)
         factor = torch.ones_like(label)
-        low, high = np.log(self.factor_range)
-        for value in range(1, int(label.max()) + 1):
-            chosen, drawn = self.R.random_sample() < self.organ_prob, self.R.uniform(low, high)
+        for value, factor_range in self.factor_ranges.items():
+            chosen, drawn = self.R.random_sample() < self.organ_prob, self.R.uniform(*np.log(factor_range))
             if chosen:
                 factor[label == value] = float(np.exp(drawn))
         # labels are sharp, organs are not: without a soft edge a bright rim stays around a darkened organ
