@@ -65,8 +65,8 @@ def save_dicom_series(
         affine: to millimetres, RAS+, as in NIfTI; by default :data:`SPACING` and axes to the left, back and top, which
             is how DICOM stores axial slices.
         name: of each file, with ``{index}``.
-        tags: elements by their keywords, such as ``SeriesDescription="portal"``; a function gets the slice's index. None
-            leaves an element out.
+        tags: elements by their keywords, such as ``SeriesDescription="portal"``; a function gets the slice's index.
+            None leaves an element out.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from scripts.datalists import (
     inference_inputs,
     label_values,
 )
+from scripts.volumes import VolumeReader
 
 PATTERNS = ("image_{case}.nii.gz", "label_{case}.nii.gz")
 LABEL_MAP = {"spleen": 1, "right kidney": 2, "left kidney": 3, "liver": 4}
@@ -251,11 +252,20 @@ def test_oblique_volume_has_its_spacing_along_its_own_axes(items, label, write_v
     assert summary.spacing == pytest.approx((2.0, 3.0, 5.0), rel=1e-6)
 
 
-def test_dicom_folder_is_checked_as_one_image(tmp_path):
-    folder = write_dicom_series(tmp_path / "series", np.arange(3 * 6 * 5, dtype=np.int16).reshape(3, 6, 5))
+def test_dicom_folder_is_checked_as_one_image(tmp_path, write_dicom_series):
+    folder = write_dicom_series(tmp_path / "series", np.zeros((5, 6, 3), np.int16), np.diag([-1.5, -2.5, 4.0, 1.0]))
     (summary,) = check_dataset(inference_inputs(folder), LABEL_MAP, purpose="inference")
-    # DICOM stores rows of columns; axes here are columns (x), rows (y), slices
     assert (summary.shape, summary.spacing) == ((5, 6, 3), (1.5, 2.5, 4.0))
+
+
+def test_images_are_checked_as_the_reader_reads_them(tmp_path, write_dicom_series):
+    for number in (1, 2):
+        voxels = np.zeros((5, 6, 3 + number), np.int16)
+        folder = write_dicom_series(tmp_path / "study", voxels, name=f"{number}_{{index}}.dcm", SeriesNumber=number)
+    items = inference_inputs(folder)
+    (summary,) = check_dataset(items, LABEL_MAP, purpose="inference", reader=VolumeReader(series="2"))
+    assert summary.shape == (5, 6, 5)
+    assert "2 DICOM series in one folder" in problems(items)
 
 
 # ---- check_dataset: data that cannot
@@ -284,10 +294,10 @@ def test_file_that_is_no_nifti_is_named(items):
     assert f"'{items[0]['label']}': cannot be read" in message and "expected a complete NIfTI file" in message
 
 
-def test_unreadable_file_of_another_format_says_what_to_install(tmp_path):
+def test_unreadable_file_of_another_format_is_named(tmp_path):
     touch(tmp_path, "scan.nrrd")
     message = problems(inference_inputs(tmp_path))
-    assert "scan.nrrd': cannot be read" in message and "pip install itk" in message
+    assert "scan.nrrd': cannot be read" in message and "expected a complete NRRD or MetaImage file" in message
 
 
 def test_file_that_vanished_is_named(items):
@@ -438,8 +448,9 @@ def test_file_is_one_input(tiny_dataset):
 
 
 def test_folder_is_every_supported_image_in_it(tmp_path):
-    touch(tmp_path, "b10.nii", "b2.nii.gz", "c.nrrd", "a.mha", "notes.txt", ".hidden.nii.gz", "deeper/d.nii.gz")
-    assert cases_of(inference_inputs(tmp_path)) == ["a", "b2", "b10", "c"]
+    touch(tmp_path, "b10.nii", "b2.nii.gz", "c.nrrd", "a.mha", "d.mhd", "d.raw", "e.nhdr", "e.raw.gz")
+    touch(tmp_path, "notes.txt", ".hidden.nii.gz", "deeper/f.nii.gz")
+    assert cases_of(inference_inputs(tmp_path)) == ["a", "b2", "b10", "c", "d", "e"]
 
 
 def test_dots_inside_a_name_stay(tmp_path):
@@ -463,8 +474,26 @@ def test_dicom_slices_need_no_suffix(tmp_path):
 
 
 def test_folder_of_dicom_folders_is_one_input_each(tmp_path):
-    touch(tmp_path, "patient10/1.dcm", "patient2/1.dcm", "scan.nii.gz")
-    assert cases_of(inference_inputs(tmp_path)) == ["patient2", "patient10", "scan"]
+    touch(tmp_path, "patient10/1.dcm", "patient2/1.dcm", "1.2.840.7/1.dcm", "1.2.840.8/1.dcm", "scan.nii.gz")
+    cases = ["1.2.840.7", "1.2.840.8", "patient2", "patient10", "scan"]
+    assert cases_of(inference_inputs(tmp_path)) == cases
+
+
+def test_dicom_file_is_one_input(tmp_path):
+    touch(tmp_path, "series/multiframe.dcm")
+    assert cases_of(inference_inputs(tmp_path / "series" / "multiframe.dcm")) == ["multiframe"]
+
+
+def test_working_folder_is_named(tmp_path, monkeypatch):
+    touch(tmp_path, "series/1.dcm")
+    monkeypatch.chdir(tmp_path / "series")
+    assert inference_inputs(".") == [{"image": str(tmp_path / "series"), "case": "series"}]
+
+
+def test_dicom_slices_beside_image_files_are_refused(tmp_path):
+    touch(tmp_path, "1.dcm", "2.dcm", "seg.nii.gz")
+    with pytest.raises(DatasetError, match="holds DICOM slices.*seg.nii.gz.*a folder of its own"):
+        inference_inputs(tmp_path)
 
 
 def test_missing_input_is_named(tmp_path):
@@ -492,26 +521,3 @@ def test_inputs_of_one_name_are_refused(tmp_path):
     touch(tmp_path, "p1/T1.nii.gz", "p2/T1.nii.gz")
     with pytest.raises(DatasetError, match="same name.*p1/T1.nii.gz.*rename them"):
         inference_inputs(str(tmp_path / "*" / "T1.nii.gz"))
-
-
-def write_dicom_series(folder, volume: np.ndarray):
-    """Writes ``(slices, rows, columns)`` as DICOM, columns 1.5 mm, rows 2.5 mm and slices 4 mm apart."""
-    pydicom = pytest.importorskip("pydicom")
-    folder.mkdir()
-    series = pydicom.uid.generate_uid()
-    for number, plane in enumerate(volume):
-        dataset = pydicom.Dataset()
-        dataset.file_meta = pydicom.dataset.FileMetaDataset()
-        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = pydicom.uid.MRImageStorage
-        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = pydicom.uid.generate_uid()
-        dataset.SeriesInstanceUID, dataset.Modality, dataset.InstanceNumber = series, "MR", number + 1
-        dataset.ImagePositionPatient = [0, 0, 4.0 * number]
-        dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-        dataset.PixelSpacing, dataset.SliceThickness = [2.5, 1.5], 4.0
-        dataset.Rows, dataset.Columns = plane.shape
-        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
-        dataset.PixelData = plane.tobytes()
-        dataset.save_as(folder / f"{number}.dcm", enforce_file_format=True)
-    return folder

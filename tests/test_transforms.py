@@ -18,6 +18,7 @@ from monai.transforms import (
     ScaleIntensityRanged,
 )
 from scripts.transforms import AugmentedVariant, RandInPlaneDeformd, RandOrganContrastd, describe
+from scripts.volumes import VolumeReader
 
 KEYS = ["image", "label"]
 
@@ -201,3 +202,13 @@ def test_organ_contrast_can_be_switched_off(prob, factor_range):
 def test_organ_contrast_refuses_what_it_cannot_draw(ranges, match):
     with pytest.raises(ValueError, match=match):
         RandOrganContrastd("image", ["spleen", "liver"], ranges)
+
+
+@pytest.mark.parametrize("options", [{"series": "portal"}, {"default_axcodes": "LAS"}], ids=str)
+def test_what_a_reader_was_told_is_part_of_a_description(options):
+    """Another series of a folder, or axes that point elsewhere, are other images."""
+
+    def described(**options):
+        return describe(LoadImaged("image", reader=VolumeReader(**options)))
+
+    assert described(**options) == described(**options) != described()

@@ -15,23 +15,19 @@ from dataclasses import dataclass, field
 from itertools import islice, product
 from pathlib import Path, PurePath
 
-import nibabel as nib
 import numpy as np
-from monai.transforms import LoadImage
+from nibabel.affines import apply_affine
 
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
+from .dicom import is_dicom_file
+from .errors import SHOWN, DatasetError, count, listed
+from .volumes import IMAGE_SUFFIXES, Volume, VolumeReader, case_name, is_image_file
+
 GRID_TOLERANCE = 0.05  # of a voxel, at the volume's corners: above rounding in headers, below anything that matters
-SHOWN = 10  # names or values that a message lists before it says "and n more"
 
 _CASE = "{case}"
 
 Item = Mapping[str, str]
 LabelMap = Mapping[str, "int | Sequence[int]"]
-
-
-class DatasetError(ValueError):
-    """Data that cannot be used as declared. The message names each file, what was found and expected, the remedy."""
 
 
 @dataclass(frozen=True)
@@ -49,26 +45,6 @@ class CaseSummary:
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
     voxels: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Volume:
-    """Voxels ``(H, W, D, ...)`` as stored, scaled by the header, and the affine ``(4, 4)`` to millimetres."""
-
-    voxels: np.ndarray
-    affine: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Grid:
-    """Where the voxels of a volume lie; ``spacing`` is in millimetres."""
-
-    shape: tuple[int, ...]
-    affine: np.ndarray
-
-    @property
-    def spacing(self) -> tuple[float, ...]:
-        return tuple(float(size) for size in nib.affines.voxel_sizes(self.affine))
 
 
 # ---- which files there are
@@ -129,35 +105,39 @@ def inference_inputs(path: str | Path) -> list[dict[str, str]]:
     """The images that an ``--input`` means.
 
     Args:
-        path: an image file, a folder of DICOM slices, a folder of either, or a glob pattern.
+        path: an image file, a folder with the DICOM slices of one image, a folder of image files and such folders, or a
+            glob pattern.
 
     Returns:
-        One ``{"image": path, "case": name}`` an image, in natural order.
+        One ``{"image": path, "case": name}`` an image, in natural order. Files are named without their suffix, series
+        by their folder.
 
     Raises:
         FileNotFoundError: nothing is there, or nothing that can be read.
-        DatasetError: a file of another format, or two images of one name, whose results would share a file name.
+        DatasetError: a file of another format; two images of one name, whose results would share a file name; or DICOM
+            slices and image files in one folder, of which only one kind can be meant.
     """
     path = Path(path).expanduser()
-    if path.is_file() and not _is_image_file(path):
+    if path.is_file() and not (is_image_file(path) or is_dicom_file(path)):
         raise DatasetError(
-            f"Input '{path}' is no image in a supported format: expected a file ending in {', '.join(IMAGE_SUFFIXES)}, "
-            "or a folder of DICOM slices. Convert it, or give the folder that holds its slices."
+            f"Input '{path}' is no image in a supported format: expected a DICOM file, a file ending in "
+            f"{', '.join(IMAGE_SUFFIXES)}, or a folder of DICOM slices. Convert it, or give the folder that holds its "
+            "slices."
         )
-    images = _images_at(path)
+    images = [Path(os.path.abspath(image)) for image in _images_at(path)]
     if not images:
         raise FileNotFoundError(
             f"{_nothing_at(path)} Expected an image ending in {', '.join(IMAGE_SUFFIXES)}, a folder of DICOM slices, a "
             "folder of images, or a glob pattern in quotes. Set --input to one of these."
         )
-    names = Counter(_stem(image) for image in images)
-    clashing = [image for image in images if names[_stem(image)] > 1]
+    names = Counter(map(case_name, images))
+    clashing = [image for image in images if names[case_name(image)] > 1]
     if clashing:
         raise DatasetError(
-            f"Several inputs have the same name, so their results would overwrite each other: {_listed(clashing)}. Run "
+            f"Several inputs have the same name, so their results would overwrite each other: {listed(clashing)}. Run "
             "them one at a time with different output folders, or rename them."
         )
-    return [{"image": str(image), "case": _stem(image)} for image in images]
+    return [{"image": str(image), "case": case_name(image)} for image in images]
 
 
 def _check_patterns(patterns: Mapping[str, str]) -> None:
@@ -221,9 +201,9 @@ def _missing_files(missing: Sequence[tuple[str, str]], available: Sequence[str])
     lines = [f"  '{path}' (case '{case}'{_suggestion(case, available)})" for case, path in missing]
     return "\n".join(
         [
-            f"{_count(len(missing), 'file')} of the wanted cases missing:",
+            f"{count(len(missing), 'file')} of the wanted cases missing:",
             *lines,
-            f"Cases that have an image: {_listed(available, 4 * SHOWN)}. Restore the files, or name other cases in "
+            f"Cases that have an image: {listed(available, 4 * SHOWN)}. Restore the files, or name other cases in "
             "train_cases or test_cases.",
         ]
     )
@@ -236,10 +216,19 @@ def _suggestion(case: str, available: Sequence[str]) -> str:
 
 
 def _images_at(path: Path) -> list[Path]:
-    if path.is_file() or _is_dicom_folder(path):
+    if path.is_file():
         return [path]
-    found = path.iterdir() if path.is_dir() else (Path(match) for match in glob.glob(str(path), recursive=True))
-    return sorted((each for each in found if _is_image_file(each) or _is_dicom_folder(each)), key=_natural)
+    found = list(path.iterdir()) if path.is_dir() else [Path(match) for match in glob.glob(str(path), recursive=True)]
+    images = [each for each in found if is_image_file(each) or _is_dicom_folder(each)]
+    if not _is_dicom_folder(path):
+        return sorted(images, key=_natural)
+    files = sorted(filter(is_image_file, images), key=_natural)
+    if files:
+        raise DatasetError(
+            f"Input '{path}' holds DICOM slices, which are one image, and image files: {listed(files)}. Move either to "
+            "a folder of its own, or give the files themselves, such as by a glob pattern in quotes."
+        )
+    return [path]
 
 
 def _nothing_at(path: Path) -> str:
@@ -250,27 +239,8 @@ def _nothing_at(path: Path) -> str:
     return f"The input '{path}' is not there."
 
 
-def _is_image_file(path: Path) -> bool:
-    return path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES) and not path.name.startswith(".")
-
-
 def _is_dicom_folder(path: Path) -> bool:
-    return path.is_dir() and any(_is_dicom_file(file) for file in path.iterdir())
-
-
-def _is_dicom_file(path: Path) -> bool:
-    """By its suffix or, since many archives give none, by its preamble; DICOMDIR is an index, not a slice."""
-    if not path.is_file() or path.name == "DICOMDIR" or _is_image_file(path):
-        return False
-    if path.suffix.lower() == ".dcm":
-        return True
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
-def _stem(path: Path) -> str:
-    suffix = next((suffix for suffix in IMAGE_SUFFIXES if path.name.lower().endswith(suffix)), "")
-    return path.absolute().name.removesuffix(path.name[len(path.name) - len(suffix) :])
+    return path.is_dir() and any(map(is_dicom_file, path.iterdir()))
 
 
 # ---- which label value means which organ
@@ -310,7 +280,7 @@ def _organ_values(
             meanings.setdefault(int(value), []).append(name)
     if not organs or not all(organs.values()):
         empty = [organ for organ, values in organs.items() if not values]
-        found = f"names no value for {_listed(empty)}" if empty else "names no organ"
+        found = f"names no value for {listed(empty)}" if empty else "names no organ"
         raise DatasetError(f"label_map {found}; expected organ: value pairs, such as {{'spleen': 1, 'liver': 6}}.")
     ambiguous = [f"{value} means {' and '.join(names)}" for value, names in meanings.items() if len(names) > 1]
     if ambiguous:
@@ -330,6 +300,7 @@ def check_dataset(
     background_values: Iterable[int] = (0,),
     minimum: int = 1,
     purpose: str = "training",
+    reader: VolumeReader | None = None,
 ) -> list[CaseSummary]:
     """Reads every file once, one at a time, before anything expensive starts.
 
@@ -339,29 +310,31 @@ def check_dataset(
         background_values: the values in the label files that stand for no organ.
         minimum: fewest volumes that will do.
         purpose: names the list in messages. For ``"training"``, each label must hold at least one organ voxel.
+        reader: the one that ``LoadImaged`` reads with; None takes one with its own defaults.
 
     Raises:
-        DatasetError: one error for all problems found. Checked are: files that can be read to their end; three
-            dimensions; finite voxels; an affine that can be inverted; a label on its image's grid, with integers that
-            ``label_map`` or ``background_values`` name, and not without any organ; no file twice; enough volumes.
+        DatasetError: one error for all problems found. Checked are: volumes that :func:`scripts.volumes.load_volume`
+            can read; finite voxels; a label on its image's grid, with integers that ``label_map`` or
+            ``background_values`` name, and not without any organ; no file twice; enough volumes.
     """
     organs, background = _organ_values(label_map, background_values)
     problems = [*_too_few(items, minimum, purpose), *_listed_twice(items)]
     summaries = []
+    reader = reader or VolumeReader()
     for item in items:
-        grid = _check_image(item["image"], problems)
+        image = _check_image(item["image"], reader, problems)
         voxels = {}
         if "label" in item:
-            counts = _check_label(item["label"], item["image"], grid, problems)
+            counts = _check_label(item["label"], item["image"], image, reader, problems)
             problems += _unnamed_values(item["label"], counts, organs, background)
             voxels = {organ: sum(counts[value] for value in values) for organ, values in organs.items()}
             if purpose == "training" and counts and not any(voxels.values()):
                 problems.append(_without_organs(item["label"], counts, organs))
-        if grid is not None:
-            summaries.append(CaseSummary(item["case"], grid.shape, grid.spacing, voxels))
+        if image is not None:
+            summaries.append(CaseSummary(item["case"], image.voxels.shape, image.spacing, voxels))
     if problems:
         numbered = [f"  {number}. {problem}" for number, problem in enumerate(problems, 1)]
-        raise DatasetError("\n".join([f"{_count(len(problems), 'problem')} in the {purpose} data:", *numbered]))
+        raise DatasetError("\n".join([f"{count(len(problems), 'problem')} in the {purpose} data:", *numbered]))
     return summaries
 
 
@@ -377,7 +350,7 @@ def check_disjoint(train: Sequence[Item], test: Sequence[Item]) -> None:
     shared = [item for item in test if os.path.realpath(item["image"]) in trained]
     if shared:
         raise DatasetError(
-            f"{_count(len(shared), 'case')} both trained and tested on: {_listed(item['case'] for item in shared)} "
+            f"{count(len(shared), 'case')} both trained and tested on: {listed(item['case'] for item in shared)} "
             f"(such as '{shared[0]['image']}'). Remove them from train_cases or from test_cases; with test_cases null, "
             "every case but the training cases is tested."
         )
@@ -403,40 +376,51 @@ def _listed_twice(items: Sequence[Item]) -> Iterator[str]:
             )
 
 
-def _check_image(path: str, problems: list[str]) -> _Grid | None:
-    """Adds what is wrong with an image to ``problems``; its grid if that can be used."""
-    volume, grid = _read_volume(path, problems)
-    if volume is not None and volume.dtype.kind == "f":
-        bad = volume.size - int(np.count_nonzero(np.isfinite(volume)))
+def _check_image(path: str, reader: VolumeReader, problems: list[str]) -> Volume | None:
+    """Adds what is wrong with an image to ``problems``; the image if its grid can be used."""
+    image = _read_volume(path, reader, problems)
+    if image is not None and image.voxels.dtype.kind == "f":
+        finite = sum(int(np.count_nonzero(np.isfinite(plane))) for plane in _planes(image))
+        bad = image.voxels.size - finite
         if bad:
             problems.append(
-                f"'{path}': {bad} of {volume.size} voxels are NaN or infinite, expected finite intensities. "
+                f"'{path}': {bad} of {image.voxels.size} voxels are NaN or infinite, expected finite intensities. "
                 "Export the image again, or replace those voxels by the intensity of air."
             )
-    return grid
+    return image
 
 
-def _check_label(path: str, image_path: str, image_grid: _Grid | None, problems: list[str]) -> Counter[int]:
+def _check_label(
+    path: str, image_path: str, image: Volume | None, reader: VolumeReader, problems: list[str]
+) -> Counter[int]:
     """Adds what is wrong with a label to ``problems``; voxels of each value, none if it cannot be used."""
-    volume, grid = _read_volume(path, problems)
-    if grid is not None and image_grid is not None:
-        problems += _grid_differences(path, grid, image_path, image_grid)
-    if volume is None:
+    label = _read_volume(path, reader, problems)
+    if label is None:
         return Counter()
-    if volume.dtype.kind == "f":
-        volume = volume.astype(np.float32)  # as LoadImage hands it on: rounding in a scale factor is no problem
-        bad = volume.size - int(np.count_nonzero(np.isfinite(volume) & (np.rint(volume) == volume)))
-        if bad:
-            problems.append(
-                f"'{path}': {bad} of {volume.size} label voxels are no integers, expected one integer value an organ. "
-                "Is it a label file? If it was resampled, do so again with nearest-neighbour interpolation."
-            )
-            return Counter()
+    if image is not None:
+        problems += _grid_differences(path, label, image_path, image)
     counts: Counter[int] = Counter()
-    for plane in np.moveaxis(volume, -1, 0):  # a plane at a time: sorting a whole volume would copy it
+    bad = 0
+    for plane in _planes(label):
+        if plane.dtype.kind == "f":
+            plane = plane.astype(np.float32)  # as LoadImage hands it on: rounding in a scale factor is no problem
+            whole = np.isfinite(plane) & (np.rint(plane) == plane)
+            bad += plane.size - int(np.count_nonzero(whole))
+            plane = plane[whole]
         values, voxels = np.unique(plane, return_counts=True)
         counts.update({int(value): int(number) for value, number in zip(values, voxels)})
+    if bad:
+        problems.append(
+            f"'{path}': {bad} of {label.voxels.size} label voxels are no integers, expected one integer value an "
+            "organ. Is it a label file? If it was resampled, do so again with nearest-neighbour interpolation."
+        )
+        return Counter()
     return counts
+
+
+def _planes(volume: Volume) -> Iterator[np.ndarray]:
+    """Plane after plane: what is done to a whole volume at once needs the memory of another one."""
+    return iter(np.moveaxis(volume.voxels, -1, 0))
 
 
 def _unnamed_values(
@@ -446,32 +430,33 @@ def _unnamed_values(
     unknown = sorted(counts.keys() - named)
     if unknown:
         yield (
-            f"'{path}': label values {_listed(unknown)} have no meaning here; expected "
-            f"{_listed(sorted(named), 4 * SHOWN)}. Name them in label_map if they are organs to segment, in "
+            f"'{path}': label values {listed(unknown)} have no meaning here; expected "
+            f"{listed(sorted(named), 4 * SHOWN)}. Name them in label_map if they are organs to segment, in "
             "background_values if not."
         )
 
 
 def _without_organs(path: str, counts: Counter[int], organs: Mapping[str, Sequence[int]]) -> str:
-    expected = _listed(f"{organ} {'/'.join(map(str, values))}" for organ, values in organs.items())
+    expected = listed(f"{organ} {'/'.join(map(str, values))}" for organ, values in organs.items())
     return (
-        f"'{path}': no voxel of any organ, only the values {_listed(sorted(counts))}; expected some of {expected}. "
+        f"'{path}': no voxel of any organ, only the values {listed(sorted(counts))}; expected some of {expected}. "
         "Correct label_map, or leave the case out of the training."
     )
 
 
-def _grid_differences(path: str, grid: _Grid, image_path: str, image_grid: _Grid) -> Iterator[str]:
+def _grid_differences(path: str, label: Volume, image_path: str, image: Volume) -> Iterator[str]:
     remedy = (
         "Export the label again on its image's grid, or resample it with nearest-neighbour interpolation (such as "
         "monai.transforms.ResampleToMatch)."
     )
-    if grid.shape != image_grid.shape:
-        yield f"'{path}': shape {grid.shape}, expected {image_grid.shape} as in '{image_path}'. {remedy}"
+    shape, expected = label.voxels.shape, image.voxels.shape
+    if shape != expected:
+        yield f"'{path}': shape {shape}, expected {expected} as in '{image_path}'. {remedy}"
         return
-    corners = np.array(list(product(*((0, size - 1) for size in grid.shape))))
-    places, expected = (nib.affines.apply_affine(each.affine, corners) for each in (grid, image_grid))
-    distance = float(np.linalg.norm(places - expected, axis=1).max())
-    tolerance = GRID_TOLERANCE * min(image_grid.spacing)
+    corners = np.array(list(product(*((0, size - 1) for size in shape))))
+    places, image_places = (apply_affine(each.affine, corners) for each in (label, image))
+    distance = float(np.linalg.norm(places - image_places, axis=1).max())
+    tolerance = GRID_TOLERANCE * min(image.spacing)
     if distance > tolerance:
         yield (
             f"'{path}': its affine puts voxels up to {distance:.3g} mm away from those of '{image_path}', expected at "
@@ -479,79 +464,10 @@ def _grid_differences(path: str, grid: _Grid, image_path: str, image_grid: _Grid
         )
 
 
-def _read_volume(path: str, problems: list[str]) -> tuple[np.ndarray | None, _Grid | None]:
-    """Voxels and grid of a file; None, and a problem more, where they cannot be used."""
+def _read_volume(path: str, reader: VolumeReader, problems: list[str]) -> Volume | None:
+    """A volume; None, and a problem more, where it cannot be used."""
     try:
-        volume = _load(path)
-    except FileNotFoundError:
-        problems.append(f"'{path}': the file is not there. Restore it, or leave the case out.")
-        return None, None
-    except Exception as error:  # each format's reader fails in its own ways; all of them mean the same here
-        problems.append(_unreadable(path, error))
-        return None, None
-    voxels = volume.voxels
-    while voxels.ndim > 3 and voxels.shape[-1] == 1:
-        voxels = voxels[..., 0]
-    if voxels.ndim != 3:
-        problems.append(
-            f"'{path}': {voxels.ndim} dimensions, shape {voxels.shape}; expected one volume of three dimensions. Store "
-            "each volume of a series, or the stack of slices, as a file of its own."
-        )
-        return None, None
-    if voxels.dtype.kind not in "biuf":
-        problems.append(
-            f"'{path}': voxels of type {voxels.dtype}, expected one real number a voxel. Convert colour or complex "
-            "images to greyscale."
-        )
-        return None, None
-    if not _is_usable(volume.affine):
-        problems.append(
-            f"'{path}': its affine {np.round(volume.affine[:3], 3).tolist()} cannot be inverted or is not finite, "
-            "expected three independent axes in millimetres. Export the file again, or set its affine from the "
-            "original series."
-        )
-        return voxels, None
-    return voxels, _Grid(tuple(voxels.shape), volume.affine)
-
-
-def _load(path: str) -> _Volume:
-    if not os.path.exists(path):
-        raise FileNotFoundError(path)
-    if path.lower().endswith(NIFTI_SUFFIXES):
-        image = nib.load(path)
-        return _Volume(np.asanyarray(image.dataobj), np.asarray(image.affine, dtype=float))
-    image = LoadImage(image_only=True)(path)
-    return _Volume(image.numpy(), image.affine.numpy().astype(float))
-
-
-def _unreadable(path: str, error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if path.lower().endswith(NIFTI_SUFFIXES):
-        expected, remedy = "a complete NIfTI file", "It may be truncated: copy or download it again"
-    elif path.lower().endswith(IMAGE_SUFFIXES):
-        expected, remedy = "a complete image", "Reading this format needs `pip install itk`; or convert it to NIfTI"
-    else:
-        expected = "a folder with the DICOM slices of one series"
-        remedy = "Reading DICOM needs `pip install pydicom`; or convert it to NIfTI"
-    return f"'{path}': cannot be read ({reason}), expected {expected}. {remedy}."
-
-
-def _is_usable(affine: np.ndarray) -> bool:
-    if affine.shape != (4, 4) or not np.isfinite(affine).all():
-        return False
-    spacing = nib.affines.voxel_sizes(affine)
-    # the determinant of the unit axes: 1 for a box, 0 for axes in one plane
-    return bool((spacing > 0).all()) and abs(np.linalg.det(affine[:3, :3] / spacing)) > 1e-3
-
-
-# ---- wording
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _listed(values: Iterable[object], shown: int = SHOWN) -> str:
-    texts = [f"'{value}'" if isinstance(value, Path) else str(value) for value in values]
-    rest = f" and {len(texts) - shown} more" if len(texts) > shown else ""
-    return ", ".join(texts[:shown]) + rest
+        return reader.load(path)
+    except DatasetError as error:
+        problems.append(str(error))
+        return None

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from .handlers import save_atomically
 from .sam2_backbone import MASK_LOGIT, FrozenSAM2, mask_to_logits, sha256_of
 from .transforms import AugmentedVariant, describe
+from .volumes import files_of
 
 logger = logging.getLogger(__name__)
 _LAYOUT = 1  # raise when the content of a cache file changes
@@ -132,7 +133,7 @@ class EncodedSlices(Dataset):
 
     def _encode_all(self) -> list[Path]:
         jobs = [(item, variant) for item in self.data for variant in range(self.variants + 1)]
-        digests = {item["case"]: [sha256_of(item["image"]), sha256_of(item["label"])] for item in self.data}
+        digests = {item["case"]: [_digest(item["image"]), _digest(item["label"])] for item in self.data}
         common = {
             "layout": _LAYOUT,
             "transform": describe(self.transform),
@@ -196,3 +197,9 @@ class EncodedSlices(Dataset):
             chunk = {key: value.to("cpu", torch.float16) for key, value in chunk.items()}
             chunks.append({**chunk, "label": label[start : start + self.batch_size, 0], "present": present})
         return {key: torch.cat([chunk[key] for chunk in chunks]).contiguous() for key in chunks[0]}
+
+
+def _digest(path: str) -> str:
+    """SHA-256 of a file; of a volume of many, such as a DICOM series, SHA-256 of theirs in order of name."""
+    digests = [sha256_of(file) for file in files_of(path)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -19,6 +19,7 @@ from monai.utils import ImageMetaKey, string_list_all_gather
 from torch import Tensor
 
 from .metrics import mean_of_means
+from .volumes import case_name
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class OrganMetricsSaver(MetricsSaver):
     def _get_filenames(self, engine: Engine) -> None:
         for item in self.batch_transform(engine.state.batch):
             path = item if isinstance(item, str) else item[ImageMetaKey.FILENAME_OR_OBJ]
-            self._filenames.append(Path(str(path)).name.split(".")[0])
+            self._filenames.append(case_name(path))
 
     def __call__(self, engine: Engine) -> None:
         cases = string_list_all_gather(self._filenames)  # in the order in which metrics gather their values

@@ -146,11 +146,14 @@ class RandOrganContrastd(RandomizableTransform, MapTransform):
         return result
 
 
-# what transforms keep of their last use (the random numbers drawn, the files read), and readers found on this machine
+# what transforms keep of their last use: the random numbers drawn, the files read
 _SKIPPED = {
-    *("R", "_coarse", "_do_transform", "_tracing", "filenames", "readers"),
+    *("R", "_coarse", "_do_transform", "_tracing", "filenames"),
     *("rotate_params", "shear_params", "translate_params", "scale_params", "gamma_value", "_coeff", "noise"),
 }
+
+
+_DESCRIBED = ("monai.", __name__.rpartition(".")[0] + ".")  # packages whose objects are told by their attributes
 
 
 def describe(value: Any) -> Any:
@@ -170,9 +173,12 @@ def describe(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, partial):
         return {"partial": describe([value.func, list(value.args), value.keywords])}
-    if isinstance(value, Transform) or hasattr(value, "__dict__") and type(value).__module__.startswith("monai."):
+    if isinstance(value, Transform) or hasattr(value, "__dict__") and type(value).__module__.startswith(_DESCRIBED):
         # a random affine keeps the matrix it drew last under the name that a fixed one has for its parameter
         skipped = _SKIPPED | {"affine"} if type(value).__name__ == "RandAffineGrid" else _SKIPPED
         state = {key: describe(item) for key, item in sorted(vars(value).items()) if key not in skipped}
+        if "readers" in state:  # beside the one it was given, LoadImage keeps those of MONAI that this machine can use
+            given = [reader for reader in value.readers if not type(reader).__module__.startswith("monai.")]
+            state["readers"] = describe(given)
         return {type(value).__name__: state}
     return getattr(value, "__qualname__", type(value).__qualname__)
