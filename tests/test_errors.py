@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import scripts.errors
 from scripts.errors import user_error
+from scripts.prepare.configs import intensity_of
 from scripts.sam2_backbone import FrozenSAM2
 
 BUNDLE = Path(scripts.errors.__file__).parents[1]
@@ -65,6 +66,12 @@ def test_the_bundles_own_error_is_found(function):
 @pytest.mark.parametrize("function", [foreign, hidden, raised_below_the_bundle])
 def test_errors_of_others_are_left_alone(function):
     assert user_error(caught(function)) is None
+
+
+def test_errors_of_a_package_below_the_scripts_are_found():
+    error = caught(lambda: intensity_of("pet"))
+
+    assert user_error(error) is error
 
 
 def test_no_error_is_no_user_error():

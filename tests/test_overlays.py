@@ -141,7 +141,7 @@ def test_adaptation_reaches_no_source_and_changes_no_weight(tmp_path, write_data
     assert all(torch.equal(after[key], value) for key, value in before.items() if isinstance(value, torch.Tensor))
     assert after["_extra_state"]["weights"] == before["_extra_state"]["weights"] == network.backbone.fingerprint()
     metrics = json.loads((adapted / "evaluation" / "metrics.json").read_text())
-    assert metrics["cases"] == [f"image_{case}" for case in "abcd"]
+    assert metrics["cases"] == [*"abcd"]
     assert workflow.parser.get_parsed_content("validate#inferer").two_pass
 
 

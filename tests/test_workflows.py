@@ -35,6 +35,10 @@ from workflows import (
 # ---- a user's files: a data set, a backbone, an overlay
 
 
+# evaluation names results after the case, inference after the file
+NAMES = {"evaluation": "{}_seg.nii.gz", "inference": "image_{}_seg.nii.gz"}
+
+
 def save_reoriented(source: Path, target: Path, axcodes: str) -> None:
     """Stores a volume with other axes; every voxel keeps its place in the patient."""
     image = nib.load(source)
@@ -99,7 +103,7 @@ def test_every_iteration_has_finite_losses(project):
 def test_evaluation_writes_a_table_of_all_metrics(project):
     header, *rows = csv.reader((project.folder / "evaluation" / "metrics.csv").read_text().splitlines())
 
-    assert [row[:2] for row in rows] == [[case, organ] for case in ("image_c", "image_d") for organ in ORGANS]
+    assert [row[:2] for row in rows] == [[case, organ] for case in ("c", "d") for organ in ORGANS]
     assert header[:5] == ["case", "organ", "dice", "dice_fate", "fate_slices_kept"]
     assert {"dice_dfg", "hd95_mm", "asd_mm", "surface_dice_2mm", "missed", "invented"} < set(header)
 
@@ -108,7 +112,7 @@ def test_the_largest_component_alone_is_kept_if_asked_for(project):
     folder = project.folder / "largest"
     run("evaluating", project.overlay, test_cases=["c"], evaluation_dir=str(folder), largest_component=True)
 
-    labels = np.asarray(nib.load(folder / "image_c_seg.nii.gz").dataobj)
+    labels = np.asarray(nib.load(folder / "c_seg.nii.gz").dataobj)
     components = [ndimage.label(labels == value, np.ones((3, 3, 3)))[1] for value in np.unique(labels)[1:]]
     assert components and set(components) == {1}
 
@@ -124,7 +128,7 @@ def test_evaluation_writes_what_it_ran_with(project):
         "train_cases": SETTINGS["train_cases"],
     }
     assert metrics["organs"] == ORGANS
-    assert metrics["cases"] == ["image_c", "image_d"]
+    assert metrics["cases"] == ["c", "d"]
 
 
 @pytest.mark.parametrize("metric", ["dice", "dice_fate", "dice_dfg", "hd95_mm", "asd_mm", "surface_dice_2mm"])
@@ -138,7 +142,7 @@ def test_metrics_do_not_depend_on_how_a_volume_is_stored(project, metric):
 @pytest.mark.parametrize("results", ["evaluation", "inference"])
 @pytest.mark.parametrize("case", ["c", "d"])
 def test_label_maps_lie_on_the_grid_of_their_image(project, dataset, results, case):
-    segmented = nib.load(project.folder / results / f"image_{case}_seg.nii.gz")
+    segmented = nib.load(project.folder / results / NAMES[results].format(case))
     image = nib.load(dataset / f"image_{case}.nii.gz")
 
     assert segmented.shape == image.shape
@@ -147,7 +151,7 @@ def test_label_maps_lie_on_the_grid_of_their_image(project, dataset, results, ca
 
 @pytest.mark.parametrize("results", ["evaluation", "inference"])
 def test_label_maps_hold_label_values_as_bytes(project, results):
-    segmented = nib.load(project.folder / results / "image_c_seg.nii.gz")
+    segmented = nib.load(project.folder / results / NAMES[results].format("c"))
 
     assert segmented.get_data_dtype() == np.uint8
     assert np.asarray(segmented.dataobj).max() <= len(ORGANS)
@@ -161,9 +165,7 @@ def test_the_label_map_does_not_depend_on_how_a_volume_is_stored(project):
 
 
 def test_evaluation_and_inference_segment_alike(project):
-    evaluated, inferred = (
-        label_map(project.folder / each / "image_c_seg.nii.gz") for each in ("evaluation", "inference")
-    )
+    evaluated, inferred = (label_map(project.folder / each / name.format("c")) for each, name in NAMES.items())
 
     np.testing.assert_array_equal(evaluated, inferred)
 
@@ -172,13 +174,15 @@ def test_evaluation_and_inference_segment_alike(project):
 def test_each_volume_has_its_picture(project, results):
     pictures = sorted((project.folder / results / "pictures").iterdir())
 
-    assert [picture.name for picture in pictures] == ["image_c.png", "image_d.png"]
+    assert [picture.name for picture in pictures] == [
+        NAMES[results].format(case).replace("_seg.nii.gz", ".png") for case in "cd"
+    ]
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
 
 
 @pytest.mark.parametrize("results", ["evaluation", "inference"])
 def test_pictures_do_not_depend_on_how_a_volume_is_stored(project, results):
-    upright, turned = (imread(project.folder / results / "pictures" / f"image_{case}.png") for case in "cd")
+    upright, turned = (imread(picture) for picture in sorted((project.folder / results / "pictures").iterdir()))
 
     np.testing.assert_array_equal(turned, upright)
 
@@ -196,7 +200,31 @@ def test_evaluation_without_3d_says_so(project):
 
     metrics = json.loads((project.folder / "no_3d" / "metrics.json").read_text())
     assert metrics["about"]["neighbours"] == 0
-    assert metrics["cases"] == ["image_c"]
+    assert metrics["cases"] == ["c"]
+
+
+def test_results_are_named_after_cases_where_files_share_a_name(project, tmp_path, dataset):
+    for case in "cd":
+        (tmp_path / "data" / case).mkdir(parents=True)
+        for kind in ("image", "label"):
+            (tmp_path / "data" / case / f"{kind}.nii.gz").symlink_to(dataset / f"{kind}_{case}.nii.gz")
+    layout = {"image_pattern": "{case}/image.nii.gz", "label_pattern": "{case}/label.nii.gz"}
+
+    run(
+        "evaluating",
+        project.overlay,
+        dataset_dir=str(tmp_path / "data"),
+        train_data=[],
+        test_cases=["c", "d"],
+        evaluation_dir=str(tmp_path),
+        **layout,
+    )
+
+    for case in "cd":
+        np.testing.assert_array_equal(
+            label_map(tmp_path / f"{case}_seg.nii.gz"), label_map(project.folder / "evaluation" / f"{case}_seg.nii.gz")
+        )
+    assert json.loads((tmp_path / "metrics.json").read_text())["cases"] == ["c", "d"]
 
 
 # ---- the same again

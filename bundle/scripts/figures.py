@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from monai.data import MetaTensor
 from monai.transforms import Orientation
 
-from .volumes import case_name
+from .volumes import result_name
 
 COLOURS = ("#ffb000", "#dc267f", "#648fff", "#00b27a", "#fe6100", "#785ef0", "#009e73", "#f0e442")
 
@@ -46,7 +46,7 @@ class OverlaySaver:
     def __call__(self, engine: Engine) -> None:
         for output in engine.state.output:
             image = output["image"]
-            name = case_name(image.meta["filename_or_obj"])
+            name = result_name(image.meta)
             figure = draw_overlay(
                 image, output[self.prediction_key], self.organs, output.get("label"), self.window, self.columns
             )

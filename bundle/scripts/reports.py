@@ -15,11 +15,11 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine
 from monai.handlers import MetricsSaver
-from monai.utils import ImageMetaKey, string_list_all_gather
+from monai.utils import string_list_all_gather
 from torch import Tensor
 
 from .metrics import mean_of_means
-from .volumes import case_name
+from .volumes import result_name
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ class OrganMetricsSaver(MetricsSaver):
         save_dir: folder of the files.
         organs: names of the columns.
         about: anything to keep in the JSON beside the numbers, such as the settings of the run.
-        batch_transform: from the engine's batch to a list of the cases' names, or of their images' ``meta``, from whose
-            file name the case is then named.
+        batch_transform: from the engine's batch to a list of the cases' names, or of their images' ``meta``, which
+            names the case.
         save_rank: the process that writes.
     """
 
@@ -57,8 +57,7 @@ class OrganMetricsSaver(MetricsSaver):
 
     def _get_filenames(self, engine: Engine) -> None:
         for item in self.batch_transform(engine.state.batch):
-            path = item if isinstance(item, str) else item[ImageMetaKey.FILENAME_OR_OBJ]
-            self._filenames.append(case_name(path))
+            self._filenames.append(item if isinstance(item, str) else result_name(item))
 
     def __call__(self, engine: Engine) -> None:
         cases = string_list_all_gather(self._filenames)  # in the order in which metrics gather their values

@@ -1,5 +1,5 @@
-"""Transforms MONAI does not have: reproducible augmentation variants, and a description of a transform to key caches
-by.
+"""Transforms MONAI does not have: reproducible augmentation variants, names of cases, and a description of a transform
+to key caches by.
 """
 
 from __future__ import annotations
@@ -37,6 +37,27 @@ class AugmentedVariant(Transform):
         entropy = [self.seed, variant, *case.encode()]
         self.transform.set_random_state(seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]))
         return dict(self.transform(data))
+
+
+class NameByCased(MapTransform):
+    """Writes the name of the case into the images' ``meta``, so that results are named after it.
+
+    Files of two cases may have one name, as in ``a01/ct.nii.gz`` and ``a02/ct.nii.gz``; cases never do.
+
+    Args:
+        keys: MetaTensors.
+        case_key: of the name.
+    """
+
+    def __init__(self, keys: KeysCollection, case_key: str = "case") -> None:
+        super().__init__(keys)
+        self.case_key = case_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key].meta["case"] = result[self.case_key]
+        return result
 
 
 class RandInPlaneDeformd(RandomizableTransform, MapTransform):

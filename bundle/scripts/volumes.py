@@ -207,12 +207,17 @@ def _in_tensor_order(voxels: np.ndarray) -> np.ndarray:
 
 
 def output_name(meta: Mapping[str, Any], saver: Any) -> dict[str, Any]:
-    """``output_name_formatter`` of ``monai.transforms.SaveImaged``: files named by :func:`case_name`.
+    """``output_name_formatter`` of ``monai.transforms.SaveImaged``: files named by :func:`result_name`.
 
     MONAI's own takes what follows the last dot for a suffix, although folders of DICOM series are named by numbers with
     dots, which then would share one file.
     """
-    return {"subject": case_name(meta[ImageMetaKey.FILENAME_OR_OBJ]) + NIFTI_SUFFIXES[0], "idx": None}
+    return {"subject": result_name(meta) + NIFTI_SUFFIXES[0], "idx": None}
+
+
+def result_name(meta: Mapping[str, Any]) -> str:
+    """What the results of an image are called: its case, if a transform has put that into its ``meta``, or its file."""
+    return meta.get("case") or case_name(meta[ImageMetaKey.FILENAME_OR_OBJ])
 
 
 def case_name(path: PathLike) -> str:

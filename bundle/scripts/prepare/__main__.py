@@ -1,0 +1,40 @@
+"""The commands; the package's docstring shows how they are called."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import fire
+from fire import decorators
+
+if not __package__:  # run by the folder's path instead of as a module: sys.path then starts with it, not the bundle's
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from scripts.errors import install  # noqa: E402
+from scripts.prepare.btcv import prepare_btcv  # noqa: E402
+from scripts.prepare.chaos import prepare_chaos  # noqa: E402
+from scripts.prepare.decathlon import prepare_decathlon  # noqa: E402
+from scripts.prepare.folder import prepare_folder  # noqa: E402
+
+# texts that Fire passes on as they are: it would take {case} for a Python set
+TEXTS = ("source", "output", "image", "label", "modality", "series", "default_axcodes")
+
+
+def main() -> None:
+    """Runs the command that the program's arguments name, and prints what it returns."""
+    # the attribute in which decorators leave notes for Fire: with underscores, its help does not list it as a command
+    decorators.FIRE_METADATA = "__fire_metadata__"
+    as_text = decorators.SetParseFn(str, *TEXTS)
+    commands = {
+        "btcv": prepare_btcv,
+        "chaos": prepare_chaos,
+        "folder": prepare_folder,
+        "decathlon": prepare_decathlon,
+    }
+    fire.Fire({name: as_text(command) for name, command in commands.items()}, name="prepare")
+
+
+if __name__ == "__main__":
+    install()
+    main()

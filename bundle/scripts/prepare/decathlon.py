@@ -1,0 +1,138 @@
+"""A data set in the layout of the Medical Segmentation Decathlon, listed in its dataset.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+import nibabel as nib
+
+from ..datalists import Item, check_dataset, find_cases
+from ..errors import DatasetError
+from ..volumes import VolumeReader, case_name
+from .configs import CASE, intensity_of
+from .overlays import chosen_train_cases, write_overlay
+from .targets import Target, convert
+
+
+def prepare_decathlon(
+    source: str,
+    output: str,
+    channel: int | None = None,
+    train_cases: Sequence[str] | None = None,
+    overwrite: bool = False,
+) -> str:
+    """A ``dataset.json`` of the Medical Segmentation Decathlon: checks the files, writes an overlay for the commands.
+
+    Args:
+        source: the ``dataset.json``, or the folder it lies in.
+        output: folder for ``overlay.json``; files are copied there only if no pattern names them where they are, or to
+            choose a channel.
+        channel: which channel of images of four dimensions, from 0.
+        train_cases: cases to train on; without it, the first three. The others are evaluated.
+        overwrite: whether files in ``output`` that differ are replaced.
+
+    Returns:
+        A table of the volumes and the next command.
+
+    Raises:
+        DatasetError: no such file, or one without training list or labels; several channels and no choice; files that
+            :func:`~scripts.datalists.check_dataset` refuses.
+    """
+    reader = VolumeReader()
+    path, content, label_map = _decathlon_content(source)
+    pairs = [(entry["image"], entry["label"]) for entry in content["training"]]
+    pattern = _common_pattern(*zip(*pairs))
+    cases = pattern[2] if pattern else _names_of([label for _, label in pairs])
+    items = [
+        {"image": str(path.parent / image), "label": str(path.parent / label), "case": case}
+        for (image, label), case in zip(pairs, cases)
+    ]
+    channel = _chosen_channel(path, items, channel, content.get("modality"))
+    train_cases = chosen_train_cases(cases, train_cases)
+    target = Target(output, overwrite)
+    files = {"dataset_dir": str(path.parent), "image_pattern": "", "label_pattern": ""}
+    if pattern and channel is None:
+        files |= {"image_pattern": pattern[0], "label_pattern": pattern[1]}
+    else:
+        files = convert(items, target, reader, channel)
+        items = find_cases(**files, cases=cases)
+    summaries = check_dataset(items, label_map, (0,), purpose="prepared", reader=reader)
+    modality = "ct" if "CT" in str(content.get("modality", "CT")).upper() else "mr"
+    meanings = {"label_map": label_map, "background_values": [0], **intensity_of(modality)}
+    remark = f"Intensities are scaled as in configs/{modality}.json."
+    return write_overlay(target, files, items, summaries, train_cases, meanings, reader, [remark])
+
+
+def _decathlon_content(source: str) -> tuple[Path, dict, dict[str, int]]:
+    """Path and content of a ``dataset.json``, and its labels as a label map."""
+    path = Path(source).expanduser()
+    path = (path / "dataset.json" if path.is_dir() else path).resolve()
+    if not path.is_file():
+        raise DatasetError(f"'{path}' is not there, expected the dataset.json of a data set. Correct the path.")
+    try:
+        content = json.loads(path.read_text())
+        label_map = {str(name): int(value) for value, name in content["labels"].items() if int(value)}
+        entries = [(entry["image"], entry["label"]) for entry in content["training"]]
+        usable = bool(label_map and entries) and all(isinstance(name, str) for entry in entries for name in entry)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        usable = False
+    if not usable:
+        raise DatasetError(
+            f'\'{path}\': not in the Decathlon\'s format, expected "training": [{{"image": ..., "label": ...}}] with '
+            'one file each, and "labels": {"0": "background", "1": "spleen"}. For other layouts, such as nnU-Net\'s '
+            "second version, use the command 'folder' with patterns."
+        )
+    return path, content, label_map
+
+
+def _chosen_channel(path: Path, items: Sequence[Item], channel: int | None, names: object) -> int | None:
+    """The channel to take of images of four dimensions; None if there are none."""
+    several = {item["image"]: number for item in items if (number := _channels(item["image"])) > 1}
+    if not several:
+        return None
+    image, fewest = min(several.items(), key=lambda pair: pair[1])
+    if channel not in range(fewest):
+        raise DatasetError(
+            f"'{path}': '{image}' has {fewest} channels ({names}), and --channel is {channel}; expected one channel, "
+            f"since one intensity a voxel is segmented. Choose it: --channel 0 ... {fewest - 1}."
+        )
+    return channel
+
+
+def _channels(path: str) -> int:
+    try:
+        shape = nib.load(path).shape
+    except Exception:  # missing or broken, as check_dataset says with the problems of the other files
+        return 1
+    return shape[3] if len(shape) == 4 else 1
+
+
+def _names_of(labels: Sequence[str]) -> list[str]:
+    """Names of cases that no pattern names: those of their labels, or numbers where these are not unique."""
+    names = [case_name(label) for label in labels]
+    return names if len(set(names)) == len(names) else [f"{number:03d}" for number in range(1, len(names) + 1)]
+
+
+def _common_pattern(images: Sequence[str], labels: Sequence[str]) -> tuple[str, str, list[str]] | None:
+    """Patterns of images and of labels that have the same case names in the same order, and the names."""
+    of_labels = [(tuple(cases), pattern) for pattern, cases in _patterns(labels)]
+    for image_pattern, cases in _patterns(images):
+        for label_cases, label_pattern in of_labels:
+            if label_cases == tuple(cases):
+                return image_pattern, label_pattern, cases
+    return None
+
+
+def _patterns(paths: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Every pattern that names all paths, by what differs in one of their parts, the file name first."""
+    split = [PurePosixPath(path).parts for path in paths]
+    for place in reversed(range(min(map(len, split)))):
+        cases = [case_name(parts[place]) for parts in split]
+        patterns = {
+            str(PurePosixPath(*parts[:place], CASE + parts[place][len(case) :], *parts[place + 1 :]))
+            for parts, case in zip(split, cases)
+        }
+        if len(patterns) == 1 and len(set(cases)) == len(cases):
+            yield patterns.pop(), cases

@@ -1,0 +1,144 @@
+"""A user's own images and labels, found by patterns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..datalists import Item, LabelMap, check_dataset, find_cases
+from ..errors import DatasetError, listed
+from ..volumes import NIFTI_SUFFIXES, VolumeReader
+from .configs import CASE, intensity_of
+from .overlays import chosen_train_cases, write_overlay
+from .targets import Target, convert
+
+MOST_LABEL_VALUES = 50  # more than these are intensities
+
+
+def prepare_folder(
+    source: str,
+    image: str,
+    label: str,
+    output: str,
+    label_map: LabelMap | None = None,
+    modality: str = "ct",
+    train_cases: Sequence[str] | None = None,
+    series: str | None = None,
+    default_axcodes: str | None = None,
+    overwrite: bool = False,
+) -> str:
+    """Your own images and labels: checks them, converts what is not NIfTI, and writes an overlay for the commands.
+
+    Args:
+        source: folder that the patterns start from.
+        image: path of an image below it, with ``{case}`` once: a file, or a folder with the slices of a DICOM series.
+        label: the same for its label. Images without a label are left out.
+        output: folder for ``overlay.json``, and for the converted files if there are any.
+        label_map: organ to its label value, or values: ``"{'spleen': 1, 'liver': 6}"``. Other values become background.
+            Without it, every value that is found is an organ, named ``organ 1`` ... in the overlay.
+        modality: ``ct`` or ``mr``: intensities are scaled as in configs/ct.json or configs/mr.json.
+        train_cases: cases to train on; without it, the first three. The others are evaluated.
+        series: which of several DICOM series in one folder; see :func:`~scripts.volumes.load_volume`.
+        default_axcodes: where the axes of a file point that does not say so itself; see there.
+        overwrite: whether files in ``output`` that differ are replaced.
+
+    Returns:
+        A table of the volumes and the next command.
+
+    Raises:
+        DatasetError: a pattern, file or label value that cannot be used; all problems of the files at once.
+        FileNotFoundError: the folder or every image is missing.
+    """
+    reader = VolumeReader(series, default_axcodes)
+    intensity = intensity_of(modality)
+    items, without = _labelled(source, image, label)
+    train_cases = chosen_train_cases([item["case"] for item in items], train_cases)
+    target = Target(output, overwrite)
+    label_map, background, remarks = _meanings(items, label_map, reader)
+    summaries = check_dataset(items, label_map, background, purpose="prepared", reader=reader)
+    remarks += _modality_warning(items[0]["image"], modality, reader)
+    if without:
+        remarks.insert(0, f"Left out, since they have no label: {listed(without)}.")
+    files = {"dataset_dir": str(Path(source).expanduser().resolve()), "image_pattern": image, "label_pattern": label}
+    if not all(path.lower().endswith(NIFTI_SUFFIXES) for item in items for path in (item["image"], item["label"])):
+        files = convert(items, target, reader)
+    meanings = {"label_map": dict(label_map), "background_values": background, **intensity}
+    if default_axcodes:
+        meanings["default_axcodes"] = default_axcodes
+    return write_overlay(target, files, items, summaries, train_cases, meanings, reader, remarks)
+
+
+def _labelled(source: str, image: str, label: str) -> tuple[list[dict[str, str]], list[str]]:
+    """The cases that have an image and a label, and the names of those that have no label."""
+    try:
+        images = find_cases(source, image)
+        labels = {
+            item["case"]: Path(source).expanduser().resolve() / label.replace(CASE, item["case"]) for item in images
+        }
+        # '{case}.nii.gz' also names the labels that '{case}_seg.nii.gz' keeps beside the images
+        cases = [item["case"] for item in images if Path(item["image"]) not in labels.values()]
+        with_label = [case for case in cases if labels[case].exists()]
+        if not with_label and cases:
+            raise DatasetError(
+                f"None of {len(cases)} images has a label, expected such as '{labels[cases[0]]}'. Set --label to where "
+                "the labels are."
+            )
+        return find_cases(source, image, label, with_label), [case for case in cases if case not in with_label]
+    except (DatasetError, FileNotFoundError) as error:  # the same problems have other names in the configurations
+        message = str(error).replace("--image_pattern", "--image").replace("--label_pattern", "--label")
+        raise type(error)(message.replace("--dataset_dir", "the folder")) from error
+
+
+def _meanings(
+    items: Sequence[Item], label_map: LabelMap | None, reader: VolumeReader
+) -> tuple[LabelMap, list[int], list[str]]:
+    """Label map, background values, and what was guessed or left out for them."""
+    if label_map is not None and not isinstance(label_map, Mapping):
+        raise DatasetError(
+            f"--label_map is {label_map!r}, expected organs and values such as \"{{'spleen': 1, 'right kidney': 2}}\"."
+        )
+    found = set()
+    for item in items:
+        found |= _label_values(item["label"], reader)
+    if len(found) > MOST_LABEL_VALUES:
+        raise DatasetError(
+            f"{len(found)} different values in the labels ({listed(sorted(found))}), expected a few integers. Does "
+            "--label name the images?"
+        )
+    if label_map is None:
+        if found == {0}:
+            raise DatasetError(
+                f"The labels hold only 0 (such as '{items[0]['label']}'), expected organs. Correct --label."
+            )
+        # where no label can be read, check_dataset says why
+        label_map = {f"organ {value}": value for value in sorted(found - {0}) or [1]}
+        guessed = (
+            f"Each label value is an organ ({listed(label_map)}): write their names into label_map of overlay.json."
+        )
+        return label_map, [0], [guessed]
+    named = {int(value) for values in label_map.values() for value in np.atleast_1d(values)}
+    background = sorted((found | {0}) - named)
+    remarks = [f"Counted as background: the label values {listed(background)}."] if background != [0] else []
+    absent = [organ for organ, values in label_map.items() if not found & set(np.atleast_1d(values).tolist())]
+    return label_map, background, remarks + ([f"Warning: no label holds {listed(absent)}."] if absent else [])
+
+
+def _label_values(path: str, reader: VolumeReader) -> set[int]:
+    try:
+        values = np.unique(reader.load(path).voxels)
+    except DatasetError:  # said by check_dataset, with the problems of the other files, as what is no integer is
+        return set()
+    return {int(value) for value in values[np.isfinite(values)]}
+
+
+def _modality_warning(image: str, modality: str, reader: VolumeReader) -> list[str]:
+    lowest = float(reader.load(image).voxels.min())
+    if modality == "ct" and lowest >= 0:
+        return [f"Warning: no value below 0 in '{image}', so these are no Hounsfield units. MR needs --modality mr."]
+    if modality == "mr" and lowest <= -900:
+        return [
+            f"Warning: values down to {lowest:.0f} in '{image}' look like Hounsfield units. CT needs --modality ct."
+        ]
+    return []

@@ -1,0 +1,54 @@
+"""The overlay that makes the configurations read a user's own data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..datalists import CaseSummary, Item
+from ..errors import DatasetError, listed
+from ..volumes import VolumeReader
+from .report import notes_on, report
+from .targets import Target, store_json
+
+TRAIN_CASES = 3  # the few shots of the default suggestion
+
+
+def chosen_train_cases(cases: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
+    """The cases to train on: those that are wanted, or the first few."""
+    if wanted is None:
+        return list(cases[:TRAIN_CASES])
+    wanted = [str(case) for case in ([wanted] if isinstance(wanted, (str, int)) else wanted)]
+    unknown = [case for case in wanted if case not in cases]
+    if unknown or not wanted:
+        raise DatasetError(
+            f"--train_cases names {listed(unknown) or 'none'}, expected some of the labelled cases {listed(cases)}. "
+            "Write names with leading zeros in quotes, such as \"['0001','0002']\"."
+        )
+    return wanted
+
+
+def write_overlay(
+    target: Target,
+    files: Mapping[str, str],
+    items: Sequence[Item],
+    summaries: Sequence[CaseSummary],
+    train: Sequence[str],
+    meanings: Mapping[str, object],
+    reader: VolumeReader,
+    remarks: Sequence[str],
+) -> str:
+    """Writes ``overlay.json`` and returns the report of the command."""
+    test = [item["case"] for item in items if item["case"] not in train]
+    run = target.folder / "run"
+    places = {**files, "output_dir": str(run), "prior_file": str(run / "model.pt")}
+    overlay = {**places, "train_cases": list(train), "test_cases": test, **meanings}
+    store_json(target, "overlay.json", overlay)
+    tested = f"{len(test)} are evaluated" if test else "none is left to evaluate on"
+    split = f"Of {len(items)} labelled volumes, {len(train)} are for training ({listed(train)}), {tested}."
+    return report(
+        [],
+        summaries,
+        notes_on(items, summaries, meanings["label_map"], reader),
+        [*remarks, split, target.summary()],
+        f"\"['configs/train.json','{target.folder / 'overlay.json'}']\"",
+    )

@@ -1,0 +1,74 @@
+"""What a command tells: a table of the volumes, what is unusual about them, and every problem at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ..datalists import CaseSummary, Item, LabelMap
+from ..errors import DatasetError, count, listed
+from ..volumes import VolumeReader
+from .anatomy import SIDES, misplaced_organs
+from .targets import Target
+
+
+def report(
+    before: Sequence[str],
+    summaries: Sequence[CaseSummary],
+    notes: Sequence[str],
+    after: Sequence[str],
+    config_file: str,
+) -> str:
+    """Everything a command says: a table of the volumes, with organs in millilitres, between its remarks."""
+    organs = list(summaries[0].voxels)
+    rows = [("case", "voxels", "mm", *(f"{organ} (ml)" for organ in organs), "")]
+    for each, note in zip(summaries, notes):
+        millilitres = (each.voxels[organ] * float(np.prod(each.spacing)) / 1000 for organ in organs)
+        shape, spacing = " x ".join(map(str, each.shape)), " x ".join(f"{size:.3g}" for size in each.spacing)
+        rows.append((each.case, shape, spacing, *(f"{volume:.1f}" for volume in millilitres), note))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    table = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:-1]), row[-1]]).rstrip() for row in rows
+    ]
+    command = f"python -m monai.bundle run training --config_file {config_file}"
+    return "\n".join([*before, "", *table, "", *after, f"Train with: {command}"])
+
+
+def notes_on(
+    items: Sequence[Item],
+    summaries: Sequence[CaseSummary],
+    label_map: LabelMap,
+    reader: VolumeReader,
+    shape: Sequence[tuple[int, int]] | None = None,
+) -> list[str]:
+    """What is unusual about each volume, though it can be used."""
+    notes = []
+    for item, summary in zip(items, summaries):
+        found = []
+        if shape and not all(low <= size <= high for size, (low, high) in zip(summary.shape, shape)):
+            ranges = " x ".join(str(low) if low == high else f"{low}...{high}" for low, high in shape)
+            found.append(f"published: {ranges}")
+        found += [f"no {organ}" for organ, voxels in summary.voxels.items() if not voxels]
+        label = reader.load(item["label"])
+        found += misplaced_organs(label.voxels, label.affine, label_map, SIDES)
+        notes.append("; ".join(found))
+    return notes
+
+
+def other_cases(cases: Iterable[str], published: Sequence[str]) -> list[str]:
+    """Warnings of published cases that are missing, and of others."""
+    missing = [case for case in published if case not in cases]
+    added = [case for case in cases if case not in published]
+    lines = [
+        f"Warning: {len(missing)} of the {len(published)} published volumes missing: {listed(missing, len(missing))}."
+    ] * bool(missing)
+    return lines + [f"Warning: volumes that are not in the published data: {listed(added)}."] * bool(added)
+
+
+def raise_all(problems: Sequence[str], title: str, target: Target) -> None:
+    """Raises the problems of all volumes as one error, if there are any."""
+    if problems:
+        numbered = [f"  {number}. {problem}" for number, problem in enumerate(problems, 1)]
+        lines = [f"{count(len(problems), 'volume')} of {title} cannot be used:", *numbered]
+        raise DatasetError("\n".join([*lines, f"The others are ready. {target.summary()}"]))
