@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -160,6 +161,20 @@ def test_number_that_lost_its_zeros_is_recognised(tmp_path):
     touch(tmp_path, "img0001.nii.gz")
     with pytest.raises(FileNotFoundError, match='did you mean "0001"'):
         find_cases(tmp_path, "img{case}.nii.gz", cases=[1])
+
+
+def test_a_data_set_one_folder_too_deep_is_found_and_said(tiny_dataset, caplog):
+    deeper = find_cases(tiny_dataset.parent, "image_{case}.nii.gz", "label_{case}.nii.gz")
+
+    assert deeper == find_cases(tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz")
+    assert f"'{tiny_dataset}', one folder deeper than '{tiny_dataset.parent}'" in caplog.text
+
+
+def test_two_data_sets_one_folder_too_deep_are_not_guessed_between(tiny_dataset):
+    shutil.copytree(tiny_dataset, tiny_dataset.parent / "other")
+
+    with pytest.raises(FileNotFoundError, match="No image in"):
+        find_cases(tiny_dataset.parent, "image_{case}.nii.gz")
 
 
 # ---- label_values

@@ -7,6 +7,7 @@ ends the program in seconds, with one message that holds every problem found.
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
 from collections import Counter
@@ -25,6 +26,8 @@ from .volumes import IMAGE_SUFFIXES, Volume, VolumeReader, case_name, is_image_f
 GRID_TOLERANCE = 0.05  # of a voxel, at the volume's corners: above rounding in headers, below anything that matters
 
 _CASE = "{case}"
+
+logger = logging.getLogger(__name__)
 
 Item = Mapping[str, str]
 LabelMap = Mapping[str, "int | Sequence[int]"]
@@ -60,7 +63,7 @@ def find_cases(
     """The files of each case.
 
     Args:
-        dataset_dir: folder of the data set.
+        dataset_dir: folder of the data set; if nothing there matches, the one folder in it where something does.
         image_pattern: path of an image relative to it, with ``{case}`` exactly once: ``"img/img{case}.nii.gz"``.
         label_pattern: the same for labels, or None for a list without labels.
         cases: exactly these, in this order; None takes every case that has an image, in natural order (2 before 10).
@@ -81,6 +84,13 @@ def find_cases(
     _check_patterns(patterns)
     folder = _existing_folder(dataset_dir)
     available = _available_cases(folder, image_pattern, label_pattern)
+    if not available:
+        # archives are easily extracted one folder too deep; where one folder alone fits, nothing else can be meant
+        nested = [each for each in sorted(folder.iterdir()) if each.is_dir()]
+        fitting = [each for each in nested if _available_cases(each, image_pattern, label_pattern)]
+        if len(fitting) == 1:
+            logger.warning("The data set lies in '%s', one folder deeper than '%s': read there.", *fitting, folder)
+            folder, available = fitting[0], _available_cases(fitting[0], image_pattern, label_pattern)
     if not available:
         raise FileNotFoundError(
             f"No image in '{folder}' matches '{image_pattern}'. {_what_is_there(folder)} Set --dataset_dir to the "
