@@ -108,7 +108,7 @@ def test_channels_after_the_background_are_the_organs(prediction_format):
 
     assert background == "background"
     assert organs == list(read("train.json")["label_map"])
-    assert organs == read("inference.json")["organs"]
+    assert organs == list(read("inference.json")["label_map"])
 
 
 def test_organs_have_the_order_of_the_channels_in_every_overlay(prediction_format):

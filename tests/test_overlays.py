@@ -76,18 +76,20 @@ def test_chaos_test_lists_are_the_customary_ones(name, tested):
 # ---- other organs
 
 
-def test_one_organ_trains_and_is_evaluated_without_touching_python(tmp_path, tiny_dataset, backbone_file):
+def test_one_organ_is_trained_evaluated_and_inferred_without_touching_python(tmp_path, tiny_dataset, backbone_file):
     """Values that are no organ any more are background; two values may make one organ."""
     overlay = write_overlay(
         tmp_path, tiny_dataset, backbone_file, label_map={"kidneys": [2, 3]}, background_values=[0, 1, 4], iterations=2
     )
 
     train(overlay)
-    run("evaluating", overlay)
+    for command in ("evaluating", "inferring"):
+        run(command, overlay)
 
     metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     assert metrics["organs"] == ["kidneys"]
     assert np.isfinite(metrics["dice"]["values"]).all()
+    assert (tmp_path / "inference" / "image_c_seg.nii.gz").is_file()
 
 
 # ---- source-free adaptation (section 2.2)
