@@ -175,9 +175,10 @@ def test_evaluation_and_inference_prepare_images_alike():
     evaluation = read("evaluate.json")["validate"]["preprocessing"]["transforms"]
     inference = read("inference.json")["preprocessing"]["transforms"]
 
-    # they differ in the label alone, which is loaded and mapped before anything is done to the image
-    assert evaluation[1] == "@map_label"
-    assert evaluation[2:] == inference[1:]
+    # they differ in the name of the case and in the label, which come before anything is done to the image
+    assert evaluation[1]["_target_"] == "scripts.transforms.NameByCased"
+    assert evaluation[2] == "@map_label"
+    assert evaluation[3:] == inference[1:]
 
 
 def test_training_and_inference_prepare_images_alike():
