@@ -478,6 +478,29 @@ def test_decoding_with_a_mask_prompt_is_sam2s(decided, features):
     torch.testing.assert_close(model.decode(conditioned, features, mask_prompt=mask).gated(), low_res)
 
 
+@pytest.mark.parametrize("token", ["best_iou", "single"])
+def test_decoding_with_the_embeddings_of_prompts_is_decoding_with_the_prompts(nano, features, token):
+    conditioned = nano.condition(features)
+    points = (torch.tensor([[[10.0, 20.0]], [[40.0, 30.0]]]), torch.ones(2, 1, dtype=torch.int32))
+    mask = torch.randn(2, 1, TOKENS * 4, TOKENS * 4)
+    sparse, dense = nano.model.sam_prompt_encoder(points=points, boxes=None, masks=mask)
+
+    decoded = nano.decode_embeddings(conditioned, features, sparse, dense, token=token)
+
+    expected = nano.decode(conditioned, features, points, mask, token=token)
+    for name in ("mask_logits", "object_score", "iou", "pointer"):
+        torch.testing.assert_close(getattr(decoded, name), getattr(expected, name))
+
+
+def test_gradients_reach_prompt_embeddings_through_the_decoder(nano, features):
+    sparse = torch.randn(2, 3, CHANNELS, requires_grad=True)
+    dense = torch.randn(2, CHANNELS, TOKENS, TOKENS, requires_grad=True)
+
+    nano.decode_embeddings(nano.condition(features), features, sparse, dense).mask_logits.sum().backward()
+
+    assert sparse.grad.flatten(2).any(2).all() and dense.grad.any()
+
+
 def test_memory_of_a_mask_is_sam2s(nano, features):
     logits = mask_to_logits(torch.rand(2, 1, SIZE, SIZE) > 0.5)
     score = torch.tensor([[10.0], [-10.0]])

@@ -119,6 +119,11 @@ class DiffuSAM(nn.Module):
         return {"backbone": self.backbone.name, "organs": self.organs, "weights": self.backbone.fingerprint()}
 
     def set_extra_state(self, state: dict) -> None:
+        if state.get("network", "DiffuSAM") != type(self).__name__:
+            raise ValueError(
+                f"This file is of a training of {state['network']}, not of a DiffuSAM prior. Add the overlay it was "
+                "trained with, such as 'configs/automedsam.json', or point `prior_file` at a DiffuSAM prior."
+            )
         if state["backbone"] != self.backbone.name or len(state["organs"]) != len(self.organs):
             raise ValueError(
                 f"This prior was trained for backbone '{state['backbone']}' and {len(state['organs'])} organs "

@@ -411,8 +411,27 @@ class SAM2(nn.Module):
             mask_prompt: optional mask logits ``(B, 1, H, W)``.
             token: overrides ``decoder_token`` for this call.
         """
+        return self._select(self.predict_all_masks(conditioned, features, points, mask_prompt), token)
+
+    def decode_embeddings(
+        self, conditioned: Tensor, features: ImageFeatures, sparse: Tensor, dense: Tensor, token: str | None = None
+    ) -> Decoded:
+        """Mask decoder with prompt embeddings made elsewhere, in place of SAM2's own prompt encoder.
+
+        Args:
+            conditioned: of :meth:`condition`.
+            features: of the same B slices; only the high-resolution maps are read.
+            sparse: P prompt tokens ``(B, P, C)``, as SAM2 makes of points and boxes.
+            dense: one embedding for each image token, ``(B, C, S/16, S/16)``, as SAM2 makes of a mask; it is added to
+                ``conditioned``.
+            token: overrides ``decoder_token`` for this call.
+        """
+        return self._select(self._predict_masks(conditioned, features, sparse, dense), token)
+
+    def _select(self, outputs: tuple[Tensor, Tensor, Tensor, Tensor], token: str | None) -> Decoded:
+        """The one mask that ``token`` asks for, of the four in the outputs of :meth:`predict_all_masks`."""
         token = token or self.decoder_token
-        masks, ious, tokens, object_score = self.predict_all_masks(conditioned, features, points, mask_prompt)
+        masks, ious, tokens, object_score = outputs
         first = 0 if token == "single" else 1
         best = ious[:, first : first + 1] if first == 0 else ious[:, 1:]
         best = best.argmax(1) + first
@@ -443,9 +462,14 @@ class SAM2(nn.Module):
             size = 4 * self.embedding_size
             mask_prompt = F.interpolate(mask_prompt.float(), (size, size), mode="bilinear", antialias=True)
         sparse, dense = sam2.sam_prompt_encoder(points=points, boxes=None, masks=mask_prompt)
-        return sam2.sam_mask_decoder.predict_masks(
+        return self._predict_masks(conditioned, features, sparse, dense)
+
+    def _predict_masks(
+        self, conditioned: Tensor, features: ImageFeatures, sparse: Tensor, dense: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.model.sam_mask_decoder.predict_masks(
             image_embeddings=conditioned,
-            image_pe=sam2.sam_prompt_encoder.get_dense_pe(),
+            image_pe=self.model.sam_prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
             repeat_image=False,
