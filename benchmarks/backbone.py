@@ -19,12 +19,11 @@ from functools import partial
 from pathlib import Path
 
 import fire
-import numpy as np
 import torch
+from baselines.prompts import prompt_points
 from configuration import parse
 from monai.data import MetaTensor
 from monai.transforms import Invertd
-from scipy.ndimage import distance_transform_edt
 from tqdm import tqdm
 
 
@@ -104,13 +103,8 @@ def decode_prompts(backbone, image: torch.Tensor, label: torch.Tensor, organs: i
         points = []
         for organ in held:
             mask = (label[0, ..., index] == organ).numpy()
-            rows, columns = mask.nonzero()
-            if prompt == "box":
-                points.append([[columns.min(), rows.min()], [columns.max(), rows.max()]])
-            else:
-                depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-                row, column = np.unravel_index(depth.argmax(), depth.shape)
-                points.append([[column, row], [0, 0]])
+            drawn, _ = prompt_points(mask, prompt)
+            points.append(drawn if prompt == "box" else [*drawn, [0, 0]])
         labels = torch.tensor([[2, 3] if prompt == "box" else [1, -1]] * len(held), dtype=torch.int32)
         decoded = backbone.decode(backbone.condition(features), features, (torch.tensor(points).float(), labels))
         output[held, ..., index] = resize_logits(decoded.mask_logits, backbone.image_size)[:, 0]

@@ -1,0 +1,276 @@
+"""One command for each row of Table 2 beside DiffuSAM, with the metrics of the bundle's own evaluation.
+
+Run from the bundle's folder. The source model is trained once, on the source; all that follows gets the target's
+configuration and that one file:
+
+    SOURCE="['configs/train.json','configs/demo.json']"
+    TARGET="['configs/train.json','configs/evaluate.json','configs/demo.json','configs/sf_uda.json',
+             'configs/sf_uda_demo.json','../benchmarks/adaptation/demo_target.json']"
+    MODEL=runs/adaptation/source.pt
+    RUN=../benchmarks/adaptation/run.py
+    python $RUN train_source      --config_file "$SOURCE" --source_model $MODEL
+    python $RUN source_only       --config_file "$TARGET" --source_model $MODEL --output source_only.json
+    python $RUN dpl               --config_file "$TARGET" --source_model $MODEL --output dpl.json
+    python $RUN dfg               --config_file "$TARGET" --source_model $MODEL --output dfg.json
+    python $RUN target_supervised --config_file "$TARGET" --output target_supervised.json
+
+DPL and DFG adapt on the images of the target's ``train_cases``, unlabelled, or, where the configuration names none, on
+those of the test. The upper bound trains on the ``train_cases`` with their labels. In every command
+
+* ``config_file``: config files as for ``monai.bundle run evaluating``; ``train_source`` needs no ``evaluate.json``;
+* ``source_model``: file of the source model;
+* ``output``: JSON file of the result, by default ``baselines/{row}.json`` in ``output_dir``. A folder of the same name
+  beside it gets label maps, pictures, tables and checkpoints;
+* ``overwrite``: whether a result or a source model that is there is made anew;
+* any other option changes a value of the configuration, such as ``--variants 12``.
+
+``seconds_training`` of a result is the time spent on the target; that of the source is in ``about``.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import fire
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from baselines.evaluation import Row, open_row, run_row  # noqa: E402
+from configuration import parse  # noqa: E402
+
+CHANNELS = (16, 32, 64, 128, 256)  # of the UNet row
+AUGMENTATION = ("variants", "organ_contrast")
+
+
+def train_source(
+    config_file,
+    source_model: str,
+    steps: int = 1200,
+    slices_per_step: int = 8,
+    learning_rate: float = 1e-3,
+    channels: tuple[int, ...] = CHANNELS,
+    features: int = 16,
+    dropout: float = 0.1,
+    overwrite: bool = False,
+    **overrides,
+) -> str:
+    """Trains the source model like the UNet row, and writes its file.
+
+    Args:
+        steps: optimiser steps (AdamW, learning rate falling to zero along a cosine).
+        slices_per_step: slices in a step, drawn from all volumes and variants.
+        learning_rate: at the start.
+        channels: widths of the UNet's levels.
+        features: of each pixel, which the classifier sees.
+        dropout: rate of every dropout layer; DPL draws its passes with it.
+
+    Raises:
+        ValueError: the file holds a model of another training.
+    """
+    parser = parse(config_file, overrides)
+    from adaptation.source_model import FeatureUNet, load_source, save_source
+    from baselines.supervised import train
+    from monai.utils import set_determinism
+    from scripts import errors
+
+    errors.install()
+    get = parser.get_parsed_content
+    get("train_data_check")
+    layout = {"channels": list(channels), "features": features, "dropout": dropout}
+    budget = {"steps": steps, "slices_per_step": slices_per_step, "learning_rate": learning_rate}
+    about = {key: get(key) for key in ("image_size", "seed", *AUGMENTATION)}
+    about["train_cases"] = [item["case"] for item in get("train_data")]
+    path, organs = Path(source_model), get("organs")
+    row = Row("source", parser, path, {**layout, **budget, "organs": organs}, about)
+    if path.is_file() and not overwrite:
+        if load_source(path).about["identity"] != row.identity:
+            raise ValueError(
+                f"'{path}' holds a source model of other settings or data. Give --overwrite True to replace it, or "
+                "another --source_model."
+            )
+        print(f"'{path}' is there: the source model is not trained again.")
+        return str(path)
+    if overwrite:
+        (row.folder / "checkpoint.pt").unlink(missing_ok=True)
+    set_determinism(get("seed"))
+    network = FeatureUNet(len(organs), **layout)
+    seconds = train(row, network, *budget.values())
+    kept = {"identity": row.identity, "image_size": about["image_size"], "seconds_training": round(seconds, 2)}
+    save_source(path, network, organs, layout, kept)
+    return str(path)
+
+
+def source_only(
+    config_file, source_model: str, output: str | None = None, overwrite: bool = False, **overrides
+) -> dict:
+    """The source model on the target as it is."""
+    return _adapted("source_only", config_file, source_model, output, {}, overwrite, overrides, None)
+
+
+def dpl(
+    config_file,
+    source_model: str,
+    output: str | None = None,
+    passes: int = 10,
+    certainty: float = 0.75,
+    max_deviation: float = 0.05,
+    epochs: int = 2,
+    slices_per_step: int = 8,
+    learning_rate: float = 2e-3,
+    overwrite: bool = False,
+    **overrides,
+) -> dict:
+    """DPL (``dpl.py``); the defaults are those of its published code.
+
+    Args:
+        passes: with dropout on.
+        certainty: probability above which an organ's pseudo label is 1.
+        max_deviation: of probabilities over the passes, where a pixel counts.
+        epochs: of adaptation.
+        slices_per_step: of a step.
+        learning_rate: of adaptation.
+    """
+    settings = {"passes": passes, "certainty": certainty, "max_deviation": max_deviation}
+    settings |= {"epochs": epochs, "slices_per_step": slices_per_step, "learning_rate": learning_rate}
+
+    def adapt(row: Row, source, volumes):
+        from adaptation import dpl as method
+
+        return method.adapt(source, volumes, **settings)
+
+    return _adapted("dpl", config_file, source_model, output, settings, overwrite, overrides, adapt)
+
+
+def dfg(
+    config_file,
+    source_model: str,
+    output: str | None = None,
+    aggregation_steps: int = 160,
+    aggregation_rate: float = 1e-4,
+    retraining_steps: int = 1200,
+    retraining_rate: float = 1e-4,
+    overwrite: bool = False,
+    search: dict | None = None,
+    **overrides,
+) -> dict:
+    """DFG (``dfg.py``) with the configuration's backbone as its foundation model.
+
+    Args:
+        aggregation_steps: of phase 1.
+        aggregation_rate: learning rate of phase 1.
+        retraining_steps: on the masks found.
+        retraining_rate: learning rate of these.
+        search: constants of ``SearchSettings`` to change, such as "{'affinity': 0.98}".
+    """
+    settings = {"aggregation_steps": aggregation_steps, "aggregation_rate": aggregation_rate}
+    settings |= {"retraining_steps": retraining_steps, "retraining_rate": retraining_rate}
+    search = dict(search or {})
+
+    def adapt(row: Row, source, volumes):
+        from adaptation import dfg as method
+
+        get = row.parser.get_parsed_content
+        backbone = get("backbone").to(get("device"))
+        return method.adapt(source, backbone, volumes, **settings, settings=method.SearchSettings(**search))
+
+    kept = {**settings, "search": search}
+    return _adapted("dfg", config_file, source_model, output, kept, overwrite, overrides, adapt, backbone=True)
+
+
+def target_supervised(
+    config_file,
+    output: str | None = None,
+    steps: int = 1200,
+    slices_per_step: int = 8,
+    learning_rate: float = 1e-3,
+    channels: tuple[int, ...] = CHANNELS,
+    features: int = 0,
+    overwrite: bool = False,
+    **overrides,
+) -> dict:
+    """The upper bound: the UNet of Table 1, trained on the target's ``train_cases`` and their labels.
+
+    Args:
+        steps: see ``train_source``.
+        slices_per_step: see ``train_source``.
+        learning_rate: at the start.
+        channels: widths of the UNet's levels.
+        features: for the source model's network instead, with so many features; 0 for the UNet row's own.
+
+    Raises:
+        DatasetError: the configuration names no ``train_cases``.
+    """
+    settings = {"steps": steps, "slices_per_step": slices_per_step, "learning_rate": learning_rate}
+    if not parse(config_file, overrides).get_parsed_content("train_cases"):
+        from scripts.errors import DatasetError
+
+        raise DatasetError(
+            "The target's configuration names no `train_cases`, so there is nothing to train the upper bound on. Add a "
+            "split, such as configs/splits/chaos_dfg.json, or give --train_cases and --test_cases."
+        )
+    # a target's overlay has no `train_data`, since no other row may see labels of the target
+    keys = ("dataset_dir", "image_pattern", "label_pattern")
+    training = {"_target_": "scripts.datalists.find_cases", **{key: f"@{key}" for key in keys}, "cases": "@train_cases"}
+    overrides = {**overrides, "train_data": training}
+    all_settings = {**settings, "channels": list(channels), "features": features}
+    row = open_row("target_supervised", config_file, overrides, output, all_settings, uses=AUGMENTATION)
+    from adaptation.source_model import FeatureUNet, plain_unet
+    from baselines.supervised import NetworkInferer, train
+
+    organs = len(row.parser.get_parsed_content("organs"))
+
+    def build():
+        if overwrite:
+            (row.folder / "checkpoint.pt").unlink(missing_ok=True)
+        network = FeatureUNet(organs, channels, features) if features else plain_unet(organs + 1, channels)
+        return network, NetworkInferer(row.about["image_size"], organs), train(row, network, *settings.values())
+
+    return run_row(row, build, overwrite)
+
+
+def _adapted(
+    name: str,
+    config_file,
+    source_model: str,
+    output: str | None,
+    settings: dict,
+    overwrite: bool,
+    overrides: dict,
+    adapt: Callable | None,
+    backbone: bool = False,
+) -> dict:
+    """A row that starts from the source model; ``adapt`` makes its network of the model and of target images."""
+    row = open_row(name, config_file, overrides, output, settings, trains=False, backbone=backbone)
+    from adaptation.source_model import load_source
+    from adaptation.target_images import adaptation_cases, target_volumes
+    from baselines.supervised import NetworkInferer
+
+    get = row.parser.get_parsed_content
+    organs, size = get("organs"), get("image_size")
+    source = load_source(source_model, organs, size)
+    row.about["source"] = {
+        "fingerprint": source.fingerprint,
+        "train_cases": source.about["identity"]["about"]["train_cases"],
+        "seconds_training": source.about["seconds_training"],
+    }
+    row.about["adaptation_cases"] = adaptation_cases(row.parser) if adapt else []
+
+    def build():
+        network, seconds = source.network.to(get("device")), 0.0
+        if adapt is not None:
+            volumes = target_volumes(row.parser)
+            start = time.perf_counter()
+            network = adapt(row, network, volumes)
+            seconds = time.perf_counter() - start
+        return network, NetworkInferer(size, len(organs)), seconds
+
+    return run_row(row, build, overwrite)
+
+
+COMMANDS = {each.__name__: each for each in (train_source, source_only, dpl, dfg, target_supervised)}
+
+if __name__ == "__main__":
+    fire.Fire(COMMANDS, serialize=lambda result: None)

@@ -1,0 +1,231 @@
+"""One evaluation for every row of a table: the configuration's own cases, preprocessing, inversion and metrics.
+
+A row is a network and a MONAI ``Inferer``. What is done with its label maps is what ``evaluate.json``, and any overlay
+after it, says: nothing about metrics is written here a second time.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from configuration import parse
+from monai.bundle import ConfigParser
+from monai.engines import SupervisedEvaluator, default_prepare_batch
+from monai.inferers import Inferer
+from monai.utils import convert_to_dst_type, convert_to_tensor, set_determinism
+from torch import Tensor, nn
+
+# settings that are every row's
+COMMON = ("image_size", "seed", "largest_component")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row that is about to be run.
+
+    Attributes:
+        name: such as "unet".
+        parser: the configuration, with ``evaluation_dir`` at :attr:`folder`.
+        path: JSON file of the result.
+        settings: of the row itself.
+        about: what it shares with other rows: data, sizes, backbone.
+    """
+
+    name: str
+    parser: ConfigParser
+    path: Path
+    settings: dict[str, Any]
+    about: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """Label maps, pictures, tables and checkpoints of the row: named like its JSON file, without the suffix."""
+        return self.path.with_suffix("")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What two results must share to be the same experiment, as JSON has it."""
+        return json.loads(json.dumps({"row": self.name, "settings": self.settings, "about": self.about}))
+
+
+def open_row(
+    name: str,
+    config_file: str | Sequence[str],
+    overrides: dict[str, Any],
+    output: str | Path | None,
+    settings: dict[str, Any],
+    uses: Sequence[str] = (),
+    trains: bool = True,
+    backbone: bool = False,
+) -> Row:
+    """Reads the configuration for a row, checks its data and seeds every library.
+
+    Args:
+        name: of the row.
+        config_file: config files as for ``monai.bundle run evaluating``.
+        overrides: values of the configuration to change, by id.
+        output: JSON file of the result; None puts ``baselines/{name}.json`` into ``output_dir``.
+        settings: of the row itself, kept with the result.
+        uses: ids of the configuration that the row depends on as well, kept with the result.
+        trains: whether the row sees the training cases; only then do they have to be there.
+        backbone: whether the row runs SAM2; only then does its checkpoint have to be there.
+
+    Raises:
+        DatasetError, FileNotFoundError: data or a checkpoint is not as declared, or a case is in both lists.
+    """
+    parser = parse(config_file, overrides)
+    from scripts import errors
+    from scripts.datalists import check_disjoint
+
+    errors.install()
+    path = Path(output or f"{parser.get_parsed_content('output_dir')}/baselines/{name}.json")
+    parser["evaluation_dir"] = str(path.with_suffix(""))
+    for index, handler in enumerate(parser["validate#handlers"]):
+        if _target(handler) == "OrganMetricsSaver":  # the configuration's `about` speaks of DiffuSAM
+            parser[f"validate#handlers#{index}#about"] = {"row": name, **settings}
+    about = {key: parser.get_parsed_content(key) for key in (*COMMON, *uses)}
+    set_determinism(parser.get_parsed_content("seed"))
+    if trains:
+        check_disjoint(parser.get_parsed_content("train_data"), parser.get_parsed_content("test_data"))
+        parser.get_parsed_content("train_data_check")
+        about["train_cases"] = [item["case"] for item in parser.get_parsed_content("train_data")]
+    parser.get_parsed_content("test_data_check")
+    about["test_cases"] = [item["case"] for item in parser.get_parsed_content("test_data")]
+    if backbone:
+        sam2 = parser.get_parsed_content("backbone")
+        sam2.check_loaded()
+        about |= {"backbone": sam2.name, "weights": sam2.fingerprint()}
+    return Row(name, parser, path, settings, about)
+
+
+def run_row(row: Row, build: Callable[[], tuple[nn.Module, Inferer, float]], overwrite: bool, **options) -> dict:
+    """The result of a row: from its file, if it is there, or else by building and evaluating it.
+
+    Args:
+        row: of :func:`open_row`.
+        build: makes the network, its inferer and the seconds that training took.
+        overwrite: whether a result that is there is made anew.
+        options: of :func:`evaluate`.
+
+    Raises:
+        ValueError: the file holds another experiment.
+    """
+    if row.path.is_file() and not overwrite:
+        content = json.loads(row.path.read_text())
+        if {key: content.get(key) for key in row.identity} == row.identity and "dice" in content:
+            print(f"'{row.path}' is there: {row.name} is not run again.")
+            return content
+        if "not_run" not in content:
+            raise ValueError(
+                f"'{row.path}' holds another result than that of row '{row.name}' with these settings and data. Give "
+                "--overwrite True to replace it, or another --output."
+            )
+    return evaluate(row, *build(), **options)
+
+
+def evaluate(
+    row: Row, network: nn.Module, inferer: Inferer, seconds_training: float = 0.0, show_truth: bool = False
+) -> dict[str, Any]:
+    """Evaluates a network with the configuration's own evaluation, and writes the result.
+
+    Args:
+        row: of :func:`open_row`.
+        network: anything the inferer runs.
+        inferer: from a volume ``(1, 1, H, W, slices)`` in [0, 1] to a label map of that shape, 0 background and 1...K
+            organs, or to two channels, the second with bit i - 1 set where organ i is positive before organs are
+            merged.
+        seconds_training: kept with the result.
+        show_truth: whether the inferer gets the true label map as a third argument, on the file's grid, to draw
+            prompts from.
+
+    Returns:
+        The content of ``metrics.json`` (see ``scripts.reports.OrganMetricsSaver``) with ``row``, ``settings``,
+        ``about``, ``seconds_training`` and ``seconds_per_volume``: the mean time of the inferer alone, without reading
+        and metrics.
+    """
+    from scripts.reports import format_table
+
+    get = row.parser.get_parsed_content
+    organs = get("organs")
+    timed = _Timed(inferer, len(organs))
+    handlers = [
+        get(f"validate#handlers#{index}")
+        for index, handler in enumerate(row.parser["validate#handlers"])
+        if _target(handler) != "CheckpointLoader"  # of the prior
+    ]
+    network.eval()
+    SupervisedEvaluator(
+        device=get("volume_device"),
+        val_data_loader=get("validate#dataloader"),
+        network=network,
+        prepare_batch=_batch_with_truth if show_truth else default_prepare_batch,
+        inferer=timed,
+        postprocessing=get("validate#postprocessing"),
+        key_val_metric=get("validate#key_metric"),
+        additional_metrics=get("validate#additional_metrics"),
+        val_handlers=[handler for handler in handlers if handler is not None],
+        amp=get("amp"),
+    ).run()
+    content = json.loads((row.folder / "metrics.json").read_text()) | row.identity
+    content["seconds_training"] = round(seconds_training, 2)
+    content["seconds_per_volume"] = round(sum(timed.seconds) / len(timed.seconds), 3)
+    write_result(row.path, content)
+    dice = torch.tensor(
+        [[float("nan") if each is None else each for each in case] for case in content["dice"]["values"]]
+    )
+    print(f"\n{row.name}, native Dice\n{format_table(dice, content['cases'], organs)}")
+    return content
+
+
+def not_run(row: Row, needs: str) -> dict[str, Any]:
+    """Says, instead of a result, what a row needs; a result that is there stays."""
+    content = {**row.identity, "not_run": needs}
+    if not row.path.is_file():
+        write_result(row.path, content)
+    print(f"{row.name}: not run, {needs}.")
+    return content
+
+
+def write_result(path: Path, content: dict[str, Any]) -> None:
+    """Writes JSON through a temporary name, so that a result that is there is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(content, indent=4) + "\n")
+    temporary.replace(path)
+
+
+class _Timed(Inferer):
+    """An inferer with a clock, whose answers have the second channel that the evaluation expects."""
+
+    def __init__(self, inferer: Inferer, organs: int) -> None:
+        super().__init__()
+        self.inferer, self.organs, self.seconds = inferer, organs, []
+
+    def __call__(self, inputs: Tensor, network: nn.Module, *args, **kwargs) -> Tensor:
+        start = time.perf_counter()
+        output = self.inferer(inputs, network, *args, **kwargs)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - start)
+        if output.shape[1] == 2:
+            return output
+        labels = convert_to_tensor(output, track_meta=False).long()
+        bits = torch.where(labels > 0, 2 ** (labels - 1).clamp_min(0), 0)
+        dtype = torch.uint8 if self.organs <= 8 else torch.int32
+        return convert_to_dst_type(torch.cat([labels, bits], 1), inputs, dtype=dtype)[0]
+
+
+def _batch_with_truth(batch: dict[str, Tensor], *args, **kwargs) -> tuple:
+    image, label = default_prepare_batch(batch, *args, **kwargs)
+    return image, label, (label,), {}
+
+
+def _target(item: Any) -> str:
+    """The class that an entry of a list in the configuration names."""
+    return str(item.get("_target_", "")).rpartition(".")[2] if isinstance(item, dict) else ""

@@ -1,0 +1,231 @@
+"""One command for each row of Table 1 beside DiffuSAM, with the metrics of the bundle's own evaluation.
+
+Run from the bundle's folder:
+
+    CONFIG="['configs/train.json','configs/evaluate.json','configs/demo.json']"
+    python ../benchmarks/baselines/run.py unet        --config_file $CONFIG
+    python ../benchmarks/baselines/run.py unetr       --config_file $CONFIG
+    python ../benchmarks/baselines/run.py sam2_points --config_file $CONFIG
+    python ../benchmarks/baselines/run.py sam2_click  --config_file $CONFIG
+    python ../benchmarks/baselines/run.py sam2_box    --config_file $CONFIG
+    python ../benchmarks/baselines/run.py fate_sam    --config_file $CONFIG
+    python ../benchmarks/baselines/run.py sam         --config_file $CONFIG --checkpoint sam_vit_b_01ec64.pth
+
+A result that is there is not made again, and a training that was interrupted goes on. In every command
+
+* ``config_file``: config files as for ``monai.bundle run evaluating``;
+* ``output``: JSON file of the result, by default ``baselines/{row}.json`` in ``output_dir``. A folder of the same name
+  beside it gets label maps, pictures, tables and checkpoints;
+* ``overwrite``: whether a result that is there is replaced;
+* any other option changes a value of the configuration, such as ``--variants 12``.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import fire
+from monai.networks.nets import UNETR, UNet
+from monai.utils import optional_import
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from baselines.evaluation import not_run, open_row, run_row  # noqa: E402
+
+_SAM_NEEDS = (
+    "needs a SAM checkpoint and the package segment-anything: fetch sam_vit_b_01ec64.pth (or vit_l, vit_h) from "
+    "github.com/facebookresearch/segment-anything, `pip install segment-anything`, and give --checkpoint FILE"
+)
+
+
+def unet(
+    config_file,
+    output: str | None = None,
+    steps: int = 1200,
+    slices_per_step: int = 8,
+    learning_rate: float = 1e-3,
+    channels: tuple[int, ...] = (16, 32, 64, 128, 256),
+    overwrite: bool = False,
+    **overrides,
+) -> dict:
+    """MONAI's 2D UNet, two residual units a level, trained on the prior's volumes, slices and variants.
+
+    Args:
+        steps: optimiser steps (AdamW, learning rate falling to zero along a cosine).
+        slices_per_step: slices in a step, drawn from all volumes and variants.
+        learning_rate: at the start.
+        channels: widths of the levels.
+    """
+    settings = {"steps": steps, "slices_per_step": slices_per_step, "learning_rate": learning_rate}
+    settings["channels"] = list(channels)
+
+    def build(size: int, outputs: int):
+        strides = (2,) * (len(channels) - 1)
+        return UNet(2, 1, outputs, channels, strides, num_res_units=2, dropout=0.1)
+
+    return _supervised("unet", build, config_file, output, settings, overwrite, overrides)
+
+
+def unetr(
+    config_file,
+    output: str | None = None,
+    steps: int = 1200,
+    slices_per_step: int = 8,
+    learning_rate: float = 1e-3,
+    hidden_size: int = 96,
+    mlp_dim: int = 384,
+    num_heads: int = 6,
+    feature_size: int = 8,
+    paper_size: bool = False,
+    overwrite: bool = False,
+    **overrides,
+) -> dict:
+    """MONAI's UNETR on slices, trained like the UNet; by default about as large as the UNet, which a CPU can train.
+
+    Args:
+        steps: see ``unet``.
+        slices_per_step: see ``unet``.
+        learning_rate: at the start.
+        hidden_size: width of the 12 transformer layers.
+        mlp_dim: of their feed-forward part.
+        num_heads: of their attention.
+        feature_size: width of the finest convolutions.
+        paper_size: the transformer of UNETR's paper, ViT-B: 768, 3072, 12.
+    """
+    if paper_size:
+        hidden_size, mlp_dim, num_heads = 768, 3072, 12
+    width = {"hidden_size": hidden_size, "mlp_dim": mlp_dim, "num_heads": num_heads, "feature_size": feature_size}
+    settings = {"steps": steps, "slices_per_step": slices_per_step, "learning_rate": learning_rate, **width}
+
+    def build(size: int, outputs: int):
+        return UNETR(1, outputs, size, spatial_dims=2, **width)
+
+    return _supervised("unetr", build, config_file, output, settings, overwrite, overrides)
+
+
+def _supervised(name: str, build, config_file, output, settings: dict, overwrite: bool, overrides: dict) -> dict:
+    row = open_row(name, config_file, overrides, output, settings, uses=("variants", "organ_contrast"))
+    if name == "unetr" and not optional_import("einops")[1]:
+        return not_run(row, "needs the package einops: `pip install einops`")
+    from baselines.supervised import NetworkInferer, train
+
+    size, organs = row.about["image_size"], len(row.parser.get_parsed_content("organs"))
+
+    def trained():
+        if overwrite:
+            (row.folder / "checkpoint.pt").unlink(missing_ok=True)
+        network = build(size, organs + 1)
+        budget = (settings[key] for key in ("steps", "slices_per_step", "learning_rate"))
+        return network, NetworkInferer(size, organs), train(row, network, *budget)
+
+    return run_row(row, trained, overwrite)
+
+
+def sam2_points(config_file, output: str | None = None, points: int = 1, token: str = "auto", **options) -> dict:
+    """SAM2 with random points of the true mask, on every slice that holds the organ.
+
+    Args:
+        points: for each slice and organ.
+        token: which of the decoder's masks: "auto", "single" or "best_iou".
+    """
+    return _sam2("sam2_points", config_file, output, {"prompt": "points", "points": points, "token": token}, **options)
+
+
+def sam2_click(config_file, output: str | None = None, token: str = "auto", **options) -> dict:
+    """SAM2 with one click at the voxel farthest from the outline; see ``sam2_points``."""
+    return _sam2("sam2_click", config_file, output, {"prompt": "click", "token": token}, **options)
+
+
+def sam2_box(config_file, output: str | None = None, token: str = "auto", **options) -> dict:
+    """SAM2 with the box around the true mask; see ``sam2_points``."""
+    return _sam2("sam2_box", config_file, output, {"prompt": "box", "token": token}, **options)
+
+
+def _sam2(name: str, config_file, output, settings: dict, overwrite: bool = False, **overrides) -> dict:
+    row = open_row(name, config_file, overrides, output, settings, trains=False, backbone=True)
+    from baselines.prompted import PromptedInferer, PromptedSAM2
+
+    get = row.parser.get_parsed_content
+
+    def build():
+        inferer = PromptedInferer(len(get("organs")), settings["prompt"], settings.get("points", 1), get("seed"))
+        return PromptedSAM2(get("backbone").to(get("device")), settings["token"]), inferer, 0.0
+
+    return run_row(row, build, overwrite, show_truth=True)
+
+
+def sam(
+    config_file,
+    output: str | None = None,
+    checkpoint: str | None = None,
+    model_type: str | None = None,
+    prompt: str = "points",
+    points: int = 1,
+    overwrite: bool = False,
+    **overrides,
+) -> dict:
+    """The first SAM, prompted like SAM2, where its checkpoint is given; otherwise a result that says what it needs.
+
+    Args:
+        checkpoint: Meta's file, run through the package ``segment-anything``.
+        model_type: "vit_b", "vit_l" or "vit_h", where the file's name does not say it.
+        prompt: "points", "click" or "box".
+        points: for "points", for each slice and organ.
+    """
+    settings = {"prompt": prompt, "points": points, "checkpoint": checkpoint and Path(checkpoint).name}
+    row = open_row("sam", config_file, overrides, output, settings, trains=False)
+    if checkpoint is None or not optional_import("segment_anything")[1]:
+        return not_run(row, _SAM_NEEDS)
+    from baselines.prompted import PromptedInferer, PromptedSAM
+
+    get = row.parser.get_parsed_content
+
+    def build():
+        network = PromptedSAM(checkpoint, get("device"), model_type)
+        return network, PromptedInferer(len(get("organs")), prompt, points, get("seed")), 0.0
+
+    return run_row(row, build, overwrite, show_truth=True)
+
+
+def fate_sam(
+    config_file,
+    output: str | None = None,
+    supports: int = 3,
+    neighbours: int = 6,
+    retrieval: str = "manhattan",
+    use_pointers: bool = False,
+    support_variants: int = 0,
+    overwrite: bool = False,
+    **overrides,
+) -> dict:
+    """FATE-SAM on the configuration's backbone, the training cases being its support.
+
+    Args:
+        supports: labelled slices whose memories a slice sees.
+        neighbours: slices just decoded whose memories a slice sees, 0 to 6.
+        retrieval: "manhattan", as the published code has it, or "cosine", as the paper's text.
+        use_pointers: whether neighbours' object pointers are attended to.
+        support_variants: augmented variants of each training volume in the support; none in the paper.
+    """
+    settings = {"supports": supports, "neighbours": neighbours, "retrieval": retrieval, "use_pointers": use_pointers}
+    settings["support_variants"] = support_variants
+    overrides = {**overrides, "variants": support_variants}
+    row = open_row("fate_sam", config_file, overrides, output, settings, backbone=True)
+    from baselines.fate_sam import FateSamInferer, SupportBank
+
+    get = row.parser.get_parsed_content
+
+    def build():
+        dataset = get("train#dataset")  # encodes what is not in the cache
+        bank = SupportBank(dataset.files, get("device"), retrieval)
+        inferer = FateSamInferer(bank, len(get("organs")), supports, neighbours, use_pointers, get("encode_batch_size"))
+        return get("network").backbone, inferer, 0.0
+
+    return run_row(row, build, overwrite)
+
+
+COMMANDS = {each.__name__: each for each in (unet, unetr, sam2_points, sam2_click, sam2_box, fate_sam, sam)}
+
+if __name__ == "__main__":
+    fire.Fire(COMMANDS, serialize=lambda result: None)

@@ -1,0 +1,68 @@
+"""What the rows that work slice by slice share: a volume in, logits of slices, a label map out."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+
+import torch
+from monai.inferers import Inferer
+from monai.transforms import Resize
+from monai.utils import convert_to_dst_type, convert_to_tensor
+from scripts.sam2_backbone import resize_logits
+from torch import Tensor, nn
+
+
+class SlicewiseInferer(Inferer):
+    """Base of inferers that yield organ logits of slices, in any order and at any resolution.
+
+    Args:
+        organs: K.
+    """
+
+    def __init__(self, organs: int) -> None:
+        super().__init__()
+        self.organs = organs
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor, network: nn.Module, *args, **kwargs) -> Tensor:
+        """Segments a volume.
+
+        Args:
+            inputs: ``(1, 1, H, W, slices)`` in [0, 1], slices along the last axis.
+            network: see the subclass.
+            args: for :meth:`segment`.
+
+        Returns:
+            ``(1, 2, H, W, slices)`` on the device of ``inputs``: the label map, each voxel with the organ of highest
+            logit, or 0 where none is positive; and a map whose bit i - 1 is set where organ i's own logit is positive.
+
+        Raises:
+            ValueError: another shape.
+        """
+        if inputs.ndim != 5 or inputs.shape[:2] != (1, 1):
+            raise ValueError(f"Expected one volume of shape (1, 1, H, W, slices), got {tuple(inputs.shape)}.")
+        dtype = torch.uint8 if self.organs <= 8 else torch.int32
+        output = torch.zeros((1, 2, *inputs.shape[2:]), dtype=dtype, device=inputs.device)
+        bits = 2 ** torch.arange(self.organs).view(1, -1, 1, 1)
+        for indices, logits in self.segment(inputs, network, *args):
+            logits = resize_logits(logits.float(), inputs.shape[2:4])
+            label = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1).argmax(1)
+            packed = ((logits > 0) * bits.to(logits.device)).sum(1)
+            output[0, ..., list(indices)] = torch.stack([label, packed]).permute(0, 2, 3, 1).to(output)
+        # with the input's record of transforms, by which `Invertd` finds the way back to the file's grid
+        return convert_to_dst_type(output, inputs, dtype=dtype)[0]
+
+    @abstractmethod
+    def segment(self, inputs: Tensor, network: nn.Module, *args) -> Iterator[tuple[Sequence[int], Tensor]]:
+        """Yields indices of n slices and their organ logits ``(n, K, h, w)``; slices that never come are background."""
+
+
+def network_slices(inputs: Tensor, indices: Sequence[int], size: int, device: torch.device) -> Tensor:
+    """Some slices of a volume ``(1, 1, H, W, slices)`` as a network takes them: ``(n, 1, size, size)``.
+
+    In plane this is what the training's `Resized` does to a volume.
+    """
+    slices = convert_to_tensor(inputs[0, 0][..., list(indices)], track_meta=False).permute(2, 0, 1).float()
+    resized = Resize((size, size), mode="bilinear", anti_aliasing=True)(slices)
+    return convert_to_tensor(resized, track_meta=False)[:, None].to(device)

@@ -1,0 +1,137 @@
+"""The rows of the supervised networks: MONAI's 2D UNet and UNETR, trained on what the prior is trained on.
+
+Volumes, label map, intensities, slice size and augmented variants are the configuration's; every slice of every variant
+is drawn equally often, with all of its organs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from monai.bundle import ConfigParser
+from monai.losses import DiceCELoss
+from scripts.handlers import save_atomically
+from scripts.transforms import AugmentedVariant
+from torch import Tensor, nn
+from tqdm import tqdm, trange
+
+from .evaluation import Row
+from .slicewise import SlicewiseInferer, network_slices
+
+SLICES_AT_A_TIME = 8
+
+
+class AugmentedSlices:
+    """All slices of all variants, in files that are read as they are drawn: 3 bytes a voxel would be too much to hold.
+
+    Args:
+        parser: the configuration.
+        folder: of the files; emptied first.
+    """
+
+    def __init__(self, parser: ConfigParser, folder: Path) -> None:
+        get = parser.get_parsed_content
+        transform = get("train#preprocessing")
+        augment = AugmentedVariant(get("train#augmentation"), get("seed"))
+        shutil.rmtree(folder, ignore_errors=True)
+        self.files: list[dict[str, Tensor]] = []
+        for item in tqdm(get("train_data"), desc="augmenting"):
+            volume = transform(dict(item))
+            for variant in range(get("variants") + 1):
+                drawn = augment(volume, item["case"], variant)
+                content = {
+                    "image": drawn["image"].as_tensor().permute(3, 0, 1, 2).half(),
+                    "label": drawn["label"].as_tensor().round().permute(3, 0, 1, 2).to(torch.uint8),
+                }
+                path = folder / f"{len(self.files):05d}.pt"
+                save_atomically({key: value.contiguous() for key, value in content.items()}, path)
+                self.files.append(torch.load(path, mmap=True, weights_only=True))
+        self.places = torch.tensor(
+            [(file, index) for file, content in enumerate(self.files) for index in range(len(content["image"]))]
+        )
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def draw(self, count: int) -> tuple[Tensor, Tensor]:
+        """Random slices: images ``(count, 1, S, S)`` in [0, 1] and labels of that shape."""
+        places = self.places[torch.randint(0, len(self), (count,))].tolist()
+        image, label = (
+            torch.stack([self.files[file][key][index] for file, index in places]) for key in ("image", "label")
+        )
+        return image.float(), label
+
+
+def train(
+    row: Row, network: nn.Module, steps: int, slices_per_step: int, learning_rate: float, save_every: int = 200
+) -> float:
+    """Trains with AdamW, the learning rate falling to zero along a cosine, and soft Dice plus cross-entropy.
+
+    A training that was interrupted goes on from its last checkpoint when the same row is run again; on a CPU it ends
+    with the same weights.
+
+    Returns:
+        Seconds of all steps, without augmentation.
+    """
+    device = row.parser.get_parsed_content("device")
+    path, identity = row.folder / "checkpoint.pt", json.dumps(row.identity, sort_keys=True)
+    optimizer = torch.optim.AdamW(network.to(device).parameters(), learning_rate)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    parts = {"network": network, "optimizer": optimizer, "scheduler": scheduler}
+    first, seconds = 0, 0.0
+    if path.is_file():
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if saved["identity"] == identity:
+            for key, part in parts.items():
+                part.load_state_dict(saved[key])
+            torch.set_rng_state(saved["random"])
+            first, seconds = saved["step"], saved["seconds"]
+    if first == steps:
+        return seconds
+    slices = AugmentedSlices(row.parser, row.folder / "slices")
+    loss_function = DiceCELoss(to_onehot_y=True, softmax=True)
+    network.train()
+    start = time.perf_counter() - seconds
+    for step in (progress := trange(first, steps, desc="training", initial=first, total=steps)):
+        image, label = slices.draw(slices_per_step)
+        optimizer.zero_grad()
+        loss = loss_function(network(image.to(device)), label.to(device))
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        if (step + 1) % save_every == 0 or step + 1 == steps:
+            seconds = time.perf_counter() - start
+            state = {key: part.state_dict() for key, part in parts.items()}
+            random = torch.get_rng_state()
+            save_atomically(
+                {**state, "identity": identity, "random": random, "step": step + 1, "seconds": seconds}, path
+            )
+            progress.set_postfix(loss=f"{loss.item():.3f}")
+    shutil.rmtree(row.folder / "slices")
+    return seconds
+
+
+class NetworkInferer(SlicewiseInferer):
+    """A volume through a 2D network of S x S slices with a channel for the background, a few slices at a time.
+
+    Args:
+        size: S.
+        organs: K.
+    """
+
+    def __init__(self, size: int, organs: int) -> None:
+        super().__init__(organs)
+        self.size = size
+
+    def segment(self, inputs: Tensor, network: nn.Module, *args) -> Iterator[tuple[list[int], Tensor]]:
+        device = next(network.parameters()).device
+        for chunk in torch.arange(inputs.shape[-1]).split(SLICES_AT_A_TIME):
+            indices = chunk.tolist()
+            logits = network(network_slices(inputs, indices, self.size, device))
+            # an organ's own logit is how far it lies above the background
+            yield indices, logits[:, 1:] - logits[:, :1]
