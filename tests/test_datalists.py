@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 
 import nibabel as nib
@@ -13,6 +14,7 @@ from scripts.datalists import (
     DatasetError,
     check_dataset,
     check_disjoint,
+    check_output,
     find_cases,
     inference_inputs,
     label_values,
@@ -536,3 +538,95 @@ def test_inputs_of_one_name_are_refused(tmp_path):
     touch(tmp_path, "p1/T1.nii.gz", "p2/T1.nii.gz")
     with pytest.raises(DatasetError, match="same name.*p1/T1.nii.gz.*rename them"):
         inference_inputs(str(tmp_path / "*" / "T1.nii.gz"))
+
+
+def save_json(path, content):
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ["a.nii.gz", "deeper/b.nii.gz"],
+        [{"image": "a.nii.gz"}, {"image": "deeper/b.nii.gz", "label": "b_seg.nii.gz"}],
+        {"test": ["a.nii.gz", "deeper/b.nii.gz"], "training": [{"image": "c.nii.gz"}]},
+        {"testing": ["a.nii.gz", {"image": "deeper/b.nii.gz"}], "validation": []},
+        {"name": "mine", "modality": {"0": "CT"}, "scans": ["a.nii.gz", "deeper/b.nii.gz"]},
+    ],
+    ids=["paths", "entries", "Decathlon", "testing", "one list"],
+)
+def test_json_file_lists_inputs_relative_to_itself(tmp_path, content):
+    inputs = inference_inputs(save_json(tmp_path / "dataset.json", content))
+    assert inputs == [
+        {"image": str(tmp_path / "a.nii.gz"), "case": "a"},
+        {"image": str(tmp_path / "deeper" / "b.nii.gz"), "case": "b"},
+    ]
+
+
+def test_listed_inputs_keep_their_order_and_may_be_series_or_absolute(tmp_path):
+    touch(tmp_path, "patient1.2/1.dcm")
+    path = save_json(tmp_path / "list.json", ["z10.nii", "./patient1.2", str(tmp_path / "x.mha")])
+    assert cases_of(inference_inputs(path)) == ["z10", "patient1.2", "x"]
+
+
+def test_listed_inputs_may_have_names_of_their_own(tmp_path):
+    entries = [{"image": f"{case}/T1.nii.gz", "case": case} for case in ("p1", "p2")]
+    assert cases_of(inference_inputs(save_json(tmp_path / "list.json", entries))) == ["p1", "p2"]
+
+
+@pytest.mark.parametrize("name", ["../p1", "p1/T1", "..", ""])
+def test_names_that_would_lead_elsewhere_are_refused(tmp_path, name):
+    path = save_json(tmp_path / "list.json", [{"image": "a.nii.gz", "case": name}])
+    with pytest.raises(DatasetError, match="expected names that files can have"):
+        inference_inputs(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ({"training": ["a.nii.gz"], "validation": ["b.nii.gz"]}, "has the keys training, validation"),
+        ("a.nii.gz", "holds a str"),
+        ({"test": [{"label": "a.nii.gz"}]}, r'has the entry {"label": "a.nii.gz"}'),
+        ([["a.nii.gz"]], r'has the entry {"image": \["a.nii.gz"\]}'),
+    ],
+    ids=["no test list", "no list", "no image", "several images"],
+)
+def test_json_file_without_a_list_of_images_is_refused(tmp_path, content, found):
+    with pytest.raises(DatasetError, match=f"list.json' {found}.*expected a list of paths"):
+        inference_inputs(save_json(tmp_path / "list.json", content))
+
+
+def test_file_that_is_no_json_is_named(tmp_path):
+    (tmp_path / "list.json").write_text("['a.nii.gz']")
+    with pytest.raises(DatasetError, match="list.json' is no JSON.*expected a list of paths"):
+        inference_inputs(tmp_path / "list.json")
+
+
+def test_empty_list_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="list.json' is empty"):
+        inference_inputs(save_json(tmp_path / "list.json", {"test": [], "training": ["a.nii.gz"]}))
+
+
+def test_inputs_listed_twice_are_refused(tmp_path):
+    with pytest.raises(DatasetError, match='same name.*"case" of its own'):
+        inference_inputs(save_json(tmp_path / "list.json", ["a.nii.gz", "a.nii.gz"]))
+
+
+@pytest.mark.parametrize("pattern", ["", "*.nii.gz"], ids=["folder", "pattern"])
+def test_results_among_the_images_are_refused(tiny_dataset, pattern):
+    path = tiny_dataset / pattern
+    with pytest.raises(DatasetError, match="is the one that the images are read from.*--output to another"):
+        check_output(path, inference_inputs(path), tiny_dataset / "." / "")
+
+
+def test_results_in_the_folder_of_a_series_are_refused(tmp_path):
+    touch(tmp_path, "series/1.dcm")
+    with pytest.raises(DatasetError, match="is the one that the images are read from"):
+        check_output(tmp_path, inference_inputs(tmp_path), tmp_path / "series")
+
+
+def test_results_beside_a_single_file_or_in_another_folder_are_fine(tiny_dataset):
+    path = tiny_dataset / "image_a.nii.gz"
+    check_output(path, inference_inputs(path), tiny_dataset)
+    check_output(tiny_dataset, inference_inputs(tiny_dataset), tiny_dataset / "results")

@@ -386,3 +386,29 @@ def test_refining_decodes_every_slice_once_more_with_both_adjacent_slices(networ
     walk = (slices + 1) // 2 + (slices % 2 == 0)  # steps outward from the middle, two slices at a time where both exist
     expected = [[0] + [1] * ((index > 0) + (index < slices - 1)) for index in range(slices)]
     assert seen[walk:] == expected
+
+
+# ---- progress
+
+
+@pytest.mark.parametrize("options", [{}, {"no_3d": True}, {"two_pass": True}], ids=str)
+def test_progress_counts_every_slice_once(network, options):
+    reported = []
+    inferer = VolumetricInferer(batch_size=2, on_slices=lambda done, total: reported.append((done, total)), **options)
+
+    inferer(make_volume(5), network)
+
+    done, totals = zip(*reported)
+    assert set(totals) == {5}
+    assert list(done) == sorted(set(done))  # always forward
+    assert done[-1] == 5
+
+
+def test_progress_counts_slices_twice_where_they_are_refined(network):
+    reported = []
+    inferer = VolumetricInferer(refine=True)
+    inferer.on_slices = lambda done, total: reported.append((done, total))  # it may be set later
+
+    inferer(make_volume(5), network)
+
+    assert reported == [(done, 10) for done in (1, 3, 5, 6, 7, 8, 9, 10)]

@@ -16,7 +16,7 @@ from monai.transforms import LoadImage, SaveImage
 from nibabel.eulerangles import euler2mat
 from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, RLELossless
 from scripts.errors import DatasetError, user_error
-from scripts.volumes import VolumeReader, VolumeWriter, case_name, files_of, load_volume, output_name
+from scripts.volumes import VolumeReader, VolumeWriter, case_name, files_of, load_volume, output_name, whole_file
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_SERIES = ROOT.parent / "shared" / "data" / "totalsegmentator" / "example_ct_dicom"
@@ -720,3 +720,35 @@ def test_files_of_a_volume(tmp_path, write_dicom_series):
     assert [path.name for path in files_of(write_itk(tmp_path / "a.mhd"))] == ["a.mhd", "a.raw"]
     assert {path.name for path in files_of(write_itk(tmp_path / "b.nhdr"))} >= {"b.nhdr", "b.raw"}
     assert files_of(tmp_path / "c.nii.gz") == [tmp_path / "c.nii.gz"]
+
+
+# ---- files that are there only when they are complete
+
+
+def test_a_file_is_replaced_when_it_is_complete(tmp_path):
+    path = tmp_path / "new" / "a.nii.gz"
+    with whole_file(path) as temporary:
+        temporary.write_text("half")
+        assert not path.exists()
+        assert temporary.name.startswith(".") and temporary.name.endswith("a.nii.gz")
+    assert [(each.name, each.read_text()) for each in path.parent.iterdir()] == [("a.nii.gz", "half")]
+
+
+def test_a_file_stays_as_it_was_if_writing_fails(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+    with pytest.raises(OSError), whole_file(path) as temporary:
+        temporary.write_text("half")
+        raise OSError
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("a.txt", "before")]
+
+
+def test_a_label_map_is_written_as_a_whole(tmp_path, monkeypatch):
+    seen = []
+    write = nib.save
+    monkeypatch.setattr(nib, "save", lambda image, path: (write(image, path), seen.append(Path(path).name)))
+
+    saved = save(MetaTensor(torch.ones(1, *SHAPE), affine=OBLIQUE, meta={"filename_or_obj": "a"}), tmp_path / "output")
+
+    assert seen == [".part-a_seg.nii.gz"]
+    assert np.asarray(saved.dataobj).all()

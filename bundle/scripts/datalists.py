@@ -7,6 +7,7 @@ ends the program in seconds, with one message that holds every problem found.
 from __future__ import annotations
 
 import glob
+import json
 import logging
 import os
 import re
@@ -17,6 +18,7 @@ from itertools import islice, product
 from pathlib import Path, PurePath
 
 import numpy as np
+from monai.config import PathLike
 from nibabel.affines import apply_affine
 
 from .dicom import is_dicom_file
@@ -115,19 +117,23 @@ def inference_inputs(path: str | Path) -> list[dict[str, str]]:
     """The images that an ``--input`` means.
 
     Args:
-        path: an image file, a folder with the DICOM slices of one image, a folder of image files and such folders, or a
-            glob pattern.
+        path: an image file, a folder with the DICOM slices of one image, a folder of image files and such folders, a
+            glob pattern, or a JSON file that lists images: a list, or an object that has it as ``"test"``,
+            ``"testing"`` or its only list (Decathlon's ``dataset.json``). An entry is a path, relative to the file's
+            folder, or ``{"image": path}``, with ``"case"`` for a name of its own.
 
     Returns:
-        One ``{"image": path, "case": name}`` an image, in natural order. Files are named without their suffix, series
-        by their folder.
+        One ``{"image": path, "case": name}`` an image, in natural order, or in that of the list. Files are named
+        without their suffix, series by their folder. What a list names need not be there.
 
     Raises:
         FileNotFoundError: nothing is there, or nothing that can be read.
-        DatasetError: a file of another format; two images of one name, whose results would share a file name; or DICOM
-            slices and image files in one folder, of which only one kind can be meant.
+        DatasetError: a file of another format; a JSON file without such a list; two images of one name, whose results
+            would share a file name; or DICOM slices and image files in one folder, of which only one kind can be meant.
     """
     path = Path(path).expanduser()
+    if path.is_file() and path.suffix.lower() == ".json":
+        return _with_names_of_their_own(_listed_inputs(path))
     if path.is_file() and not (is_image_file(path) or is_dicom_file(path)):
         raise DatasetError(
             f"Input '{path}' is no image in a supported format: expected a DICOM file, a file ending in "
@@ -138,16 +144,84 @@ def inference_inputs(path: str | Path) -> list[dict[str, str]]:
     if not images:
         raise FileNotFoundError(
             f"{_nothing_at(path)} Expected an image ending in {', '.join(IMAGE_SUFFIXES)}, a folder of DICOM slices, a "
-            "folder of images, or a glob pattern in quotes. Set --input to one of these."
+            "folder of images, a glob pattern in quotes, or a JSON file that lists images. Set --input to one of these."
         )
-    names = Counter(map(case_name, images))
-    clashing = [image for image in images if names[case_name(image)] > 1]
+    return _with_names_of_their_own([{"image": str(image), "case": case_name(image)} for image in images])
+
+
+def check_output(path: str | Path, items: Sequence[Item], output: str | Path) -> None:
+    """Refuses an output folder in which ``--input`` would find the results the next time.
+
+    Args:
+        path: the ``--input``, of which a file, or a list of files, cannot mean anything else later.
+        items: of :func:`inference_inputs`.
+        output: folder of the results.
+
+    Raises:
+        DatasetError: the images are taken from the output folder itself.
+    """
+    if Path(path).expanduser().is_file():
+        return
+    folder = os.path.realpath(output)
+    if any(folder in (os.path.realpath(item["image"]), os.path.realpath(Path(item["image"]).parent)) for item in items):
+        raise DatasetError(
+            f"The output folder '{output}' is the one that the images are read from, so results would be taken for "
+            "images the next time. Set --output to another folder."
+        )
+
+
+def _listed_inputs(path: Path) -> list[dict[str, str]]:
+    """The images that a JSON file lists."""
+    expected = (
+        'expected a list of paths or {"image": path} entries, or an object with such a list as "test", such as a '
+        "Decathlon dataset.json. Correct the file."
+    )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"Input '{path}' is no JSON ({error}); {expected}") from error
+    entries = content
+    if isinstance(content, Mapping):
+        lists = {key: value for key, value in content.items() if isinstance(value, list)}
+        entries = next((lists[key] for key in ("test", "testing") if key in lists), None)
+        # what a file describes beside the one list of images, such as channels, is in objects
+        if entries is None and len(lists) == 1:
+            (entries,) = lists.values()
+        if entries is None:
+            raise DatasetError(f"Input '{path}' has the keys {listed(content)}; {expected}")
+    if not isinstance(entries, list):
+        raise DatasetError(f"Input '{path}' holds a {type(content).__name__}; {expected}")
+    if not entries:
+        raise FileNotFoundError(f"The list of images in the input '{path}' is empty. Name at least one image there.")
+    items = []
+    for entry in entries:
+        entry = entry if isinstance(entry, Mapping) else {"image": entry}
+        image = entry.get("image")
+        if not isinstance(image, str):
+            raise DatasetError(f"Input '{path}' has the entry {json.dumps(entry)}; {expected}")
+        image = os.path.abspath(path.parent / Path(image).expanduser())
+        items.append({"image": image, "case": str(entry.get("case", case_name(image)))})
+    return items
+
+
+def _with_names_of_their_own(items: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The same items.
+
+    Raises:
+        DatasetError: two of them have one name, or a name that cannot be a file's.
+    """
+    names = [item["case"] for item in items]
+    unusable = [name or "nothing" for name in names if name in ("", "..") or Path(name).name != name]
+    if unusable:
+        raise DatasetError(f"Cases are named {listed(unusable)}; expected names that files can have. Rename them.")
+    clashing = [Path(item["image"]) for item in items if names.count(item["case"]) > 1]
     if clashing:
         raise DatasetError(
             f"Several inputs have the same name, so their results would overwrite each other: {listed(clashing)}. Run "
-            "them one at a time with different output folders, or rename them."
+            "them one at a time with different output folders, rename them, or list them in a JSON file, each entry "
+            'with a "case" of its own.'
         )
-    return [{"image": str(image), "case": case_name(image)} for image in images]
+    return items
 
 
 def _check_patterns(patterns: Mapping[str, str]) -> None:
@@ -389,15 +463,24 @@ def _listed_twice(items: Sequence[Item]) -> Iterator[str]:
 def _check_image(path: str, reader: VolumeReader, problems: list[str]) -> Volume | None:
     """Adds what is wrong with an image to ``problems``; the image if its grid can be used."""
     image = _read_volume(path, reader, problems)
-    if image is not None and image.voxels.dtype.kind == "f":
-        finite = sum(int(np.count_nonzero(np.isfinite(plane))) for plane in _planes(image))
-        bad = image.voxels.size - finite
-        if bad:
-            problems.append(
-                f"'{path}': {bad} of {image.voxels.size} voxels are NaN or infinite, expected finite intensities. "
-                "Export the image again, or replace those voxels by the intensity of air."
-            )
+    problem = None if image is None else voxel_problem(path, image)
+    if problem:
+        problems.append(problem)
     return image
+
+
+def voxel_problem(path: PathLike, image: Volume) -> str | None:
+    """What is wrong with the voxels of an image that can be read: some are NaN or infinite. None if nothing is."""
+    if image.voxels.dtype.kind != "f":
+        return None
+    finite = sum(int(np.count_nonzero(np.isfinite(plane))) for plane in _planes(image))
+    bad = image.voxels.size - finite
+    if not bad:
+        return None
+    return (
+        f"'{path}': {bad} of {image.voxels.size} voxels are NaN or infinite, expected finite intensities. Export the "
+        "image again, or replace those voxels by the intensity of air."
+    )
 
 
 def _check_label(

@@ -99,6 +99,29 @@ def load_series(path: Path, series: str | None = None) -> tuple[np.ndarray, np.n
     Raises:
         DatasetError: see :func:`scripts.volumes.load_volume`.
     """
+    where, slices, affine = _find_slices(path, series)
+    return _read_pixels(where, slices), _LPS_TO_RAS @ affine
+
+
+def series_slices(path: Path, series: str | None = None) -> tuple[list[tuple[Path, int]], np.ndarray]:
+    """Where the slices of a series are stored, in the order in which :func:`load_series` stacks them.
+
+    Args:
+        path: a folder with the slices, or one file.
+        series: see :func:`scripts.volumes.load_volume`.
+
+    Returns:
+        File and frame (from 0) of each slice, and the affine ``(4, 4)`` of the voxels, as of :func:`load_series`.
+
+    Raises:
+        DatasetError: see :func:`scripts.volumes.load_volume`.
+    """
+    _, slices, affine = _find_slices(path, series)
+    return [(each.file, each.frame) for each in slices], _LPS_TO_RAS @ affine
+
+
+def _find_slices(path: Path, series: str | None) -> tuple[str, list[_Slice], np.ndarray]:
+    """A name for messages, the slices of one series in the order of their positions, and the affine to LPS+."""
     headers = {file: _read_header(file) for file in ([path] if path.is_file() else dicom_files(path))}
     if not headers:
         raise DatasetError(
@@ -107,8 +130,7 @@ def load_series(path: Path, series: str | None = None) -> tuple[np.ndarray, np.n
         )
     headers = _chosen_series(path, headers, series)
     where = f"'{path}', series {_name(headers)}"
-    slices, affine = _stacked(where, [each for file, header in headers.items() for each in _slices_of(file, header)])
-    return _read_pixels(where, slices), _LPS_TO_RAS @ affine
+    return where, *_stacked(where, [each for file, header in headers.items() for each in _slices_of(file, header)])
 
 
 def _read_header(file: Path) -> pydicom.Dataset:

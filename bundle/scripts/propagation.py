@@ -9,7 +9,7 @@ once. Each slice sees its own memory and those of the slices just decoded beside
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from monai.inferers import Inferer
@@ -51,6 +51,8 @@ class VolumetricInferer(Inferer):
         output: ``"labels"``, a label map; ``"labels_and_organs"``, with a second channel whose bit i - 1 is set where
             organ i's own logit is positive, before organs are merged; ``"logits"``, a channel for the background
             (0 everywhere) and each organ.
+        on_slices: called, as the walk goes on, with the number of slices decoded so far and the number to decode in
+            all (with ``refine`` every slice counts twice), for a progress bar. It may be set later.
 
     Raises:
         ValueError: a number of neighbours that SAM2 has no temporal encoding for, a weight out of [0, 1], or an unknown
@@ -69,6 +71,7 @@ class VolumetricInferer(Inferer):
         two_pass: bool = False,
         target_statistics: bool = False,
         output: str = "labels",
+        on_slices: Callable[[int, int], None] | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= neighbours <= 6:
@@ -82,6 +85,7 @@ class VolumetricInferer(Inferer):
         self.merge, self.use_pointers, self.own_weight = merge, use_pointers, own_weight
         self.refine = refine and self.neighbours > 0
         self.two_pass, self.target_statistics, self.output = two_pass, target_statistics, output
+        self.on_slices = on_slices
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, network: DiffuSAM, *args, **kwargs) -> Tensor:
@@ -115,16 +119,25 @@ class VolumetricInferer(Inferer):
         output = self._empty_output(source.volume, len(network.organs))
         first_pass: dict[int, Tensor] = {}
         walk = self._walk_independent if self.neighbours == 0 else self._walk_outward
+        decoded = 0
         for indices, logits in walk(source):
             if self.refine:
                 first_pass |= {index: each.cpu() for index, each in zip(indices, logits)}
             else:
                 self._write(output, indices, logits)
+            decoded += len(indices)
+            self._report(decoded, source.count)
         if self.refine:
             for index, logits in self._second_pass(source, first_pass):
                 self._write(output, [index], logits)
+                decoded += 1
+                self._report(decoded, source.count)
         # with the input's record of transforms, by which `Invertd` finds the way back to the file's grid
         return convert_to_dst_type(output, inputs, dtype=output.dtype)[0]
+
+    def _report(self, decoded: int, slices: int) -> None:
+        if self.on_slices is not None:
+            self.on_slices(decoded, slices * (1 + self.refine))
 
     def _empty_output(self, volume: Tensor, organs: int) -> Tensor:
         if self.output == "logits":

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,7 @@ class VolumeWriter(NibabelWriter):
         self.space = int((meta_dict or {}).get("nifti_space", _SCANNER))
 
     def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
-        """Writes the file.
+        """Writes the file, through a temporary name.
 
         Raises:
             OSError: it cannot be written.
@@ -191,7 +192,25 @@ class VolumeWriter(NibabelWriter):
         if not np.allclose(image.get_qform(), image.affine, atol=1e-3):
             image.set_qform(None, 0)  # which leaves the sform alone to say where voxels are
         image.header.set_xyzt_units("mm")
-        nib.save(image, filename)
+        with whole_file(filename) as temporary:
+            nib.save(image, temporary)
+
+
+@contextmanager
+def whole_file(path: PathLike) -> Iterator[Path]:
+    """A name to write a file under, which takes ``path``'s place when the block ends without an error.
+
+    ``path`` is then either as it was or complete, whenever the program is killed. The temporary name is hidden, keeps
+    the suffix, and is always the same, so that what a killed program leaves is overwritten by the next.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".part-{path.name}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _in_tensor_order(voxels: np.ndarray) -> np.ndarray:
