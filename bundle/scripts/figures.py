@@ -24,7 +24,7 @@ class OverlaySaver:
     Args:
         save_dir: folder of the pictures.
         organs: names, for the legend; label values 1...K in this order.
-        window: intensities shown as black and white; None takes the 0.5 and 99.5 percentiles of each volume.
+        window: intensities shown as black and white; None takes the 0.5 and 99.5 percentiles of the slices shown.
         columns: slices in a picture, spread evenly over those that hold an organ.
         prediction_key: of the label map in the engine's output.
     """
@@ -74,10 +74,10 @@ def draw_overlay(
     oriented = _radiological(image)
     pixels, predicted = oriented[0].numpy(), _radiological(prediction)[0].numpy()
     true = None if truth is None else _radiological(truth)[0].numpy()
-    low, high = window or np.percentile(pixels, [0.5, 99.5])
-    held = np.flatnonzero((predicted if true is None else true + predicted).any((0, 1)))
+    held = np.flatnonzero(predicted.any((0, 1)) if true is None else predicted.any((0, 1)) | true.any((0, 1)))
     held = held if len(held) else np.arange(pixels.shape[2])
     shown = held[np.unique(np.linspace(0, len(held) - 1, columns + 2).round().astype(int)[1:-1])]
+    low, high = window or np.percentile(pixels[..., shown], [0.5, 99.5])
     spacing = oriented.pixdim
 
     figure = Figure(figsize=(2.6 * len(shown), 3.1), facecolor="black")
@@ -117,4 +117,5 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
 
 def _radiological(volume: MetaTensor) -> MetaTensor:
-    return Orientation(axcodes="PLS")(MetaTensor(volume.cpu().float(), affine=volume.affine))
+    # in its own type, and without a copy where it is stored so already: a volume may have 1500 slices
+    return Orientation(axcodes="PLS")(MetaTensor(volume.as_tensor().cpu(), affine=volume.affine))
