@@ -119,3 +119,10 @@ def test_an_uncaught_foreign_error_keeps_its_traceback():
 
     assert result.returncode == 1
     assert "Traceback" in result.stderr
+
+
+def test_an_interruption_prints_no_traceback():
+    result = run("raise KeyboardInterrupt")
+
+    assert result.returncode != 0
+    assert result.stderr.strip() == "interrupted: given again, training and inference go on where they were"

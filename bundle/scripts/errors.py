@@ -45,13 +45,16 @@ def user_error(error: BaseException | None) -> BaseException | None:
 
 
 def install() -> None:
-    """Makes uncaught errors that this bundle raised end the program with their message and exit code 1.
+    """Makes uncaught errors that this bundle raised, and interruptions, end the program with a message alone.
 
     Set ``DIFFUSAM_TRACEBACK=1`` to see the whole traceback.
     """
     default = sys.excepthook
 
     def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print("\ninterrupted: given again, training and inference go on where they were", file=sys.stderr)
+            return
         found = user_error(error)
         if found is None or os.environ.get("DIFFUSAM_TRACEBACK"):
             default(kind, error, trace)
