@@ -155,3 +155,19 @@ def test_clipping_bounds_the_gradient_of_the_prior(backbone, batch):
 
     squares = [parameter.grad.square().sum() for parameter in network.prior.parameters() if parameter.grad is not None]
     assert torch.stack(squares).sum().sqrt().item() == pytest.approx(1e-3, rel=0.01)
+
+
+@pytest.mark.parametrize("timesteps, expected", [(None, range(1000)), ([999, 499], {999, 499}), ([7], {7})], ids=str)
+def test_times_are_drawn_from_those_given(backbone, batch, monkeypatch, timesteps, expected):
+    network, drawn = new_network(backbone, batch), []
+    predict = network.prior.predict
+
+    def spy(noised, timestep, condition, organ):
+        drawn.extend(timestep.tolist())
+        return predict(noised, timestep, condition, organ)
+
+    monkeypatch.setattr(network.prior, "predict", spy)
+    train(network, batch, iterations=5, timesteps=timesteps)
+
+    assert len(drawn) == 20 and set(drawn) <= set(expected)
+    assert len(set(drawn)) >= min(len(expected), 10)

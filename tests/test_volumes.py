@@ -16,7 +16,8 @@ from monai.transforms import LoadImage, SaveImage
 from nibabel.eulerangles import euler2mat
 from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, RLELossless
 from scripts.errors import DatasetError, user_error
-from scripts.volumes import VolumeReader, VolumeWriter, case_name, files_of, load_volume, output_name, whole_file
+from scripts.files import whole_file
+from scripts.volumes import VolumeReader, VolumeWriter, case_name, files_of, load_volume, output_name
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_SERIES = ROOT.parent / "shared" / "data" / "totalsegmentator" / "example_ct_dicom"

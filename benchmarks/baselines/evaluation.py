@@ -194,10 +194,10 @@ def not_run(row: Row, needs: str) -> dict[str, Any]:
 
 def write_result(path: Path, content: dict[str, Any]) -> None:
     """Writes JSON through a temporary name, so that a result that is there is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(content, indent=4) + "\n")
-    temporary.replace(path)
+    from scripts.files import whole_file
+
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=4) + "\n")
 
 
 class _Timed(Inferer):

@@ -9,7 +9,7 @@ import torch
 from monai.inferers import Inferer
 from monai.transforms import Resize
 from monai.utils import convert_to_dst_type, convert_to_tensor
-from scripts.sam2_backbone import resize_logits
+from scripts.sam2_backbone import resize_logits, with_background
 from torch import Tensor, nn
 
 
@@ -47,7 +47,7 @@ class SlicewiseInferer(Inferer):
         bits = 2 ** torch.arange(self.organs).view(1, -1, 1, 1)
         for indices, logits in self.segment(inputs, network, *args):
             logits = resize_logits(logits.float(), inputs.shape[2:4])
-            label = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1).argmax(1)
+            label = with_background(logits).argmax(1)
             packed = ((logits > 0) * bits.to(logits.device)).sum(1)
             output[0, ..., list(indices)] = torch.stack([label, packed]).permute(0, 2, 3, 1).to(output)
         # with the input's record of transforms, by which `Invertd` finds the way back to the file's grid

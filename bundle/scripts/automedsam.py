@@ -31,8 +31,9 @@ from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 
 from .diffusam import DiffuSAM, _drop_backbone, _keep_backbone
+from .diffusion_prior import ChannelMoments
 from .propagation import VolumetricInferer, _Slices
-from .sam2_backbone import Decoded, FrozenSAM2, ImageFeatures, resize_logits
+from .sam2_backbone import Decoded, FrozenSAM2, ImageFeatures, resize_logits, with_background
 from .trainer import DiffuSAMTrainer
 
 
@@ -121,17 +122,14 @@ class ClassPromptEncoder(nn.Module):
         Raises:
             ValueError: no batch at all.
         """
-        total, squares, count = 0.0, 0.0, 0
+        moments = ChannelMoments()
         for _, embedding in batches:
-            embedding = embedding.double()
-            total = total + embedding.sum((0, 2, 3))
-            squares = squares + embedding.square().sum((0, 2, 3))
-            count += embedding.numel() // embedding.shape[1]
-        if not count:
+            moments.add(embedding)
+        if not moments.count:
             raise ValueError("Statistics need at least one batch of image embeddings.")
-        mean = total / count
-        self.embedding_mean.copy_(mean.view(1, -1, 1, 1))
-        self.embedding_std.copy_((squares / count - mean.square()).clamp_min(1e-8).sqrt().view(1, -1, 1, 1))
+        mean, std = moments.mean_and_std()
+        self.embedding_mean.copy_(mean)
+        self.embedding_std.copy_(std)
         self.fitted.fill_(True)
 
     def forward(self, embedding: Tensor, organ: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -228,7 +226,7 @@ class AutoMedSAM(nn.Module):
             ``(B, 1 + organs, S, S)``; background is 0 everywhere, so the arg-max over channels is the label map.
         """
         logits = resize_logits(self.segment(self.backbone.encode_image(image)), self.backbone.image_size)
-        return torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
+        return with_background(logits)
 
     def segment(self, features: ImageFeatures) -> Tensor:
         """Mask logits of every organ in B slices, gated by the object score: ``(B, organs, S/4, S/4)``."""
@@ -281,4 +279,4 @@ class SliceInferer(VolumetricInferer):
 
     def _walk_independent(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:
         for indices in torch.arange(source.count).split(self.batch_size):
-            yield indices.tolist(), source.network.segment(source._features(indices.tolist()))
+            yield indices.tolist(), source.network.segment(source.features(indices.tolist()))

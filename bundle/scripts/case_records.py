@@ -20,7 +20,8 @@ from typing import Any
 from .datalists import Item
 from .dicom import is_dicom_file
 from .errors import DatasetError, count
-from .volumes import files_of, whole_file
+from .files import sha256_of, whole_file
+from .volumes import files_of
 
 RECORDS = "results.json"
 # relative to the output folder; a picture is worth having, but nothing is segmented again for want of one
@@ -75,7 +76,7 @@ class CaseRecords:
         return {
             "version": bundle_version(),
             "prior_file": str(self.prior_file.absolute()),
-            "prior_sha256": _file_digest(self.prior_file),
+            "prior_sha256": sha256_of(self.prior_file),
             "settings": _described(self.settings),
         }
 
@@ -228,14 +229,6 @@ def _input_digest(item: Item) -> str | None:
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _described(value: Any) -> Any:

@@ -89,10 +89,11 @@ def find_cases(
     if not available:
         # archives are easily extracted one folder too deep; where one folder alone fits, nothing else can be meant
         nested = [each for each in sorted(folder.iterdir()) if each.is_dir()]
-        fitting = [each for each in nested if _available_cases(each, image_pattern, label_pattern)]
+        found = {each: _available_cases(each, image_pattern, label_pattern) for each in nested}
+        fitting = [each for each, cases_there in found.items() if cases_there]
         if len(fitting) == 1:
             logger.warning("The data set lies in '%s', one folder deeper than '%s': read there.", *fitting, folder)
-            folder, available = fitting[0], _available_cases(fitting[0], image_pattern, label_pattern)
+            folder, available = fitting[0], found[fitting[0]]
     if not available:
         raise FileNotFoundError(
             f"No image in '{folder}' matches '{image_pattern}'. {_what_is_there(folder)} Set --dataset_dir to the "

@@ -19,7 +19,8 @@ from .case_records import DICOM_SEG, bundle_version, is_dicom
 from .dicom import series_slices
 from .errors import DatasetError, listed
 from .figures import COLOURS
-from .volumes import result_name, whole_file
+from .files import whole_file
+from .volumes import result_name
 
 NAME = "DiffuSAM"
 PRIVATE_SCHEME = "99DIFFUSAM"  # DICOM leaves schemes that begin with 99 to everybody's own use

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .diffusion_prior import MemoryPrior
-from .sam2_backbone import Decoded, FrozenSAM2, ImageFeatures, Memory, resize_logits
+from .sam2_backbone import Decoded, FrozenSAM2, ImageFeatures, Memory, resize_logits, with_background
 
 
 class DiffuSAM(nn.Module):
@@ -90,7 +90,7 @@ class DiffuSAM(nn.Module):
         repeated = features.repeat_interleave(len(self.organs))
         decoded = self.backbone.decode(self.backbone.condition(repeated, [Memory(memory)]), repeated)
         logits = resize_logits(self.organ_logits(decoded), self.backbone.image_size)
-        return torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
+        return with_background(logits)
 
     def synthesise(self, features: ImageFeatures) -> Tensor:
         """One memory for every slice and organ: ``(B * organs, M, h, w)``, organs running fastest.

@@ -18,6 +18,27 @@ from torch import Tensor, nn
 from .sam2_backbone import ImageFeatures
 
 
+class ChannelMoments:
+    """Mean and standard deviation of each channel over any number of batches ``(B, C, h, w)``, in double precision."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | float = 0.0
+        self.squares: Tensor | float = 0.0
+        self.count = 0
+
+    def add(self, values: Tensor) -> None:
+        values = values.double()
+        self.total = self.total + values.sum((0, 2, 3))
+        self.squares = self.squares + values.square().sum((0, 2, 3))
+        self.count += values.numel() // values.shape[1]
+
+    def mean_and_std(self) -> tuple[Tensor, Tensor]:
+        """Both ``(1, C, 1, 1)``, float64; at least one batch must have been added."""
+        mean = self.total / self.count
+        std = (self.squares / self.count - mean.square()).clamp_min(1e-8).sqrt()
+        return mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+
+
 class MemoryPrior(nn.Module):
     """Generates SAM2 memories from image features and an organ label.
 
@@ -122,21 +143,16 @@ class MemoryPrior(nn.Module):
         Raises:
             ValueError: no batch at all.
         """
-        sums = None
+        moments = {"memory": ChannelMoments(), "embedding": ChannelMoments()}
         for pair in batches:
-            moments = []
-            for values in pair:
-                values = values.double()
-                count = values.numel() // values.shape[1]
-                moments += [values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), torch.tensor(count).double()]
-            sums = moments if sums is None else [total + moment for total, moment in zip(sums, moments)]
-        if sums is None:
+            for each, values in zip(moments.values(), pair):
+                each.add(values)
+        if not moments["memory"].count:
             raise ValueError("Statistics need at least one batch of memories.")
-        for name, (total, squares, count) in (("memory", sums[:3]), ("embedding", sums[3:])):
-            mean = total / count
-            std = (squares / count - mean.square()).clamp_min(1e-8).sqrt()
-            getattr(self, f"{name}_mean").copy_(mean.view(1, -1, 1, 1))
-            getattr(self, f"{name}_std").copy_(std.view(1, -1, 1, 1))
+        for name, each in moments.items():
+            mean, std = each.mean_and_std()
+            getattr(self, f"{name}_mean").copy_(mean)
+            getattr(self, f"{name}_std").copy_(std)
         self.fitted.fill_(True)
 
     def standardise(self, memory: Tensor) -> Tensor:

@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, WeightedRandomSampler
 from tqdm import tqdm
 
+from .files import sha256_of
 from .handlers import save_atomically
-from .sam2_backbone import MASK_LOGIT, FrozenSAM2, mask_to_logits, sha256_of
+from .sam2_backbone import MASK_LOGIT, FrozenSAM2, mask_to_logits
 from .transforms import AugmentedVariant, describe
 from .volumes import files_of
 

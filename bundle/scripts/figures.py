@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from monai.data import MetaTensor
 from monai.transforms import Orientation
 
+from .files import whole_file
 from .volumes import result_name
 
 COLOURS = ("#ffb000", "#dc267f", "#648fff", "#00b27a", "#fe6100", "#785ef0", "#009e73", "#f0e442")
@@ -109,11 +110,8 @@ def draw_overlay(
 
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Writes a PNG through a temporary name."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    figure.savefig(temporary, format="png", dpi=110, facecolor=figure.get_facecolor())
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110, facecolor=figure.get_facecolor())
 
 
 def _radiological(volume: MetaTensor) -> MetaTensor:

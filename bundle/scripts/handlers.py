@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,8 @@ from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from torch.optim.swa_utils import AveragedModel
 
+from .files import whole_file
+
 if TYPE_CHECKING:
     from .diffusam import DiffuSAM
 
@@ -21,14 +22,8 @@ logger = logging.getLogger(__name__)
 
 def save_atomically(content: Any, path: str | Path) -> None:
     """``torch.save`` through a temporary name, so that ``path`` is either the old file or the whole new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
+    with whole_file(path, unique=True) as temporary:  # processes that train together encode into one cache
         torch.save(content, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)  # there only if writing failed, for example on a full disk
 
 
 class ResumableCheckpoint:

@@ -18,7 +18,8 @@ from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
 from .diffusam import DiffuSAM
-from .sam2_backbone import NO_OBJECT_LOGIT, Decoded, ImageFeatures, Memory, resize_logits
+from .diffusion_prior import ChannelMoments
+from .sam2_backbone import NO_OBJECT_LOGIT, Decoded, ImageFeatures, Memory, resize_logits, with_background
 
 OUTPUTS = ("labels", "labels_and_organs", "logits")
 
@@ -148,7 +149,7 @@ class VolumetricInferer(Inferer):
     def _write(self, output: Tensor, indices: Sequence[int], logits: Tensor) -> None:
         """Puts the organ logits ``(n, K, S/4, S/4)`` of some slices into the volume, at its own size."""
         logits = resize_logits(logits, output.shape[2:4])
-        merged = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1)
+        merged = with_background(logits)
         if self.output == "logits":
             channels = merged
         else:
@@ -263,28 +264,25 @@ class _Slices:
 
     def encode(self, indices: list[int]) -> tuple[ImageFeatures, Tensor]:
         """Image features of some slices and their synthesised memories ``(n, organs, M, h, w)``."""
-        features = self._features(indices)
+        features = self.features(indices)
         if self.memories is not None:
             return features, self.memories[indices].to(features.embedding)
         return features, self._synthesise(features)
 
     def synthesise_all(self) -> None:
         """The first of two passes: memories of all slices, kept on the CPU."""
-        chunks = (self._synthesise(self._features(indices)).cpu() for indices in self._chunks())
+        chunks = (self._synthesise(self.features(indices)).cpu() for indices in self._chunks())
         self.memories = torch.cat(list(chunks))
 
     def measure_statistics(self) -> None:
         """Mean and standard deviation of each channel of the image embedding over the whole volume."""
-        total = squares = count = 0
+        moments = ChannelMoments()
         for indices in self._chunks():
-            embedding = self._features(indices).embedding.double()
-            total = total + embedding.sum((0, 2, 3), keepdim=True)
-            squares = squares + embedding.square().sum((0, 2, 3), keepdim=True)
-            count += embedding.numel() // embedding.shape[1]
-        mean = total / count
-        self.statistics = mean.float(), (squares / count - mean.square()).clamp_min(1e-8).sqrt().float()
+            moments.add(self.features(indices).embedding)
+        mean, std = moments.mean_and_std()
+        self.statistics = mean.float(), std.float()
 
-    def _features(self, indices: list[int]) -> ImageFeatures:
+    def features(self, indices: list[int]) -> ImageFeatures:
         image = self.resize(self.volume[..., indices].permute(2, 0, 1).float())
         return self.network.backbone.encode_image(convert_to_tensor(image, track_meta=False)[:, None].to(self.device))
 

@@ -18,6 +18,7 @@ from monai.handlers import MetricsSaver
 from monai.utils import string_list_all_gather
 from torch import Tensor
 
+from .files import whole_file
 from .metrics import mean_of_means
 from .volumes import result_name
 
@@ -162,6 +163,5 @@ def _number(value: Tensor) -> float | int | None:
 
 
 def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text)
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        temporary.write_text(text)

@@ -28,6 +28,8 @@ import torch.nn.functional as F
 from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor, nn
 
+from .files import sha256_of
+
 MASK_LOGIT = 10.0  # SAM2 hands a given (not predicted) mask to the memory encoder as mask * 20 - 10
 NO_OBJECT_LOGIT = -1024.0  # what SAM2 itself writes into a mask whose object score says "absent"
 EMBEDDING_STRIDE = 16  # pixels of the input image per token of the image embedding
@@ -512,13 +514,9 @@ def resize_logits(logits: Tensor, size: int | Sequence[int]) -> Tensor:
     return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
 
 
-def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+def with_background(logits: Tensor) -> Tensor:
+    """Organ logits ``(B, K, H, W)`` to ``(B, 1 + K, H, W)`` with a background of 0: arg-max is then the label map."""
+    return torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
 
 
 def _check_image_size(image_size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,11 +24,20 @@ class DiffuSAMTrainer(SupervisedTrainer):
 
     Args:
         max_grad_norm: the prior's gradient is clipped to this norm; None leaves it.
+        timesteps: the diffusion times that are drawn from, such as those that inference visits; None draws from all,
+            as the paper does.
     """
 
-    def __init__(self, *args: Any, max_grad_norm: float | None = 1.0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        max_grad_norm: float | None = 1.0,
+        timesteps: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.max_grad_norm = max_grad_norm
+        self.timesteps = None if timesteps is None else torch.tensor(list(timesteps))
 
     def _iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
         batch = {key: value.to(self.state.device, non_blocking=self.non_blocking) for key, value in batchdata.items()}
@@ -58,7 +68,11 @@ class DiffuSAMTrainer(SupervisedTrainer):
         features = ImageFeatures(
             batch["embedding"].float(), (batch["high_res_fine"].float(), batch["high_res_coarse"].float())
         )
-        prior_error, memory = network.prior(batch["memory"].float(), features, batch["organ"])
+        timestep = None
+        if self.timesteps is not None:
+            chosen = torch.randint(len(self.timesteps), batch["organ"].shape)
+            timestep = self.timesteps[chosen].to(batch["organ"].device)
+        prior_error, memory = network.prior(batch["memory"].float(), features, batch["organ"], timestep)
         decoded = network.backbone.decode(network.backbone.condition(features, [Memory(memory)]), features)
         mask_logits = resize_logits(decoded.mask_logits, network.backbone.image_size)
         return self.loss_function(prior_error, mask_logits, decoded.object_score, batch["mask"])

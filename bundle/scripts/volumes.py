@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from nibabel.orientations import axcodes2ornt
 
 from .dicom import dicom_files, is_dicom_file, load_series
 from .errors import DatasetError, listed
+from .files import whole_file
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 NRRD_SUFFIXES = (".nrrd", ".nhdr")
@@ -194,23 +194,6 @@ class VolumeWriter(NibabelWriter):
         image.header.set_xyzt_units("mm")
         with whole_file(filename) as temporary:
             nib.save(image, temporary)
-
-
-@contextmanager
-def whole_file(path: PathLike) -> Iterator[Path]:
-    """A name to write a file under, which takes ``path``'s place when the block ends without an error.
-
-    ``path`` is then either as it was or complete, whenever the program is killed. The temporary name is hidden, keeps
-    the suffix, and is always the same, so that what a killed program leaves is overwritten by the next.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".part-{path.name}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _in_tensor_order(voxels: np.ndarray) -> np.ndarray:

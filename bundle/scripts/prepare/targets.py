@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import filecmp
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from ..datalists import Item
 from ..errors import DatasetError, count
+from ..files import whole_file
 from ..volumes import Volume, VolumeReader
 from .configs import CASE
 
@@ -45,13 +45,8 @@ class Target:
                     f"'{path}': there already, with another content than this source gives it. Name another --output, "
                     "or replace the file with --overwrite True."
                 )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{os.getpid()}.{path.name}")  # hidden, so that no pattern takes it for a case
-        try:
+        with whole_file(path, unique=True) as temporary:
             write(temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
         self.written += 1
 
     def summary(self) -> str:
