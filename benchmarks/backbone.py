@@ -72,19 +72,15 @@ def decode_true_memories(
     backbone, image: torch.Tensor, label: torch.Tensor, organs: int, batch: int = 8
 ) -> torch.Tensor:
     """Logits ``(1 + organs, S, S, slices)`` of every slice from the memory of its own true masks."""
-    from scripts.sam2_backbone import MASK_LOGIT, Memory, mask_to_logits, resize_logits
+    from baselines import true_memory
+    from scripts.sam2_backbone import resize_logits
 
     output = torch.zeros(1 + organs, *image.shape[1:])
-    values = torch.arange(1, organs + 1).view(1, -1, 1, 1)
     for start in range(0, image.shape[-1], batch):
         index = slice(start, min(start + batch, image.shape[-1]))
-        features = backbone.encode_image(image[0, ..., index].permute(2, 0, 1)[:, None]).repeat_interleave(organs)
-        mask = (label[..., index].permute(3, 0, 1, 2) == values).flatten(0, 1)[:, None]
-        score = torch.where(mask.flatten(1).any(1, keepdim=True), MASK_LOGIT, -MASK_LOGIT)
-        memory = backbone.encode_memory(features, mask_to_logits(mask), score)
-        decoded = backbone.decode(backbone.condition(features, [Memory(memory)]), features)
-        logits = resize_logits(decoded.gated(), backbone.image_size).unflatten(0, (-1, organs))[:, :, 0]
-        output[1:, ..., index] = logits.permute(1, 2, 3, 0)
+        features = backbone.encode_image(image[0, ..., index].permute(2, 0, 1)[:, None])
+        logits = true_memory.decode_true_memories(backbone, features, label[0, ..., index].permute(2, 0, 1), organs)
+        output[1:, ..., index] = resize_logits(logits, backbone.image_size).permute(1, 2, 3, 0)
     return output
 
 

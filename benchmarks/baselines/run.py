@@ -1,4 +1,4 @@
-"""One command for each row of Table 1 beside DiffuSAM, with the metrics of the bundle's own evaluation.
+"""One command for each row of Table 1, with the metrics of the bundle's own evaluation.
 
 Run from the bundle's folder:
 
@@ -9,6 +9,8 @@ Run from the bundle's folder:
     python ../benchmarks/baselines/run.py sam2_click  --config_file $CONFIG
     python ../benchmarks/baselines/run.py sam2_box    --config_file $CONFIG
     python ../benchmarks/baselines/run.py fate_sam    --config_file $CONFIG
+    python ../benchmarks/baselines/run.py true_memory --config_file $CONFIG
+    python ../benchmarks/baselines/run.py diffusam    --config_file $CONFIG
     python ../benchmarks/baselines/run.py sam         --config_file $CONFIG --checkpoint sam_vit_b_01ec64.pth
 
 A result that is there is not made again, and a training that was interrupted goes on. In every command
@@ -26,12 +28,14 @@ import sys
 from pathlib import Path
 
 import fire
+import torch
 from monai.networks.nets import UNETR, UNet
 from monai.utils import optional_import
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from baselines.evaluation import not_run, open_row, run_row  # noqa: E402
+from configuration import parse  # noqa: E402
 
 _SAM_NEEDS = (
     "needs a SAM checkpoint and the package segment-anything: fetch sam_vit_b_01ec64.pth (or vit_l, vit_h) from "
@@ -225,7 +229,47 @@ def fate_sam(
     return run_row(row, build, overwrite)
 
 
-COMMANDS = {each.__name__: each for each in (unet, unetr, sam2_points, sam2_click, sam2_box, fate_sam, sam)}
+def true_memory(config_file, output: str | None = None, overwrite: bool = False, **overrides) -> dict:
+    """The upper bound of DiffuSAM without 3D: every slice decoded from the memory of its own true masks."""
+    row = open_row("true_memory", config_file, overrides, output, {}, trains=False, backbone=True)
+    from baselines.true_memory import TrueMemoryInferer
+
+    get = row.parser.get_parsed_content
+
+    def build():
+        return get("backbone").to(get("device")), TrueMemoryInferer(len(get("organs"))), 0.0
+
+    return run_row(row, build, overwrite, show_truth=True)
+
+
+# what the configuration says of inference, kept with the result
+INFERENCE = (
+    *("inference_steps", "eta", "memory_samples", "decoder_token"),
+    *("neighbours", "no_3d", "refine", "use_pointers", "two_pass", "target_statistics"),
+)
+
+
+def diffusam(config_file, output: str | None = None, overwrite: bool = False, **overrides) -> dict:
+    """DiffuSAM itself, or AutoMedSAM with its overlay: the trained prior that ``prior_file`` names."""
+    trains = bool(parse(config_file, overrides).get("train_data"))  # an adaptation's configuration knows no source
+    row = open_row("diffusam", config_file, overrides, output, {}, uses=INFERENCE, trains=trains, backbone=True)
+    from scripts.diffusam import check_prior_file
+    from scripts.files import sha256_of
+
+    get = row.parser.get_parsed_content
+    check_prior_file(get("prior_file"))
+    row.about["prior_sha256"] = sha256_of(get("prior_file"))
+
+    def build():
+        network = get("network")
+        network.load_state_dict(torch.load(get("prior_file"), map_location="cpu", weights_only=True)["model"])
+        return network, get("validate#inferer"), 0.0
+
+    return run_row(row, build, overwrite)
+
+
+ROWS = (unet, unetr, sam2_points, sam2_click, sam2_box, fate_sam, sam, true_memory, diffusam)
+COMMANDS = {each.__name__: each for each in ROWS}
 
 if __name__ == "__main__":
     fire.Fire(COMMANDS, serialize=lambda result: None)

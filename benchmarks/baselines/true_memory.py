@@ -1,0 +1,46 @@
+"""The upper bound of a memory prior without 3D: the memory of the true masks, decoded on its own slice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from monai.transforms import Resize
+from scripts.sam2_backbone import MASK_LOGIT, FrozenSAM2, ImageFeatures, Memory, mask_to_logits
+from torch import Tensor
+
+from .prompted import oriented_like
+from .slicewise import SlicewiseInferer, network_slices
+
+SLICES_AT_A_TIME = 8
+
+
+class TrueMemoryInferer(SlicewiseInferer):
+    """Organ logits of every slice from the memories of its own true masks.
+
+    Args:
+        organs: K.
+    """
+
+    def segment(self, inputs: Tensor, network: FrozenSAM2, truth: Tensor) -> Iterator[tuple[list[int], Tensor]]:
+        """Yields a few slices at a time; ``truth`` is ``(1, 1, ...)`` on the file's own grid."""
+        device = next(network.parameters()).device
+        labels = oriented_like(truth, inputs)
+        to_network = Resize((network.image_size,) * 2, mode="nearest-exact")
+        for chunk in torch.arange(inputs.shape[-1]).split(SLICES_AT_A_TIME):
+            indices = chunk.tolist()
+            planes = to_network(labels[..., indices].permute(2, 0, 1).float())
+            features = network.encode_image(network_slices(inputs, indices, network.image_size, device))
+            yield indices, decode_true_memories(network, features, planes.to(device), self.organs)
+
+
+@torch.no_grad()
+def decode_true_memories(network: FrozenSAM2, features: ImageFeatures, labels: Tensor, organs: int) -> Tensor:
+    """Gated mask logits ``(B, organs, S/4, S/4)`` of slices with label maps ``(B, S, S)``, from their own memories."""
+    values = torch.arange(1, organs + 1, device=labels.device).view(1, -1, 1, 1)
+    masks = (labels[:, None] == values).flatten(0, 1)[:, None]
+    score = torch.where(masks.flatten(1).any(1, keepdim=True), MASK_LOGIT, -MASK_LOGIT)
+    repeated = features.repeat_interleave(organs)
+    memory = network.encode_memory(repeated, mask_to_logits(masks), score)
+    decoded = network.decode(network.condition(repeated, [Memory(memory)]), repeated)
+    return decoded.gated()[:, 0].unflatten(0, (-1, organs))

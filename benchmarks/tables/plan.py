@@ -1,0 +1,238 @@
+"""What a table is made of, and its commands: read from a JSON file, run in as many processes as wanted.
+
+A table's file names
+
+* ``title`` and ``about``: what it shows, for the reader;
+* ``config_file``: the configuration every command gets, trainings without ``evaluate.json``, and ``settings``, values
+  it changes;
+* ``runs``: repetitions, such as splits or seeds, each with settings of its own, and maybe ``config_file``, which is
+  added to the table's;
+* ``trainings``: what rows need first. Each has a ``command``, and may have ``config_file``, added to the table's or to
+  those of ``base``, and ``settings``;
+* ``rows``: each a ``command`` of ``baselines`` or ``adaptation``, and may have ``config_file``, ``options``, a
+  ``training`` whose file it gets, and ``published`` numbers: a value for each organ, and their mean, in percent;
+* ``published``: what those numbers are of;
+* ``gap``: the rows between which the share of a gap that others close is given, ``from`` and ``to``.
+
+A training with a ``base`` is one on a source domain: of the settings of the table, of its runs and of the command line
+it gets those that begin with ``source_``, without that, and all others get the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+BENCHMARKS = Path(__file__).resolve().parents[1]
+TABLES = Path(__file__).resolve().parent / "definitions"
+# the option by which a row gets the file of a training by this command, and the file's name
+TRAINING_FILES = {"training": ("prior_file", "model.pt"), "train_source": ("source_model", "source.pt")}
+SOURCE = "source_"
+EVALUATION = "configs/evaluate.json"
+ADAPTATION = ("train_source", "source_only", "dpl", "dfg", "target_supervised")
+KEYS = {"title", "about", "config_file", "settings", "runs", "trainings", "rows", "published", "gap"}
+
+
+class TableError(ValueError):
+    """A table's file that cannot be used; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of one run.
+
+    Attributes:
+        name: of the row or training.
+        run: which repetition.
+        arguments: of Python, from the bundle's folder.
+    """
+
+    name: str
+    run: str
+    arguments: list[str]
+
+
+@dataclass
+class Table:
+    """A table's file, and where its results are.
+
+    Args:
+        content: of the file.
+        output: folder of the results.
+        overrides: settings changed on the command line, for every command.
+    """
+
+    content: dict[str, Any]
+    output: Path
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, table: str | Path, output: str | Path | None, overrides: Mapping[str, Any]) -> Table:
+        """Reads a table by its path, or by its name among those that come with the benchmarks.
+
+        Raises:
+            TableError: there is none, or it names something that is not there.
+        """
+        path = Path(table)
+        if not path.is_file():
+            path = TABLES / f"{table}.json"
+        if not path.is_file():
+            known = ", ".join(sorted(each.stem for each in TABLES.glob("*.json")))
+            raise TableError(f"There is no table '{table}'. Give the path of a JSON file, or one of: {known}.")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        unknown = content.keys() - KEYS
+        missing = {"title", "config_file", "runs", "rows"} - content.keys()
+        if unknown or missing:
+            raise TableError(f"'{path}': unknown keys {sorted(unknown)}, missing keys {sorted(missing)}.")
+        trainings = content.setdefault("trainings", {})
+        wanted = {row["training"] for row in content["rows"].values() if "training" in row}
+        if wanted - trainings.keys():
+            raise TableError(
+                f"'{path}': rows need trainings that it does not name: {sorted(wanted - trainings.keys())}."
+            )
+        return cls(content, Path(output or f"runs/tables/{path.stem}"), dict(overrides))
+
+    @property
+    def runs(self) -> list[str]:
+        return list(self.content["runs"])
+
+    @property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        return self.content["rows"]
+
+    def result(self, run: str, row: str) -> Path:
+        """JSON file of a row's result."""
+        return self._folder(run) / f"{_file_name(row)}.json"
+
+    def log(self, run: str, name: str) -> Path:
+        """What a command has printed."""
+        return self._folder(run) / "logs" / f"{_file_name(name)}.log"
+
+    def trained(self, run: str, training: str) -> Path:
+        """The file that a training ends with."""
+        _, name = TRAINING_FILES[self.content["trainings"][training]["command"]]
+        return self._folder(run) / _file_name(training) / name
+
+    def seconds(self, run: str, training: str) -> float:
+        """Seconds that a training has taken so far, over all its attempts."""
+        path = self.trained(run, training).with_name("seconds.json")
+        return json.loads(path.read_text())["seconds"] if path.is_file() else 0.0
+
+    def training_step(self, run: str, name: str) -> Step:
+        training = self.content["trainings"][name]
+        option, _ = TRAINING_FILES[training["command"]]
+        file = self.trained(run, name)
+        own = {option: str(file)}
+        if training["command"] == "training":
+            own |= {"output_dir": str(file.parent), "cache_dir": str(self._folder(run) / "cache")}
+        return self._step(name, run, training, own, training.get("settings", {}))
+
+    def row_step(self, run: str, name: str) -> Step:
+        row = self.rows[name]
+        own: dict[str, Any] = {"output": str(self.result(run, name)), "cache_dir": str(self._folder(run) / "cache")}
+        training = row.get("training")
+        if training:
+            option, _ = TRAINING_FILES[self.content["trainings"][training]["command"]]
+            own[option] = str(self.trained(run, training))
+        return self._step(name, run, row, own, row.get("options", {}))
+
+    def _folder(self, run: str) -> Path:
+        return (self.output / _file_name(run)).absolute()
+
+    def _step(self, name: str, run: str, entry: dict, own: dict, settings: dict) -> Step:
+        source = "base" in entry
+        repeated = dict(self.content["runs"][run])
+        split = repeated.pop("config_file", [])
+        config_file = [*entry.get("base", [*self.content["config_file"], *split]), *entry.get("config_file", [])]
+        if entry["command"] in TRAINING_FILES:
+            config_file = [each for each in config_file if each != EVALUATION]  # whose `initialize` needs a prior
+        shared = _of_domain({**self.content.get("settings", {}), **repeated}, source)
+        given = _of_domain(self.overrides, source)
+        values = [f"--{key}={value}" for key, value in {**shared, **settings, **given, **own}.items()]
+        return Step(name, run, [*_script(entry["command"]), "--config_file", str(config_file), *values])
+
+
+def run_steps(table: Table, rows: list[str], runs: list[str], jobs: int, after_each: Callable[[], Any]) -> None:
+    """Runs the rows, ``jobs`` at a time, a training and the rows that need it one after the other.
+
+    What is there is not made again. Output goes to log files; a command that fails leaves its row without a result, and
+    the others run on.
+
+    Args:
+        table: what to run.
+        rows: of the table.
+        runs: of the table.
+        jobs: commands at the same time.
+        after_each: called after each training with its rows, and after each other row.
+    """
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    chains: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        for name in rows:
+            chains.setdefault((run, table.rows[name].get("training", f"row {name}")), []).append(name)
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(_run_chain, table, run, names, threads) for (run, _), names in chains.items()]
+        for future in as_completed(futures):
+            future.result()
+            after_each()
+
+
+def _run_chain(table: Table, run: str, rows: list[str], threads: int) -> None:
+    training = table.rows[rows[0]].get("training")
+    if training is None or _train(table, run, training, threads):
+        for name in rows:
+            _call(table.row_step(run, name), table.log(run, name), threads)
+
+
+def _train(table: Table, run: str, name: str, threads: int) -> bool:
+    """Whether the training's file is there in the end."""
+    path = table.trained(run, name)
+    if path.is_file():
+        return True
+    seconds, start = table.seconds(run, name), time.perf_counter()
+    try:
+        return _call(table.training_step(run, name), table.log(run, name), threads) and path.is_file()
+    finally:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"seconds": round(seconds + time.perf_counter() - start, 1)}
+        path.with_name("seconds.json").write_text(json.dumps(content) + "\n")
+
+
+def _call(step: Step, log: Path, threads: int) -> bool:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{step.run}: {step.name} ...", flush=True)
+    start = time.perf_counter()
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    with open(log, "w", encoding="utf-8") as file:
+        code = subprocess.run(
+            [sys.executable, *step.arguments], stdout=file, stderr=subprocess.STDOUT, env=environment
+        ).returncode
+    outcome = "done" if code == 0 else f"failed, see '{log}'"
+    print(f"{step.run}: {step.name}: {outcome} ({time.perf_counter() - start:.0f} s)", flush=True)
+    return code == 0
+
+
+def _of_domain(settings: Mapping[str, Any], source: bool) -> dict[str, Any]:
+    """The settings that are the source's, under their own names, or all others."""
+    if source:
+        return {key.removeprefix(SOURCE): value for key, value in settings.items() if key.startswith(SOURCE)}
+    return {key: value for key, value in settings.items() if not key.startswith(SOURCE)}
+
+
+def _script(command: str) -> list[str]:
+    if command == "training":
+        return ["-m", "monai.bundle", "run", "training"]
+    folder = "adaptation" if command in ADAPTATION else "baselines"
+    return [str(BENCHMARKS / folder / "run.py"), command]
+
+
+def _file_name(name: str) -> str:
+    return "".join(each if each.isalnum() else "_" for each in name)

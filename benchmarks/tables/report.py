@@ -1,0 +1,203 @@
+"""A table's results as JSON, Markdown and a picture: measured numbers with their spread, published ones beside them."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from .plan import Table
+
+# what a result has beside the native Dice, and how a table heads it
+OTHER_METRICS = {"dice_fate": "Dice, FATE", "dice_dfg": "Dice, DFG", "hd95_mm": "HD95, mm"}
+SECONDS = {"seconds_training": "training, s", "seconds_per_volume": "a volume, s"}
+BAR, MISSING = "#648fff", "–"
+
+
+def collect(table: Table) -> dict[str, Any]:
+    """What is there of a table, as ``table.json`` has it.
+
+    Each row has ``runs``, the result of each run or why there is none, and, over the runs that have one, ``organs`` and
+    ``mean`` of the native Dice, :data:`OTHER_METRICS` and :data:`SECONDS`, each as ``mean``, ``sd`` (over runs, n - 1)
+    and ``n``.
+    """
+    organs = _organs(table)
+    rows = {name: _collect_row(table, name, organs) for name in table.rows}
+    gap = table.content.get("gap")
+    if gap:
+        start, end = (_means(rows[gap[key]]) for key in ("from", "to"))
+        for row in rows.values():
+            shares = [
+                (mean - start[run]) / (end[run] - start[run])
+                for run, mean in _means(row).items()
+                if run in start and run in end and end[run] != start[run]
+            ]
+            row["gap_closed"] = _spread(shares)
+    kept = {key: table.content.get(key) for key in ("title", "about", "config_file", "settings", "published", "gap")}
+    settings = {name: each.get("settings", {}) for name, each in table.content["trainings"].items()}
+    return {**kept, "trainings": settings, "overrides": table.overrides, "organs": organs, "rows": rows}
+
+
+def _collect_row(table: Table, name: str, organs: Sequence[str]) -> dict[str, Any]:
+    entry, runs = table.rows[name], {}
+    for run in table.runs:
+        path = table.result(run, name)
+        if not path.is_file():
+            runs[run] = {"not_run": _reason(table, run, name)}
+            continue
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if "not_run" in content:
+            runs[run] = {"not_run": content["not_run"]}
+            continue
+        training = entry.get("training")
+        runs[run] = {
+            "organs": content["dice"]["organ_means"],
+            "mean": content["dice"]["mean"],
+            **{key: content[key]["mean"] for key in OTHER_METRICS if key in content},
+            "seconds_training": content["seconds_training"] + (table.seconds(run, training) if training else 0),
+            "seconds_per_volume": content["seconds_per_volume"],
+            "test_cases": content["cases"],
+        }
+    done = [each for each in runs.values() if "mean" in each]
+    row: dict[str, Any] = {"runs": runs, "published": entry.get("published")}
+    row["organs"] = [_spread([each["organs"][index] for each in done]) for index in range(len(organs))]
+    for key in ("mean", *OTHER_METRICS, *SECONDS):
+        row[key] = _spread([each[key] for each in done if key in each])
+    return row
+
+
+def _organs(table: Table) -> list[str]:
+    """Of the first result that is there; before there is any, none are known."""
+    for run in table.runs:
+        for name in table.rows:
+            path = table.result(run, name)
+            content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            if "organs" in content:
+                return content["organs"]
+    return []
+
+
+def _reason(table: Table, run: str, name: str) -> str:
+    """Why a result is not there: the end of the log of what failed."""
+    for step in (name, table.rows[name].get("training")):
+        log = table.log(run, step) if step else None
+        text = log.read_text(encoding="utf-8", errors="replace") if log and log.is_file() else ""
+        _, told, message = text.rpartition("\nerror: ")  # as `scripts.errors` puts it
+        if told:
+            return " ".join(message.split())
+        unexpected = [line.strip() for line in text.splitlines() if "Error" in line]
+        if unexpected:
+            return unexpected[-1]
+    return "not run yet"
+
+
+def _means(row: dict[str, Any]) -> dict[str, float]:
+    return {run: each["mean"] for run, each in row["runs"].items() if each.get("mean") is not None}
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, float | int | None]:
+    numbers = [value for value in values if value is not None and not math.isnan(value)]
+    return {
+        "mean": statistics.fmean(numbers) if numbers else None,
+        "sd": statistics.stdev(numbers) if len(numbers) > 1 else None,
+        "n": len(numbers),
+    }
+
+
+def to_markdown(content: dict[str, Any]) -> str:
+    """The table as Markdown; rows without a result follow with what they need."""
+    organs, rows, runs = content["organs"], content["rows"], len(next(iter(content["rows"].values()))["runs"])
+    others = {key: head for key, head in OTHER_METRICS.items() if any(row[key]["n"] for row in rows.values())}
+    heads = ["", *organs, "**mean Dice**", *others.values()]
+    heads += ["gap closed"] * bool(content["gap"]) + [*SECONDS.values(), "runs"]
+    lines = [f"**{content['title']}**", "", content["about"] or "", ""]
+    lines += [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    for name, row in rows.items():
+        if not row["mean"]["n"]:
+            continue
+        cells = [name, *(_percent(each) for each in row["organs"]), f"**{_percent(row['mean'])}**"]
+        cells += [_plain(row[key], 1) if key.endswith("_mm") else _percent(row[key]) for key in others]
+        if content["gap"]:
+            cells.append(_percent(row["gap_closed"], 0) + " %")
+        cells += [
+            _plain(row["seconds_training"], 0),
+            _plain(row["seconds_per_volume"], 1),
+            f"{row['mean']['n']}/{runs}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    missing = {name: row for name, row in rows.items() if not row["mean"]["n"]}
+    if missing:
+        lines += ["", "Not run:", ""]
+        lines += [f"- {name}: {next(iter(row['runs'].values()))['not_run']}" for name, row in missing.items()]
+    lines += _published(content)
+    return "\n".join(lines) + "\n"
+
+
+def _published(content: dict[str, Any]) -> list[str]:
+    """Published numbers in a table of their own, with the measured mean in the last column."""
+    rows = {name: row for name, row in content["rows"].items() if row["published"]}
+    if not rows:
+        return []
+    width = len(next(iter(rows.values()))["published"]) - 1
+    organs = content["organs"] if len(content["organs"]) == width else [f"organ {index + 1}" for index in range(width)]
+    lines = ["", f"Published ({content['published']}), Dice in percent:", ""]
+    lines += [f"| | {' | '.join(organs)} | mean | measured here |", "|" + " --- |" * (width + 3)]
+    for name, row in rows.items():
+        measured = _percent(row["mean"]) if row["mean"]["n"] else "not run"
+        lines.append(f"| {name} | {' | '.join(f'{value:.2f}' for value in row['published'])} | {measured} |")
+    return lines
+
+
+def _percent(spread: dict[str, Any], digits: int = 1) -> str:
+    return _plain({key: value * 100 if value and key != "n" else value for key, value in spread.items()}, digits)
+
+
+def _plain(spread: dict[str, Any], digits: int) -> str:
+    if spread["mean"] is None:
+        return MISSING
+    sd = "" if spread["sd"] is None else f" ± {spread['sd']:.{digits}f}"
+    return f"{spread['mean']:.{digits}f}{sd}"
+
+
+def draw(content: dict[str, Any]) -> Figure:
+    """A bar for each row's mean Dice, a dot for each run, and a hollow diamond for the published mean."""
+    rows = {name: row for name, row in content["rows"].items() if row["mean"]["n"] or row["published"]}
+    figure = Figure(figsize=(8, 1.2 + 0.34 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for place, row in enumerate(rows.values()):
+        if row["mean"]["n"]:
+            mean = 100 * row["mean"]["mean"]
+            axes.barh(place, mean, color=BAR, height=0.62)
+            axes.annotate(f"{mean:.1f}", (1, place), va="center", color="white", fontsize=8, weight="bold")
+            dots = [100 * each for each in _means(row).values()]
+            axes.plot(dots, [place] * len(dots), "o", color="black", markersize=3)
+        if row["published"]:
+            axes.plot(row["published"][-1], place, "D", color="#dc267f", markerfacecolor="white", markersize=5)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 100), xlabel="mean native Dice, %", title=content["title"])
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if any(row["published"] for row in rows.values()):
+        axes.plot([], [], "D", color="#dc267f", markerfacecolor="white", markersize=5, label=content["published"])
+        axes.plot([], [], "o", color="black", markersize=3, label="one run, measured here")
+        axes.legend(fontsize=7, loc="lower right")
+    return figure
+
+
+def write(table: Table) -> dict[str, Any]:
+    """Writes ``table.json``, ``table.md`` and ``table.png`` into the table's folder, each as a whole."""
+    from scripts.figures import save_figure
+    from scripts.files import whole_file
+
+    content = collect(table)
+    for name, text in (("table.json", json.dumps(content, indent=4) + "\n"), ("table.md", to_markdown(content))):
+        with whole_file(Path(table.output) / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    save_figure(draw(content), table.output / "table.png")
+    return content

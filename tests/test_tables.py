@@ -1,0 +1,191 @@
+"""The tables: every row through its own command, results kept, spread over runs, published numbers kept apart."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from workflows import BUNDLE, ROOT, write_overlay
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from tables import report  # noqa: E402
+from tables.plan import TABLES, Table, TableError  # noqa: E402
+
+CONFIGS = ["configs/train.json", "configs/evaluate.json"]
+
+
+def write_table(folder: Path, **content) -> Path:
+    path = folder / "table.json"
+    path.write_text(json.dumps({"title": "A table", "config_file": CONFIGS, "runs": {"1": {}}, **content}))
+    return path
+
+
+def write_result(table: Table, run: str, row: str, organs: list[float | None], **content) -> None:
+    mean = sum(each for each in organs if each is not None) / len([each for each in organs if each is not None])
+    path = table.result(run, row)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"dice_fate": {"mean": 0.5}, "seconds_training": 10.0, "seconds_per_volume": 2.0} | content
+    dice = {"organ_means": organs, "mean": mean}
+    path.write_text(json.dumps({"organs": ["spleen", "liver"], "cases": ["d"], "dice": dice, **content}))
+
+
+def run_table(table: Path, output: Path, *options: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "benchmarks" / "tables"), str(table), "--output", str(output), *options]
+    return subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, timeout=300)
+
+
+def test_rows_are_trained_for_run_and_marked_by_one_command(tmp_path, write_dataset, backbone_file):
+    overlay = write_overlay(tmp_path / "user", write_dataset(tmp_path / "dataset"), backbone_file, test_cases=["c"])
+    rows = {
+        "DiffuSAM": {"command": "diffusam", "training": "diffusam"},
+        "SAM": {"command": "sam"},
+        "SAM2 (box)": {"command": "sam2_box"},
+        "Of an unknown case": {"command": "sam2_box", "options": {"test_cases": ["nobody"]}},
+    }
+    trainings = {"diffusam": {"command": "training", "settings": {"iterations": 2}}}
+    configs = [*CONFIGS, str(overlay)]
+    table = write_table(tmp_path, config_file=configs, rows=rows, trainings=trainings)
+    output = tmp_path / "out"
+
+    first = run_table(table, output, "--jobs", "2")
+
+    assert first.returncode == 0, first.stderr
+    content = json.loads((output / "table.json").read_text())["rows"]
+    for name in ("DiffuSAM", "SAM2 (box)"):
+        assert 0 <= content[name]["mean"]["mean"] <= 1 and content[name]["mean"]["n"] == 1
+    assert content["DiffuSAM"]["seconds_training"]["mean"] > 0
+    assert "checkpoint" in content["SAM"]["runs"]["1"]["not_run"]
+    assert "nobody" in content["Of an unknown case"]["runs"]["1"]["not_run"]
+    assert (output / "table.png").stat().st_size > 5000
+    assert "- SAM: needs a SAM checkpoint" in (output / "table.md").read_text()
+
+    made = {path: path.stat().st_mtime_ns for path in [*output.glob("1/*.json"), output / "1/diffusam/model.pt"]}
+    again = run_table(table, output, "--rows", "SAM2 (box)")
+    assert again.returncode == 0 and "is not run again" in (output / "1/logs/SAM2__box_.log").read_text()
+    assert all(path.stat().st_mtime_ns == time for path, time in made.items())
+
+
+@pytest.fixture
+def two_runs(tmp_path) -> Table:
+    rows = {
+        "Start": {"command": "unet", "published": [50.0, 60.0, 55.0]},
+        "Better": {"command": "unet"},
+        "Bound": {"command": "true_memory"},
+        "Not there": {"command": "fate_sam", "published": [70.0, 80.0, 75.0]},
+    }
+    runs = {"a": {"seed": 0}, "b": {"seed": 1}}
+    gap = {"from": "Start", "to": "Bound"}
+    path = write_table(tmp_path, rows=rows, runs=runs, gap=gap, published="Some paper's Table 1")
+    table = Table.read(path, tmp_path / "out", {})
+    for run, start in (("a", 0.4), ("b", 0.6)):
+        write_result(table, run, "Start", [start, start])
+        write_result(table, run, "Better", [start + 0.1, start + 0.1])
+        write_result(table, run, "Bound", [1.0, 1.0])
+    return table
+
+
+def test_numbers_are_means_and_spreads_over_runs(two_runs):
+    rows = report.collect(two_runs)["rows"]
+
+    assert rows["Start"]["mean"] == {"mean": 0.5, "sd": pytest.approx(0.02**0.5), "n": 2}
+    assert [each["mean"] for each in rows["Start"]["organs"]] == [0.5, 0.5]
+    assert rows["Start"]["dice_fate"] == {"mean": 0.5, "sd": 0.0, "n": 2}
+    # 0.1 of 0.6, and 0.1 of 0.4
+    assert rows["Better"]["gap_closed"]["mean"] == pytest.approx((1 / 6 + 1 / 4) / 2)
+    assert rows["Bound"]["gap_closed"]["mean"] == 1 and rows["Start"]["gap_closed"]["mean"] == 0
+
+
+def test_measured_and_published_numbers_stand_in_tables_of_their_own(two_runs):
+    measured, published = report.to_markdown(report.collect(two_runs)).split("Published (Some paper's Table 1)")
+
+    assert (
+        "| Start | 50.0 ± 14.1 | 50.0 ± 14.1 | **50.0 ± 14.1** | 50.0 ± 0.0 | 0 ± 0 % | 10 ± 0 | 2.0 ± 0.0 | 2/2 |"
+        in measured
+    )
+    assert "| Not there |" not in measured and "- Not there: not run yet" in measured
+    assert "| Start | 50.00 | 60.00 | 55.00 | 50.0 ± 14.1 |" in published
+    assert "| Not there | 70.00 | 80.00 | 75.00 | not run |" in published
+
+
+def test_a_row_with_some_of_its_runs_says_so(two_runs):
+    two_runs.result("b", "Better").unlink()
+
+    rows = report.collect(two_runs)["rows"]
+
+    assert rows["Better"]["mean"] == {"mean": 0.5, "sd": None, "n": 1}
+    assert "| 1/2 |" in report.to_markdown(report.collect(two_runs))
+
+
+def test_the_reason_of_a_failure_is_the_error_of_its_log(two_runs):
+    log = two_runs.log("a", "Not there")
+    log.parent.mkdir(parents=True)
+    log.write_text("reading\nFileNotFoundError: 'img0001.nii.gz' is not there.\n")
+
+    assert "- Not there: FileNotFoundError: 'img0001.nii.gz'" in report.to_markdown(report.collect(two_runs))
+
+
+def test_a_source_gets_its_own_settings_and_no_others(tmp_path):
+    trainings = {"prior": {"command": "training", "base": ["configs/train.json"], "settings": {"iterations": 5}}}
+    path = write_table(
+        tmp_path,
+        runs={"1": {"seed": 1, "source_seed": 7}},
+        settings={"variants": 3},
+        trainings=trainings,
+        rows={"DiffuSAM": {"command": "diffusam", "training": "prior", "options": {"no_3d": True}}},
+    )
+    table = Table.read(path, tmp_path / "out", {"dataset_dir": "/target", "source_dataset_dir": "/source"})
+
+    prior, row = table.training_step("1", "prior").arguments, table.row_step("1", "DiffuSAM").arguments
+
+    assert {"--seed=7", "--dataset_dir=/source", "--iterations=5"} <= set(prior) and "--variants=3" not in prior
+    assert {"--seed=1", "--dataset_dir=/target", "--variants=3", "--no_3d=True"} <= set(row)
+    assert prior[prior.index("--config_file") + 1] == "['configs/train.json']"
+    assert [each for each in prior if each.startswith("--prior_file=")] == [
+        each for each in row if each.startswith("--prior_file=")
+    ]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"rows": {}, "rwos": {}}, "unknown keys"),
+        ({}, "missing keys"),
+        ({"rows": {"A": {"command": "diffusam", "training": "nothing"}}}, "trainings that it does not name"),
+    ],
+)
+def test_a_table_that_cannot_be_used_says_what_to_change(tmp_path, content, message):
+    with pytest.raises(TableError, match=message):
+        Table.read(write_table(tmp_path, **content), tmp_path, {})
+
+
+def test_an_unknown_table_names_those_there_are():
+    with pytest.raises(TableError, match="phantoms"):
+        Table.read("nothing", None, {})
+
+
+def test_an_unknown_row_is_refused_before_anything_runs(tmp_path):
+    path = write_table(tmp_path, rows={"UNet": {"command": "unet"}})
+
+    result = run_table(path, tmp_path / "out", "--rows", "UNETR")
+
+    assert result.returncode == 1 and "no row ['UNETR']" in result.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", sorted(TABLES.glob("*.json")), ids=lambda path: path.stem)
+def test_the_tables_that_come_with_the_benchmarks_name_what_there_is(path):
+    from adaptation.run import COMMANDS as ADAPTATION
+    from baselines.run import COMMANDS as BASELINES
+
+    table = Table.read(path, None, {})
+    for row in table.rows.values():
+        assert row["command"] in {**ADAPTATION, **BASELINES}
+        assert len(row.get("published") or [0] * 5) == 5
+    content = table.content
+    for entry in [content, *table.rows.values(), *content["trainings"].values(), *content["runs"].values()]:
+        for config in [*entry.get("config_file", []), *entry.get("base", [])]:
+            assert (BUNDLE / config).is_file(), config
+    gap = content.get("gap") or {}
+    assert set(gap.values()) <= table.rows.keys()
