@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,18 @@ def test_the_reason_of_a_failure_is_the_error_of_its_log(two_runs):
     assert "- Not there: FileNotFoundError: 'img0001.nii.gz'" in report.to_markdown(report.collect(two_runs))
 
 
+def test_a_row_is_configured_like_its_training(tmp_path):
+    trainings = {"prior": {"command": "training", "config_file": ["configs/ct.json"], "settings": {"variants": 5}}}
+    rows = {"DiffuSAM": {"command": "diffusam", "training": "prior", "options": {"no_3d": True}}}
+    table = Table.read(write_table(tmp_path, trainings=trainings, rows=rows), tmp_path / "out", {})
+
+    trained, row = table.training_step("1", "prior").arguments, table.row_step("1", "DiffuSAM").arguments
+
+    assert trained[trained.index("--config_file") + 1] == str(["configs/train.json", "configs/ct.json"])
+    assert row[row.index("--config_file") + 1] == str([*CONFIGS, "configs/ct.json"])
+    assert "--variants=5" in trained and {"--variants=5", "--no_3d=True"} <= set(row)
+
+
 def test_a_source_gets_its_own_settings_and_no_others(tmp_path):
     trainings = {"prior": {"command": "training", "base": ["configs/train.json"], "settings": {"iterations": 5}}}
     path = write_table(
@@ -146,6 +159,23 @@ def test_a_source_gets_its_own_settings_and_no_others(tmp_path):
     assert [each for each in prior if each.startswith("--prior_file=")] == [
         each for each in row if each.startswith("--prior_file=")
     ]
+
+
+def test_the_time_of_a_training_that_was_killed_counts(tmp_path):
+    trainings = {"prior": {"command": "training"}}
+    table = Table.read(write_table(tmp_path, rows={}, trainings=trainings), tmp_path / "out", {})
+    folder = table.trained("1", "prior").parent
+    folder.mkdir(parents=True)
+    assert table.seconds("1", "prior") == 0
+
+    (folder / "seconds.json").write_text('{"seconds": 5.0}')
+    assert table.seconds("1", "prior") == 5
+
+    (folder / "seconds.json").write_text('{"seconds": 5.0, "started": 1000}')
+    (folder / "checkpoint.pt").touch()
+    for path, time in ((folder / "seconds.json", 1000), (folder / "checkpoint.pt", 1030)):
+        os.utime(path, (time, time))
+    assert table.seconds("1", "prior") == 35
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,14 @@ A table's file names
 * ``trainings``: what rows need first. Each has a ``command``, and may have ``config_file``, added to the table's or to
   those of ``base``, and ``settings``;
 * ``rows``: each a ``command`` of ``baselines`` or ``adaptation``, and may have ``config_file``, ``options``, a
-  ``training`` whose file it gets, and ``published`` numbers: a value for each organ, and their mean, in percent;
+  ``training`` whose file, configuration and settings it gets, and ``published`` numbers: a value for each organ, and
+  their mean, in percent;
 * ``published``: what those numbers are of;
 * ``gap``: the rows between which the share of a gap that others close is given, ``from`` and ``to``.
 
 A training with a ``base`` is one on a source domain: of the settings of the table, of its runs and of the command line
-it gets those that begin with ``source_``, without that, and all others get the rest.
+it gets those that begin with ``source_``, without that, and all others get the rest. Of such a training a row gets the
+file alone.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ TABLES = Path(__file__).resolve().parent / "definitions"
 # the option by which a row gets the file of a training by this command, and the file's name
 TRAINING_FILES = {"training": ("prior_file", "model.pt"), "train_source": ("source_model", "source.pt")}
 SOURCE = "source_"
+CLOCK = "seconds.json"  # beside a training's file
 EVALUATION = "configs/evaluate.json"
 ADAPTATION = ("train_source", "source_only", "dpl", "dfg", "target_supervised")
 KEYS = {"title", "about", "config_file", "settings", "runs", "trainings", "rows", "published", "gap"}
@@ -122,9 +125,19 @@ class Table:
         return self._folder(run) / _file_name(training) / name
 
     def seconds(self, run: str, training: str) -> float:
-        """Seconds that a training has taken so far, over all its attempts."""
-        path = self.trained(run, training).with_name("seconds.json")
-        return json.loads(path.read_text())["seconds"] if path.is_file() else 0.0
+        """Seconds that a training has taken so far, over all its attempts.
+
+        One that was killed could not write how long it took: it is taken to have lasted until its last file was
+        written.
+        """
+        folder = self.trained(run, training).parent
+        path = folder / CLOCK
+        if not path.is_file():
+            return 0.0
+        clock = json.loads(path.read_text())
+        if "started" not in clock:
+            return clock["seconds"]
+        return clock["seconds"] + max(each.stat().st_mtime for each in folder.iterdir()) - clock["started"]
 
     def training_step(self, run: str, name: str) -> Step:
         training = self.content["trainings"][name]
@@ -138,11 +151,15 @@ class Table:
     def row_step(self, run: str, name: str) -> Step:
         row = self.rows[name]
         own: dict[str, Any] = {"output": str(self.result(run, name)), "cache_dir": str(self._folder(run) / "cache")}
-        training = row.get("training")
-        if training:
-            option, _ = TRAINING_FILES[self.content["trainings"][training]["command"]]
-            own[option] = str(self.trained(run, training))
-        return self._step(name, run, row, own, row.get("options", {}))
+        entry, options = row, row.get("options", {})
+        if "training" in row:
+            training = self.content["trainings"][row["training"]]
+            option, _ = TRAINING_FILES[training["command"]]
+            own[option] = str(self.trained(run, row["training"]))
+            if "base" not in training:  # a network is built as it was trained
+                options = {**training.get("settings", {}), **options}
+                entry = {**row, "config_file": [*training.get("config_file", []), *row.get("config_file", [])]}
+        return self._step(name, run, entry, own, options)
 
     def _folder(self, run: str) -> Path:
         return (self.output / _file_name(run)).absolute()
@@ -197,13 +214,13 @@ def _train(table: Table, run: str, name: str, threads: int) -> bool:
     path = table.trained(run, name)
     if path.is_file():
         return True
-    seconds, start = table.seconds(run, name), time.perf_counter()
+    clock, seconds, start = path.with_name(CLOCK), table.seconds(run, name), time.time()
+    clock.parent.mkdir(parents=True, exist_ok=True)
+    clock.write_text(json.dumps({"seconds": seconds, "started": start}) + "\n")
     try:
         return _call(table.training_step(run, name), table.log(run, name), threads) and path.is_file()
     finally:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"seconds": round(seconds + time.perf_counter() - start, 1)}
-        path.with_name("seconds.json").write_text(json.dumps(content) + "\n")
+        clock.write_text(json.dumps({"seconds": round(seconds + time.time() - start, 1)}) + "\n")
 
 
 def _call(step: Step, log: Path, threads: int) -> bool:
