@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
-from networks import CHANNELS, NAMES, make_automedsam, make_backbone, make_diffusam, make_encoder
+from networks import CHANNELS, make_automedsam, make_backbone, make_diffusam, make_encoder
 from scripts.automedsam import AutoMedSAM, AutoMedSAMTrainer, SliceInferer
 from scripts.automedsam_losses import AutoMedSAMLoss, UncertaintyWeights
 from scripts.errors import user_error

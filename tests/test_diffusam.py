@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from networks import MEMORY_CHANNELS, SIZE, TOKENS, make_backbone, make_prior
+from networks import MEMORY_CHANNELS, SIZE, TOKENS, make_backbone
 from networks import make_diffusam as make_network
+from networks import make_prior
 from scripts.diffusam import DiffuSAM, check_prior_file
 from scripts.sam2_backbone import NO_OBJECT_LOGIT, Decoded
 

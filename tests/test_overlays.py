@@ -25,7 +25,9 @@ def read(name: str) -> dict:
     return json.loads((CONFIGS / f"{name}.json").read_text())
 
 
-@pytest.mark.parametrize("name", [*DATA_SETS, "automedsam"] + [f"splits/{path.stem}" for path in (CONFIGS / "splits").iterdir()])
+@pytest.mark.parametrize(
+    "name", [*DATA_SETS, "automedsam"] + [f"splits/{path.stem}" for path in (CONFIGS / "splits").iterdir()]
+)
 def test_an_overlay_changes_only_what_the_configuration_has(name):
     """A misspelt key would be ignored in silence."""
     known = {*read("train"), *read("evaluate"), *OWN.get(name, ())}

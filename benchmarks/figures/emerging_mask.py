@@ -2,9 +2,9 @@
 
 Run from the bundle's folder, with one list of config files for each block of columns:
 
-    python ../benchmarks/figures/emerging_mask.py --output runs/figures --config_files "{
-        'CT': ['configs/train.json','configs/evaluate.json','configs/demo.json'],
-        'MR': ['configs/train.json','configs/evaluate.json','configs/demo.json','configs/sf_uda.json','configs/sf_uda_demo.json']}"
+    DEMO="'configs/train.json','configs/evaluate.json','configs/demo.json'"
+    python ../benchmarks/figures/emerging_mask.py --output runs/figures \\
+        --config_files "{'CT': [$DEMO], 'MR': [$DEMO,'configs/sf_uda.json','configs/sf_uda_demo.json']}"
 
 Slices are decoded each by itself (no 3D). The first row reads pure noise as a memory; each further row reads the clean
 memory that the prior predicts at that step of one and the same chain, or with ``--show sample`` the chain's own memory,
@@ -103,9 +103,9 @@ def main(
 @torch.no_grad()
 def open_block(name, config_file, overrides, steps: int, shown: Sequence[int], columns: int, show: str) -> Block:
     """Segments the slices of one configuration, once for each row."""
+    parser = open_configuration(config_file, overrides)
     from scripts.sam2_backbone import resize_logits, with_background
 
-    parser = open_configuration(config_file, overrides)
     network, prior_file = parser.get_parsed_content("network"), parser.get_parsed_content("prior_file")
     load_prior(network, prior_file)
     case, image, label = next(volumes(parser))
