@@ -6,9 +6,9 @@ Run from the bundle's folder, with one list of config files for each block of co
     python ../benchmarks/figures/emerging_mask.py --output runs/figures \\
         --config_files "{'CT': [$DEMO], 'MR': [$DEMO,'configs/sf_uda.json','configs/sf_uda_demo.json']}"
 
-Slices are decoded each by itself (no 3D). The first row reads pure noise as a memory; each further row reads the clean
-memory that the prior predicts at that step of one and the same chain, or with ``--show sample`` the chain's own memory,
-which still holds noise until the last step. Below a panel stands the mean Dice of the organs in it.
+Slices are decoded each by itself (no 3D). The first row reads pure noise as a memory; each further row reads the memory
+as it is after that step of one and the same chain, with noise in it until the last step, or with ``--show prediction``
+the clean memory that the prior predicts at that step. Below a panel stands the mean Dice of the organs in it.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def main(
     config_files: Mapping[str, Sequence[str]],
     output: str,
     steps: int = 10,
-    shown: Sequence[int] = (1, 2, 5, 10),
+    shown: Sequence[int] = (5, 6, 7, 8, 10),
     columns: int = 2,
-    show: str = "prediction",
+    show: str = "sample",
     **overrides,
 ) -> dict[str, Any]:
     """
@@ -75,11 +75,11 @@ def main(
         steps: of the chain.
         shown: steps that get a row, after the noise.
         columns: slices of each block, spread evenly over those that hold an organ.
-        show: "prediction" or "sample", see above.
+        show: "sample" or "prediction", see above.
         overrides: values to change in all configurations, such as ``--eta``.
     """
-    if show not in ("prediction", "sample"):
-        raise ValueError(f"show must be 'prediction' or 'sample', got {show!r}.")
+    if show not in ("sample", "prediction"):
+        raise ValueError(f"show must be 'sample' or 'prediction', got {show!r}.")
     shown = list(shown)
     if not shown or sorted(set(shown)) != shown or not 1 <= shown[0] <= shown[-1] <= steps:
         raise ValueError(f"shown must be steps from 1 to {steps}, each after the one before, got {shown}.")
@@ -160,7 +160,7 @@ def draw(blocks: Sequence[Block], rows: Sequence[str]) -> Figure:
     from scripts.figures import add_legend, draw_slice
 
     columns = sum(len(block.slices) for block in blocks)
-    figure = Figure(figsize=(2.2 * columns + 0.3, 2.4 * len(rows) + 0.7), facecolor="black")
+    figure = Figure(figsize=(1.8 * columns + 0.3, 1.95 * len(rows) + 0.6), facecolor="black")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     shown = ((block, index) for block in blocks for index in range(len(block.slices)))
