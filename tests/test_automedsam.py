@@ -1,4 +1,4 @@
-"""AutoMedSAM: its class prompt encoder, loss and checkpoint, inference slice by slice, and the bundle's commands."""
+"""AutoMedSAM: its class prompt encoder and loss, inference slice by slice, and the bundle's commands."""
 
 from __future__ import annotations
 
@@ -11,35 +11,15 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
-from monai.bundle import ConfigParser
-from scripts.automedsam import AutoMedSAM, AutoMedSAMTrainer, ClassPromptEncoder, SliceInferer
+from networks import CHANNELS, make_automedsam, make_backbone, make_diffusam, make_encoder
+from scripts.automedsam import AutoMedSAM, AutoMedSAMTrainer, SliceInferer
 from scripts.automedsam_losses import AutoMedSAMLoss, UncertaintyWeights
-from scripts.diffusam import DiffuSAM
-from scripts.diffusion_prior import MemoryPrior
 from scripts.errors import user_error
-from scripts.sam2_backbone import NO_OBJECT_LOGIT, FrozenSAM2
-from workflows import BUNDLE, CONFIGS, ORGANS, SETTINGS, SIZE, new_workflow, run, train, write_overlay
+from scripts.sam2_backbone import FrozenSAM2
+from workflows import BUNDLE, ORGANS, SETTINGS, SIZE, new_workflow, run, train, write_overlay
 
 OVERLAY = BUNDLE / "configs" / "automedsam.json"
-TOKENS, CHANNELS = SIZE // 16, 128
-NAMES = ("spleen", "liver")
-
-
-def make_backbone(seed: int = 0) -> FrozenSAM2:
-    torch.manual_seed(seed)
-    return FrozenSAM2("sam2_nano", SIZE, decoder_token="single")
-
-
-def make_encoder(organs: int = 2, channels: int = CHANNELS, seed: int = 0, **options) -> ClassPromptEncoder:
-    torch.manual_seed(seed)
-    encoder = ClassPromptEncoder(channels, organs, block_out_channels=(16, 32), attention_levels=1, **options)
-    encoder.fitted.fill_(True)
-    return encoder.eval()
-
-
-def make_network(backbone: FrozenSAM2, organs=NAMES, weights: int = 0, **options) -> AutoMedSAM:
-    """``weights`` is the seed of the encoder's initial weights, ``seed`` among the options that of the noise."""
-    return AutoMedSAM(backbone, make_encoder(len(organs), seed=weights), organs, **options).eval()
+COMMANDS = ("training", "evaluating", "inferring")
 
 
 def uniform(*shape: int) -> torch.Tensor:
@@ -48,23 +28,18 @@ def uniform(*shape: int) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def backbone():
-    return make_backbone()
+    return make_backbone(decoder_token="single")
 
 
 @pytest.fixture(scope="module")
 def network(backbone):
     """Without the object gate, which random weights may close everywhere."""
-    return make_network(backbone, object_gate=False)
+    return make_automedsam(backbone, object_gate=False)
 
 
 @pytest.fixture(scope="module")
 def encoder():
     return make_encoder()
-
-
-@pytest.fixture(scope="module")
-def image():
-    return uniform(3, 1, SIZE, SIZE)
 
 
 # ---- the class prompt encoder (Figure 3)
@@ -219,102 +194,6 @@ def test_unknown_pixel_loss():
         AutoMedSAMLoss(pixel="huber")
 
 
-# ---- the network (Figure 2)
-
-
-def test_one_channel_for_each_organ_after_a_background_of_zeros(network, image):
-    with torch.no_grad():
-        logits = network(image)
-
-    assert logits.shape == (3, 1 + len(NAMES), SIZE, SIZE)
-    assert (logits[:, 0] == 0).all() and (logits[:, 1:] != 0).any()
-
-
-def test_slice_does_not_depend_on_the_batch_it_is_in(network, image):
-    with torch.no_grad():
-        together, singles = network(image), torch.cat([network(single[None]) for single in image])
-
-    torch.testing.assert_close(together, singles, rtol=1e-3, atol=1e-4)
-
-
-def test_one_seed_gives_one_result(network, image):
-    with torch.no_grad():
-        torch.manual_seed(1)
-        first = network(image)
-        torch.manual_seed(2)
-        assert torch.equal(first, network(image))
-
-
-@pytest.mark.parametrize("seed", [1, None], ids=["another", "none"])
-def test_other_noise_gives_other_logits(backbone, network, image, seed):
-    other = make_network(backbone, object_gate=False, seed=seed)
-
-    with torch.no_grad():
-        assert not torch.equal(other(image), network(image))
-
-
-def test_absent_organs_are_left_out_of_a_slice(image):
-    network = make_network(make_backbone())
-    # the frozen decoder finds every organ absent
-    torch.nn.init.constant_(network.backbone.model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias, -100.0)
-
-    with torch.no_grad():
-        assert (network(image)[:, 1:] == NO_OBJECT_LOGIT).all()
-
-
-def test_encoder_of_another_number_of_organs(backbone):
-    with pytest.raises(ValueError, match="built for 3 organs, but 2 are named"):
-        AutoMedSAM(backbone, make_encoder(3), NAMES)
-
-
-def test_encoder_of_other_embedding_channels(backbone):
-    with pytest.raises(ValueError, match="64 channels, backbone 'sam2_nano' has 128"):
-        AutoMedSAM(backbone, make_encoder(channels=64), NAMES)
-
-
-# ---- its checkpoint
-
-
-def make_diffusam(backbone: FrozenSAM2, organs=NAMES) -> DiffuSAM:
-    prior = MemoryPrior(32, CHANNELS, len(organs), block_out_channels=(16, 32), attention_levels=1)
-    return DiffuSAM(backbone, prior, organs)
-
-
-def test_state_holds_the_class_prompt_encoder_alone(network):
-    assert network.state_dict().keys() - {"_extra_state"} == {f"prior.{key}" for key in network.prior.state_dict()}
-
-
-def test_state_loads_strictly_from_disk_without_pickled_code(network, backbone, image, tmp_path):
-    torch.save(network.state_dict(), tmp_path / "model.pt")
-    other = make_network(backbone, weights=1, object_gate=False)
-
-    other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True), strict=True)
-
-    with torch.no_grad():
-        assert torch.equal(other(image), network(image))
-
-
-def test_a_prior_of_diffusam_is_refused(network, backbone):
-    with pytest.raises(ValueError, match="holds a DiffuSAM prior.*'liver'.*`prior_file`"):
-        network.load_state_dict(make_diffusam(backbone).state_dict())
-
-
-def test_diffusam_refuses_the_class_prompt_encoder(network, backbone):
-    with pytest.raises(ValueError, match="of a training of AutoMedSAM.*automedsam.json"):
-        make_diffusam(backbone).load_state_dict(network.state_dict())
-
-
-@pytest.mark.parametrize("organs", [("spleen", "pancreas"), ("liver", "spleen")], ids=["names", "order"])
-def test_other_organs_are_refused(network, backbone, organs):
-    with pytest.raises(ValueError, match=f"{organs[0]}.*Use the same names and order in `label_map`"):
-        network.load_state_dict(make_network(backbone, organs).state_dict())
-
-
-def test_other_weights_of_the_backbone_are_refused(network):
-    with pytest.raises(ValueError, match="other weights.*`backbone_checkpoint`"):
-        network.load_state_dict(make_network(make_backbone(seed=1)).state_dict())
-
-
 # ---- one iteration of training
 
 
@@ -354,7 +233,7 @@ def fit(network: AutoMedSAM, batch, iterations: int) -> tuple[AutoMedSAMLoss, li
 
 
 def test_gradients_reach_every_weight_of_the_encoder_and_none_of_sam2(backbone, batch):
-    network = make_network(backbone)
+    network = make_automedsam(backbone)
 
     fit(network, batch, iterations=1)
 
@@ -363,13 +242,13 @@ def test_gradients_reach_every_weight_of_the_encoder_and_none_of_sam2(backbone, 
 
 
 def test_every_uncertainty_is_learnt(backbone, batch):
-    loss, _ = fit(make_network(backbone), batch, iterations=1)
+    loss, _ = fit(make_automedsam(backbone), batch, iterations=1)
 
     assert (loss.uncertainty.log_variance != 0).all()
 
 
 def test_one_batch_is_learnt(backbone, batch):
-    _, history = fit(make_network(backbone), batch, iterations=30)
+    _, history = fit(make_automedsam(backbone), batch, iterations=30)
 
     losses = [output["distribution_loss"] for output in history]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
@@ -415,8 +294,20 @@ def test_a_volume_of_another_size_comes_back_on_its_own_grid(network):
     assert SliceInferer()(uniform(1, 1, 32, 48, 2), network).shape == (1, 1, 32, 48, 2)
 
 
+def test_options_about_memories_mean_nothing(network):
+    volume = uniform(1, 1, SIZE, SIZE, 2)
+    options = {"neighbours": 2, "no_3d": False, "refine": True, "two_pass": True, "use_pointers": True}
+
+    assert torch.equal(SliceInferer(**options)(volume, network), SliceInferer()(volume, network))
+
+
+def test_statistics_of_the_target_are_refused():
+    with pytest.raises(ValueError, match="target_statistics"):
+        SliceInferer(target_statistics=True)
+
+
 def test_an_untrained_network_is_refused(backbone):
-    network = make_network(backbone)
+    network = make_automedsam(backbone)
     network.prior.fitted.fill_(False)
 
     with pytest.raises(RuntimeError, match="untrained.*`prior_file`"):
@@ -440,35 +331,14 @@ def dataset(tmp_path_factory, write_dataset) -> Path:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, dataset, backbone_file) -> Path:
-    """A user's folder after training and evaluating."""
+    """A user's folder after training, evaluating and inferring."""
     overlay = write_overlay(tmp_path_factory.mktemp("project"), dataset, backbone_file)
-    for command in ("training", "evaluating"):
+    for command in COMMANDS:
         run(command, overlay, OVERLAY)
     return overlay.parent
 
 
-def test_the_overlay_changes_what_the_configuration_has():
-    """A misspelt key would be ignored in silence."""
-    configuration = ConfigParser.load_config_files([BUNDLE / "configs" / name for name in CONFIGS["evaluating"]])
-    own = {"automedsam_dir", "sparse_tokens", "pixel_loss", "uncertainty_loss"}
-
-    changed = {key.lstrip("+").split("#")[0] for key in json.loads(OVERLAY.read_text())}
-
-    assert changed - own <= configuration.keys()
-
-
-def test_the_overlay_keeps_what_it_does_not_name():
-    names = [*CONFIGS["evaluating"], "automedsam.json"]
-    before, after = (
-        ConfigParser.load_config_files([BUNDLE / "configs" / name for name in some]) for some in (names[:-1], names)
-    )
-
-    for section, replaced in (("train", {"loss", "optimizer", "handlers", "trainer"}), ("validate", {"inferer"})):
-        assert before[section].keys() == after[section].keys()
-        assert {key for key in before[section] if before[section][key] != after[section][key]} == replaced
-
-
-@pytest.mark.parametrize("command", ["training", "evaluating"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_workflows_have_the_properties_of_a_monai_bundle(project, command):
     workflow = new_workflow(command, project / "overlay.json", OVERLAY)
     workflow.initialize()
@@ -487,8 +357,10 @@ def test_training_writes_the_encoder_a_checkpoint_and_the_losses(project):
 
 
 def test_everything_but_the_cache_lies_apart_from_diffusams(project):
-    """Both networks train from the same encoded slices, and neither takes up the other's checkpoint."""
-    assert {path.name for path in project.iterdir()} == {"automedsam", "cache", "overlay.json"}
+    """Both networks train from the same encoded slices, and neither takes up the other's checkpoint. Where the results
+    of inference go, the user says.
+    """
+    assert {path.name for path in project.iterdir()} == {"automedsam", "cache", "inference", "overlay.json"}
 
 
 def test_evaluation_measures_every_organ_of_every_case(project):
@@ -496,7 +368,24 @@ def test_evaluation_measures_every_organ_of_every_case(project):
 
     assert metrics["cases"] == ["c", "d"] and metrics["organs"] == ORGANS
     assert np.isfinite(metrics["dice"]["values"]).all()
-    assert metrics["about"]["neighbours"] == 0
+    assert (metrics["about"]["network"], metrics["about"]["neighbours"]) == ("AutoMedSAM", 0)
+
+
+def test_inference_segments_what_evaluation_does(project):
+    for case in ("c", "d"):
+        inferred, evaluated = (
+            np.asarray(nib.load(project / name).dataobj)
+            for name in (f"inference/image_{case}_seg.nii.gz", f"automedsam/evaluation/{case}_seg.nii.gz")
+        )
+        assert evaluated.any()
+        np.testing.assert_array_equal(inferred, evaluated)
+
+
+def test_results_of_either_network_are_told_apart(project):
+    (made_with,) = json.loads((project / "inference" / "results.json").read_text())["configurations"].values()
+
+    assert made_with["settings"]["inferer_class"] == "scripts.automedsam.SliceInferer"
+    assert made_with["settings"]["scheduler"]["num_train_timesteps"] == 100
 
 
 @pytest.mark.parametrize("case", ["c", "d"])
@@ -534,4 +423,4 @@ def test_evaluating_with_a_prior_of_diffusam_names_the_remedy(tmp_path, dataset,
         run("evaluating", overlay, OVERLAY)
 
     message = str(user_error(caught.value))  # what the command line shows of it
-    assert "holds a DiffuSAM prior" in message and "'configs/automedsam.json'" in message
+    assert "holds a prior of DiffuSAM" in message and "'configs/automedsam.json'" in message

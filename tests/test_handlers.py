@@ -167,10 +167,10 @@ class ToyNetwork(nn.Module):
         nn.init.constant_(self.prior.weight, value)
 
 
-def export(path, values, ema_decay: float) -> float:
+def export(path, values, ema_decay: float, snapshots=()) -> float:
     """Runs one iteration for each value of the only parameter and reads it from the exported file."""
     network = ToyNetwork(0.0)
-    exporter = PriorExporter(network, path, ema_decay)
+    exporter = PriorExporter(network, path, ema_decay, snapshots)
 
     def step(engine, value):
         nn.init.constant_(network.prior.weight, value)
@@ -178,6 +178,10 @@ def export(path, values, ema_decay: float) -> float:
     engine = Engine(step)
     exporter.attach(engine)
     engine.run(values)
+    return exported_weight(path)
+
+
+def exported_weight(path) -> float:
     return torch.load(path, weights_only=True)["model"]["prior.weight"].item()
 
 
@@ -196,6 +200,13 @@ def test_the_average_never_keeps_more_than_its_decay(tmp_path):
     assert export(tmp_path / "model.pt", [1.0, 5.0], ema_decay=0.1) == pytest.approx(0.1 * 1.0 + 0.9 * 5.0)
 
 
+def test_snapshots_are_what_training_would_have_ended_with(tmp_path):
+    export(tmp_path / "model.pt", [1.0, 5.0, 7.0], ema_decay=0.9, snapshots=[2])
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt", "model_000002.pt"]
+    assert exported_weight(tmp_path / "model_000002.pt") == export(tmp_path / "other.pt", [1.0, 5.0], ema_decay=0.9)
+
+
 def test_the_average_survives_a_checkpoint(tmp_path):
     first, second = (PriorExporter(ToyNetwork(0.0), tmp_path / "model.pt", 0.9) for _ in range(2))
     first.average.update_parameters(ToyNetwork(3.0).prior)
@@ -203,7 +214,7 @@ def test_the_average_survives_a_checkpoint(tmp_path):
     second.load_state_dict(first.state_dict())
     second.export(None)
 
-    assert torch.load(tmp_path / "model.pt", weights_only=True)["model"]["prior.weight"].item() == 3.0
+    assert exported_weight(tmp_path / "model.pt") == 3.0
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])

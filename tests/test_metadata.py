@@ -124,11 +124,18 @@ def test_the_declared_image_size_is_the_configs(image_format, prediction_format)
     assert image_format["spatial_shape"] == prediction_format["spatial_shape"] == [size, size]
 
 
-def test_the_network_has_the_declared_shapes_without_its_checkpoint(image_format, prediction_format, tmp_path):
-    parser = ConfigParser(read("inference.json"))
+def inference_parser(*overlays: str) -> ConfigParser:
+    """The configuration of inference, without a backbone's checkpoint."""
+    names = ["inference.json", *overlays]
+    parser = ConfigParser(ConfigParser.load_config_files([str(CONFIGS / name) for name in names]))
     parser["bundle_root"] = str(CONFIGS.parent)
-    parser["backbone_checkpoint"] = str(tmp_path / "missing.pt")
-    network = parser.get_parsed_content("network_def").eval()
+    parser["backbone_checkpoint"] = None
+    return parser
+
+
+@pytest.mark.parametrize("overlays", [[], ["automedsam.json"]], ids=["DiffuSAM", "AutoMedSAM"])
+def test_the_network_has_the_declared_shapes_without_its_checkpoint(image_format, prediction_format, overlays):
+    network = inference_parser(*overlays).get_parsed_content("network_def").eval()
 
     with torch.no_grad():
         prediction = network(torch.rand(1, image_format["num_channels"], *image_format["spatial_shape"]))
@@ -139,8 +146,7 @@ def test_the_network_has_the_declared_shapes_without_its_checkpoint(image_format
 
 def test_the_prior_has_the_declared_channels(metadata):
     """The second network: what ``memory_data_format`` says of the memories of the default backbone."""
-    parser = ConfigParser(read("inference.json"))
-    parser["backbone_checkpoint"] = None
+    parser = inference_parser()
     described = metadata["memory_data_format"]
     memory, organ = described["inputs"]["memory"], described["inputs"]["organ"]
 
@@ -149,6 +155,25 @@ def test_the_prior_has_the_declared_channels(metadata):
     assert memory["num_channels"] == described["outputs"]["memory"]["num_channels"] == prior.memory_channels
     assert memory["spatial_shape"] == [backbone.embedding_size, backbone.embedding_size]
     assert organ["value_range"] == [0, prior.organs - 1]
+
+
+def test_automedsams_prompts_have_the_declared_shapes(metadata):
+    """What ``automedsam_data_format`` says of the class prompt encoder beside the default backbone."""
+    parser = inference_parser("automedsam.json")
+    described = metadata["automedsam_data_format"]
+    embedding, organ = described["inputs"]["embedding"], described["inputs"]["organ"]
+    backbone, encoder = parser.get_parsed_content("backbone"), parser.get_parsed_content("prior").eval()
+
+    with torch.no_grad():
+        features = torch.rand(1, embedding["num_channels"], *embedding["spatial_shape"])
+        prompts = encoder(features, torch.tensor(organ["value_range"][1:]))
+
+    assert embedding["num_channels"] == backbone.embedding_channels
+    assert embedding["spatial_shape"] == [backbone.embedding_size, backbone.embedding_size]
+    assert organ["value_range"] == [0, encoder.organs - 1]
+    for output, prompt in zip(described["outputs"].values(), prompts, strict=True):
+        assert prompt.shape == (1, output["num_channels"], *output["spatial_shape"])
+        assert str(prompt.dtype) == f"torch.{output['dtype']}"
 
 
 # ---- configs

@@ -18,16 +18,19 @@ CONFIGS = BUNDLE / "configs"
 BTCV_CASES = [f"{number:04d}" for number in [*range(1, 11), *range(21, 41)]]
 CHAOS_CASES = [*"1 2 3 5 8 10 13 15 19 20 21 22 31 32 33 34 36 37 38 39".split()]
 DATA_SETS = ["btcv", "chaos", "folder", "demo", "sf_uda", "sf_uda_demo", "ct", "mr"]
+OWN = {"demo": {"phantoms"}, "automedsam": {"sparse_tokens", "pixel_loss"}}  # keys that an overlay brings along
 
 
 def read(name: str) -> dict:
     return json.loads((CONFIGS / f"{name}.json").read_text())
 
 
-@pytest.mark.parametrize("name", DATA_SETS + [f"splits/{path.stem}" for path in (CONFIGS / "splits").iterdir()])
+@pytest.mark.parametrize(
+    "name", [*DATA_SETS, "automedsam"] + [f"splits/{path.stem}" for path in (CONFIGS / "splits").iterdir()]
+)
 def test_an_overlay_changes_only_what_the_configuration_has(name):
     """A misspelt key would be ignored in silence."""
-    known = {*read("train"), *read("evaluate")} | ({"phantoms"} if name == "demo" else set())
+    known = {*read("train"), *read("evaluate"), *OWN.get(name, ())}
 
     assert read(name).keys() <= known
 

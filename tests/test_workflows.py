@@ -121,6 +121,7 @@ def test_evaluation_writes_what_it_ran_with(project):
     metrics = json.loads((project.folder / "evaluation" / "metrics.json").read_text())
 
     assert metrics["about"] == {
+        "network": "DiffuSAM",
         "backbone": "sam2_nano",
         "image_size": SIZE,
         "steps": 2,

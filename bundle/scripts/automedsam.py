@@ -26,14 +26,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 
-from .diffusam import DiffuSAM, _drop_backbone, _keep_backbone
-from .diffusion_prior import ChannelMoments
+from .diffusion_prior import ChannelMoments, conditional_unet, pad_for_unet
+from .frozen_backbone import FrozenBackboneNetwork
 from .propagation import VolumetricInferer, _Slices
-from .sam2_backbone import Decoded, FrozenSAM2, ImageFeatures, resize_logits, with_background
+from .sam2_backbone import Decoded, ImageFeatures, resize_logits
 from .trainer import DiffuSAMTrainer
 
 
@@ -85,19 +84,15 @@ class ClassPromptEncoder(nn.Module):
         super().__init__()
         self.scheduler = scheduler or DDPMScheduler(num_train_timesteps=100, beta_start=1e-4, beta_end=0.01)
         self.organs, self.embedding_channels, self.sparse_tokens = organs, embedding_channels, sparse_tokens
-        plain = len(block_out_channels) - attention_levels
         encoder, second = (
-            UNet2DModel(
-                in_channels=embedding_channels,
-                out_channels=embedding_channels,
-                layers_per_block=layers_per_block,
-                block_out_channels=tuple(block_out_channels),
-                down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",) * attention_levels,
-                up_block_types=("AttnUpBlock2D",) * attention_levels + ("UpBlock2D",) * plain,
-                attention_head_dim=32,
-                norm_num_groups=16,
-                dropout=dropout,
-                num_class_embeds=organs,
+            conditional_unet(
+                embedding_channels,
+                embedding_channels,
+                organs,
+                block_out_channels,
+                layers_per_block,
+                attention_levels,
+                dropout,
             )
             for _ in range(2)
         )
@@ -106,7 +101,6 @@ class ClassPromptEncoder(nn.Module):
         self.organ_embedding = encoder.class_embedding
         self.dense_branch, self.sparse_branch = DecoderBranch(encoder), DecoderBranch(second)
         self.pool = nn.AdaptiveAvgPool2d((sparse_tokens, 1))
-        self.stride = 2 ** (len(block_out_channels) - 1)
         self.register_buffer("embedding_mean", torch.zeros(1, embedding_channels, 1, 1))
         self.register_buffer("embedding_std", torch.ones(1, embedding_channels, 1, 1))
         self.register_buffer("fitted", torch.tensor(False))
@@ -148,8 +142,7 @@ class ClassPromptEncoder(nn.Module):
         last = torch.full_like(organ, self.scheduler.config.num_train_timesteps - 1)
         sample = self.scheduler.add_noise(clean, noise, last)
         height, width = sample.shape[-2:]
-        # any image size: the UNet wants a multiple of its total stride, which a small embedding may not be
-        sample = self.conv_in(F.pad(sample, (0, -width % self.stride, 0, -height % self.stride)))
+        sample = self.conv_in(pad_for_unet(sample, len(self.down_blocks)))
         label, skips = self.organ_embedding(organ), (sample,)
         for block in self.down_blocks:
             sample, states = block(sample, label)
@@ -161,19 +154,16 @@ class ClassPromptEncoder(nn.Module):
         return self.pool(sparse)[..., 0].transpose(1, 2), dense
 
 
-class AutoMedSAM(nn.Module):
+class AutoMedSAM(FrozenBackboneNetwork):
     """Frozen SAM2 prompted by :class:`ClassPromptEncoder` (Figure 2). Slices are segmented one by one.
 
     The class prompt encoder takes the place of DiffuSAM's prior, under the same attribute, so that the optimizer, the
-    exporter with its moving average and the resumable checkpoint are the same. The exported file remembers backbone and
-    organs as DiffuSAM's does, and that it is AutoMedSAM's.
+    exporter with its moving average and the resumable checkpoint are the same.
 
     Args:
         backbone: the frozen SAM2.
         prior: the class prompt encoder.
-        organs: names of the organs; output channel 0 is background, channel 1 + i is ``organs[i]``.
-        seed: of the noise, the same for every slice, so that results do not depend on batching. None draws anew.
-        object_gate: whether an organ is left out of a slice where SAM2's object score says it is absent.
+        organs, seed, object_gate: see :class:`FrozenBackboneNetwork`.
 
     Raises:
         ValueError: the encoder was built for another number of organs or other channels than the backbone's.
@@ -185,69 +175,16 @@ class AutoMedSAM(nn.Module):
         torch.Size([1, 3, 64, 64])
     """
 
-    organ_logits = DiffuSAM.organ_logits
-
-    def __init__(
-        self,
-        backbone: FrozenSAM2,
-        prior: ClassPromptEncoder,
-        organs: Sequence[str],
-        seed: int | None = 0,
-        object_gate: bool = True,
-    ) -> None:
-        super().__init__()
-        if prior.organs != len(organs):
-            raise ValueError(
-                f"The class prompt encoder was built for {prior.organs} organs, but {len(organs)} are named: "
-                f"{list(organs)}."
-            )
-        if prior.embedding_channels != backbone.embedding_channels:
-            raise ValueError(
-                f"The class prompt encoder works on image embeddings of {prior.embedding_channels} channels, backbone "
-                f"'{backbone.name}' has {backbone.embedding_channels}."
-            )
-        self.backbone, self.prior, self.organs = backbone, prior, list(organs)
-        self.seed, self.object_gate = seed, object_gate
-        self.register_state_dict_post_hook(_drop_backbone)
-        self.register_load_state_dict_pre_hook(_keep_backbone)
-
     def decode(self, features: ImageFeatures, organ: Tensor, noise: Tensor | None = None) -> Decoded:
         """What the frozen mask decoder makes of the generated prompts, for B pairs of slice and organ ``(B,)``."""
         sparse, dense = self.prior(features.embedding, organ, noise)
         return self.backbone.decode_embeddings(self.backbone.condition(features), features, sparse, dense)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits of single slices.
-
-        Args:
-            image: ``(B, 1, S, S)`` in [0, 1].
-
-        Returns:
-            ``(B, 1 + organs, S, S)``; background is 0 everywhere, so the arg-max over channels is the label map.
-        """
-        logits = resize_logits(self.segment(self.backbone.encode_image(image)), self.backbone.image_size)
-        return with_background(logits)
-
     def segment(self, features: ImageFeatures) -> Tensor:
         """Mask logits of every organ in B slices, gated by the object score: ``(B, organs, S/4, S/4)``."""
-        slices, count = len(features), len(self.organs)
-        organ = torch.arange(count, device=features.embedding.device).repeat(slices)
-        generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
-        # on the CPU, so that every device draws the same
-        noise = torch.randn((count, *features.embedding.shape[1:]), generator=generator).repeat(slices, 1, 1, 1)
-        return self.organ_logits(self.decode(features.repeat_interleave(count), organ, noise))
-
-    def get_extra_state(self) -> dict:
-        return {"network": type(self).__name__, **DiffuSAM.get_extra_state(self)}
-
-    def set_extra_state(self, state: dict) -> None:
-        if state.get("network") != type(self).__name__:
-            raise ValueError(
-                "This file is not of an AutoMedSAM training: it holds a "
-                f"{state.get('network', 'DiffuSAM')} prior, trained for the organs {state['organs']}. Leave "
-                "'configs/automedsam.json' out to use it, or point `prior_file` at a file trained with it."
-            )
-        DiffuSAM.set_extra_state(self, state)
+        repeated, organ = self.each_organ(features)
+        noise = torch.randn((len(self.organs), *features.embedding.shape[1:]), generator=self.generator())
+        return self.organ_logits(self.decode(repeated, organ, noise.repeat(len(features), 1, 1, 1)))
 
 
 class AutoMedSAMTrainer(DiffuSAMTrainer):
@@ -269,13 +206,18 @@ class AutoMedSAMTrainer(DiffuSAMTrainer):
 class SliceInferer(VolumetricInferer):
     """Runs :class:`AutoMedSAM` over a volume, slice by slice: :class:`VolumetricInferer` without memories.
 
-    Args:
-        batch_size: slices at a time.
-        output: ``"labels"``, ``"labels_and_organs"`` or ``"logits"``; see :class:`VolumetricInferer`.
+    Takes the arguments of :class:`VolumetricInferer`, so that a configuration of either network fits; those that say
+    how memories are used mean nothing here.
+
+    Raises:
+        ValueError: ``target_statistics``, which is made of the embeddings that DiffuSAM's prior sees.
     """
 
-    def __init__(self, batch_size: int = 8, output: str = "labels") -> None:
-        super().__init__(no_3d=True, batch_size=batch_size, output=output)
+    def __init__(self, *args, target_statistics: bool = False, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        if target_statistics:
+            raise ValueError("target_statistics belongs to DiffuSAM; AutoMedSAM needs it to be False.")
+        self.neighbours, self.refine, self.two_pass = 0, False, False
 
     def _walk_independent(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:
         for indices in torch.arange(source.count).split(self.batch_size):

@@ -21,6 +21,7 @@ from .datalists import Item
 from .dicom import is_dicom_file
 from .errors import DatasetError, count
 from .files import sha256_of, whole_file
+from .transforms import describe
 from .volumes import files_of
 
 RECORDS = "results.json"
@@ -44,8 +45,8 @@ class CaseRecords:
     Args:
         output: folder of the results.
         prior_file: the trained prior.
-        settings: everything else that results depend on: JSON values, or objects such as transforms, of which the class
-            and the public attributes count.
+        settings: everything else that results depend on: JSON values, or objects such as transforms; see
+            :func:`scripts.transforms.describe`.
         dicom_seg: whether DICOM input gets a DICOM SEG.
         probabilities: whether cases get probabilities.
         overwrite: whether cases are segmented again that were there already.
@@ -77,7 +78,7 @@ class CaseRecords:
             "version": bundle_version(),
             "prior_file": str(self.prior_file.absolute()),
             "prior_sha256": sha256_of(self.prior_file),
-            "settings": _described(self.settings),
+            "settings": describe(self.settings),
         }
 
     @cached_property
@@ -229,17 +230,3 @@ def _input_digest(item: Item) -> str | None:
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _described(value: Any) -> Any:
-    """A value as JSON; objects by their class and public attributes."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _described(each) for key, each in value.items() if not str(key).startswith("_")}
-    if isinstance(value, (list, tuple)):
-        return [_described(each) for each in value]
-    if hasattr(value, "__qualname__"):  # a class or a function, whose text may hold its address
-        return value.__qualname__
-    attributes = _described(getattr(value, "__dict__", {}))
-    return {"class": type(value).__name__, **attributes} if attributes else str(value)

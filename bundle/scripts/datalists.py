@@ -260,14 +260,14 @@ def _available_cases(folder: Path, image_pattern: str, label_pattern: str | None
         # '{case}.nii.gz' also matches the labels that '{case}_seg.nii.gz' keeps beside the images
         labels = {_case_path(folder, label_pattern, case) for case in cases}
         cases = [case for case in cases if _case_path(folder, image_pattern, case) not in labels]
-    return sorted(cases, key=_natural)
+    return sorted(cases, key=natural_order)
 
 
 def _case_path(folder: Path, pattern: str, case: str) -> Path:
     return folder / pattern.replace(_CASE, case)
 
 
-def _natural(name: object) -> tuple[list[tuple[int, int | str]], str]:
+def natural_order(name: object) -> tuple[list[tuple[int, int | str]], str]:
     """Sorting key in which numbers inside a name count as numbers; the name itself decides between 1 and 01."""
     parts = re.findall(r"[0-9]+|[^0-9]+", str(name))
     return [(0, int(part)) if part[0] in "0123456789" else (1, part) for part in parts], str(name)
@@ -306,8 +306,8 @@ def _images_at(path: Path) -> list[Path]:
     found = list(path.iterdir()) if path.is_dir() else [Path(match) for match in glob.glob(str(path), recursive=True)]
     images = [each for each in found if is_image_file(each) or _is_dicom_folder(each)]
     if not _is_dicom_folder(path):
-        return sorted(images, key=_natural)
-    files = sorted(filter(is_image_file, images), key=_natural)
+        return sorted(images, key=natural_order)
+    files = sorted(filter(is_image_file, images), key=natural_order)
     if files:
         raise DatasetError(
             f"Input '{path}' holds DICOM slices, which are one image, and image files: {listed(files)}. Move either to "

@@ -8,7 +8,7 @@ memories standardised per channel. This is the only module that touches diffuser
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,40 @@ class ChannelMoments:
         mean = self.total / self.count
         std = (self.squares / self.count - mean.square()).clamp_min(1e-8).sqrt()
         return mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+
+
+def conditional_unet(
+    in_channels: int,
+    out_channels: int,
+    organs: int,
+    block_out_channels: Sequence[int],
+    layers_per_block: int,
+    attention_levels: int,
+    dropout: float,
+) -> UNet2DModel:
+    """diffusers' UNet with a learned embedding of the organ label; see :class:`MemoryPrior` for the arguments."""
+    plain = len(block_out_channels) - attention_levels
+    return UNet2DModel(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        layers_per_block=layers_per_block,
+        block_out_channels=tuple(block_out_channels),
+        down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",) * attention_levels,
+        up_block_types=("AttnUpBlock2D",) * attention_levels + ("UpBlock2D",) * plain,
+        attention_head_dim=32,
+        norm_num_groups=16,
+        dropout=dropout,
+        num_class_embeds=organs,
+    )
+
+
+def pad_for_unet(inputs: Tensor, levels: int) -> Tensor:
+    """Pads ``(B, C, h, w)`` at the right and below to a multiple of a UNet's total stride, which the token grid of a
+    small image may not be.
+    """
+    multiple = 2 ** (levels - 1)
+    height, width = inputs.shape[-2:]
+    return F.pad(inputs, (0, -width % multiple, 0, -height % multiple))
 
 
 class MemoryPrior(nn.Module):
@@ -97,11 +131,8 @@ class MemoryPrior(nn.Module):
                 "The scheduler needs timestep_spacing='trailing', because sampling starts from pure noise, got "
                 f"'{config.timestep_spacing}'."
             )
-        self.organs = organs
-        self.use_high_res = use_high_res
-        self.memory_channels = memory_channels
-        levels = len(block_out_channels)
-        plain = levels - attention_levels
+        self.organs, self.use_high_res = organs, use_high_res
+        self.memory_channels, self.embedding_channels = memory_channels, embedding_channels
         self.condition = nn.Conv2d(embedding_channels, condition_channels, kernel_size=1)
         if use_high_res:
             self.condition_fine = nn.Sequential(
@@ -114,17 +145,14 @@ class MemoryPrior(nn.Module):
                 nn.SiLU(),
                 nn.Conv2d(condition_channels, condition_channels, kernel_size=1),
             )
-        self.unet = UNet2DModel(
-            in_channels=memory_channels + condition_channels * (2 if use_high_res else 1),
-            out_channels=memory_channels,
-            layers_per_block=layers_per_block,
-            block_out_channels=tuple(block_out_channels),
-            down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",) * attention_levels,
-            up_block_types=("AttnUpBlock2D",) * attention_levels + ("UpBlock2D",) * plain,
-            attention_head_dim=32,
-            norm_num_groups=16,
-            dropout=dropout,
-            num_class_embeds=organs,
+        self.unet = conditional_unet(
+            memory_channels + condition_channels * (2 if use_high_res else 1),
+            memory_channels,
+            organs,
+            block_out_channels,
+            layers_per_block,
+            attention_levels,
+            dropout,
         )
         self.register_buffer("memory_mean", torch.zeros(1, memory_channels, 1, 1))
         self.register_buffer("memory_std", torch.ones(1, memory_channels, 1, 1))
@@ -183,10 +211,7 @@ class MemoryPrior(nn.Module):
             The UNet's output ``(B, M, h, w)``: clean standardised memory, or noise with ``prediction_type="epsilon"``.
         """
         height, width = noised.shape[-2:]
-        # any image size: the UNet wants a multiple of its total stride, which a small embedding may not be
-        multiple = 2 ** (len(self.unet.config.block_out_channels) - 1)
-        pad = (0, -width % multiple, 0, -height % multiple)
-        inputs = F.pad(torch.cat([noised, condition], dim=1), pad)
+        inputs = pad_for_unet(torch.cat([noised, condition], dim=1), len(self.unet.config.block_out_channels))
         return self.unet(inputs, timestep, class_labels=organ).sample[..., :height, :width]
 
     def forward(
@@ -237,8 +262,9 @@ class MemoryPrior(nn.Module):
 
     def _step(
         self, predicted: Tensor, sample: Tensor, time: int, next_time: int, eta: float, fresh: Tensor | None
-    ) -> Tensor:
-        """One DDIM step (Song et al. 2021, Equation 12) along an explicit pair of times.
+    ) -> tuple[Tensor, Tensor]:
+        """One DDIM step (Song et al. 2021, Equation 12) along an explicit pair of times: the clean memory as predicted
+        at the first, and the sample at the second.
 
         diffusers' own ``step`` goes to ``time - T // steps``, which is another time than the next one it lists wherever
         ``steps`` does not divide T, and need not end at the clean memory.
@@ -254,7 +280,7 @@ class MemoryPrior(nn.Module):
             noise = (sample - alpha**0.5 * clean) / (1 - alpha) ** 0.5
         sigma = eta * ((1 - next_alpha) / (1 - alpha) * (1 - alpha / next_alpha)) ** 0.5
         following = next_alpha**0.5 * clean + max(1 - next_alpha - sigma**2, 0.0) ** 0.5 * noise
-        return following + sigma * fresh if sigma > 0 else following
+        return clean, following + sigma * fresh if sigma > 0 else following
 
     @torch.no_grad()
     def sample(
@@ -282,6 +308,23 @@ class MemoryPrior(nn.Module):
         Raises:
             ValueError: a number of steps out of range.
         """
+        for _, memory in self.denoise(features, organ, steps, eta, generator, noise):
+            pass  # of the chain, only the end counts
+        return memory
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        features: ImageFeatures,
+        organ: Tensor,
+        steps: int,
+        eta: float = 0.0,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The chain of :meth:`sample`, whose arguments it has: after every step the clean memory that was predicted and
+        the sample, each ``(B, M, h, w)``. After the last step they are the same.
+        """
         self._check_steps(steps)
         condition = self.project(features)
         shape = (len(organ), self.memory_channels, *features.embedding.shape[-2:])
@@ -295,5 +338,5 @@ class MemoryPrior(nn.Module):
             fresh = (
                 torch.randn((self.organs, *shape[1:]), generator=generator)[organ.cpu()].to(sample) if eta > 0 else None
             )
-            sample = self._step(predicted, sample, time, next_time, eta, fresh)
-        return self.destandardise(sample)
+            clean, sample = self._step(predicted, sample, time, next_time, eta, fresh)
+            yield self.destandardise(clean), self.destandardise(sample)

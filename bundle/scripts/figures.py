@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from ignite.engine import Engine, Events
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -85,27 +86,51 @@ def draw_overlay(
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
     for axis, index in zip(axes, shown):
-        axis.imshow(pixels[..., index], cmap="gray", vmin=low, vmax=high, aspect=spacing[0] / spacing[1])
-        for value, _ in enumerate(organs, start=1):
-            colour = COLOURS[(value - 1) % len(COLOURS)]
-            mask = predicted[..., index] == value
-            if mask.any():
-                axis.contourf(mask, levels=[0.5, 1.5], colors=[colour], alpha=0.35)
-                axis.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
-            if true is not None and (true[..., index] == value).any():
-                axis.contour(
-                    true[..., index] == value, levels=[0.5], colors="white", linewidths=0.7, linestyles="dashed"
-                )
+        draw_slice(
+            axis,
+            pixels[..., index],
+            predicted[..., index],
+            None if true is None else true[..., index],
+            organs=len(organs),
+            window=(low, high),
+            aspect=spacing[0] / spacing[1],
+        )
         axis.set_title(f"slice {index}", color="white", fontsize=8)
-        axis.axis("off")
+    add_legend(figure, organs, with_truth=true is not None)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    return figure
+
+
+def draw_slice(
+    axis: Axes,
+    pixels: np.ndarray,
+    predicted: np.ndarray,
+    true: np.ndarray | None,
+    organs: int,
+    window: tuple[float, float],
+    aspect: float = 1.0,
+) -> None:
+    """One slice ``(H, W)``: predicted label values 1...``organs`` filled and outlined, true ones dashed in white."""
+    axis.imshow(pixels, cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect)
+    for value in range(1, organs + 1):
+        colour = COLOURS[(value - 1) % len(COLOURS)]
+        mask = predicted == value
+        if mask.any():
+            axis.contourf(mask, levels=[0.5, 1.5], colors=[colour], alpha=0.35)
+            axis.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
+        if true is not None and (true == value).any():
+            axis.contour(true == value, levels=[0.5], colors="white", linewidths=0.7, linestyles="dashed")
+    axis.axis("off")
+
+
+def add_legend(figure: Figure, organs: Sequence[str], with_truth: bool) -> None:
+    """A line below the panels: the organs' colours and, with ``with_truth``, the dashed outline."""
     handles = [Line2D([], [], color=COLOURS[i % len(COLOURS)], lw=3, label=organ) for i, organ in enumerate(organs)]
-    if true is not None:
+    if with_truth:
         handles.append(Line2D([], [], color="white", lw=1, linestyle="dashed", label="true outline"))
     figure.legend(
         handles=handles, loc="lower center", ncols=len(handles), fontsize=8, labelcolor="white", frameon=False
     )
-    figure.tight_layout(rect=(0, 0.07, 1, 1))
-    return figure
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,7 @@ class ResumableCheckpoint:
             return
         checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
         for key, item in self.save_dict.items():
-            item.load_state_dict(checkpoint[key])
+            item.load_state_dict(checkpoint.get(key, {}))  # nothing stands for what has no state, such as a plain loss
         max_epochs = engine.state.max_epochs
         if checkpoint["trainer"]["iteration"] >= max_epochs * engine.state.epoch_length:
             logger.info("'%s' is of a finished training: nothing left to do.", self.path)
@@ -86,19 +86,24 @@ class SeedEpoch:
 
 
 class PriorExporter:
-    """Writes the trained prior (``DiffuSAM``'s state, without the backbone) when training ends.
+    """Writes the trained prior (the network's state, without the backbone) when training ends, and on the way.
 
     Args:
         network: the DiffuSAM in training.
         path: the file to write, atomically.
         ema_decay: if above 0, the exported weights are an exponential moving average with this decay, which is
             shorter in the first iterations so that the average does not remember the initialisation.
+        snapshots: iterations after which the prior is written beside ``path`` as well, each to a file of its own: that
+            after 100 iterations to ``model_000100.pt`` beside ``model.pt``.
     """
 
-    def __init__(self, network: DiffuSAM, path: str | Path, ema_decay: float = 0.0) -> None:
+    def __init__(
+        self, network: DiffuSAM, path: str | Path, ema_decay: float = 0.0, snapshots: Sequence[int] = ()
+    ) -> None:
         if not 0 <= ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}.")
         self.network, self.path, self.ema_decay = network, Path(path), ema_decay
+        self.snapshots = frozenset(snapshots)
         self.average = AveragedModel(network.prior, multi_avg_fn=self._average) if ema_decay else None
 
     @torch.no_grad()
@@ -111,15 +116,24 @@ class PriorExporter:
             engine.add_event_handler(
                 Events.ITERATION_COMPLETED, lambda: self.average.update_parameters(self.network.prior)
             )
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.export_snapshot)
         engine.add_event_handler(Events.COMPLETED, self.export)
 
+    def export_snapshot(self, engine: Engine) -> None:
+        iteration = engine.state.iteration
+        if iteration in self.snapshots:
+            self._write(self.path.with_name(f"{self.path.stem}_{iteration:06d}{self.path.suffix}"))
+
     def export(self, engine: Engine) -> None:
+        self._write(self.path)
+
+    def _write(self, path: Path) -> None:
         state = self.network.state_dict()
         if self.average is not None and int(self.average.n_averaged):
             averaged = dict(self.average.module.named_parameters())
             state.update({f"prior.{key}": value.detach() for key, value in averaged.items()})
-        save_atomically({"model": state}, self.path)
-        logger.info("Wrote the trained prior to '%s'.", self.path)
+        save_atomically({"model": state}, path)
+        logger.info("Wrote the trained prior to '%s'.", path)
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.average is None else self.average.state_dict()

@@ -178,7 +178,7 @@ _DESCRIBED = ("monai.", __name__.rpartition(".")[0] + ".")  # packages whose obj
 
 
 def describe(value: Any) -> Any:
-    """A transform, however nested, as plain JSON types: its classes and the parameters they were built with.
+    """A transform, or settings with transforms in them, as plain JSON types: classes and what they were built with.
 
     Two transforms that are built alike have equal descriptions in every process, unlike their pickles.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import pydicom
 from PIL import Image, UnidentifiedImageError
 
-from ..datalists import LabelMap
+from ..datalists import LabelMap, natural_order
 from ..errors import DatasetError, listed
 from ..volumes import Volume, load_volume
 from .anatomy import HEIGHTS, SIDES, misplaced_organs
@@ -23,7 +22,7 @@ PLACE_TOLERANCE = 0.1  # of a voxel, by which a mask's pixel may lie beside the 
 def join_slices(paths: Sequence[Path], label_map: LabelMap) -> tuple[Volume, Volume, str]:
     """One volume and its label, both ``(I, J, K)``, and whether "name" or "order" paired slices and masks."""
     slices = [path for path in paths if path.suffix.lower() == ".dcm"]
-    masks = sorted((path for path in paths if path.suffix.lower() == ".png"), key=_natural)
+    masks = sorted((path for path in paths if path.suffix.lower() == ".png"), key=_by_name)
     place = slices[0].parents[1] if slices else masks[0].parents[1]
     if len(slices) != len(masks):
         raise DatasetError(
@@ -57,7 +56,7 @@ def _paired(
     by_stem = {path.stem.lower(): path for path in masks}
     if by_stem.keys() == {path.stem.lower() for path in headers}:
         return [(path, by_stem[path.stem.lower()]) for path in headers], "name"
-    slices = sorted(headers, key=_natural)
+    slices = sorted(headers, key=_by_name)
     heights = [float(headers[path].ImagePositionPatient[2]) for path in slices]
     if heights != sorted(heights):  # then the first mask may be of the first file as well as of the lowest slice
         raise DatasetError(
@@ -68,9 +67,8 @@ def _paired(
     return list(zip(slices, masks)), "order"
 
 
-def _natural(path: Path) -> list[str | int]:
-    """Sorting key in which numbers in a file name count as numbers."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
+def _by_name(path: Path) -> tuple:
+    return natural_order(path.name)
 
 
 def _mask_values(path: Path, shape: tuple[int, int]) -> np.ndarray:

@@ -1,0 +1,68 @@
+"""What both figures need: the configuration's network and test slices, a trained prior, results written whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from configuration import parse
+from matplotlib.figure import Figure
+from monai.bundle import ConfigParser
+from monai.utils import set_determinism
+from torch import Tensor
+
+
+def open_configuration(config_file: str | Sequence[str], overrides: dict[str, Any]) -> ConfigParser:
+    """The configuration of an evaluation, its test data and backbone checked.
+
+    Args:
+        config_file: config files as for ``monai.bundle run evaluating``.
+        overrides: values of the configuration to change, by id.
+
+    Raises:
+        DatasetError, FileNotFoundError: data or the backbone's checkpoint is not as declared.
+    """
+    parser = parse(config_file, overrides)
+    from scripts import errors
+
+    errors.install()
+    set_determinism(parser.get_parsed_content("seed"))
+    parser.get_parsed_content("test_data_check")
+    parser.get_parsed_content("backbone").check_loaded()
+    return parser
+
+
+def volumes(parser: ConfigParser) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Name, slices ``(n, 1, S, S)`` in [0, 1] and label values ``(n, 1, S, S)`` of each test case, as in training."""
+    transform = parser.get_parsed_content("train#preprocessing")
+    for item in parser.get_parsed_content("test_data"):
+        data = transform(dict(item))
+        yield item["case"], *(data[key].as_tensor().permute(3, 0, 1, 2) for key in ("image", "label"))
+
+
+def load_prior(network, path: str | Path) -> None:
+    """Loads a trained prior, or a snapshot of its training, into DiffuSAM.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is of another network, backbone or list of organs.
+    """
+    from scripts.diffusam import check_prior_file
+
+    check_prior_file(path)
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
+    network.eval()
+
+
+def write(folder: str | Path, name: str, figure: Figure, content: dict[str, Any]) -> None:
+    """Writes ``{name}.png`` and ``{name}.json`` into ``folder``, each whole or not at all."""
+    from scripts.figures import save_figure
+    from scripts.files import whole_file
+
+    save_figure(figure, Path(folder) / f"{name}.png")
+    with whole_file(Path(folder) / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+    print(f"'{Path(folder) / name}.png' and .json are written.")

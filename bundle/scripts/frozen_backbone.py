@@ -1,0 +1,137 @@
+"""What DiffuSAM and its relative AutoMedSAM have in common: a small trained prior over a SAM2 that never changes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .sam2_backbone import Decoded, FrozenSAM2, ImageFeatures, resize_logits, with_background
+
+
+class FrozenBackboneNetwork(nn.Module, ABC):
+    """The frozen SAM2 and a prior that stands for the user's prompts; slices in, organ logits out.
+
+    The ``state_dict`` holds the prior alone: the backbone never changes and is named by its own checkpoint. The prior's
+    checkpoint remembers which network, backbone and organs it was trained for, and refuses any other.
+
+    Args:
+        backbone: the frozen SAM2.
+        prior: the part that is trained, with its number of ``organs`` and ``embedding_channels``.
+        organs: names of the organs; output channel 0 is background, channel 1 + i is ``organs[i]``.
+        seed: of the noise, the same for every slice, so that results do not depend on batching. None draws anew.
+        object_gate: whether an organ is left out of a slice where SAM2's object score says it is absent.
+
+    Raises:
+        ValueError: the prior was built for another number of organs or other channels than the backbone's.
+    """
+
+    def __init__(
+        self,
+        backbone: FrozenSAM2,
+        prior: nn.Module,
+        organs: Sequence[str],
+        seed: int | None = 0,
+        object_gate: bool = True,
+    ) -> None:
+        super().__init__()
+        kind = type(prior).__name__
+        if prior.organs != len(organs):
+            raise ValueError(
+                f"The {kind} was built for {prior.organs} organs, but {len(organs)} are named: {list(organs)}."
+            )
+        if prior.embedding_channels != backbone.embedding_channels:
+            raise ValueError(
+                f"The {kind} works on image embeddings of {prior.embedding_channels} channels, backbone "
+                f"'{backbone.name}' has {backbone.embedding_channels}."
+            )
+        self.backbone, self.prior, self.organs = backbone, prior, list(organs)
+        self.seed, self.object_gate = seed, object_gate
+        self.register_state_dict_post_hook(_drop_backbone)
+        self.register_load_state_dict_pre_hook(_keep_backbone)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits of single slices, each by itself.
+
+        Args:
+            image: ``(B, 1, S, S)`` in [0, 1].
+
+        Returns:
+            ``(B, 1 + organs, S, S)``; background is 0 everywhere, so the arg-max over channels is the label map.
+        """
+        logits = self.segment(self.backbone.encode_image(image))
+        return with_background(resize_logits(logits, self.backbone.image_size))
+
+    @abstractmethod
+    def segment(self, features: ImageFeatures) -> Tensor:
+        """Mask logits of every organ in B slices, each by itself: ``(B, organs, S/4, S/4)``."""
+
+    def each_organ(self, features: ImageFeatures) -> tuple[ImageFeatures, Tensor]:
+        """Features of B slices and labels of the organs for each of the B * organs pairs, organs running fastest."""
+        count = len(self.organs)
+        organ = torch.arange(count, device=features.embedding.device).repeat(len(features))
+        return features.repeat_interleave(count), organ
+
+    def generator(self) -> torch.Generator | None:
+        """A source of noise at its beginning, on the CPU so that every device draws the same; None without a seed."""
+        return None if self.seed is None else torch.Generator().manual_seed(self.seed)
+
+    def organ_logits(self, decoded: Decoded) -> Tensor:
+        """Mask logits of each slice's organs, gated by the object score: ``(B, organs, S/4, S/4)``."""
+        logits = decoded.gated() if self.object_gate else decoded.mask_logits
+        return logits.reshape(-1, len(self.organs), *logits.shape[-2:])
+
+    def get_extra_state(self) -> dict:
+        return {
+            "network": type(self).__name__,
+            "backbone": self.backbone.name,
+            "organs": self.organs,
+            "weights": self.backbone.fingerprint(),
+        }
+
+    def set_extra_state(self, state: dict) -> None:
+        trained, own = state.get("network", "DiffuSAM"), type(self).__name__  # the first priors do not name theirs
+        if trained != own:
+            raise ValueError(
+                f"This file holds a prior of {trained}, trained for the organs {state['organs']}, but the "
+                f"configuration builds {own}. Use the overlays of its training ('configs/automedsam.json' is what "
+                f"makes the network an AutoMedSAM), or point `prior_file` at a prior of {own}."
+            )
+        if state["backbone"] != self.backbone.name or len(state["organs"]) != len(self.organs):
+            raise ValueError(
+                f"This prior was trained for backbone '{state['backbone']}' and {len(state['organs'])} organs "
+                f"{state['organs']}, but the configuration names backbone '{self.backbone.name}' and "
+                f"{len(self.organs)} organs {self.organs}. Set `backbone_name` and `label_map` as in its training, or "
+                "train another prior."
+            )
+        if state["organs"] != self.organs:
+            raise ValueError(
+                f"This prior was trained for the organs {state['organs']} in that order, the configuration names "
+                f"{self.organs}. Use the same names and order in `label_map`."
+            )
+        if state["weights"] != self.backbone.fingerprint():
+            raise ValueError(
+                f"This prior was trained with other weights of backbone '{self.backbone.name}' than those loaded. "
+                "Memories of different weights do not mix: point `backbone_checkpoint` at the file used in training, "
+                "or train again."
+            )
+
+
+def _drop_backbone(module: nn.Module, state_dict: dict, prefix: str, local_metadata: dict) -> None:
+    for key in [key for key in state_dict if key.startswith(prefix + "backbone.")]:
+        del state_dict[key]
+
+
+def _keep_backbone(module: FrozenBackboneNetwork, state_dict: dict, prefix: str, *_: object) -> None:
+    """Lets a checkpoint of the prior alone load strictly: the backbone's entries are those it already has.
+
+    The description of what the prior was trained for is checked here, before shapes are compared, because "another
+    backbone" says more than a list of sizes.
+    """
+    extra = state_dict.get(prefix + "_extra_state")
+    if extra is not None:
+        module.set_extra_state(extra)
+    for key, value in module.backbone.state_dict(prefix=prefix + "backbone.").items():
+        state_dict.setdefault(key, value)
