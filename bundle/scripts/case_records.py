@@ -77,7 +77,7 @@ class CaseRecords:
             "version": bundle_version(),
             "prior_file": str(self.prior_file.absolute()),
             "prior_sha256": sha256_of(self.prior_file),
-            "settings": _described(self.settings),
+            "settings": described(self.settings),
         }
 
     @cached_property
@@ -231,15 +231,15 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _described(value: Any) -> Any:
+def described(value: Any) -> Any:
     """A value as JSON; objects by their class and public attributes."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _described(each) for key, each in value.items() if not str(key).startswith("_")}
+        return {str(key): described(each) for key, each in value.items() if not str(key).startswith("_")}
     if isinstance(value, (list, tuple)):
-        return [_described(each) for each in value]
+        return [described(each) for each in value]
     if hasattr(value, "__qualname__"):  # a class or a function, whose text may hold its address
         return value.__qualname__
-    attributes = _described(getattr(value, "__dict__", {}))
+    attributes = described(getattr(value, "__dict__", {}))
     return {"class": type(value).__name__, **attributes} if attributes else str(value)
