@@ -36,6 +36,7 @@ from .report_slices import SliceView, data_uri, view_case
 
 REPORT = "report.html"
 MEGABYTE = 1_000_000
+LEFT_OUT = "left out, to keep this file small (max_megabytes)"
 
 logger = logging.getLogger(__name__)
 
@@ -106,13 +107,13 @@ def write_report(
     views, notes = _views(content, pixels, max_slices, max_megabytes * MEGABYTE)
     page = _template().render(
         content=content,
-        title=f"{content.kind.capitalize()} of {content.folder.absolute().name}",
+        place="/".join(content.folder.absolute().parts[-2:]),
         written=datetime.datetime.now().astimezone(),
         version=bundle_version(),
         packages=_packages(),
         measures=_headings(content.cases),
         known_measures=lambda case: _headings([case]),
-        first=next((case.name for case in content.cases if case.name in views), None),
+        opened=_opened(content.cases, views),
         listed=SHOWN,
         views=views,
         notes=notes,
@@ -145,7 +146,7 @@ def number(value: Any, digits: int = 3) -> str:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.{digits}f}" if isinstance(value, (int, float)) else str(value)
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
 def _known(values: Sequence[Any]) -> list[float]:
@@ -186,8 +187,8 @@ def _views(
     left = max_bytes
     done = [case for case in content.cases if case.status == "done"]
     for case in sorted(done, key=lambda case: (not case.flags, _mean_headline(case, content.headline))):
-        if left <= 0:
-            notes[case.name] = "left out, to keep this file small (max_megabytes)"
+        if left < 0:
+            notes[case.name] = LEFT_OUT
             continue
         try:
             view = view_case(case, content.organs, pixels, max_slices)
@@ -196,10 +197,16 @@ def _views(
             continue
         left -= view.size
         if left < 0 and views:
-            notes[case.name] = "left out, to keep this file small (max_megabytes)"
+            notes[case.name] = LEFT_OUT
             continue
         views[case.name] = view
     return views, notes
+
+
+def _opened(cases: Sequence[Case], views: Mapping[str, SliceView]) -> str | None:
+    """The case whose slices are seen at once: the first with a flag, or else the first."""
+    viewed = [case for case in cases if case.name in views]
+    return min(viewed, key=lambda case: not case.flags).name if viewed else None
 
 
 def _mean_headline(case: Case, headline: str | None) -> float:

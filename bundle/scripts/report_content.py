@@ -17,7 +17,7 @@ import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
 from .case_records import LABEL_MAP, RECORDS
-from .errors import DatasetError
+from .errors import DatasetError, count
 
 METRICS, SETTINGS = "metrics.json", "settings.json"
 
@@ -31,10 +31,14 @@ MEASURES = {
     "hd95_mm": ("HD95 (mm)", 1, "95th percentile of the distances between the surfaces"),
     "asd_mm": ("ASD (mm)", 2, "mean distance between the surfaces"),
     "surface_dice_2mm": ("Surface Dice", 3, "share of both surfaces within the tolerance of the other"),
+    "missed": ("Missed", 0, "in the label alone"),
+    "invented": ("Invented", 0, "in the prediction alone"),
     "components": ("Components", 0, "connected components"),
     "object_score": ("Object score", 2, "SAM2's own score that the organ is there"),
     "largest_jump": ("Largest jump", 2, "largest change from a slice to the next"),
     "touches_edge": ("Touches edge", 0, "whether the organ touches the edge of the volume"),
+    "fate_slices_kept": ("Slices, FATE-SAM's", 0, "slices in the mean of FATE-SAM's Dice"),
+    "fate_slices_dropped": ("Dropped slices", 0, "slices dropped from it"),
 }
 _HEADLINES = ("dice", "predicted_dice", "volume_ml")
 
@@ -127,7 +131,7 @@ def read_folder(folder: str | Path, training_dir: str | Path | None = None) -> C
         content = _evaluation(folder, _json(folder / METRICS), _json(folder / SETTINGS))
     elif curves:
         content = Content("training", folder)
-        content.settings = [_settings("Training", _json(folder / SETTINGS))]
+        content.settings = [_settings("Settings", _json(folder / SETTINGS))]
     else:
         raise DatasetError(
             f"'{folder}': nothing to report; expected {RECORDS} of an inference, {METRICS} of an evaluation, or "
@@ -165,7 +169,7 @@ def _inference(folder: Path, records: Mapping[str, Any]) -> Content:
     content = Content("inference", folder)
     used = Counter(record.get("configuration") for record in records.get("cases", {}).values())
     for digest, configuration in configurations.items():
-        content.settings.append(_settings(f"Cases segmented with these: {used[digest]}", configuration))
+        content.settings.append(_settings(f"Settings of {count(used[digest], 'case')}", configuration))
         organs = configuration.get("settings", {}).get("organs", [])
         content.organs += [organ for organ in organs if organ not in content.organs]
     for name, record in records.get("cases", {}).items():
@@ -197,7 +201,7 @@ def _recorded_case(folder: Path, name: str, record: Mapping[str, Any], settings:
 
 def _evaluation(folder: Path, metrics: Mapping[str, Any], saved: Mapping[str, Any]) -> Content:
     content = Content("evaluation", folder, organs=metrics["organs"])
-    content.settings = [_settings("Evaluation", {**saved, "about": metrics.get("about", {})})]
+    content.settings = [_settings("Settings", {**saved, "about": metrics.get("about", {})})]
     content.metrics = {
         name: values for name, values in metrics.items() if isinstance(values, Mapping) and "values" in values
     }

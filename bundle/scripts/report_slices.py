@@ -103,7 +103,7 @@ def draw_view(
     pixels: int = 288,
     max_slices: int = 120,
 ) -> SliceView:
-    """Draws slices as a radiologist sees them: anterior up, the patient's right on the left.
+    """Draws slices as a radiologist sees them: anterior up, the patient's right on the left, without the air around.
 
     Args:
         image: ``(1, H, W, D)`` in that orientation, with its affine.
@@ -116,6 +116,12 @@ def draw_view(
     voxels, spacing = image[0].numpy(), image.pixdim.tolist()
     total = voxels.shape[2]
     indices = np.unique(np.linspace(0, total - 1, min(total, max_slices)).round().astype(int))
+    low, high = map(float, window or np.percentile(voxels[::2, ::2, indices], [0.5, 99.5]))
+    shown = [voxels[..., index] > low + 0.1 * (high - low) for index in indices]
+    shown += [each.any(2) for each in (labels, truth) if each is not None]
+    body = _box(np.logical_or.reduce(shown))
+    voxels, labels = voxels[body], labels[body]
+    truth, doubt = (None if each is None else each[body] for each in (truth, doubt))
     extent = np.array(voxels.shape[:2]) * spacing[:2]
     height, width = np.maximum(1, (extent * min(pixels / extent.max(), 1 / min(spacing[:2]))).round().astype(int))
     # in a column for each of the square root, as graphics hardware has the same limit for both sides of a picture
@@ -123,8 +129,7 @@ def draw_view(
     rows = math.ceil(len(indices) / columns)
     cells = _Cells(int(width), int(height), columns, rows)
 
-    low, high = window or np.percentile(voxels[::2, ::2, indices], [0.5, 99.5])
-    grey = [_bytes((voxels[..., index] - float(low)) / max(float(high - low), 1e-6), 255) for index in indices]
+    grey = [_bytes((voxels[..., index] - low) / max(high - low, 1e-6), 255) for index in indices]
     sheets = {"image": _encoded(cells.sheet(grey, Image.Resampling.LANCZOS), "webp", quality=WEBP_QUALITY, method=4)}
     if doubt is not None:
         levels = [_bytes(doubt[..., index], DOUBT_LEVELS - 1) for index in indices]
@@ -196,6 +201,14 @@ class _Cells:
 def _read(path: Path, **loading: Any) -> MetaTensor:
     """A volume ``(1, H, W, D)`` in its own type, anterior up and the patient's right on the left."""
     return radiological(LoadImage(reader=VolumeReader(**loading), dtype=None, ensure_channel_first=True)(path))
+
+
+def _box(mask: np.ndarray, margin: int = 2) -> tuple[slice, ...]:
+    """The smallest box around what is true in ``(H, W)``, with a margin; all of it where nothing is."""
+    if not mask.any():
+        return tuple(slice(None) for _ in mask.shape)
+    held = [np.flatnonzero(mask.any(1 - axis)) for axis in range(2)]
+    return tuple(slice(max(0, each[0] - margin), each[-1] + 1 + margin) for each in held)
 
 
 def _bytes(plane: np.ndarray, steps: int) -> np.ndarray:

@@ -51,7 +51,7 @@ addEventListener("hashchange", open);
 open();
 
 // headings sort their table; what is undefined comes last
-const key = (row, column) => row.cells[column].dataset.sort ?? row.cells[column].textContent.trim();
+const key = ({ cells }, column) => cells[column]?.dataset.sort ?? cells[column]?.textContent.trim() ?? "";
 const compare = (a, b) => (isNaN(a) || isNaN(b) ? a.localeCompare(b, undefined, { numeric: true }) : a - b);
 for (const table of document.querySelectorAll(".sortable")) {
     const headings = [...table.tHead.rows[0].cells];
