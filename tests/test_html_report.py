@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import logging
 import os
 import re
 import shutil
@@ -15,7 +14,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import ORGAN_BOXES, SHAPE, SPACING, save_volume, simple_image, simple_label
+import torch
+from conftest import SHAPE, SPACING, save_volume, simple_image, simple_label
+from monai.data import MetaTensor
 from monai.transforms import ScaleIntensityRanged
 from PIL import Image
 from scripts.case_records import described
@@ -179,7 +180,10 @@ def test_every_case_stands_in_the_table_with_what_became_of_it(inference):
 def test_quality_is_shown_where_it_is_known(inference):
     page = Page(write_report(inference))
 
-    assert rows_of(page)[0].split() == "Case Status spleen right kidney left kidney liver mean Flags Voxels Seconds".split()
+    assert (
+        rows_of(page)[0].split()
+        == "Case Status spleen right kidney left kidney liver mean Flags Voxels Seconds".split()
+    )
     assert "0.900 0.900 0.900 0.900 0.900" in rows_of(page)[1]
     assert "Volume (ml) 12.3 12.3 12.3 12.3 Components 2 2 2 2" in page.text
     assert "Touches edge no" in page.text
@@ -208,7 +212,7 @@ def test_doubt_is_a_layer_of_the_cases_that_have_it(inference):
     assert toggles == ["outlines", "fill", "doubt", "outlines", "fill"]
     (sheet,) = re.findall(r"#case-0 \.doubt \{ background-image: url\((.*?)\)", page.source)
     alpha = np.asarray(picture(sheet).convert("RGBA"))[..., 3]
-    assert alpha.min() == 0 and alpha.max() == 255
+    assert alpha.min() == 0 and alpha.max() > 128
 
 
 def test_the_evaluation_shows_metrics_and_the_truth(evaluation):
@@ -367,9 +371,6 @@ def test_the_window_of_the_settings_is_shown(inference):
 
 
 def test_air_around_the_patient_is_cut_off_but_no_organ(tmp_path):
-    import torch
-    from monai.data import MetaTensor
-
     image, labels = torch.zeros(1, 40, 40, 2), np.zeros((40, 40, 2), np.uint8)
     image[:, 10:20, 10:20] = 1
     labels[30, 15] = 1

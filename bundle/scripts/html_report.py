@@ -32,7 +32,7 @@ from .figures import COLOURS
 from .files import whole_file
 from .inference import reason
 from .report_content import MEASURES, SETTINGS, Case, Content, Curve, read_folder
-from .report_slices import SliceView, data_uri, view_case
+from .report_slices import SliceView, data_uri, doubt_scale, view_case
 
 REPORT = "report.html"
 MEGABYTE = 1_000_000
@@ -46,9 +46,9 @@ class ReportWriter:
 
     Args:
         folder: of the results.
-        settings: kept in ``settings.json`` beside the report, where nothing else keeps them: JSON values, or objects such
-            as transforms, of which the class and the public attributes count. ``label_map``, ``intensity``, ``series``
-            and ``default_axcodes`` among them say how images and labels are shown.
+        settings: kept in ``settings.json`` beside the report, where nothing else keeps them: JSON values, or objects
+            such as transforms, of which the class and the public attributes count. ``label_map``, ``intensity``,
+            ``series`` and ``default_axcodes`` among them say how images and labels are shown.
         data: images and labels of the cases, kept likewise.
         enabled: whether anything is written.
         options: see :func:`write_report`.
@@ -119,6 +119,7 @@ def write_report(
         notes=notes,
         charts=[chart(curve) for curve in content.curves],
         figures=_pictures(figures or {}),
+        doubt_scale=doubt_scale(),
         colours=[COLOURS[number % len(COLOURS)] for number in range(len(content.organs))],
     )
     path = Path(folder) / REPORT
@@ -180,26 +181,23 @@ def _packages() -> dict[str, str]:
 
 def _views(
     content: Content, pixels: int, max_slices: int, max_bytes: float
-) -> tuple[dict[str, SliceView], dict[str, str]]:
-    """Slices of the cases that fit, by name, and of the others that are done why they have none."""
+) -> tuple[dict[str, SliceView], dict[str, list[str]]]:
+    """Slices of the cases that fit, by name; and the names of the other cases that are done, by why they have none."""
     views: dict[str, SliceView] = {}
-    notes: dict[str, str] = {}
+    notes: dict[str, list[str]] = {}
     left = max_bytes
     done = [case for case in content.cases if case.status == "done"]
     for case in sorted(done, key=lambda case: (not case.flags, _mean_headline(case, content.headline))):
-        if left < 0:
-            notes[case.name] = LEFT_OUT
-            continue
         try:
-            view = view_case(case, content.organs, pixels, max_slices)
+            view = view_case(case, content.organs, pixels, max_slices) if left > 0 else None
         except Exception as error:  # of any kind: a report without a picture is still a report
-            notes[case.name] = f"could not be drawn: {reason(error)}"
+            notes.setdefault(f"could not be drawn: {reason(error)}", []).append(case.name)
             continue
-        left -= view.size
-        if left < 0 and views:
-            notes[case.name] = LEFT_OUT
-            continue
-        views[case.name] = view
+        left -= view.size if view else 0
+        if view and (left >= 0 or not views):
+            views[case.name] = view
+        else:
+            notes.setdefault(LEFT_OUT, []).append(case.name)
     return views, notes
 
 
@@ -251,19 +249,20 @@ def chart(curve: Curve) -> Chart:
     else:
         scale, ticks = float, MaxNLocator(4).tick_values(low, high)
     bottom, height = scale(low), (scale(high) - scale(low)) or 1.0
+    width = curve.last_step or 1
 
     def place(step: float, value: float) -> str:
-        return f"{100 * step / curve.last_step:.2f},{100 - 100 * (scale(value) - bottom) / height:.2f}"
+        return f"{100 * step / width:.2f},{100 - 100 * (scale(value) - bottom) / height:.2f}"
 
     upper = [place(*point) for point in zip(curve.steps, curve.highs)]
     lower = [place(*point) for point in zip(curve.steps, curve.lows)]
-    x_ticks = [tick for tick in MaxNLocator(4, integer=True).tick_values(0, curve.last_step) if tick <= curve.last_step]
+    x_ticks = [tick for tick in MaxNLocator(4, integer=True).tick_values(0, width) if tick <= width]
     inside = [tick for tick in ticks if low <= tick <= high]
     return Chart(
         name=curve.name,
         line=" ".join(place(*point) for point in zip(curve.steps, curve.means)),
         band=" ".join(upper + lower[::-1]),
-        x_ticks=[(100 * tick / curve.last_step, f"{tick:.0f}") for tick in x_ticks],
+        x_ticks=[(100 * tick / width, f"{tick:.0f}") for tick in x_ticks],
         y_ticks=[(100 - 100 * (scale(tick) - bottom) / height, f"{tick:.4g}") for tick in inside],
         first=curve.means[0],
         last=curve.means[-1],

@@ -24,7 +24,7 @@ from .volumes import VolumeReader
 
 THUMBNAILS = 6
 DOUBT_LEVELS = 16  # few levels make small files, and no eye tells more of them apart over an image
-DOUBT_COLOURS = "YlOrRd"
+DOUBT_COLOURS, DOUBT_OPACITY = "inferno", 0.8
 WEBP_QUALITY = 78
 
 
@@ -194,7 +194,9 @@ class _Cells:
             # half a voxel is what the steps of a mask's edge are off by
             points = approximate_polygon((contour + first - 0.5) * scale, max(0.35, 0.5 * scale.max()))
             if len(points) > 2:
-                pieces.append("M" + " ".join(f"{value:.1f}".removesuffix(".0") for value in points[:-1, ::-1].flat) + "Z")
+                pieces.append(
+                    "M" + " ".join(f"{value:.1f}".removesuffix(".0") for value in points[:-1, ::-1].flat) + "Z"
+                )
         return "".join(pieces)
 
 
@@ -216,11 +218,17 @@ def _bytes(plane: np.ndarray, steps: int) -> np.ndarray:
 
 
 def _doubt_palette() -> tuple[bytes, str]:
-    """Colours from transparent to opaque."""
+    """Colours from transparent to bright."""
     share = np.linspace(0, 1, DOUBT_LEVELS)
-    colours = colormaps[DOUBT_COLOURS](0.25 + 0.75 * share)
-    colours[:, 3] = np.sqrt(share) * (share > 0)
+    colours = colormaps[DOUBT_COLOURS](0.3 + 0.65 * share)
+    colours[:, 3] = DOUBT_OPACITY * np.sqrt(share)
     return (colours * 255).round().astype(np.uint8).tobytes(), "RGBA"
+
+
+def doubt_scale() -> list[str]:
+    """The colours of doubt from 0 to 1, as CSS has them."""
+    palette = np.frombuffer(_doubt_palette()[0], np.uint8).reshape(-1, 4)
+    return [f"rgb({red} {green} {blue})" for red, green, blue, _ in palette[::3]]
 
 
 def _runs(held: np.ndarray) -> list[tuple[int, int]]:

@@ -35,7 +35,9 @@ for (const viewer of document.querySelectorAll(".viewer")) {
         }
     });
     // what the browser may have kept of an earlier visit
-    for (const box of viewer.querySelectorAll("input[type=checkbox]")) box.dispatchEvent(new Event("change", { bubbles: true }));
+    for (const box of viewer.querySelectorAll("input[type=checkbox]")) {
+        box.dispatchEvent(new Event("change", { bubbles: true }));
+    }
     show();
 }
 
