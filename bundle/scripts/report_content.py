@@ -131,7 +131,7 @@ def read_folder(folder: str | Path, training_dir: str | Path | None = None) -> C
         content = _evaluation(folder, _json(folder / METRICS), _json(folder / SETTINGS))
     elif curves:
         content = Content("training", folder)
-        content.settings = [_settings("Settings", _json(folder / SETTINGS))]
+        content.settings = [_settings("All settings", _json(folder / SETTINGS))]
     else:
         raise DatasetError(
             f"'{folder}': nothing to report; expected {RECORDS} of an inference, {METRICS} of an evaluation, or "
@@ -201,7 +201,7 @@ def _recorded_case(folder: Path, name: str, record: Mapping[str, Any], settings:
 
 def _evaluation(folder: Path, metrics: Mapping[str, Any], saved: Mapping[str, Any]) -> Content:
     content = Content("evaluation", folder, organs=metrics["organs"])
-    content.settings = [_settings("Settings", {**saved, "about": metrics.get("about", {})})]
+    content.settings = [_settings("All settings", {**saved, "about": metrics.get("about", {})})]
     content.metrics = {
         name: values for name, values in metrics.items() if isinstance(values, Mapping) and "values" in values
     }
