@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from monai.transforms import ScaleIntensityRanged
 from PIL import Image
 from scripts.case_records import described
 from scripts.errors import DatasetError
-from scripts.html_report import ReportWriter, chart, number, write_report
+from scripts.html_report import ReportWriter, chart, main, number, write_report
 from scripts.report_content import Case, Curve, read_curves
 from scripts.report_slices import draw_view, view_case
 from torch.utils.tensorboard import SummaryWriter
@@ -256,6 +257,17 @@ def test_nothing_but_the_report_is_left_behind(inference):
     write_report(inference)
 
     assert set(inference.rglob("*")) - before == {inference / "report.html"}
+
+
+def test_the_command_writes_the_report_of_a_folder(inference, monkeypatch, capsys):
+    inference.rename(inference.with_name("2024"))  # which Fire would take for a number
+    monkeypatch.chdir(inference.parent)
+    monkeypatch.setattr(sys, "argv", ["html_report", "2024", "--max_slices", "3"])
+
+    main()
+
+    assert capsys.readouterr().out.strip() == "2024/report.html"
+    assert "could not be drawn: the image" in Page(Path("2024/report.html")).text  # it was moved away
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]"])

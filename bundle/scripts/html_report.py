@@ -273,6 +273,7 @@ def chart(curve: Curve) -> Chart:
 
 def main() -> None:
     """Writes the report of the folder that the program's arguments name, and prints its path."""
+    # the attribute in which decorators leave notes for Fire: with underscores, its help does not list it
     decorators.FIRE_METADATA = "__fire_metadata__"
     fire.Fire(decorators.SetParseFn(str, "folder", "training_dir")(write_report), name="html_report")
 
