@@ -188,6 +188,7 @@ def test_quality_is_shown_where_it_is_known(inference):
     assert "0.900 0.900 0.900 0.900 0.900" in rows_of(page)[1]
     assert "Volume (ml) 12.3 12.3 12.3 12.3 Components 2 2 2 2" in page.text
     assert "Touches edge no" in page.text
+    assert len(page.of_class("marked")) == 1  # the liver of a, which is flagged
     assert "Object score" not in page.text  # nobody has one
 
 

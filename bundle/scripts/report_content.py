@@ -34,6 +34,7 @@ MEASURES = {
     "missed": ("Missed", 0, "in the label alone"),
     "invented": ("Invented", 0, "in the prediction alone"),
     "components": ("Components", 0, "connected components"),
+    "outside": ("Outside", 2, "share of voxels outside the largest component"),
     "object_score": ("Object score", 2, "SAM2's own score that the organ is there"),
     "largest_jump": ("Largest jump", 2, "largest change from a slice to the next"),
     "touches_edge": ("Touches edge", 0, "whether the organ touches the edge of the volume"),
