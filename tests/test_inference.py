@@ -99,7 +99,8 @@ def test_a_folder_with_a_bad_file_and_a_dicom_series(overlay, scans, write_dicom
     assert "error: 1 of 4 cases failed" in result.stderr
     assert statuses(output) == {"a": "done", "b": "failed", "c": "done", "series": "done"}
     assert {path.name for path in output.iterdir()} == {
-        *("a_seg.nii.gz", "c_seg.nii.gz", "series_seg.nii.gz", "series_seg.dcm", "pictures", "results.json")
+        *("a_seg.nii.gz", "c_seg.nii.gz", "series_seg.nii.gz", "series_seg.dcm"),
+        *("pictures", "results.json", "report.html"),
     }
     saved = nib.load(output / "series_seg.nii.gz")
     assert_equal_voxels(hd.seg.segread(output / "series_seg.dcm"), saved)

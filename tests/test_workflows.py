@@ -132,6 +132,15 @@ def test_evaluation_writes_what_it_ran_with(project):
     assert metrics["cases"] == ["c", "d"]
 
 
+@pytest.mark.parametrize(
+    ("results", "heading"), [("", "Training"), ("evaluation", "Dice of each organ"), ("inference", "Slices")]
+)
+def test_every_workflow_ends_with_a_report(project, results, heading):
+    report = (project.folder / results / "report.html").read_text(encoding="utf-8")
+
+    assert f"{heading}</h2>" in report and "could not be drawn" not in report
+
+
 @pytest.mark.parametrize("metric", ["dice", "dice_fate", "dice_dfg", "hd95_mm", "asd_mm", "surface_dice_2mm"])
 def test_metrics_do_not_depend_on_how_a_volume_is_stored(project, metric):
     metrics = json.loads((project.folder / "evaluation" / "metrics.json").read_text())

@@ -73,9 +73,9 @@ def draw_overlay(
         window: see :class:`OverlaySaver`.
         columns: number of slices.
     """
-    oriented = _radiological(image)
-    pixels, predicted = oriented[0].numpy(), _radiological(prediction)[0].numpy()
-    true = None if truth is None else _radiological(truth)[0].numpy()
+    oriented = radiological(image)
+    pixels, predicted = oriented[0].numpy(), radiological(prediction)[0].numpy()
+    true = None if truth is None else radiological(truth)[0].numpy()
     held = np.flatnonzero(predicted.any((0, 1)) if true is None else predicted.any((0, 1)) | true.any((0, 1)))
     held = held if len(held) else np.arange(pixels.shape[2])
     shown = held[np.unique(np.linspace(0, len(held) - 1, columns + 2).round().astype(int)[1:-1])]
@@ -139,6 +139,6 @@ def save_figure(figure: Figure, path: str | Path) -> None:
         figure.savefig(temporary, format="png", dpi=110, facecolor=figure.get_facecolor())
 
 
-def _radiological(volume: MetaTensor) -> MetaTensor:
+def radiological(volume: MetaTensor) -> MetaTensor:
     # in its own type, and without a copy where it is stored so already: a volume may have 1500 slices
     return Orientation(axcodes="PLS")(MetaTensor(volume.as_tensor().cpu(), affine=volume.affine))
