@@ -97,10 +97,13 @@ class Simulation:
                     continue
                 trial = {"case": self.case, "organ": name, "kind": kind, "slice": prompt.slice, **told}
                 trial["dice"], trial["slice_dice"] = [dice(before, true)], [dice_of(before, true, prompt.slice)]
-                for reach in self.reaches:
+                corrector = Corrector([prompt], max(self.reaches))
+                corrected = dict(corrector(source, {each: decoded[each] for each in decoded if corrector.needs(each)}))
+                for reach in self.reaches:  # a slice does not depend on how much farther the walk goes
                     after = before.copy()
-                    for index, logits in Corrector([prompt], reach)(source, near(decoded, prompt.slice, reach)):
-                        after[..., index] = labels_of(logits) == organ + 1
+                    for index, logits in corrected.items():
+                        if abs(index - prompt.slice) <= reach:
+                            after[..., index] = labels_of(logits) == organ + 1
                     trial["dice"].append(dice(after, true))
                     trial["slice_dice"].append(dice_of(after, true, prompt.slice))
                 self.trials.append(trial)
@@ -130,10 +133,6 @@ def simulated_prompt(true: np.ndarray, before: np.ndarray, organ: int, kind: str
     depth = distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
     points[sign] = np.array([np.unravel_index(depth.argmax(), depth.shape)])
     return SlicePrompt(organ, index, **points), {"sign": sign, "voxels": voxels, "point": points[sign][0].tolist()}
-
-
-def near(decoded: Mapping[int, Tensor], index: int, reach: int) -> dict[int, Tensor]:
-    return {each: logits for each, logits in decoded.items() if abs(each - index) <= reach}
 
 
 def labels_of(logits: Tensor) -> np.ndarray:

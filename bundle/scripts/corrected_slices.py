@@ -20,6 +20,8 @@ from torch import Tensor
 from .diffusam import DiffuSAM
 from .sam2_backbone import MASK_LOGIT, ImageFeatures, Memory, mask_to_logits, resize_logits
 
+SPANNED = 0.7  # share of a box that the smallest rectangle around a mask takes, from which on the two agree
+
 _OUTSIDE, _INSIDE, _CORNERS = 0, 1, (2, 3)  # SAM's labels of points
 
 
@@ -32,6 +34,8 @@ class Slices(Protocol):
     device: torch.device
 
     def encode(self, indices: list[int]) -> tuple[ImageFeatures, Tensor]: ...
+
+    def features(self, indices: list[int]) -> ImageFeatures: ...
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ class Corrector:
         """Changes the logits of the prompt's organ on its slice, and on those in reach."""
         backbone, present = source.network.backbone, logits[prompt.slice]
         before = _mask(present, prompt.organ)
-        features, _ = source.encode([prompt.slice])
+        features = source.features([prompt.slice])
         tokens = (each.to(source.device) for each in prompt.seen(before).tokens(before.shape, backbone.image_size))
         # without the synthesised memory, which outweighs any prompt where it says that there is no organ; and not gated
         # by the object score, since the user has seen the organ
@@ -187,7 +191,7 @@ def corrected_mask(mask: np.ndarray, proposal: np.ndarray, prompt: SlicePrompt) 
 
     A click changes the mask only if the mask disobeys it, and only in one direction: it adds or removes the piece of
     the difference between mask and proposal that holds the click, and the :func:`disc` around it. A box clips the mask,
-    and adds what the proposal has inside of it.
+    and adds what the proposal has inside of it unless what is left spans the box already.
 
     Args:
         mask: ``(H, W)`` bool, of the walk.
@@ -200,24 +204,27 @@ def corrected_mask(mask: np.ndarray, proposal: np.ndarray, prompt: SlicePrompt) 
         (top, left), (bottom, right) = prompt.box.min(0), prompt.box.max(0) + 1
         box[:] = False
         box[top:bottom, left:right] = True
-        result |= proposal
+        if _spanned(mask & box) < SPANNED * box.sum():
+            result |= proposal
     for points, inside in ((prompt.positive, True), (prompt.negative, False)):
         for point in points:
             if result[tuple(point)] != inside:
-                result[touching(mask ^ proposal, _at(point, mask.shape)) | disc(mask, point)] = inside
+                here = np.zeros_like(mask)
+                here[tuple(point)] = True
+                result[touching(mask ^ proposal, here) | disc(mask, point)] = inside
     return result & box
+
+
+def _spanned(mask: np.ndarray) -> int:
+    """Voxels in the smallest rectangle around a mask."""
+    points = np.argwhere(mask)
+    return int(np.prod(np.ptp(points, 0) + 1)) if len(points) else 0
 
 
 def touching(regions: np.ndarray, seeds: np.ndarray) -> np.ndarray:
     """The connected regions ``(H, W)`` that share a voxel with the seeds."""
     labelled, _ = label(regions)
     return regions & np.isin(labelled, labelled[seeds & regions])
-
-
-def _at(point: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    mask = np.zeros(shape, bool)
-    mask[tuple(point)] = True
-    return mask
 
 
 def disc(mask: np.ndarray, point: np.ndarray) -> np.ndarray:
