@@ -1,12 +1,14 @@
 """What one correction is worth: a simulated click, or box, on the worst slice of each organ of each test volume.
 
 The worst slice is the one with most wrong voxels of the organ. The click is what evaluations of interactive
-segmentation make: at the voxel farthest from the edge of the largest connected region of wrong voxels, positive where the
-organ was missed, negative where it was invented. The box is that of the true mask, on slices that hold the organ. Each
-organ is corrected by itself, and nothing but Dice before and after, on the files' own grid, is reported: of the whole
-volume and of the slice. Run from the bundle's folder, with the configuration of an evaluation:
+segmentation make: at the voxel farthest from the edge of the largest connected region of wrong voxels, positive where
+the organ was missed, negative where it was invented. The box is that of the true mask, on slices that hold the organ.
+Each organ is corrected by itself. The result is volumetric Dice on the files' own grid, before the correction and after
+it with each reach, and Dice of the corrected slice alone; and for each case a picture of these slices before and after
+the click. Run from the bundle's folder, with the configuration of an evaluation:
 
-    python ../benchmarks/corrections.py --config_file "['configs/train.json','configs/evaluate.json','configs/demo.json']"
+    CONFIG="['configs/train.json','configs/evaluate.json','configs/demo.json']"
+    python ../benchmarks/corrections.py --config_file $CONFIG
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 KINDS = ("click", "box")
+SCORES = ("dice", "slice_dice")
 
 
 def main(config_file, output: str | None = None, reaches: Sequence[int] = (0, 1, 2, 3), **overrides) -> None:
@@ -54,7 +57,9 @@ def main(config_file, output: str | None = None, reaches: Sequence[int] = (0, 1,
     for item, data in tqdm(list(zip(get("test_data"), get("validate#dataset")))):
         batch = list_data_collate([data])
         truth = oriented_like(batch["label"], batch["image"]).numpy()
-        inferer(batch["image"], network, corrector=Simulation(item["case"], truth, organs, reaches, trials))
+        simulation = Simulation(item["case"], truth, organs, reaches, trials)
+        inferer(batch["image"], network, corrector=simulation)
+        save_picture(path.with_suffix("") / f"{item['case']}.png", batch["image"][0, 0], truth, simulation.clicked)
         content = {"organs": organs, "reaches": list(reaches), "summary": summarise(trials, organs), "trials": trials}
         with whole_file(path) as temporary:
             temporary.write_text(json.dumps(content, indent=4) + "\n")
@@ -77,6 +82,7 @@ class Simulation:
         self, case: str, truth: np.ndarray, organs: Sequence[str], reaches: Sequence[int], trials: list[dict[str, Any]]
     ) -> None:
         self.case, self.truth, self.organs, self.reaches, self.trials = case, truth, organs, reaches, trials
+        self.clicked: list[tuple[Any, np.ndarray, np.ndarray]] = []  # prompt, mask of its slice before and after
 
     def needs(self, index: int) -> bool:
         return True
@@ -107,6 +113,8 @@ class Simulation:
                     trial["dice"].append(dice(after, true))
                     trial["slice_dice"].append(dice_of(after, true, prompt.slice))
                 self.trials.append(trial)
+                if kind == "click":
+                    self.clicked.append((prompt, *(mask[..., prompt.slice] for mask in (before, after))))
         return iter(())
 
 
@@ -162,11 +170,32 @@ def summarise(trials: Sequence[Mapping[str, Any]], organs: Sequence[str]) -> lis
     return rows
 
 
-SCORES = ("dice", "slice_dice")
-
-
 def _numbers(values: Sequence[float | None]) -> list[float]:
     return [float("nan") if value is None else value for value in values]
+
+
+def save_picture(path: Path, image: Tensor, truth: np.ndarray, clicked: Sequence[tuple]) -> None:
+    """Worst slices before (above) and after (below) a click: filled what is predicted, dashed what is true."""
+    from matplotlib.figure import Figure
+    from scripts.figures import COLOURS, save_figure
+
+    figure = Figure(figsize=(3 * max(len(clicked), 1), 6), facecolor="black", layout="tight")
+    axes = figure.subplots(2, max(len(clicked), 1), squeeze=False)
+    for column, (prompt, *masks) in enumerate(clicked):
+        plane = image[..., prompt.slice].cpu().numpy()
+        for axis, mask in zip(axes[:, column], masks):
+            axis.imshow(plane, cmap="gray")
+            colour = COLOURS[prompt.organ % len(COLOURS)]
+            if mask.any():
+                axis.contourf(mask, levels=[0.5, 1.5], colors=[colour], alpha=0.45)
+            true = truth[..., prompt.slice] == prompt.organ + 1
+            if true.any():
+                axis.contour(true, levels=[0.5], colors="white", linewidths=0.8, linestyles="dashed")
+            for points, marker in ((prompt.positive, "+"), (prompt.negative, "x")):
+                axis.scatter(points[:, 1], points[:, 0], c="red", marker=marker, s=70)
+            axis.set_title(f"slice {prompt.slice}", color="white", fontsize=8)
+            axis.axis("off")
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,10 @@ def test_a_missing_file_is_said(tmp_path):
 @pytest.mark.parametrize(
     "entries, found",
     [
-        ([{"organ": "liver", "positive": [[40, 0, 0]]}], r"\[40.0, 0.0, 0.0\] is outside the image of 40 x 36 x 8 voxels"),
+        (
+            [{"organ": "liver", "positive": [[40, 0, 0]]}],
+            r"\[40, 0, 0\] is outside the image of 40 x 36 x 8 voxels",
+        ),
         ([{"organ": "liver", "negative": [[0, 0, -1]]}], "is outside the image"),
         ([{"organ": "liver", "positive": [[1, 1, 1], [1, 1, 2]]}], "points on 2 slices, expected one; the third voxel"),
         ([{"organ": "liver", "positive": [[1, 1, 1]], "negative": [[1, 1, 1]]}], "inside and outside"),
@@ -145,7 +148,7 @@ def test_a_point_marks_the_same_voxel_in_all_48_orientations(tmp_path, coordinat
         np.testing.assert_allclose(grid[0], oriented.affine, atol=1e-5)
         assert grid[1] == tuple(oriented.shape[1:])
         (prompt,) = Corrections(path, ORGANS).prompts("a", image.affine, *grid)
-        (row, column) = prompt.positive[0]
+        row, column = prompt.positive[0]
         assert oriented[0, row, column, prompt.slice] == marked and prompt.organ == ORGANS.index("liver")
 
 
@@ -180,7 +183,9 @@ def masks() -> tuple[np.ndarray, np.ndarray]:
     return mask, proposal
 
 
-@pytest.mark.parametrize("point, region", [((10, 17), (slice(5, 15), slice(15, 20))), ((8, 33), (slice(5, 15), slice(30, 38)))])
+@pytest.mark.parametrize(
+    "point, region", [((10, 17), (slice(5, 15), slice(15, 20))), ((8, 33), (slice(5, 15), slice(30, 38)))]
+)
 def test_a_positive_click_adds_the_proposed_piece_that_holds_it(point, region):
     mask, proposal = masks()
     result = corrected_mask(mask, proposal, correct(0, 0, positive=[point]))
@@ -323,9 +328,7 @@ def overlay(tmp_path_factory, backbone_file, write_dataset) -> Path:
     (folder / "scans").mkdir()
     for case, axcodes in (("a", "RAS"), ("b", "SLA")):
         image = nib.load(folder / "dataset" / f"image_{case}.nii.gz")
-        turn = nib.orientations.ornt_transform(
-            nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(axcodes)
-        )
+        turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(axcodes))
         nib.save(image.as_reoriented(turn), folder / "scans" / f"{case}.nii.gz")
     return path
 
@@ -338,7 +341,9 @@ def test_corrected_cases_are_segmented_again_and_no_others(overlay, tmp_path):
         before = {file.name: file.stat().st_mtime_ns for file in output.glob("*_seg.nii.gz")}
         run("inferring", overlay, output=str(output), corrections=path, handlers=overlay_handlers())
         maps = {file.name[0]: np.asarray(nib.load(file).dataobj) for file in output.glob("*_seg.nii.gz")}
-        again = {file.name[0] for file in output.glob("*_seg.nii.gz") if file.stat().st_mtime_ns != before.get(file.name)}
+        again = {
+            file.name[0] for file in output.glob("*_seg.nii.gz") if file.stat().st_mtime_ns != before.get(file.name)
+        }
         return maps, again, json.loads((output / "results.json").read_text())["cases"]
 
     plain, again, _ = segment(None)

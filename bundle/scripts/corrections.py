@@ -63,10 +63,12 @@ class Corrections:
     Raises:
         FileNotFoundError: the file is not there.
         DatasetError: it is not as described above; the message lists every problem.
+        ValueError: a negative reach.
     """
 
     def __init__(self, path: str | Path | None, organs: Sequence[str], reach: int = 0) -> None:
-        self.path, self.organs, self.reach = path, list(organs), reach
+        self.path, self.organs = path, list(organs)
+        self.reach = Corrector([], reach).reach  # which refuses a reach that is none, before anything is segmented
         self.content: dict[str, Any] = {} if path is None else _read(Path(path).expanduser())
         self.coordinates: str = self.content.get("coordinates", COORDINATES[0])
         self.entries: dict[str, list[Entry]] = {}
@@ -101,8 +103,10 @@ class Corrections:
         problems = []
         for case in self.entries:
             if case not in images:
-                called = f"the input has {listed(images)}, called by the file's name without its suffix, or the folder's"
-                problems.append(f"case '{case}': no such image; {called}. Correct the name, or remove the case.")
+                problems.append(
+                    f"case '{case}': no such image; the input has {listed(images)}, called by the file's name without "
+                    "its suffix, or the folder's. Correct the name, or remove the case."
+                )
                 continue
             try:
                 volume = reader.load(images[case])
@@ -149,32 +153,40 @@ class Corrections:
     ) -> tuple[list[SlicePrompt], list[str]]:
         """What :meth:`prompts` gives, and what is wrong with it."""
         to_slices = np.linalg.inv(oriented_affine) @ affine
-        stored = np.abs(np.rint(np.linalg.inv(to_slices)[:3, :3] @ shape)).astype(int)
-        points: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+        together: dict[tuple[int, int], dict[str, np.ndarray]] = {}
         problems = []
         for entry in self.entries[case]:
-            voxels = {kind: self._voxels(each, affine) for kind, each in entry.points.items()}
-            placed = {kind: np.rint(apply_affine(to_slices, each)).astype(int) for kind, each in voxels.items()}
+            placed = {
+                kind: np.rint(apply_affine(to_slices, self._voxels(points, affine))).astype(int)
+                for kind, points in entry.points.items()
+            }
             every = np.concatenate(list(placed.values()))
-            inside = ((every >= 0) & (every < shape)).all(1)
+            outside = ((every < 0) | (every >= shape)).any(1)
             slices = np.unique(every[:, 2])
-            if not inside.all():
-                named = listed(np.concatenate(list(entry.points.values()))[~inside].tolist())
-                at = "" if self.coordinates == "voxel" else f" (voxel {listed(np.concatenate(list(voxels.values()))[~inside].tolist())})"
-                size = " x ".join(map(str, stored))
-                problems.append(f"{entry.where}: {named}{at} is outside the image of {size} voxels, counted from 0.")
+            if outside.any():
+                stated = np.concatenate(list(entry.points.values()))[outside]
+                problems.append(f"{entry.where}: {self._outside(stated, affine, to_slices, shape)}")
             elif len(slices) > 1:
                 axis = ("first", "second", "third")[int(np.abs(to_slices[2, :3]).argmax())]
                 problems.append(
-                    f"{entry.where}: points on {len(slices)} slices, expected one; the {axis} voxel index of this image "
-                    "numbers its slices. Make an entry for each."
+                    f"{entry.where}: points on {len(slices)} slices, expected one; the {axis} voxel index of this "
+                    "image numbers its slices. Make an entry for each."
                 )
             else:
-                both = points.setdefault((entry.organ, int(slices[0])), {kind: every[:0, :2] for kind in KINDS})
+                points = together.setdefault((entry.organ, int(slices[0])), {kind: every[:0, :2] for kind in KINDS})
                 for kind, each in placed.items():
-                    both[kind] = np.concatenate([both[kind], each[:, :2]])
-        prompts = [SlicePrompt(organ, index, **each) for (organ, index), each in points.items()]
+                    points[kind] = np.concatenate([points[kind], each[:, :2]])
+        prompts = [SlicePrompt(organ, index, **points) for (organ, index), points in together.items()]
         return prompts, [*problems, *(f"case '{case}', {each}" for each in self._contradictions(prompts))]
+
+    def _outside(self, points: np.ndarray, affine: np.ndarray, to_slices: np.ndarray, shape: Sequence[int]) -> str:
+        """That points ``(n, 3)``, as they are stated, are outside an image."""
+        size = np.abs(np.rint(np.linalg.inv(to_slices)[:3, :3] @ shape)).astype(int)
+        where = f"outside the image of {' x '.join(map(str, size))} voxels, counted from 0"
+        if self.coordinates == "voxel":
+            return f"{listed(points.astype(int).tolist())} is {where}."
+        voxels = listed(self._voxels(points, affine).tolist())
+        return f"{listed(points.tolist())} mm ({self.coordinates}) is voxel {voxels}, {where}."
 
     def _voxels(self, points: np.ndarray, affine: np.ndarray) -> np.ndarray:
         if self.coordinates == "voxel":
@@ -210,7 +222,9 @@ def oriented_grid(affine: np.ndarray, shape: Sequence[int]) -> tuple[np.ndarray,
 def _read(path: Path) -> dict[str, Any]:
     """The file's content, as far as cases and coordinates."""
     if not path.is_file():
-        raise FileNotFoundError(f"The corrections '{path}' are not there. Set --corrections to a JSON file, or to None.")
+        raise FileNotFoundError(
+            f"The corrections '{path}' are not there. Set --corrections to a JSON file, or to None."
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
