@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -21,7 +22,10 @@ from scripts.errors import DatasetError, user_error
 from scripts.propagation import VolumetricInferer
 from scripts.sam2_backbone import FrozenSAM2
 from scripts.volumes import VolumeReader
-from workflows import ORGANS, SIZE, new_workflow, run, write_overlay
+from workflows import ORGANS, ROOT, SIZE, new_workflow, run, write_overlay
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from corrections import simulated_prompt  # noqa: E402
 
 SHAPE = (6, 7, 5)
 TILT = nib.eulerangles.euler2mat(z=0.3, y=0.2, x=-0.25)
@@ -175,53 +179,84 @@ def test_prompt_tokens_are_labelled_as_sam_does():
 # ---- one slice
 
 
-def masks() -> tuple[np.ndarray, np.ndarray]:
-    """A mask of two pieces, and a proposal that makes the first larger, lacks the second, and has a third."""
-    mask, proposal = np.zeros((2, 40, 40), bool)
-    mask[5:15, 5:15] = mask[25:35, 25:35] = True
-    proposal[5:15, 5:20] = proposal[5:15, 30:38] = True
-    return mask, proposal
+def labels_and_proposal() -> tuple[np.ndarray, np.ndarray]:
+    """An organ of two pieces beside another; a proposal that enlarges the first, lacks the second, has a third."""
+    labels, proposal = np.zeros((40, 40), int), np.zeros((1, 40, 40), bool)
+    labels[5:15, 5:15] = labels[25:35, 25:35] = 1
+    labels[5:15, 22:26] = 2
+    proposal[0, 5:15, 5:20] = proposal[0, 5:15, 30:38] = True
+    return labels, proposal
 
 
-@pytest.mark.parametrize(
-    "point, region", [((10, 17), (slice(5, 15), slice(15, 20))), ((8, 33), (slice(5, 15), slice(30, 38)))]
-)
-def test_a_positive_click_adds_the_proposed_piece_that_holds_it(point, region):
-    mask, proposal = masks()
-    result = corrected_mask(mask, proposal, correct(0, 0, positive=[point]))
-    assert result[region].all() and (result | mask == result).all()
+def after(labels, proposals, usual=100, **points) -> np.ndarray:
+    return corrected_mask(labels, proposals, correct(0, 0, **points), usual)
+
+
+@pytest.mark.parametrize("point, columns", [((10, 17), (15, 20)), ((10, 33), (30, 38))], ids=str)
+def test_a_positive_click_adds_the_proposed_piece_that_holds_it(point, columns):
+    labels, proposal = labels_and_proposal()
+    result = after(labels, proposal, positive=[point])
+    assert result[5:15, slice(*columns)].all() and result[labels == 1].all() and not result[20:25].any()
 
 
 def test_a_negative_click_removes_the_piece_that_the_proposal_lacks():
-    mask, proposal = masks()
-    result = corrected_mask(mask, proposal, correct(0, 0, negative=[(30, 30)]))
-    assert not result[25:35, 25:35].any() and (result[:20] == mask[:20]).all()
+    labels, proposal = labels_and_proposal()
+    result = after(labels, proposal, negative=[(30, 30)])
+    assert not result[25:35, 25:35].any() and (result[:20] == (labels[:20] == 1)).all()
+
+
+def test_of_several_proposals_the_smallest_piece_counts_and_a_much_larger_one_never():
+    labels, proposal = labels_and_proposal()
+    everywhere = np.ones_like(proposal)
+    both = after(labels, np.concatenate([everywhere, proposal]), positive=[(10, 17)])
+    assert (both == after(labels, proposal, positive=[(10, 17)])).all()
+    assert after(labels, everywhere, positive=[(10, 17)]).sum() < 250
 
 
 def test_a_click_is_obeyed_against_the_proposal_as_far_as_the_nearest_edge():
-    mask, _ = masks()
-    added = corrected_mask(mask, mask, correct(0, 0, positive=[(10, 19)]))
-    assert added[10, 15:23].all() and not added[10, 25:].any() and added[mask].all()
-    removed = corrected_mask(mask, mask, correct(0, 0, negative=[(10, 12)]))
-    assert not removed[10, 11:].all() and removed[10, 5:9].all() and removed[25:35, 25:35].all()
+    labels, _ = labels_and_proposal()
+    proposal = (labels == 1)[None]
+    added = after(labels, proposal, positive=[(10, 18)])
+    assert added[10, 15:22].all() and not added[10, 22:].any() and added[labels == 1].all()
+    removed = after(labels, proposal, negative=[(10, 12)])
+    assert not removed[10, 10:].any() and removed[10, 5:10].all() and removed[25:35, 25:35].all()
+
+
+def test_a_disc_far_from_any_edge_is_no_larger_than_the_organ_nearby():
+    labels, proposal = labels_and_proposal()
+    added = after(labels, proposal & False, usual=50, positive=[(30, 8)]) & (labels != 1)
+    assert added[30, 8] and 30 <= added.sum() <= 50
+
+
+def test_a_click_far_from_an_organ_that_is_nowhere_near_is_obeyed():
+    labels, proposal = np.zeros((20, 20), int), np.zeros((1, 20, 20), bool)
+    assert np.argwhere(after(labels, proposal, usual=0, positive=[(3, 4)])).tolist() == [[3, 4]]
+    proposal[0, 2:9, 2:9] = True
+    assert (after(labels, proposal, usual=0, positive=[(3, 4)]) == proposal[0]).all()
 
 
 def test_a_click_that_is_obeyed_already_changes_nothing():
-    mask, proposal = masks()
-    prompt = correct(0, 0, positive=[(7, 7)], negative=[(20, 20)])
-    assert (corrected_mask(mask, proposal, prompt) == mask).all()
+    labels, proposal = labels_and_proposal()
+    assert (after(labels, proposal, positive=[(7, 7)], negative=[(20, 20)]) == (labels == 1)).all()
 
 
-def test_nothing_is_left_outside_a_box():
-    mask, proposal = masks()
-    result = corrected_mask(mask, proposal, correct(0, 0, box=[(16, 18), (4, 2)], positive=[(6, 17)]))
-    expected = np.zeros_like(mask)
+def test_nothing_is_left_outside_a_box_and_the_proposal_is_added_inside():
+    labels, proposal = labels_and_proposal()
+    result = after(labels, proposal, box=[(16, 18), (4, 2)])
+    expected = np.zeros_like(result)
     expected[5:15, 5:19] = True
-    assert result[expected].all() and not result[17:].any() and not result[:, 19:].any()
+    assert (result == expected).all()
+
+
+def test_a_mask_that_spans_its_box_is_only_clipped():
+    labels, proposal = labels_and_proposal()
+    expected = np.zeros((40, 40), bool)
+    expected[5:15, 5:14] = True
+    assert (after(labels, proposal | True, box=[(5, 5), (15, 13)]) == expected).all()
 
 
 def test_a_click_outside_is_shown_with_the_middle_of_what_it_leaves():
-    mask, _ = masks()
+    mask = labels_and_proposal()[0] == 1
     mask[5:15, 3:15] = True
     seen = correct(0, 0, negative=[(30, 30)]).seen(mask)
     assert 8 <= seen.positive[0][0] <= 11 and 7 <= seen.positive[0][1] <= 10
@@ -296,7 +331,7 @@ def test_neighbours_see_the_corrected_slice_and_the_nearer_of_two(network, volum
     inferer = VolumetricInferer(output="logits")
     # every slice has something to learn
     monkeypatch.setattr("scripts.corrected_slices.touching", lambda regions, seeds: np.ones_like(regions))
-    monkeypatch.setattr("scripts.corrected_slices.corrected_mask", lambda mask, proposal, prompt: ~mask)
+    monkeypatch.setattr("scripts.corrected_slices.corrected_mask", lambda mask, *_: ~mask)
 
     class Watched(Corrector):
         def __call__(self, source, decoded):
@@ -306,12 +341,35 @@ def test_neighbours_see_the_corrected_slice_and_the_nearer_of_two(network, volum
             return super().__call__(source, decoded)
 
     inferer(volume, network, corrector=Watched([correct(0, index, positive=[(5, 5)]) for index in (1, 4)], 2))
-    assert dict(seen) == {1: [], 0: [0, 1], 2: [0, 1], 4: [], 3: [0, 1], 5: [0, 1], 6: [0, 1, 2]}
+    assert dict(seen) == {1: [], 0: [0, 0], 2: [0, 0], 4: [], 3: [0, 0], 5: [0, 0], 6: [0, 0, 1]}
 
 
 def test_reach_must_not_be_negative():
     with pytest.raises(ValueError, match="correction_reach"):
         Corrector([], -1)
+
+
+# ---- benchmarks/corrections.py
+
+
+def test_the_simulated_click_is_in_the_middle_of_the_largest_error_of_the_worst_slice():
+    true, before = np.zeros((2, 30, 30, 3), bool)
+    true[5:14, 5:20, :] = before[5:14, 5:20, :] = True
+    before[20:27, 20:27, 0] = True  # invented, 49 voxels
+    before[5:14, 13:20, 1] = False  # missed, 63 voxels, and a few more elsewhere
+    before[20:23, 20:23, 1] = True
+    prompt, told = simulated_prompt(true, before, 2, "click")
+    assert (prompt.slice, prompt.organ, told["sign"], told["voxels"]) == (1, 2, "positive", 63)
+    assert prompt.positive.tolist()[0][1] == 16 and 8 <= prompt.positive[0][0] <= 10 and not len(prompt.negative)
+    prompt, told = simulated_prompt(true[..., :1], before[..., :1], 2, "click")
+    assert (told["sign"], prompt.negative.tolist()) == ("negative", [[23, 23]])
+    assert simulated_prompt(true, before, 2, "box")[0].box.tolist() == [[5, 5], [13, 19]]
+
+
+def test_no_prompt_is_simulated_where_nothing_is_wrong_or_there_is_nothing_to_box():
+    mask = np.zeros((9, 9, 2), bool)
+    assert simulated_prompt(mask, mask, 0, "click")[0] is None
+    assert simulated_prompt(mask, mask, 0, "box")[0] is None
 
 
 # ---- `run inferring --corrections`

@@ -1,9 +1,9 @@
 """Segmenting again where a user has corrected: SAM2's own prompts on single slices, and what their neighbours learn.
 
-On a corrected slice the frozen decoder gets the prompt tokens beside the slice's synthesised memory. What it proposes
-is taken where the prompts say that something was wrong, and nowhere else (:func:`corrected_mask`); in any case the
-slice obeys the prompts. The mask is then trusted: it becomes a conditioning memory, as SAM2 calls the memory of a frame
-that was shown to it, and Equation 3 is walked from that slice outward in both directions.
+On a corrected slice the frozen decoder gets the prompt tokens, as SAM2 does on a frame that is shown to it. What it
+proposes is taken where the prompts say that something was wrong, and nowhere else (:func:`corrected_mask`); in any case
+the slice obeys the prompts. The mask is then trusted: it becomes a conditioning memory, SAM2's word for the memory of
+such a frame, and Equation 3 is walked from that slice outward in both directions.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ from scipy.ndimage import distance_transform_edt, label
 from torch import Tensor
 
 from .diffusam import DiffuSAM
-from .sam2_backbone import MASK_LOGIT, ImageFeatures, Memory, mask_to_logits, resize_logits
+from .sam2_backbone import MASK_LOGIT, ImageFeatures, Memory, mask_to_logits, resize_logits, with_background
 
 SPANNED = 0.7  # share of a box that the smallest rectangle around a mask takes, from which on the two agree
+
+# what a click is about is taken to be no larger than so many of the discs around it: a click in the middle of a missed
+# or invented area has a disc of a third of that area or more
+SCALE = 3
 
 _OUTSIDE, _INSIDE, _CORNERS = 0, 1, (2, 3)  # SAM's labels of points
 
@@ -70,7 +74,7 @@ class SlicePrompt:
         """
         left = mask.copy()
         for point in self.negative:
-            left &= ~disc(mask, point) if mask[tuple(point)] else True
+            left &= ~(mask[tuple(point)] & disc(mask, point))
         if len(self.positive) or len(self.box) or not left.any():
             return self
         depth = distance_transform_edt(np.pad(left, 1))[1:-1, 1:-1]
@@ -109,8 +113,8 @@ class Corrector:
         self.prompts, self.reach = list(prompts), reach
 
     def needs(self, index: int) -> bool:
-        """Whether the walk's result for a slice may change, and has to be kept."""
-        return any(abs(index - prompt.slice) <= self.reach for prompt in self.prompts)
+        """Whether the walk's result for a slice is needed: it may change, or lies beside one that may."""
+        return any(abs(index - prompt.slice) <= max(self.reach, 1) for prompt in self.prompts)
 
     def __call__(self, source: Slices, decoded: Mapping[int, Tensor]) -> Iterator[tuple[int, Tensor]]:
         """Yields the slices that may have changed, with organ logits ``(1, K, H, W)`` at the volume's own size.
@@ -133,13 +137,16 @@ class Corrector:
     def _correct(self, source: Slices, logits: Mapping[int, Tensor], prompt: SlicePrompt) -> None:
         """Changes the logits of the prompt's organ on its slice, and on those in reach."""
         backbone, present = source.network.backbone, logits[prompt.slice]
-        before = _mask(present, prompt.organ)
+        labels, before = _labels(present), _mask(present, prompt.organ)
         features = source.features([prompt.slice])
         tokens = (each.to(source.device) for each in prompt.seen(before).tokens(before.shape, backbone.image_size))
         # without the synthesised memory, which outweighs any prompt where it says that there is no organ; and not gated
         # by the object score, since the user has seen the organ
-        decoded = backbone.decode(backbone.condition(features), features, tuple(tokens), token="single")
-        after = corrected_mask(before, _mask(present, prompt.organ, decoded.mask_logits), prompt)
+        masks, ious, _, _ = backbone.predict_all_masks(backbone.condition(features), features, tuple(tokens))
+        proposals = [_mask(present, prompt.organ, masks[:, [token]]) for token in ious[0].argsort(descending=True)]
+        beside = [logits[index] for index in (prompt.slice - 1, prompt.slice, prompt.slice + 1) if index in logits]
+        usual = np.mean([_mask(each, prompt.organ).sum() for each in beside])
+        after = corrected_mask(labels, np.stack(proposals), prompt, usual)
         _set_mask(present, prompt.organ, after)
         shown = self._remember(source, features, after)
         for direction in (-1, 1):
@@ -167,9 +174,8 @@ class Corrector:
             if not changed.any() or not self._belongs(index, prompt, source.count):
                 return
             features, own = source.encode([index])
-            # the conditioning memory stays in the bank while SAM2 has a temporal encoding for its distance
-            kept = [Memory(shown, distance)] if 1 < distance <= backbone.max_distance else []
-            memories = [Memory(own[0, [organ]]), Memory(previous, 1), *kept]
+            # the memory of a slice that was shown stays in the bank, and knows no distance
+            memories = [Memory(own[0, [organ]]), Memory(shown)] + ([Memory(previous, 1)] if distance > 1 else [])
             proposal = backbone.decode(backbone.condition(features, memories), features).gated()
             before = _mask(logits[index], organ)
             changed = touching(before ^ _mask(logits[index], organ, proposal), changed)
@@ -186,33 +192,62 @@ class Corrector:
         return source.network.backbone.encode_memory(features, logits)
 
 
-def corrected_mask(mask: np.ndarray, proposal: np.ndarray, prompt: SlicePrompt) -> np.ndarray:
-    """A mask after a correction.
+def corrected_mask(labels: np.ndarray, proposals: np.ndarray, prompt: SlicePrompt, usual: float) -> np.ndarray:
+    """The mask ``(H, W)`` of an organ after a correction.
 
-    A click changes the mask only if the mask disobeys it, and only in one direction: it adds or removes the piece of
-    the difference between mask and proposal that holds the click, and the :func:`disc` around it. A box clips the mask,
-    and adds what the proposal has inside of it unless what is left spans the box already.
+    A click changes the mask only where the mask disobeys it, and only in one direction: it adds or removes the
+    :func:`disc` around it and, of the pieces by which the proposals differ from the mask there, the smallest. A piece
+    that is much larger than the disc is none of them: it is another object. A box clips the mask, and adds what the
+    first proposal has inside of it unless what is left spans the box already.
 
     Args:
-        mask: ``(H, W)`` bool, of the walk.
-        proposal: ``(H, W)`` bool, of the decoder with the prompt.
+        labels: ``(H, W)`` label map of the walk.
+        proposals: ``(n, H, W)`` bool, masks of the decoder with the prompt, the best first.
         prompt: clicks and box.
+        usual: voxels of the organ on this slice and those beside it, on average: an added disc is no larger.
     """
-    box = np.ones_like(mask)
-    result = mask.copy()
+    mask = labels == prompt.organ + 1
+    box, result = np.ones_like(mask), mask.copy()
     if len(prompt.box):
         (top, left), (bottom, right) = prompt.box.min(0), prompt.box.max(0) + 1
         box[:] = False
         box[top:bottom, left:right] = True
         if _spanned(mask & box) < SPANNED * box.sum():
-            result |= proposal
+            result |= proposals[0]
     for points, inside in ((prompt.positive, True), (prompt.negative, False)):
         for point in points:
             if result[tuple(point)] != inside:
-                here = np.zeros_like(mask)
-                here[tuple(point)] = True
-                result[touching(mask ^ proposal, here) | disc(mask, point)] = inside
+                around = disc(labels, point, usual if inside else None)
+                pieces = [touching(mask ^ proposal, _only(point, mask.shape)) for proposal in proposals]
+                # where the organ is nowhere near, nothing says how large a piece is too large
+                largest = SCALE * around.sum() if usual else mask.size
+                pieces = [piece for piece in pieces if 0 < piece.sum() <= largest]
+                result[around | min(pieces, key=np.sum, default=around)] = inside
     return result & box
+
+
+def disc(labels: np.ndarray, point: np.ndarray, voxels: float | None = None) -> np.ndarray:
+    """The largest disc ``(H, W)`` around a point in which all labels are the same.
+
+    Around the middle of a missed or invented area it reaches to the area's nearest edge.
+
+    Args:
+        labels: ``(H, W)``.
+        point: (row, column).
+        voxels: an upper limit of its area; it has one voxel at least.
+    """
+    same = np.pad(labels == labels[tuple(point)], 1)  # nothing lies beyond the image
+    radius = distance_transform_edt(same)[tuple(point + 1)]
+    if voxels is not None:
+        radius = min(radius, np.sqrt(voxels / np.pi))
+    rows, columns = np.ogrid[: labels.shape[0], : labels.shape[1]]
+    return (rows - point[0]) ** 2 + (columns - point[1]) ** 2 < max(radius, 1) ** 2
+
+
+def _only(point: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    mask = np.zeros(shape, bool)
+    mask[tuple(point)] = True
+    return mask
 
 
 def _spanned(mask: np.ndarray) -> int:
@@ -227,16 +262,9 @@ def touching(regions: np.ndarray, seeds: np.ndarray) -> np.ndarray:
     return regions & np.isin(labelled, labelled[seeds & regions])
 
 
-def disc(mask: np.ndarray, point: np.ndarray) -> np.ndarray:
-    """The largest disc ``(H, W)`` around a point that is all inside or all outside the mask.
-
-    Around the middle of a missed or invented area it reaches to its nearest edge. Where there is no edge at all it is
-    the point alone.
-    """
-    same = mask if mask[tuple(point)] else ~mask
-    radius = distance_transform_edt(same)[tuple(point)] if not same.all() else 1
-    rows, columns = np.ogrid[: mask.shape[0], : mask.shape[1]]
-    return (rows - point[0]) ** 2 + (columns - point[1]) ** 2 < radius**2
+def _labels(logits: Tensor) -> np.ndarray:
+    """The label map ``(H, W)`` of organ logits ``(K, H, W)``."""
+    return with_background(logits[None])[0].argmax(0).numpy()
 
 
 def _mask(logits: Tensor, organ: int, own: Tensor | None = None) -> np.ndarray:
