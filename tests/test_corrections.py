@@ -329,9 +329,10 @@ def test_neighbours_see_the_corrected_slice_and_the_nearer_of_two(network, volum
         return features.embedding
 
     inferer = VolumetricInferer(output="logits")
-    # every slice has something to learn
+    # every slice has something to learn, here a voxel to lose
     monkeypatch.setattr("scripts.corrected_slices.touching", lambda regions, seeds: np.ones_like(regions))
-    monkeypatch.setattr("scripts.corrected_slices.corrected_mask", lambda mask, *_: ~mask)
+    monkeypatch.setattr("scripts.corrected_slices._mask", lambda logits, *_: np.ones(logits.shape[1:], bool))
+    monkeypatch.setattr("scripts.corrected_slices.corrected_mask", lambda labels, *_: np.zeros(labels.shape, bool))
 
     class Watched(Corrector):
         def __call__(self, source, decoded):

@@ -150,7 +150,7 @@ class Corrector:
         _set_mask(present, prompt.organ, after)
         shown = self._remember(source, features, after)
         for direction in (-1, 1):
-            self._walk(source, logits, prompt, direction, shown, after ^ before)
+            self._walk(source, logits, prompt, direction, shown, before, after)
 
     def _walk(
         self,
@@ -159,28 +159,34 @@ class Corrector:
         prompt: SlicePrompt,
         direction: int,
         shown: Tensor,
-        changed: np.ndarray,
+        before: np.ndarray,
+        after: np.ndarray,
     ) -> None:
         """Equation 3 from a corrected slice in one direction, until a slice has nothing to learn from it.
 
+        A slice changes where the one before it did and in the same way: it gains regions that touch what that one has
+        gained, and loses those that touch what it has lost.
+
         Args:
             shown: memory of the corrected slice.
-            changed: ``(H, W)`` voxels that the correction changed there.
+            before: its mask ``(H, W)`` of the walk.
+            after: its corrected mask.
         """
         backbone, organ = source.network.backbone, prompt.organ
         previous = shown
         for distance in range(1, self.reach + 1):
             index = prompt.slice + direction * distance
-            if not changed.any() or not self._belongs(index, prompt, source.count):
+            if (before == after).all() or not self._belongs(index, prompt, source.count):
                 return
+            gained, lost = after & ~before, before & ~after
             features, own = source.encode([index])
             # the memory of a slice that was shown stays in the bank, and knows no distance
             memories = [Memory(own[0, [organ]]), Memory(shown)] + ([Memory(previous, 1)] if distance > 1 else [])
             proposal = backbone.decode(backbone.condition(features, memories), features).gated()
-            before = _mask(logits[index], organ)
-            changed = touching(before ^ _mask(logits[index], organ, proposal), changed)
-            _set_mask(logits[index], organ, before ^ changed)
-            previous = self._remember(source, features, before ^ changed)
+            before, wanted = _mask(logits[index], organ), _mask(logits[index], organ, proposal)
+            after = (before | touching(wanted & ~before, gained)) & ~touching(before & ~wanted, lost)
+            _set_mask(logits[index], organ, after)
+            previous = self._remember(source, features, after)
 
     def _belongs(self, index: int, prompt: SlicePrompt, count: int) -> bool:
         """Whether a slice is there, and no nearer to another corrected slice of the same organ."""
