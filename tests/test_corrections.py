@@ -20,7 +20,7 @@ from scripts.diffusam import DiffuSAM
 from scripts.diffusion_prior import MemoryPrior
 from scripts.errors import DatasetError, user_error
 from scripts.propagation import VolumetricInferer
-from scripts.sam2_backbone import FrozenSAM2
+from scripts.sam2_backbone import Decoded, FrozenSAM2
 from scripts.volumes import VolumeReader
 from workflows import ORGANS, ROOT, SIZE, new_workflow, run, write_overlay
 
@@ -283,12 +283,15 @@ def volume():
 
 @pytest.fixture(scope="module")
 def before(network, volume):
-    return VolumetricInferer(output="logits", batch_size=4)(volume, network)
+    return logits_with(network, volume, None)
 
 
 def corrected(network, volume, prompts, reach=0, **options):
-    options = {"output": "logits", "batch_size": 4, **options}
-    return VolumetricInferer(**options)(volume, network, corrector=Corrector(prompts, reach))
+    return logits_with(network, volume, Corrector(prompts, reach), **options)
+
+
+def logits_with(network, volume, corrector: Corrector | None, **options):
+    return VolumetricInferer(output="logits", batch_size=4, **options)(volume, network, corrector=corrector)
 
 
 @pytest.mark.parametrize("organ, point", [(0, (0, 0)), (1, (25, 40)), (1, (49, 69))], ids=str)
@@ -307,7 +310,7 @@ def test_clicks_on_neighbouring_voxels_and_organs_are_all_obeyed(network, volume
 
 @pytest.mark.parametrize("options", [{}, {"no_3d": True}, {"refine": True}], ids=str)
 def test_other_organs_and_slices_out_of_reach_stay_bit_for_bit(network, volume, options):
-    before = VolumetricInferer(output="logits", batch_size=4, **options)(volume, network)
+    before = logits_with(network, volume, None, **options)
     inside = before[0].argmax(0)[25, 40, 2] == 2
     click = {"negative" if inside else "positive": [(25, 40)]}
     after = corrected(network, volume, [correct(1, 2, **click)], reach=1, **options)
@@ -328,7 +331,6 @@ def test_neighbours_see_the_corrected_slice_and_the_nearer_of_two(network, volum
         seen.append((present[-1], [memory.distance for memory in memories]))
         return features.embedding
 
-    inferer = VolumetricInferer(output="logits")
     # every slice has something to learn, here a voxel to lose
     monkeypatch.setattr("scripts.corrected_slices.touching", lambda regions, seeds: np.ones_like(regions))
     monkeypatch.setattr("scripts.corrected_slices._mask", lambda logits, *_: np.ones(logits.shape[1:], bool))
@@ -341,8 +343,31 @@ def test_neighbours_see_the_corrected_slice_and_the_nearer_of_two(network, volum
             monkeypatch.setattr(network.backbone, "condition", condition)
             return super().__call__(source, decoded)
 
-    inferer(volume, network, corrector=Watched([correct(0, index, positive=[(5, 5)]) for index in (1, 4)], 2))
+    logits_with(network, volume, Watched([correct(0, index, positive=[(5, 5)]) for index in (1, 4)], 2))
     assert dict(seen) == {1: [], 0: [0, 0], 2: [0, 0], 4: [], 3: [0, 0], 5: [0, 0], 6: [0, 0, 1]}
+
+
+@pytest.mark.parametrize("kind, says", [("positive", -20.0), ("negative", 20.0)])
+def test_neighbours_do_not_lose_by_a_click_inside_nor_gain_by_one_outside(network, volume, monkeypatch, kind, says):
+    """Whatever the decoder makes of the conditioning memory: here, all or nothing."""
+    before = logits_with(network, volume, None)
+    # a voxel that disobeys the click, on a slice where it does
+    wrong = (before.argmax(1)[0] == 2) == (kind == "negative")
+    row, column, index = wrong.nonzero()[len(wrong.nonzero()) // 2].tolist()
+
+    def decode(conditioned, features):
+        ones = torch.ones(len(conditioned), 1)
+        return Decoded(torch.full((len(conditioned), 1, SIZE // 4, SIZE // 4), says), ones, ones, ones)
+
+    class Watched(Corrector):
+        def __call__(self, source, decoded):
+            monkeypatch.setattr(network.backbone, "decode", decode)
+            return super().__call__(source, decoded)
+
+    after = logits_with(network, volume, Watched([correct(1, index, **{kind: [(row, column)]})], 2))
+    neighbours = [each for each in range(7) if each != index]
+    assert torch.equal(after[..., neighbours], before[..., neighbours])
+    assert not torch.equal(after[..., index], before[..., index])
 
 
 def test_reach_must_not_be_negative():
