@@ -222,9 +222,7 @@ def oriented_grid(affine: np.ndarray, shape: Sequence[int]) -> tuple[np.ndarray,
 def _read(path: Path) -> dict[str, Any]:
     """The file's content, as far as cases and coordinates."""
     if not path.is_file():
-        raise FileNotFoundError(
-            f"The corrections '{path}' are not there. Set --corrections to a JSON file, or to None."
-        )
+        raise FileNotFoundError(f"The corrections '{path}' are not there. Correct --corrections, or leave it out.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
