@@ -311,8 +311,9 @@ class _Slices:
 
 def _needed(corrector: Corrector | None, indices: Sequence[int], logits: Tensor) -> dict[int, Tensor]:
     """The logits ``(K, S/4, S/4)`` of those slices that will be corrected."""
-    needed = corrector.needs if corrector is not None else lambda index: False
-    return {index: each.cpu() for index, each in zip(indices, logits) if needed(index)}
+    if corrector is None:
+        return {}
+    return {index: each.cpu() for index, each in zip(indices, logits) if corrector.needs(index)}
 
 
 def _batched(steps: list[list[int]], batch_size: int) -> Iterator[list[list[int]]]:
