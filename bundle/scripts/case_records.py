@@ -40,7 +40,8 @@ class CaseRecords:
     """Decides which cases are still to be segmented, and keeps ``results.json``.
 
     Results of a case are there already if it is recorded as done, from the same input files (by name, size and time
-    of change), with the same prior, settings and version of the bundle, and all files that are wanted now are there.
+    of change), with the same corrections, prior, settings and version of the bundle, and all files that are wanted now
+    are there.
 
     Args:
         output: folder of the results.
@@ -50,6 +51,8 @@ class CaseRecords:
         dicom_seg: whether DICOM input gets a DICOM SEG.
         probabilities: whether cases get probabilities.
         overwrite: whether cases are segmented again that were there already.
+        corrections: of the cases that have some, see :meth:`scripts.corrections.Corrections.recorded`. Other cases do
+            not depend on them.
 
     Raises:
         DatasetError: a ``results.json`` of something else, once it is needed.
@@ -63,9 +66,11 @@ class CaseRecords:
         dicom_seg: bool = True,
         probabilities: bool = False,
         overwrite: bool = False,
+        corrections: Mapping[str, Any] | None = None,
     ) -> None:
         self.output, self.prior_file, self.settings = Path(output), Path(prior_file), settings
         self.dicom_seg, self.probabilities, self.overwrite = dicom_seg, probabilities, overwrite
+        self.corrections = corrections or {}
         self.path = self.output / RECORDS
         self.there: list[str] = []
         self.done: list[str] = []
@@ -101,6 +106,7 @@ class CaseRecords:
                 continue
             record = cases.get(item["case"], {})
             same = record.get("configuration") == self.digest and record.get("input") == _input_digest(item)
+            same = same and record.get("corrections") == self.corrections.get(item["case"])
             if record.get("status") == "done" and not self.overwrite:
                 if same and self._has_results(item, record):
                     self.there.append(item["case"])
@@ -186,11 +192,13 @@ class CaseRecords:
     def _record(self, item: Item, **record: Any) -> None:
         content = self._read()
         configurations, cases = content["configurations"], content["cases"]
+        corrections = self.corrections.get(item["case"])
         configurations[self.digest] = self.configuration
         cases[item["case"]] = {
             "image": item["image"],
             "input": _input_digest(item),
             "configuration": self.digest,
+            **({"corrections": corrections} if corrections else {}),
             **record,
         }
         used = {case["configuration"] for case in cases.values()}

@@ -17,6 +17,7 @@ from monai.transforms import Resize
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
+from .corrected_slices import Corrector
 from .diffusam import DiffuSAM
 from .diffusion_prior import ChannelMoments
 from .sam2_backbone import NO_OBJECT_LOGIT, Decoded, ImageFeatures, Memory, resize_logits, with_background
@@ -89,12 +90,15 @@ class VolumetricInferer(Inferer):
         self.on_slices = on_slices
 
     @torch.no_grad()
-    def __call__(self, inputs: Tensor, network: DiffuSAM, *args, **kwargs) -> Tensor:
+    def __call__(
+        self, inputs: Tensor, network: DiffuSAM, *args, corrector: Corrector | None = None, **kwargs
+    ) -> Tensor:
         """Segments a volume.
 
         Args:
             inputs: ``(1, 1, H, W, slices)`` in [0, 1], slices along the last axis.
             network: the DiffuSAM to run.
+            corrector: segments some slices again, as a user has corrected them, once all have been decoded.
 
         Returns:
             On the device of ``inputs``: ``(1, 1, H, W, slices)`` label values, 0 background, 1...K organs;
@@ -119,6 +123,7 @@ class VolumetricInferer(Inferer):
             source.synthesise_all()
         output = self._empty_output(source.volume, len(network.organs))
         first_pass: dict[int, Tensor] = {}
+        kept: dict[int, Tensor] = {}  # what the corrector starts from
         walk = self._walk_independent if self.neighbours == 0 else self._walk_outward
         decoded = 0
         for indices, logits in walk(source):
@@ -126,13 +131,18 @@ class VolumetricInferer(Inferer):
                 first_pass |= {index: each.cpu() for index, each in zip(indices, logits)}
             else:
                 self._write(output, indices, logits)
+                kept |= _needed(corrector, indices, logits)
             decoded += len(indices)
             self._report(decoded, source.count)
         if self.refine:
             for index, logits in self._second_pass(source, first_pass):
                 self._write(output, [index], logits)
+                kept |= _needed(corrector, [index], logits)
                 decoded += 1
                 self._report(decoded, source.count)
+        if corrector is not None:
+            for index, logits in corrector(source, kept):
+                self._write(output, [index], logits)
         # with the input's record of transforms, by which `Invertd` finds the way back to the file's grid
         return convert_to_dst_type(output, inputs, dtype=output.dtype)[0]
 
@@ -297,6 +307,13 @@ class _Slices:
     def _chunks(self) -> Iterator[list[int]]:
         for indices in torch.arange(self.count).split(self.batch_size):
             yield indices.tolist()
+
+
+def _needed(corrector: Corrector | None, indices: Sequence[int], logits: Tensor) -> dict[int, Tensor]:
+    """The logits ``(K, S/4, S/4)`` of those slices that will be corrected."""
+    if corrector is None:
+        return {}
+    return {index: each.cpu() for index, each in zip(indices, logits) if corrector.needs(index)}
 
 
 def _batched(steps: list[list[int]], batch_size: int) -> Iterator[list[list[int]]]:
