@@ -92,16 +92,20 @@ class DiffuSAM(nn.Module):
         logits = resize_logits(self.organ_logits(decoded), self.backbone.image_size)
         return with_background(logits)
 
-    def synthesise(self, features: ImageFeatures) -> Tensor:
+    def synthesise(self, features: ImageFeatures, sample: int = 0) -> Tensor:
         """One memory for every slice and organ: ``(B * organs, M, h, w)``, organs running fastest.
 
         Every slice starts from the same noise (of ``seed``), which makes neighbouring slices' memories agree and the
         result independent of how a volume is cut into batches.
+
+        Args:
+            features: of B slices.
+            sample: which of many independent memories; its noise is that of ``seed + sample``.
         """
         slices, count = len(features), len(self.organs)
         organ = torch.arange(count, device=features.embedding.device).repeat(slices)
         repeated = features.repeat_interleave(count)
-        generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
+        generator = None if self.seed is None else torch.Generator().manual_seed(self.seed + sample)
         shape = (self.samples, count, self.prior.memory_channels, *features.embedding.shape[-2:])
         noise = torch.randn(shape, generator=generator)
         memories = [

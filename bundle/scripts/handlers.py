@@ -93,12 +93,16 @@ class PriorExporter:
         path: the file to write, atomically.
         ema_decay: if above 0, the exported weights are an exponential moving average with this decay, which is
             shorter in the first iterations so that the average does not remember the initialisation.
+        about: what else the file holds, such as ``{"organ_volumes": ...}``, by which
+            :class:`~scripts.quality.QualityCheck` judges organs.
     """
 
-    def __init__(self, network: DiffuSAM, path: str | Path, ema_decay: float = 0.0) -> None:
+    def __init__(
+        self, network: DiffuSAM, path: str | Path, ema_decay: float = 0.0, about: Mapping[str, Any] | None = None
+    ) -> None:
         if not 0 <= ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}.")
-        self.network, self.path, self.ema_decay = network, Path(path), ema_decay
+        self.network, self.path, self.ema_decay, self.about = network, Path(path), ema_decay, dict(about or {})
         self.average = AveragedModel(network.prior, multi_avg_fn=self._average) if ema_decay else None
 
     @torch.no_grad()
@@ -118,7 +122,7 @@ class PriorExporter:
         if self.average is not None and int(self.average.n_averaged):
             averaged = dict(self.average.module.named_parameters())
             state.update({f"prior.{key}": value.detach() for key, value in averaged.items()})
-        save_atomically({"model": state}, self.path)
+        save_atomically({"model": state, **self.about}, self.path)
         logger.info("Wrote the trained prior to '%s'.", self.path)
 
     def state_dict(self) -> dict[str, Any]:
