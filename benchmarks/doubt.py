@@ -5,10 +5,11 @@ Run from the bundle's folder, with the configuration of an evaluation and a trai
     CONFIG="['configs/train.json','configs/evaluate.json','configs/demo.json']"
     python ../benchmarks/doubt.py --config_file $CONFIG --samples 4
 
-For every test case it keeps what it measured, so that the same command goes on where it was interrupted, and then writes
+It keeps what it measured of every test case, so that the same command goes on where it was interrupted, and then writes
 
-* ``doubt.json``: rank correlation and calibration error of the predicted Dice, before and after calibration, the latter
-  with each case left out of its own calibration; calibration of the doubt of voxels; organs flagged, good and bad ones;
+* ``doubt.json``: rank correlation and calibration error of the predicted Dice, before and after calibration, the
+  latter with each case left out of its own calibration; calibration of the doubt of voxels; organs flagged, good and
+  bad ones;
 * ``doubt.png``, the same as a picture;
 * ``doubt_calibration.json``, fitted on all cases, for inference: ``run inferring --doubt 4 --doubt_calibration FILE``.
 """

@@ -119,9 +119,10 @@ def measure_organs(labels: np.ndarray, affine: np.ndarray, organs: Sequence[str]
 
     Returns:
         For each organ ``volume_ml``; ``components``, how many pieces it is in; ``outside``, the share of its voxels
-        outside the largest piece; ``largest_jump``, of :func:`largest_jump`; ``touches_edge``, whether the largest piece
-        reaches the first or last voxel along an axis, where it may be cut off. ``object_score`` is None: SAM2's scores do not leave
-        the walk through the volume.
+        outside the largest piece; ``largest_jump``, of :func:`largest_jump`; ``touches_edge``, whether the largest
+        piece reaches the first or last voxel along an axis, where it may be cut off. ``predicted_dice`` is for the
+        caller to fill in. ``object_score`` is None: where SAM2 sees an object at all, its score hardly tells good masks
+        from bad ones, and it does not leave the walk through the volume.
     """
     axes = np.argsort(nib.io_orientation(affine)[:, 0])
     labels = np.moveaxis(labels, axes[AXIAL], -1)
