@@ -120,3 +120,13 @@ def train(overlay: Path, kill_at: int | None = None, **overrides) -> list[dict[s
 def command_line(arguments: list[str], folder: Path) -> subprocess.CompletedProcess:
     clean = {key: value for key, value in os.environ.items() if key not in ("DIFFUSAM_TRACEBACK", "PYTHONPATH")}
     return subprocess.run([sys.executable, *arguments], cwd=folder, env=clean, capture_output=True, text=True)
+
+
+def write_prior(overlay: Path, **content) -> Path:
+    """A prior for an overlay's inference that has been trained on nothing, with more in its file, if that is given."""
+    torch.manual_seed(0)
+    parser = new_workflow("inferring", overlay).parser
+    network, path = parser.get_parsed_content("network_def"), Path(parser.get_parsed_content("prior_file"))
+    network.prior.fitted.fill_(True)
+    torch.save({"model": network.state_dict(), **content}, path)
+    return path

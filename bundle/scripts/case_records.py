@@ -27,6 +27,7 @@ from .volumes import files_of
 RECORDS = "results.json"
 # relative to the output folder; a picture is worth having, but nothing is segmented again for want of one
 LABEL_MAP, DICOM_SEG, PROBABILITIES = "{case}_seg.nii.gz", "{case}_seg.dcm", "{case}_prob.nii.gz"
+DOUBT = "{case}_doubt.nii.gz"
 PICTURE = "pictures/{case}.png"
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class CaseRecords:
             :func:`scripts.transforms.describe`.
         dicom_seg: whether DICOM input gets a DICOM SEG.
         probabilities: whether cases get probabilities.
+        doubt: samples from which cases get their doubt, 0 for none.
         overwrite: whether cases are segmented again that were there already.
         corrections: of the cases that have some, see :meth:`scripts.corrections.Corrections.recorded`. Other cases do
             not depend on them.
@@ -67,9 +69,10 @@ class CaseRecords:
         probabilities: bool = False,
         overwrite: bool = False,
         corrections: Mapping[str, Any] | None = None,
+        doubt: int = 0,
     ) -> None:
         self.output, self.prior_file, self.settings = Path(output), Path(prior_file), settings
-        self.dicom_seg, self.probabilities, self.overwrite = dicom_seg, probabilities, overwrite
+        self.dicom_seg, self.probabilities, self.overwrite, self.doubt = dicom_seg, probabilities, overwrite, doubt
         self.corrections = corrections or {}
         self.path = self.output / RECORDS
         self.there: list[str] = []
@@ -124,18 +127,26 @@ class CaseRecords:
         """Work on a case begins: what results it has do not count any more."""
         self._record(item, status="running")
 
-    def complete(self, item: Item, seconds: float, shape: Iterable[int]) -> None:
+    def complete(
+        self, item: Item, seconds: float, shape: Iterable[int], quality: Mapping[str, Any] | None = None
+    ) -> None:
         """All results of a case are written.
 
         Args:
             item: the case.
             seconds: that it took, with reading and writing.
             shape: voxels of the label map along its axes.
+            quality: what a :class:`~scripts.quality.QualityCheck` found.
         """
         files = {**self._wanted(item), "picture": PICTURE.format(case=item["case"])}
         # None: it could not be made, and trying again would not help
         there = {kind: name if (self.output / name).is_file() else None for kind, name in files.items()}
-        self._record(item, status="done", seconds=round(seconds, 2), shape=list(map(int, shape)), files=there)
+        record = {"seconds": round(seconds, 2), "shape": list(map(int, shape)), "files": there}
+        if self.doubt:
+            record["doubt_samples"] = self.doubt
+        if quality is not None:
+            record["quality"] = quality
+        self._record(item, status="done", **record)
         self.done.append(item["case"])
 
     def fail(self, item: Item, reason: str) -> None:
@@ -169,9 +180,13 @@ class CaseRecords:
             wanted["dicom_seg"] = DICOM_SEG
         if self.probabilities:
             wanted["probabilities"] = PROBABILITIES
+        if self.doubt:
+            wanted["doubt"] = DOUBT
         return {kind: name.format(case=item["case"]) for kind, name in wanted.items()}
 
     def _has_results(self, item: Item, record: Mapping[str, Any]) -> bool:
+        if self.doubt and record.get("doubt_samples") != self.doubt:
+            return False
         wanted, files = self._wanted(item), record.get("files", {})
         return all(
             kind in files and (files[kind] is None or (self.output / name).is_file()) for kind, name in wanted.items()

@@ -70,14 +70,18 @@ class DiffuSAM(FrozenBackboneNetwork):
         repeated, _ = self.each_organ(features)
         return self.organ_logits(self.backbone.decode(self.backbone.condition(repeated, memories), repeated))
 
-    def synthesise(self, features: ImageFeatures) -> Tensor:
+    def synthesise(self, features: ImageFeatures, sample: int = 0) -> Tensor:
         """One memory for every slice and organ: ``(B * organs, M, h, w)``, organs running fastest.
 
         Every slice starts from the same noise (of ``seed``), which makes neighbouring slices' memories agree and the
         result independent of how a volume is cut into batches.
+
+        Args:
+            features: of B slices.
+            sample: which of many independent memories; its noise is that of ``seed + sample``.
         """
         repeated, organ = self.each_organ(features)
-        generator = self.generator()
+        generator = self.generator(sample)
         shape = (self.samples, len(self.organs), self.prior.memory_channels, *features.embedding.shape[-2:])
         noise = torch.randn(shape, generator=generator)
         memories = [

@@ -74,9 +74,12 @@ class FrozenBackboneNetwork(nn.Module, ABC):
         organ = torch.arange(count, device=features.embedding.device).repeat(len(features))
         return features.repeat_interleave(count), organ
 
-    def generator(self) -> torch.Generator | None:
-        """A source of noise at its beginning, on the CPU so that every device draws the same; None without a seed."""
-        return None if self.seed is None else torch.Generator().manual_seed(self.seed)
+    def generator(self, sample: int = 0) -> torch.Generator | None:
+        """A source of noise at its beginning, on the CPU so that every device draws the same; None without a seed.
+
+        Each ``sample`` has a source of its own.
+        """
+        return None if self.seed is None else torch.Generator().manual_seed(self.seed + sample)
 
     def organ_logits(self, decoded: Decoded) -> Tensor:
         """Mask logits of each slice's organs, gated by the object score: ``(B, organs, S/4, S/4)``."""

@@ -95,14 +95,21 @@ class PriorExporter:
             shorter in the first iterations so that the average does not remember the initialisation.
         snapshots: iterations after which the prior is written beside ``path`` as well, each to a file of its own: that
             after 100 iterations to ``model_000100.pt`` beside ``model.pt``.
+        about: what else the files hold, such as ``{"organ_volumes": ...}``, by which
+            :class:`~scripts.quality.QualityCheck` judges organs.
     """
 
     def __init__(
-        self, network: DiffuSAM, path: str | Path, ema_decay: float = 0.0, snapshots: Sequence[int] = ()
+        self,
+        network: DiffuSAM,
+        path: str | Path,
+        ema_decay: float = 0.0,
+        snapshots: Sequence[int] = (),
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         if not 0 <= ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}.")
-        self.network, self.path, self.ema_decay = network, Path(path), ema_decay
+        self.network, self.path, self.ema_decay, self.about = network, Path(path), ema_decay, dict(about or {})
         self.snapshots = frozenset(snapshots)
         self.average = AveragedModel(network.prior, multi_avg_fn=self._average) if ema_decay else None
 
@@ -132,7 +139,7 @@ class PriorExporter:
         if self.average is not None and int(self.average.n_averaged):
             averaged = dict(self.average.module.named_parameters())
             state.update({f"prior.{key}": value.detach() for key, value in averaged.items()})
-        save_atomically({"model": state}, path)
+        save_atomically({"model": state, **self.about}, path)
         logger.info("Wrote the trained prior to '%s'.", path)
 
     def state_dict(self) -> dict[str, Any]:

@@ -111,7 +111,8 @@ class CaseEvaluator(SupervisedEvaluator):
             engine.state.output = []
         else:
             (output,) = engine.state.output
-            self.records.complete(item, time.perf_counter() - self._started, output["pred"].shape[1:])
+            seconds = time.perf_counter() - self._started
+            self.records.complete(item, seconds, output["pred"].shape[1:], output.get("quality"))
         if not engine.state.output and torch.cuda.is_available():
             torch.cuda.empty_cache()  # after running out of memory, a smaller volume may well fit
         return engine.state.output

@@ -109,6 +109,19 @@ class VolumetricInferer(Inferer):
             ValueError: another shape.
             RuntimeError: the network's prior is untrained.
         """
+        source = self._source(inputs, network)
+        output = self._empty_output(source.volume, len(source.network.organs))
+        kept: dict[int, Tensor] = {}  # what the corrector starts from
+        for indices, logits in self._decode_all(source):
+            self._write(output, indices, logits)
+            kept |= needed(corrector, indices, logits)
+        if corrector is not None:
+            for index, logits in corrector(source, kept):
+                self._write(output, [index], logits)
+        # with the input's record of transforms, by which `Invertd` finds the way back to the file's grid
+        return convert_to_dst_type(output, inputs, dtype=output.dtype)[0]
+
+    def _source(self, inputs: Tensor, network: DiffuSAM) -> _Slices:
         network = getattr(network, "module", network)
         if not network.prior.fitted:
             raise RuntimeError(
@@ -116,35 +129,29 @@ class VolumetricInferer(Inferer):
             )
         if inputs.ndim != 5 or inputs.shape[:2] != (1, 1):
             raise ValueError(f"Expected one volume of shape (1, 1, H, W, slices), got {tuple(inputs.shape)}.")
-        source = _Slices(convert_to_tensor(inputs[0, 0], track_meta=False), network, self.batch_size)
+        return _Slices(convert_to_tensor(inputs[0, 0], track_meta=False), network, self.batch_size)
+
+    def _decode_all(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:
+        """Yields indices of slices and their organ logits ``(n, K, S/4, S/4)``, every slice once, as they get final."""
         if self.target_statistics:
             source.measure_statistics()
         if self.two_pass:
             source.synthesise_all()
-        output = self._empty_output(source.volume, len(network.organs))
         first_pass: dict[int, Tensor] = {}
-        kept: dict[int, Tensor] = {}  # what the corrector starts from
         walk = self._walk_independent if self.neighbours == 0 else self._walk_outward
         decoded = 0
         for indices, logits in walk(source):
             if self.refine:
                 first_pass |= {index: each.cpu() for index, each in zip(indices, logits)}
             else:
-                self._write(output, indices, logits)
-                kept |= _needed(corrector, indices, logits)
+                yield indices, logits
             decoded += len(indices)
             self._report(decoded, source.count)
         if self.refine:
             for index, logits in self._second_pass(source, first_pass):
-                self._write(output, [index], logits)
-                kept |= _needed(corrector, [index], logits)
+                yield [index], logits
                 decoded += 1
                 self._report(decoded, source.count)
-        if corrector is not None:
-            for index, logits in corrector(source, kept):
-                self._write(output, [index], logits)
-        # with the input's record of transforms, by which `Invertd` finds the way back to the file's grid
-        return convert_to_dst_type(output, inputs, dtype=output.dtype)[0]
 
     def _report(self, decoded: int, slices: int) -> None:
         if self.on_slices is not None:
@@ -302,14 +309,17 @@ class _Slices:
             prior = self.network.prior
             embedding = (features.embedding - mean) / std * prior.embedding_std + prior.embedding_mean
             features = ImageFeatures(embedding, features.high_res)
-        return self.network.synthesise(features).unflatten(0, (len(features), -1))
+        return self._memories(features).unflatten(0, (len(features), -1))
+
+    def _memories(self, features: ImageFeatures) -> Tensor:
+        return self.network.synthesise(features)
 
     def _chunks(self) -> Iterator[list[int]]:
         for indices in torch.arange(self.count).split(self.batch_size):
             yield indices.tolist()
 
 
-def _needed(corrector: Corrector | None, indices: Sequence[int], logits: Tensor) -> dict[int, Tensor]:
+def needed(corrector: Corrector | None, indices: Sequence[int], logits: Tensor) -> dict[int, Tensor]:
     """The logits ``(K, S/4, S/4)`` of those slices that will be corrected."""
     if corrector is None:
         return {}

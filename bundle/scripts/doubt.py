@@ -1,0 +1,271 @@
+"""How far to trust a segmentation: several samples of the memory, and where and how much their results disagree.
+
+The prior p(z_mem | z_img, l) is generative (section 2.1), so a slice has as many memories as there are seeds. Each
+sample walks through the volume by itself (Equation 3); the image features, which do not depend on it, are shared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+from monai.utils import convert_to_dst_type
+from scipy.optimize import isotonic_regression
+from torch import Tensor
+
+from .diffusam import DiffuSAM
+from .errors import DatasetError
+from .files import whole_file
+from .inference import PROBABILITY_STEPS
+from .propagation import Corrector, VolumetricInferer, _Slices, needed
+from .sam2_backbone import ImageFeatures, resize_logits, with_background
+
+
+class DoubtInferer(VolumetricInferer):
+    """A :class:`VolumetricInferer` that says how far to trust its result.
+
+    The result is that of the first sample, the same as without doubt. Beside it come
+
+    * a further channel, the last, in steps of 1/255: the doubt of each voxel, 1 - p, where p is the probability of the
+      voxel's label, averaged over the samples. It is meant as the probability that the label is wrong, so it can be
+      held against how often labels are wrong; an entropy cannot.
+    * :attr:`predicted_dice`.
+
+    Args:
+        samples: memories drawn for each slice and organ, with the seeds ``network.seed``, ``network.seed`` + 1, ...; 0
+            leaves doubt out, and is a plain :class:`VolumetricInferer`.
+        options: see :class:`VolumetricInferer`.
+
+    Attributes:
+        predicted_dice: of the last volume, for each organ: the mean Dice, over the whole volume, between the result and
+            those of the other samples, before calibration. None for an organ that no sample has; an empty list without
+            doubt.
+
+    Raises:
+        ValueError: one sample, which has none to be compared with, or fewer than none.
+    """
+
+    def __init__(self, samples: int = 0, **options: Any) -> None:
+        super().__init__(**options)
+        if samples < 0 or samples == 1:
+            raise ValueError(f"doubt needs at least 2 samples, or 0 to leave it out, got {samples}.")
+        self.samples = samples
+        self.predicted_dice: list[float | None] = []
+
+    @torch.no_grad()
+    def __call__(
+        self, inputs: Tensor, network: DiffuSAM, *args: Any, corrector: Corrector | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Segments a volume; see :class:`VolumetricInferer`, whose channels are followed by the doubt.
+
+        What a user has corrected is in the result; doubt and predicted Dice are those before the correction.
+        """
+        self.predicted_dice = []
+        if not self.samples:
+            return super().__call__(inputs, network, *args, corrector=corrector, **kwargs)
+        source = self._source(inputs, network)
+        organs, size = len(source.network.organs), source.volume.shape[:2]
+        plain = self._empty_output(source.volume, organs)
+        output = plain.new_empty((1, plain.shape[1] + 1, *source.volume.shape))
+        agreement = SampleAgreement(organs)
+        shared: dict[str, Any] = {}
+        kept: dict[int, Tensor] = {}
+        # in step with one another, so that each batch of slices is encoded once
+        walks = [self._decode_all(_Sample(source, sample, shared)) for sample in range(self.samples)]
+        for decoded in zip(*walks, strict=True):
+            indices = decoded[0][0]
+            self._write(output[:, :-1], indices, decoded[0][1])
+            kept |= needed(corrector, indices, decoded[0][1])
+            doubt, labels = doubt_of_samples([logits for _, logits in decoded], size)
+            agreement.add(labels)
+            output[0, -1, ..., indices] = (doubt * PROBABILITY_STEPS).round().permute(1, 2, 0).to(output)
+        if corrector is not None:
+            for index, logits in corrector(source, kept):
+                self._write(output[:, :-1], [index], logits)
+        self.predicted_dice = agreement.dice()
+        return convert_to_dst_type(output, inputs, dtype=output.dtype)[0]
+
+
+class _Sample(_Slices):
+    """The slices of a volume with one of several samples of their memories; all of them share image features.
+
+    Args:
+        source: of the volume.
+        sample: its number.
+        shared: what all samples keep the features of the last batch in.
+    """
+
+    def __init__(self, source: _Slices, sample: int, shared: dict[str, Any]) -> None:
+        super().__init__(source.volume, source.network, source.batch_size)
+        self.sample, self.shared = sample, shared
+
+    def features(self, indices: list[int]) -> ImageFeatures:
+        if self.shared.get("indices") != indices:
+            self.shared.update(indices=indices, features=super().features(indices))
+        return self.shared["features"]
+
+    def _memories(self, features: ImageFeatures) -> Tensor:
+        return self.network.synthesise(features, self.sample)
+
+
+class SampleAgreement:
+    """Dice between the label maps of several samples, summed up a few slices at a time.
+
+    Args:
+        organs: K, label values 1...K.
+    """
+
+    def __init__(self, organs: int) -> None:
+        self.organs = organs
+        self.shared: Tensor | float = 0.0
+
+    def add(self, labels: Tensor) -> None:
+        """Takes some slices ``(samples, n, H, W)`` of every sample."""
+        flat = labels.flatten(1)
+        masks = torch.stack([(flat == organ).float() for organ in range(1, self.organs + 1)])
+        # (K, samples): voxels in common with the first sample, and in each sample by itself
+        self.shared = (
+            self.shared + torch.stack([masks @ masks[:, 0, :, None], masks.sum(2, keepdim=True)])[..., 0].double()
+        )
+
+    def dice(self) -> list[float | None]:
+        """For each organ the mean Dice between the first sample and each of the others, None where all are empty."""
+        result = []
+        for common, voxels in zip(*self.shared):
+            if not voxels.any():
+                result.append(None)
+                continue
+            dice = (
+                2 * common[1:] / (voxels[0] + voxels[1:])
+            )  # 0 / 0 is of two that are empty both, though a third is not
+            result.append(dice.nan_to_num(1.0).mean().item())
+        return result
+
+
+def doubt_of_samples(logits: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Doubt in the first of several samples.
+
+    Args:
+        logits: of each sample, organ logits ``(n, K, S/4, S/4)`` of n slices.
+        size: (H, W) of the volume.
+
+    Returns:
+        The doubt ``(n, H, W)`` in [0, 1], and the label maps ``(samples, n, H, W)`` of all samples.
+    """
+    labels, trust = [], 0.0
+    for each in logits:
+        merged = with_background(resize_logits(each, size))
+        labels.append(merged.argmax(1, keepdim=True))
+        trust = trust + merged.softmax(1).gather(1, labels[0])
+    return (1 - trust / len(logits)).clamp(0, 1)[:, 0], torch.stack(labels)[:, :, 0]
+
+
+class SplitDoubtd(MapTransform):
+    """Takes the last channel, the doubt of a :class:`DoubtInferer`, out of its result.
+
+    Args:
+        keys: results ``(C + 1, ...)``; become ``(C, ...)``.
+        doubt_key: gets ``(1, ...)``, uint8, in steps of 1/255.
+    """
+
+    def __init__(self, keys: KeysCollection, doubt_key: str = "doubt") -> None:
+        super().__init__(keys)
+        self.doubt_key = doubt_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key], result[self.doubt_key] = result[key][:-1], result[key][-1:].to(torch.uint8)
+        return result
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A map from the predicted Dice to the Dice that it stands for, found on volumes whose truth is known.
+
+    It is linear between its knots, constant beyond them, and its values are clipped to [0, 1].
+
+    Attributes:
+        predicted: the knots, ascending.
+        dice: what they stand for, not descending.
+        about: what it was fitted on.
+    """
+
+    predicted: list[float]
+    dice: list[float]
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, predicted: float) -> float:
+        return float(np.clip(np.interp(predicted, self.predicted, self.dice), 0, 1))
+
+    @classmethod
+    def fit(
+        cls, predicted: Sequence[float], dice: Sequence[float], kind: str = "linear", about: Mapping | None = None
+    ) -> Calibration:
+        """Least squares, of a line that does not fall or of any map that does not fall ("isotonic").
+
+        Args:
+            predicted: of some organs and cases, at least two.
+            dice: the true ones.
+            kind: "linear", which few organs suffice for, or "isotonic".
+            about: kept with the result.
+
+        Raises:
+            ValueError: fewer than two pairs, or another kind.
+        """
+        if len(predicted) < 2 or len(predicted) != len(dice):
+            raise ValueError(f"A calibration needs two pairs or more, got {len(predicted)} and {len(dice)} values.")
+        x, where = np.unique(np.asarray(predicted, float), return_inverse=True)
+        weights = np.bincount(where)
+        y = np.bincount(where, np.asarray(dice, float)) / weights
+        if kind == "linear":
+            slope = np.polynomial.Polynomial.fit(x, y, 1, w=np.sqrt(weights)).convert().coef[1] if len(x) > 1 else 0.0
+            middle, height, slope = np.average(x, weights=weights), np.average(y, weights=weights), max(slope, 0.0)
+            x, y = np.array([0.0, 1.0]), height + slope * (np.array([0.0, 1.0]) - middle)
+        elif kind == "isotonic":
+            y = isotonic_regression(y, weights=weights).x
+        else:
+            raise ValueError(f"kind must be 'linear' or 'isotonic', got '{kind}'.")
+        return cls(x.tolist(), y.tolist(), dict(about or {}))
+
+    def save(self, path: str | Path) -> None:
+        """Writes JSON, through a temporary name."""
+        content = {"predicted": self.predicted, "dice": self.dice, "about": self.about}
+        with whole_file(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Reads what :meth:`save` has written.
+
+        Raises:
+            DatasetError: it is not there, or something else.
+        """
+        remedy = "Make one with benchmarks/doubt.py, or set doubt_calibration to null."
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            knots = [[float(each) for each in content[key]] for key in ("predicted", "dice")]
+        except FileNotFoundError as error:
+            raise DatasetError(f"'{path}': the calibration is not there. {remedy}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise DatasetError(
+                f"'{path}' is no calibration ({type(error).__name__}: {error}), expected JSON with the lists "
+                f"'predicted' and 'dice'. {remedy}"
+            ) from error
+        if (
+            len(knots[0]) != len(knots[1])
+            or len(knots[0]) < 1
+            or any(np.diff(each).min(initial=0) < 0 for each in knots)
+        ):
+            raise DatasetError(
+                f"'{path}': expected as many ascending numbers in 'predicted' as in 'dice', got {knots[0]} and "
+                f"{knots[1]}. {remedy}"
+            )
+        return cls(*knots, content.get("about", {}))
