@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from .diffusam import DiffuSAM, _drop_backbone, _keep_backbone
 from .diffusion_prior import ChannelMoments
+from .parallel import noise_like
 from .propagation import VolumetricInferer, _Slices
 from .sam2_backbone import Decoded, FrozenSAM2, ImageFeatures, resize_logits, with_background
 from .trainer import DiffuSAMTrainer
@@ -261,7 +262,7 @@ class AutoMedSAMTrainer(DiffuSAMTrainer):
         features = ImageFeatures(
             batch["embedding"].float(), (batch["high_res_fine"].float(), batch["high_res_coarse"].float())
         )
-        decoded = network.decode(features, batch["organ"])
+        decoded = network.decode(features, batch["organ"], noise_like(features.embedding))
         mask_logits = resize_logits(decoded.mask_logits, network.backbone.image_size)
         return self.loss_function(mask_logits, decoded.object_score, batch["mask"])
 
