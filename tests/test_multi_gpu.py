@@ -13,7 +13,9 @@ from types import SimpleNamespace
 import ignite.distributed as idist
 import pytest
 import torch
+from ignite.engine import Engine
 from scripts import parallel
+from scripts.handlers import PriorExporter, ResumableCheckpoint
 from scripts.losses import DiffuSAMLoss
 from workflows import BUNDLE, CONFIGS, run, train, write_overlay
 
@@ -158,6 +160,19 @@ def test_the_mean_of_the_processes_losses_is_the_loss_of_all_slices(process, mon
     shares = [loss(*(each[rank::2] for each in tensors))["loss"] for rank in range(2)]
 
     torch.testing.assert_close(torch.stack(shares).mean(), expected)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_the_first_process_writes_prior_and_checkpoint(process, tmp_path, rank):
+    process(rank, 2)
+    network = torch.nn.ModuleDict({"prior": torch.nn.Linear(2, 1)})
+    engine = Engine(lambda engine, batch: None)
+    PriorExporter(network, tmp_path / "model.pt").attach(engine)
+    ResumableCheckpoint(tmp_path / "checkpoint.pt", {"model": network}).attach(engine)
+
+    engine.run([0])
+
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ([] if rank else ["checkpoint.pt", "model.pt"])
 
 
 def test_without_torchrun_the_overlay_says_how_to_start(monkeypatch):
