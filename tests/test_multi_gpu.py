@@ -109,6 +109,21 @@ def test_two_processes_report_what_one_reports(overlay, trained, tmp_path):
     assert written[0] == written[1]
 
 
+@pytest.mark.parametrize(
+    "name, handlers, muted",
+    [
+        ("train", "train", ["scripts.handlers.LossProgressBar", "TensorBoardStatsHandler"]),
+        ("evaluate", "validate", ["ignite.handlers.ProgressBar"]),
+    ],
+)
+def test_the_overlays_mute_what_all_processes_would_say_alike(name, handlers, muted):
+    listed = json.loads((BUNDLE / "configs" / f"{name}.json").read_text())[handlers]["handlers"]
+    overlay = json.loads((BUNDLE / "configs" / f"multi_gpu_{name}.json").read_text())
+
+    places = [int(key.split("#")[2]) for key in overlay if key.endswith("#_disabled_")]
+    assert [listed[place]["_target_"] for place in places] == muted
+
+
 # ---- the parts, in one process that takes itself for each of several
 
 
