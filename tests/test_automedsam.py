@@ -225,7 +225,7 @@ def fit(network: AutoMedSAM, batch, iterations: int) -> tuple[AutoMedSAMLoss, li
     )
     trainer.add_event_handler(
         Events.ITERATION_COMPLETED,
-        lambda engine: history.append({key: value.item() for key, value in engine.state.output.items()}),
+        lambda engine: history.append({key: value.item() for key, value in engine.state.output[0].items()}),
     )
     torch.manual_seed(0)
     trainer.run()

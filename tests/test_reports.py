@@ -123,5 +123,19 @@ def test_the_log_has_both_tables(saved, caplog):
     assert "img2" in tables[1]
 
 
+def test_rows_have_the_order_that_is_asked_for(tmp_path):
+    """With several processes the cases of one come before those of the next."""
+    values = {"c": 0.3, "e": 0.5, "d": 0.4}
+    engine = Engine(lambda engine, batch: None)
+    engine.state.metric_details = {"dice": torch.tensor(list(values.values()))[:, None]}
+    OrganMetricsSaver(str(tmp_path), ["liver"], order=["c", "d", "e"]).attach(engine)
+
+    engine.run([[case] for case in values])
+
+    content = json.loads((tmp_path / "metrics.json").read_text())
+    assert content["cases"] == ["c", "d", "e"]
+    assert content["dice"]["values"] == [[pytest.approx(0.3)], [pytest.approx(0.4)], [pytest.approx(0.5)]]
+
+
 def test_files_are_whole_or_not_there(saved):
     assert sorted(path.name for path in saved.iterdir()) == ["metrics.csv", "metrics.json"]

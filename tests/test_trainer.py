@@ -67,7 +67,7 @@ def train(network: DiffuSAM, batch, iterations: int, seed: int = 0, **options) -
     )
     trainer.add_event_handler(
         Events.ITERATION_COMPLETED,
-        lambda engine: history.append({key: value.item() for key, value in engine.state.output.items()}),
+        lambda engine: history.append({key: value.item() for key, value in engine.state.output[0].items()}),
     )
     torch.manual_seed(seed)
     trainer.run()

@@ -104,7 +104,7 @@ def train(overlay: Path, kill_at: int | None = None, **overrides) -> list[dict[s
     losses: list[dict[str, float]] = []
 
     def record(engine) -> None:
-        losses.append({key: value.item() for key, value in engine.state.output.items()})
+        losses.append({key: value.item() for key, value in engine.state.output[0].items()})
         if engine.state.iteration == kill_at:
             raise Killed
 

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from .diffusion_prior import ChannelMoments, conditional_unet, pad_for_unet
 from .frozen_backbone import FrozenBackboneNetwork
+from .parallel import noise_like
 from .propagation import VolumetricInferer, _Slices
 from .sam2_backbone import Decoded, ImageFeatures, resize_logits
 from .trainer import DiffuSAMTrainer
@@ -198,7 +199,7 @@ class AutoMedSAMTrainer(DiffuSAMTrainer):
         features = ImageFeatures(
             batch["embedding"].float(), (batch["high_res_fine"].float(), batch["high_res_coarse"].float())
         )
-        decoded = network.decode(features, batch["organ"])
+        decoded = network.decode(features, batch["organ"], noise_like(features.embedding))
         mask_logits = resize_logits(decoded.mask_logits, network.backbone.image_size)
         return self.loss_function(mask_logits, decoded.object_score, batch["mask"])
 

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from monai.losses import DiceLoss, FocalLoss
 from torch import Tensor, nn
 
+from .losses import held_slices
+
 PIXEL_LOSSES = ("focal", "mse")
 
 
@@ -94,7 +96,7 @@ class AutoMedSAMLoss(nn.Module):
             "region": self.dice(mask_logits, mask),
             "distribution": F.binary_cross_entropy_with_logits(mask_logits, mask, reduction="none"),
         }
-        held = present.sum().clamp_min(1)
+        held = held_slices(present)
         losses = {name: (item.flatten(1).mean(1) * present).sum() / held for name, item in items.items()}
         objects = F.binary_cross_entropy_with_logits(object_score[:, 0], present.to(object_score.dtype))
         return {

@@ -215,7 +215,12 @@ class MemoryPrior(nn.Module):
         return self.unet(inputs, timestep, class_labels=organ).sample[..., :height, :width]
 
     def forward(
-        self, memory: Tensor, features: ImageFeatures, organ: Tensor, timestep: Tensor | None = None
+        self,
+        memory: Tensor,
+        features: ImageFeatures,
+        organ: Tensor,
+        timestep: Tensor | None = None,
+        noise: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """One training step's prediction: noise the true memory, denoise it.
 
@@ -224,6 +229,7 @@ class MemoryPrior(nn.Module):
             features: of the B slices.
             organ: ``(B,)``.
             timestep: ``(B,)``; drawn uniformly when None.
+            noise: standard normal, of the shape of ``memory``; drawn when None.
 
         Returns:
             The squared error of Equation 1, averaged per item ``(B,)``, and the denoised memory ``(B, M, h, w)``, not
@@ -232,7 +238,7 @@ class MemoryPrior(nn.Module):
         clean = self.standardise(memory)
         if timestep is None:
             timestep = torch.randint(0, self.scheduler.config.num_train_timesteps, organ.shape, device=organ.device)
-        noise = torch.randn_like(clean)
+        noise = torch.randn_like(clean) if noise is None else noise
         noised = self.scheduler.add_noise(clean, noise, timestep)
         predicted = self.predict(noised, timestep, self.project(features), organ)
         if self.scheduler.config.prediction_type == "epsilon":

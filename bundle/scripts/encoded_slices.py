@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from monai.transforms import Compose
 from monai.utils import convert_to_tensor
@@ -37,7 +38,8 @@ class EncodedSlices(Dataset):
 
     A cache file's name holds a digest of everything that changes its content: the files' own SHA-256, the
     transforms and their parameters, the backbone's weights and size, the organs, seed and variant. A file is written
-    under a temporary name and renamed, so an interrupted run loses at most the volume it was encoding.
+    under a temporary name and renamed, so an interrupted run loses at most the volume it was encoding. Of several
+    processes each encodes a share.
 
     Args:
         data: ``{"image", "label", "case"}`` for each training volume.
@@ -154,14 +156,19 @@ class EncodedSlices(Dataset):
         missing = [(path, *job) for path, job in zip(paths, jobs) if not path.is_file()]
         if missing:
             logger.info("Encoding %d of %d volume variants into '%s'.", len(missing), len(jobs), self.cache_dir)
+        idist.barrier()  # nothing is written before all processes have seen what is missing
+        share = missing[idist.get_rank() :: idist.get_world_size()]
         loaded: dict[str, Any] = {}
-        for path, item, variant in tqdm(missing, desc="encoding", unit="volume", disable=not missing):
+        for path, item, variant in tqdm(
+            share, desc="encoding", unit="volume", disable=not share or idist.get_rank() > 0
+        ):
             if loaded.get("case") != item["case"]:
                 loaded = {"case": item["case"], "volume": self.transform(dict(item))}
             volume = loaded["volume"]
             if self.augment:
                 volume = self.augment(volume, item["case"], variant)
             save_atomically(self.encode(volume, item["case"]), path)
+        idist.barrier()
         return paths
 
     @torch.no_grad()

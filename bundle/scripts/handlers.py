@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
@@ -30,7 +31,8 @@ class ResumableCheckpoint:
     """Writes one checkpoint of everything that training needs, and takes it up again when the same command is repeated.
 
     MONAI's ``CheckpointSaver`` writes in place and under changing names, so a run killed while saving loses its
-    checkpoint and a config cannot name the file to resume from; this one replaces a single file atomically.
+    checkpoint and a config cannot name the file to resume from; this one replaces a single file atomically. Of several
+    processes all read it, and the first writes it.
 
     Args:
         path: the checkpoint file.
@@ -44,7 +46,8 @@ class ResumableCheckpoint:
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.load)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+        if idist.get_rank() == 0:
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def load(self, engine: Engine) -> None:
         if not self.resume or not self.path.is_file():
@@ -86,7 +89,7 @@ class SeedEpoch:
 
 
 class PriorExporter:
-    """Writes the trained prior (the network's state, without the backbone) when training ends, and on the way.
+    """Writes the trained prior (the network's state, without the backbone) from one process: at the end and on the way.
 
     Args:
         network: the DiffuSAM in training.
@@ -119,6 +122,8 @@ class PriorExporter:
         torch._foreach_lerp_(averaged, current, 1 - decay)
 
     def attach(self, engine: Engine) -> None:
+        if idist.get_rank() > 0:
+            return
         if self.average is not None:
             engine.add_event_handler(
                 Events.ITERATION_COMPLETED, lambda: self.average.update_parameters(self.network.prior)
@@ -154,4 +159,4 @@ class LossProgressBar(ProgressBar):
     """Ignite's progress bar with the losses of the present iteration beside it."""
 
     def attach(self, engine: Engine) -> None:
-        super().attach(engine, output_transform=lambda output: {key: float(value) for key, value in output.items()})
+        super().attach(engine, output_transform=lambda output: {key: float(value) for key, value in output[0].items()})

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ignite.distributed as idist
 import torch.nn.functional as F
 from monai.losses import DiceLoss, FocalLoss
 from torch import Tensor, nn
+
+from .parallel import mean_over_processes
 
 
 class DiffuSAMLoss(nn.Module):
@@ -58,7 +61,7 @@ class DiffuSAMLoss(nn.Module):
             pixels = F.binary_cross_entropy_with_logits(mask_logits, mask, reduction="none").flatten(1).mean(1)
         else:
             pixels = 20 * self.focal(mask_logits, mask).flatten(1).mean(1)
-        masks = ((dice + pixels) * present).sum() / present.sum().clamp_min(1)
+        masks = ((dice + pixels) * present).sum() / held_slices(present)
         objects = F.binary_cross_entropy_with_logits(object_score[:, 0], present.to(object_score.dtype))
         prior_loss, seg_loss = prior_error.mean(), masks + self.object_weight * objects
         return {
@@ -66,3 +69,16 @@ class DiffuSAMLoss(nn.Module):
             "prior_loss": prior_loss.detach(),
             "seg_loss": seg_loss.detach(),
         }
+
+
+def held_slices(present: Tensor) -> Tensor:
+    """What a sum over the slices that hold the organ is divided by for a mean, at least 1.
+
+    With several processes this is their mean number of such slices, so that the mean of the processes' losses is the
+    loss of all slices together.
+
+    Args:
+        present: ``(B,)``, 1 where a slice holds its organ, else 0.
+    """
+    count, processes = mean_over_processes(present.sum()), idist.get_world_size()
+    return count.clamp_min(1 / processes)

@@ -20,6 +20,8 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from .files import whole_file
+
 logger = logging.getLogger(__name__)
 
 ORGANS = ("spleen", "right kidney", "left kidney", "liver")
@@ -76,10 +78,7 @@ Region = tuple[slice, slice, slice]
 
 
 def make_phantom(
-    seed: int,
-    modality: str = "ct",
-    shape: Sequence[int] = (192, 192, 40),
-    spacing: Sequence[float] = (2.0, 2.0, 5.0),
+    seed: int, modality: str = "ct", shape: Sequence[int] = (192, 192, 40), spacing: Sequence[float] = (2.0, 2.0, 5.0)
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One patient.
 
@@ -172,12 +171,8 @@ def _save(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
     volume.set_qform(affine, code=1)
     volume.set_sform(affine, code=1)
     volume.header.set_xyzt_units("mm")
-    temporary = path.with_name(f".partial_{path.name}")  # nibabel takes the format from the ending
-    try:
+    with whole_file(path, unique=True) as temporary:  # of several processes each may write the same phantom
         nib.save(volume, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_modality(modality: str) -> None:

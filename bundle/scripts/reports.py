@@ -43,6 +43,8 @@ class OrganMetricsSaver(MetricsSaver):
         batch_transform: from the engine's batch to a list of the cases' names, or of their images' ``meta``, which
             names the case.
         save_rank: the process that writes.
+        order: names of the cases in the order of the rows; otherwise it is the order of their evaluation, which with
+            several processes is first those of one, then those of the next.
     """
 
     def __init__(
@@ -52,9 +54,11 @@ class OrganMetricsSaver(MetricsSaver):
         about: Mapping[str, Any] | None = None,
         batch_transform: Callable = lambda x: x,
         save_rank: int = 0,
+        order: Sequence[str] | None = None,
     ) -> None:
         super().__init__(save_dir, metric_details="*", batch_transform=batch_transform, save_rank=save_rank)
         self.organs, self.about = list(organs), dict(about or {})
+        self.order = None if order is None else list(order)
 
     def _get_filenames(self, engine: Engine) -> None:
         for item in self.batch_transform(engine.state.batch):
@@ -64,7 +68,11 @@ class OrganMetricsSaver(MetricsSaver):
         cases = string_list_all_gather(self._filenames)  # in the order in which metrics gather their values
         if idist.get_rank() != self.save_rank:
             return
-        details = {name: values.cpu() for name, values in engine.state.metric_details.items()}
+        rows = list(range(len(cases)))
+        if self.order is not None:
+            rows.sort(key=lambda row: self.order.index(cases[row]))
+        cases = [cases[row] for row in rows]
+        details = {name: values.cpu()[rows] for name, values in engine.state.metric_details.items()}
         first, values = next(iter(details.items()))
         logger.info("all metrics\n%s", format_summary(details, self.organs))
         logger.info("%s\n%s", first, format_table(values, cases, self.organs))

@@ -45,12 +45,7 @@ _SAM2_YAML = {
 # parameters.
 _NANO_OVERRIDES = {
     "image_encoder": {
-        "trunk": {
-            "embed_dim": 48,
-            "stages": [1, 2, 3, 1],
-            "global_att_blocks": [4, 5],
-            "window_spec": [8, 4, 8, 4],
-        },
+        "trunk": {"embed_dim": 48, "stages": [1, 2, 3, 1], "global_att_blocks": [4, 5], "window_spec": [8, 4, 8, 4]},
         "neck": {
             "d_model": 128,
             "backbone_channel_list": [384, 192, 96, 48],

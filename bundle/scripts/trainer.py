@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from .diffusam import DiffuSAM
+from .parallel import draw_rows, means_over_processes, noise_like
 from .sam2_backbone import ImageFeatures, Memory, resize_logits
+
+
+class TrainingStep(nn.Module):
+    """Network, loss and what lies between them as one module, from a batch to losses.
+
+    ``DistributedDataParallel`` averages the gradients of what is computed through it; training calls the parts of the
+    network one by one, so that wrapping the network itself would average nothing.
+
+    Args:
+        network: has the parameters.
+        loss: may have some too.
+        compute: from the network and a batch to the losses.
+    """
+
+    def __init__(self, network: nn.Module, loss: nn.Module, compute: Callable) -> None:
+        super().__init__()
+        self.network, self.loss, self.compute = network, loss, compute
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self.compute(self.network, batch)
 
 
 class DiffuSAMTrainer(SupervisedTrainer):
     """One iteration: noise the true memory, denoise it, decode the denoised memory, sum both losses, step the prior.
 
     Takes every argument of MONAI's ``SupervisedTrainer``; ``network`` is :class:`DiffuSAM`, ``loss_function`` is
-    :class:`DiffuSAMLoss`, and batches are those of :class:`EncodedSlices`.
+    :class:`DiffuSAMLoss`, and batches are those of :class:`EncodedSlices`. ``engine.state.output`` is a list of one
+    dictionary with the losses, as MONAI's handlers and ``from_engine([...], first=True)`` take it.
+
+    In several processes (:mod:`scripts.parallel`) gradients are averaged over all of them, and so are the losses.
 
     Args:
         max_grad_norm: the prior's gradient is clipped to this norm; None leaves it.
@@ -29,23 +55,21 @@ class DiffuSAMTrainer(SupervisedTrainer):
     """
 
     def __init__(
-        self,
-        *args: Any,
-        max_grad_norm: float | None = 1.0,
-        timesteps: Sequence[int] | None = None,
-        **kwargs: Any,
+        self, *args: Any, max_grad_norm: float | None = 1.0, timesteps: Sequence[int] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
         self.max_grad_norm = max_grad_norm
         self.timesteps = None if timesteps is None else torch.tensor(list(timesteps))
+        self.step: nn.Module = TrainingStep(self.network, self.loss_function, self._losses)
+        if idist.get_world_size() > 1:
+            self.step = DistributedDataParallel(self.step, broadcast_buffers=False)
 
-    def _iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         batch = {key: value.to(self.state.device, non_blocking=self.non_blocking) for key, value in batchdata.items()}
-        network: DiffuSAM = getattr(self.network, "module", self.network)
         self.network.train()
         self.optimizer.zero_grad(set_to_none=self.optim_set_to_none)
         with torch.autocast(self.state.device.type, enabled=self.amp, **self.amp_kwargs):
-            losses = self._losses(network, batch)
+            losses = self.step(batch)
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
         if self.amp and self.scaler is not None:
             self.scaler.scale(losses["loss"]).backward()
@@ -54,25 +78,28 @@ class DiffuSAMTrainer(SupervisedTrainer):
             losses["loss"].backward()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         if self.max_grad_norm is not None:
-            clip_grad_norm_(network.prior.parameters(), self.max_grad_norm)
+            clip_grad_norm_(self.network.prior.parameters(), self.max_grad_norm)
         if self.amp and self.scaler is not None:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
             self.optimizer.step()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
-        engine.state.output = {key: value.detach() for key, value in losses.items()}
+        engine.state.output = [means_over_processes(losses)]
         return engine.state.output
 
     def _losses(self, network: DiffuSAM, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         features = ImageFeatures(
             batch["embedding"].float(), (batch["high_res_fine"].float(), batch["high_res_coarse"].float())
         )
-        timestep = None
-        if self.timesteps is not None:
-            chosen = torch.randint(len(self.timesteps), batch["organ"].shape)
-            timestep = self.timesteps[chosen].to(batch["organ"].device)
-        prior_error, memory = network.prior(batch["memory"].float(), features, batch["organ"], timestep)
+        true_memory, organ = batch["memory"].float(), batch["organ"]
+        timestep = draw_rows(lambda rows: self._draw_timesteps(network, rows, organ.device), len(organ))
+        prior_error, memory = network.prior(true_memory, features, organ, timestep, noise_like(true_memory))
         decoded = network.backbone.decode(network.backbone.condition(features, [Memory(memory)]), features)
         mask_logits = resize_logits(decoded.mask_logits, network.backbone.image_size)
         return self.loss_function(prior_error, mask_logits, decoded.object_score, batch["mask"])
+
+    def _draw_timesteps(self, network: DiffuSAM, count: int, device: torch.device) -> Tensor:
+        if self.timesteps is None:
+            return torch.randint(network.prior.scheduler.config.num_train_timesteps, (count,), device=device)
+        return self.timesteps[torch.randint(len(self.timesteps), (count,))].to(device)

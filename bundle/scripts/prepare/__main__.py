@@ -26,12 +26,7 @@ def main() -> None:
     # the attribute in which decorators leave notes for Fire: with underscores, its help does not list it as a command
     decorators.FIRE_METADATA = "__fire_metadata__"
     as_text = decorators.SetParseFn(str, *TEXTS)
-    commands = {
-        "btcv": prepare_btcv,
-        "chaos": prepare_chaos,
-        "folder": prepare_folder,
-        "decathlon": prepare_decathlon,
-    }
+    commands = {"btcv": prepare_btcv, "chaos": prepare_chaos, "folder": prepare_folder, "decathlon": prepare_decathlon}
     fire.Fire({name: as_text(command) for name, command in commands.items()}, name="prepare")
 
 

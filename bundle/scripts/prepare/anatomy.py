@@ -19,7 +19,7 @@ def misplaced_organs(
 ) -> list[str]:
     """Organs whose centres do not lie as in people."""
     centres = {}
-    for organ in {organ for pair in expected for organ in pair[:2]} & label_map.keys():
+    for organ in {name for pair in expected for name in pair[:2]} & label_map.keys():
         indices = np.nonzero(np.isin(label, label_map[organ]))
         if len(indices[0]):
             centres[organ] = nib.affines.apply_affine(affine, [axis.mean() for axis in indices])

@@ -25,7 +25,7 @@ class Source:
     def __init__(self, path: Path, archive: zipfile.ZipFile | None, leave_out: Path | None = None) -> None:
         self.path, self.archive, self.unsafe = path, archive, 0
         if archive is None:
-            found = {name: None for name in _files_below(path, leave_out)}
+            found = dict.fromkeys(_files_below(path, leave_out))
         else:
             members = [member for member in archive.infolist() if not member.is_dir()]
             found = {member.filename.replace("\\", "/"): member for member in members if _stays_inside(member)}

@@ -1,0 +1,130 @@
+"""A trained prior as a bundle of its own, for programs that read ``configs/inference.json`` and know no overlays: MONAI
+Label, ``monai.bundle.load``, the Model Zoo.
+
+    python -m scripts.standalone --config_file "['configs/inference.json','configs/demo.json']" \
+        --prior_file runs/demo/model.pt --output /apps/diffusam_demo
+
+writes a folder with the settings of all overlays in its ``configs/inference.json``, the organs and sizes in its
+``configs/metadata.json``, the weights in ``models``, and scripts, licence and docs beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import fire
+import torch
+from monai.bundle import ConfigParser
+
+from . import errors
+from .diffusam import check_prior_file
+
+ROOT = Path(__file__).resolve().parents[1]
+PRIOR = "model.pt"  # the name by which MONAI Label and the Model Zoo look for weights
+COPIED = ("LICENSE", "docs", "scripts", "configs/logging.conf")
+# what an overlay says about a training's places means nothing elsewhere
+PLACES = ("bundle_root", "input", "dataset_dir", "output", "output_dir")
+
+
+def standalone(
+    output: str, config_file: str | Sequence[str] = "configs/inference.json", prior_file: str | None = None
+) -> str:
+    """Writes the bundle.
+
+    Args:
+        output: its folder, which is new or empty; its name is the bundle's.
+        config_file: ``configs/inference.json``, and the overlays that the prior was trained with.
+        prior_file: the trained prior; by default the configuration's.
+
+    Returns:
+        what was written, for the terminal.
+
+    Raises:
+        FileNotFoundError: a configuration, the prior or the backbone's checkpoint is not there.
+        ValueError: the folder holds files; or the prior was trained for other organs or another backbone than the
+            configuration's.
+    """
+    target = Path(str(output)).expanduser()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"'{target}' is there already. Name a new folder in --output, or empty that one.")
+    settings, places = _read([config_file] if isinstance(config_file, str) else list(config_file))
+    prior, backbone = Path(prior_file or places["prior_file"]).expanduser(), Path(places["backbone_checkpoint"])
+    check_prior_file(prior)
+    check_backbone_file(backbone)
+    network = ConfigParser({**settings, "backbone_checkpoint": str(backbone)}).get_parsed_content("network_def")
+    network.load_state_dict(torch.load(prior, map_location="cpu", weights_only=True)["model"])
+
+    settings["prior_file"] = f"$@bundle_root + '/models/{PRIOR}'"
+    settings["backbone_checkpoint"] = f"$@bundle_root + '/models/{backbone.name}'"
+    (target / "models").mkdir(parents=True, exist_ok=True)
+    for name in COPIED:
+        _copy(ROOT / name, target / name)
+    shutil.copyfile(prior, target / "models" / PRIOR)
+    shutil.copyfile(backbone, target / "models" / backbone.name)
+    _store(target / "configs" / "inference.json", settings)
+    _store(target / "configs" / "metadata.json", describe(network))
+    return f"Wrote '{target}': {network.backbone.name}, {', '.join(network.organs)}."
+
+
+def describe(network: Any) -> dict[str, Any]:
+    """The bundle's ``metadata.json`` with the organs and sizes of a :class:`~scripts.diffusam.DiffuSAM`."""
+    metadata = json.loads((ROOT / "configs" / "metadata.json").read_text())
+    channels = {str(index): name for index, name in enumerate(["background", *network.organs])}
+    values = ", ".join(f"{index} {name}" for index, name in channels.items())
+    metadata["label_classes"] = f"single channel data, {values.removeprefix('0 background, ')}"
+    metadata["pred_classes"] = f"{len(channels)} channels, arg-max: {values}"
+    backbone = network.backbone
+    described = metadata["network_data_format"]
+    described["outputs"]["pred"] |= {"num_channels": len(channels), "channel_def": channels}
+    for each in (described["inputs"]["image"], described["outputs"]["pred"]):
+        each["spatial_shape"] = [backbone.image_size, backbone.image_size]
+    described = metadata["memory_data_format"]
+    memory = {"num_channels": backbone.memory_channels, "spatial_shape": [backbone.embedding_size] * 2}
+    described["inputs"]["memory"] |= memory
+    described["outputs"]["memory"] |= memory
+    described["inputs"]["image_embedding"] |= {**memory, "num_channels": backbone.embedding_channels}
+    described["inputs"]["organ"]["value_range"] = [0, len(network.organs) - 1]
+    return metadata
+
+
+def check_backbone_file(path: Path) -> None:
+    """Raises ``FileNotFoundError`` with the remedy where SAM2's weights are not there."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"The backbone's weights '{path}' are not there. Fetch them with "
+            "`python -m monai.bundle download_large_files --bundle_path .`, or add the overlay of the training."
+        )
+
+
+def _read(files: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Of a configuration what inference has a use for, and where it has its weights."""
+    for file in files:
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"The configuration '{file}' is not there. Correct --config_file.")
+    original, merged = ConfigParser.load_config_file(files[0]), ConfigParser.load_config_files(files)
+    parser = ConfigParser({**merged, "bundle_root": str(ROOT)})
+    places = {key: parser.get_parsed_content(key) for key in ("prior_file", "backbone_checkpoint")}
+    return {key: original[key] if key in PLACES else merged[key] for key in original}, places
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        shutil.copyfile(source, target)
+
+
+def _store(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    errors.install()
+    sys.path.insert(0, str(ROOT))
+    fire.Fire(standalone)
