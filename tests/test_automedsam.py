@@ -463,7 +463,8 @@ def test_the_overlay_keeps_what_it_does_not_name():
         ConfigParser.load_config_files([BUNDLE / "configs" / name for name in some]) for some in (names[:-1], names)
     )
 
-    for section, replaced in (("train", {"loss", "optimizer", "handlers", "trainer"}), ("validate", {"inferer"})):
+    training = {"loss", "optimizer", "handlers", "trainer", "report"}
+    for section, replaced in (("train", training), ("validate", {"inferer"})):
         assert before[section].keys() == after[section].keys()
         assert {key for key in before[section] if before[section][key] != after[section][key]} == replaced
 
