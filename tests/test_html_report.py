@@ -42,7 +42,7 @@ QUALITY = {
         }
         for organ in ORGANS
     },
-    "flags": [{"organ": "liver", "flag": "components", "message": f"liver has 2 components {EVIL}"}],
+    "flags": [{"organ": "liver", "flag": "components", "message": f"liver: 2 components {EVIL}"}],
 }
 
 
@@ -188,6 +188,7 @@ def test_quality_is_shown_where_it_is_known(inference):
     assert "0.900 0.900 0.900 0.900 0.900" in rows_of(page)[1]
     assert "Volume (ml) 12.3 12.3 12.3 12.3 Components 2 2 2 2" in page.text
     assert "Touches edge no" in page.text
+    assert "To look at bad failed 'bad.nii.gz'" in page.text and "a liver 2 components" in page.text
     assert len(page.of_class("marked")) == 1  # the liver of a, which is flagged
     assert "Object score" not in page.text  # nobody has one
 

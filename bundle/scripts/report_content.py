@@ -51,7 +51,7 @@ class Case:
     Attributes:
         status: ``done``, ``failed``, or ``running`` where the run was interrupted.
         measures: values by organ and name, as far as they are known.
-        flags: ``{"organ", "flag", "message"}`` each.
+        flags: ``{"organ", "message"}`` each; the organ may be None.
         label_values: values of each organ in the ``truth``.
         loading: arguments of :class:`scripts.volumes.VolumeReader` with which the image is read.
         window: intensities shown as black and white, or None.
@@ -63,7 +63,7 @@ class Case:
     seconds: float | None = None
     shape: tuple[int, ...] = ()
     measures: dict[str, dict[str, Any]] = field(default_factory=dict)
-    flags: list[dict[str, Any]] = field(default_factory=list)
+    flags: list[dict[str, str | None]] = field(default_factory=list)
     image: Path | None = None
     label_map: Path | None = None
     doubt: Path | None = None
@@ -188,13 +188,19 @@ def _recorded_case(folder: Path, name: str, record: Mapping[str, Any], settings:
         seconds=record.get("seconds"),
         shape=tuple(record.get("shape", ())),
         measures=quality.get("organs", {}),
-        flags=quality.get("flags", []),
+        flags=[_flag(flag) for flag in quality.get("flags", [])],
         image=Path(record["image"]) if "image" in record else None,
         label_map=_file(folder, files.get("label_map")),
         doubt=_file(folder, files.get("doubt")),
         loading=_loading(settings),
         window=_window(settings.get("intensity")),
     )
+
+
+def _flag(flag: Mapping[str, Any]) -> dict[str, str | None]:
+    organ = flag.get("organ")
+    message = str(flag.get("message") or flag.get("flag"))
+    return {"organ": organ, "message": message.removeprefix(f"{organ}: ")}  # the organ stands before it in any case
 
 
 # ---- an evaluation
