@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -101,6 +102,16 @@ def test_without_resume_training_starts_anew(checkpoint):
 
     assert len(steps) == EPOCHS * BATCHES
     assert torch.equal(second, first)
+
+
+@pytest.mark.parametrize("item, needed", [(nn.ReLU(), False), (nn.Linear(1, 1), True)], ids=["plain", "with weights"])
+def test_what_a_checkpoint_does_not_hold_must_have_no_state(checkpoint, item, needed):
+    ResumableCheckpoint(checkpoint, {}).save(Engine(lambda engine, batch: None))
+    engine = Engine(lambda engine, batch: None)
+    ResumableCheckpoint(checkpoint, {"loss": item}).attach(engine)
+
+    with pytest.raises(RuntimeError, match="Missing key") if needed else nullcontext():
+        engine.run([0], max_epochs=1)
 
 
 def test_interval_skips_epochs_but_never_the_last(checkpoint, monkeypatch):

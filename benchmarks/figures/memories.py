@@ -164,7 +164,8 @@ def draw(true: Tensor, generated: Mapping[str, Tensor], organ: Tensor, organs) -
     handles = [Line2D([], [], color=COLOURS[i % len(COLOURS)], lw=3, label=name) for i, name in enumerate(organs)]
     for marker, name in (("o", "true"), ("x", "generated")):
         handles.append(Line2D([], [], color="black", marker=marker, mfc="none", ls="none", label=name))
-    figure.legend(handles=handles, loc="lower center", ncols=len(handles), fontsize=8, frameon=False)
+    columns = min(len(handles), 3 * len(generated))  # a single panel needs two lines
+    figure.legend(handles=handles, loc="lower center", ncols=columns, fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0.07, 1, 1))
     return figure
 
