@@ -292,7 +292,7 @@ def draw(result: dict[str, Any], fitted) -> Figure:
     for colour, name in zip(COLOURS, names):
         rows = [row for row in result["organs"] if row["organ"] == name]
         organs.scatter(*_columns(rows), color=colour, label=name, zorder=3)
-    line = np.linspace(0, 1, 101)
+    line = np.linspace(*np.percentile([row["predicted"] for row in result["organs"]], [0, 100]), 101)
     organs.plot(line, [fitted(each) for each in line], color="black", label="calibration, all cases")
     organs.set(xlabel="predicted Dice (agreement of the samples)", ylabel="real Dice")
     organs.set_title(

@@ -362,7 +362,7 @@ def test_a_record_of_something_else_is_refused(recorded, content):
 NO_SETTINGS = {
     *("backbone_checkpoint", "backbone_sha256", "encode_batch_size"),
     *("prior_channels", "attention_levels", "dropout", "use_high_res"),
-    *("output", "volume_device", "probabilities", "network", "handlers"),
+    *("output", "volume_device", "probabilities", "doubt", "network", "handlers"),
 }
 
 
