@@ -205,6 +205,12 @@ def test_a_negative_click_removes_the_piece_that_the_proposal_lacks():
     assert not result[25:35, 25:35].any() and (result[:20] == (labels[:20] == 1)).all()
 
 
+def test_a_negative_click_in_the_middle_of_a_compact_piece_removes_it():
+    labels, _ = labels_and_proposal()
+    result = after(labels, (labels == 1)[None], negative=[(30, 30)])
+    assert not result[20:].any() and (result[:20] == (labels[:20] == 1)).all()
+
+
 def test_of_several_proposals_the_smallest_piece_counts_and_a_much_larger_one_never():
     labels, proposal = labels_and_proposal()
     everywhere = np.ones_like(proposal)
@@ -334,7 +340,7 @@ def test_neighbours_see_the_corrected_slice_and_the_nearer_of_two(network, volum
     # every slice has something to learn, here a voxel to lose
     monkeypatch.setattr("scripts.corrected_slices.touching", lambda regions, seeds: np.ones_like(regions))
     monkeypatch.setattr("scripts.corrected_slices._mask", lambda logits, *_: np.ones(logits.shape[1:], bool))
-    monkeypatch.setattr("scripts.corrected_slices.corrected_mask", lambda labels, *_: np.zeros(labels.shape, bool))
+    monkeypatch.setattr("scripts.corrected_slices.corrected_mask", lambda labels, *_: np.eye(*labels.shape, dtype=bool))
 
     class Watched(Corrector):
         def __call__(self, source, decoded):
@@ -345,6 +351,13 @@ def test_neighbours_see_the_corrected_slice_and_the_nearer_of_two(network, volum
 
     logits_with(network, volume, Watched([correct(0, index, positive=[(5, 5)]) for index in (1, 4)], 2))
     assert dict(seen) == {1: [], 0: [0, 0], 2: [0, 0], 4: [], 3: [0, 0], 5: [0, 0], 6: [0, 0, 1]}
+
+
+def test_a_slice_that_loses_all_of_an_organ_changes_no_neighbour(network, volume, before, monkeypatch):
+    monkeypatch.setattr("scripts.corrected_slices.corrected_mask", lambda labels, *_: np.zeros(labels.shape, bool))
+    after = corrected(network, volume, [correct(1, 3, negative=[(5, 5)])], reach=3)
+    assert not (after.argmax(1)[..., 3] == 2).any()
+    assert torch.equal(after[..., [0, 1, 2, 4, 5, 6]], before[..., [0, 1, 2, 4, 5, 6]])
 
 
 @pytest.mark.parametrize("kind, says", [("positive", -20.0), ("negative", 20.0)])

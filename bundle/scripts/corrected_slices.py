@@ -148,6 +148,8 @@ class Corrector:
         usual = np.mean([_mask(each, prompt.organ).sum() for each in beside])
         after = corrected_mask(labels, np.stack(proposals), prompt, usual)
         _set_mask(present, prompt.organ, after)
+        if not after.any():  # what is not there has no memory to show; its absence would spread into the organ
+            return
         shown = self._remember(source, features, after)
         for direction in (-1, 1):
             self._walk(source, logits, prompt, direction, shown, before, after)
@@ -203,8 +205,9 @@ def corrected_mask(labels: np.ndarray, proposals: np.ndarray, prompt: SlicePromp
 
     A click changes the mask only where the mask disobeys it, and only in one direction: it adds or removes the
     :func:`disc` around it and, of the pieces by which the proposals differ from the mask there, the smallest. A piece
-    that is much larger than the disc is none of them: it is another object. A box clips the mask, and adds what the
-    first proposal has inside of it unless what is left spans the box already.
+    that is much larger than the disc is none of them: it is another object. Where the whole piece of the mask that a
+    click outside is on is no larger than that, it is removed. A box clips the mask, and adds what the first proposal
+    has inside of it unless what is left spans the box already.
 
     Args:
         labels: ``(H, W)`` label map of the walk.
@@ -223,13 +226,23 @@ def corrected_mask(labels: np.ndarray, proposals: np.ndarray, prompt: SlicePromp
     for points, inside in ((prompt.positive, True), (prompt.negative, False)):
         for point in points:
             if result[tuple(point)] != inside:
-                around = disc(labels, point, usual if inside else None)
-                pieces = [touching(mask ^ proposal, _only(point, mask.shape)) for proposal in proposals]
-                # where the organ is nowhere near, nothing says how large a piece is too large
-                largest = SCALE * around.sum() if usual else mask.size
-                pieces = [piece for piece in pieces if 0 < piece.sum() <= largest]
-                result[around | min(pieces, key=np.sum, default=around)] = inside
+                result[_meant(labels, mask, proposals, point, usual)] = inside
     return result & box
+
+
+def _meant(labels: np.ndarray, mask: np.ndarray, proposals: np.ndarray, point: np.ndarray, usual: float) -> np.ndarray:
+    """The voxels ``(H, W)`` that a click which a mask disobeys is about; see :func:`corrected_mask`."""
+    here = np.zeros_like(mask)
+    here[tuple(point)] = True
+    outside = mask[tuple(point)]  # the click's meaning
+    around = disc(labels, point, None if outside else usual)
+    # where the organ is nowhere near, nothing says how large a piece is too large
+    largest = SCALE * around.sum() if usual else mask.size
+    whole = touching(mask, here)
+    if outside and whole.sum() <= largest:
+        return whole
+    pieces = [touching(mask ^ proposal, here) for proposal in proposals]
+    return around | min((piece for piece in pieces if 0 < piece.sum() <= largest), key=np.sum, default=around)
 
 
 def disc(labels: np.ndarray, point: np.ndarray, voxels: float | None = None) -> np.ndarray:
@@ -248,12 +261,6 @@ def disc(labels: np.ndarray, point: np.ndarray, voxels: float | None = None) -> 
         radius = min(radius, np.sqrt(voxels / np.pi))
     rows, columns = np.ogrid[: labels.shape[0], : labels.shape[1]]
     return (rows - point[0]) ** 2 + (columns - point[1]) ** 2 < max(radius, 1) ** 2
-
-
-def _only(point: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    mask = np.zeros(shape, bool)
-    mask[tuple(point)] = True
-    return mask
 
 
 def _spanned(mask: np.ndarray) -> int:
