@@ -203,7 +203,7 @@ def test_without_quality_its_columns_are_left_out(tmp_path):
 def test_settings_and_versions_are_shown(inference):
     page = Page(write_report(inference))
 
-    assert "intensity.scaler.a_min -125" in page.text
+    assert "intensity.ScaleIntensityRanged.scaler.ScaleIntensityRange.a_min -125" in page.text
     assert "Settings of 4 cases" in page.text
     assert f"nibabel {nib.__version__}" in page.text
 
@@ -298,7 +298,8 @@ def test_a_workflow_keeps_its_settings_beside_the_report(tmp_path):
     ReportWriter(tmp_path, {"intensity": ScaleIntensityRanged("image", -125, 275, 0, 1)}, [{"case": "a"}])()
 
     saved = json.loads((tmp_path / "settings.json").read_text())
-    assert saved["settings"]["intensity"]["scaler"]["a_min"] == -125 and saved["data"] == [{"case": "a"}]
+    scaler = saved["settings"]["intensity"]["ScaleIntensityRanged"]["scaler"]["ScaleIntensityRange"]
+    assert scaler["a_min"] == -125 and saved["data"] == [{"case": "a"}]
     assert "a_min -125" in Page(tmp_path / "report.html").text
 
 

@@ -259,10 +259,11 @@ def _loading(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _window(intensity: Any) -> tuple[float, float] | None:
     """The range that a recorded ``ScaleIntensityRanged`` maps to [0, 1]."""
-    scaler = intensity.get("scaler") if isinstance(intensity, Mapping) else None
-    if not isinstance(scaler, Mapping) or not {"a_min", "a_max"} <= scaler.keys():
+    for name in ("ScaleIntensityRanged", "scaler", "ScaleIntensityRange"):  # as `transforms.describe` nests them
+        intensity = intensity.get(name) if isinstance(intensity, Mapping) else None
+    if not isinstance(intensity, Mapping) or not {"a_min", "a_max"} <= intensity.keys():
         return None
-    return scaler["a_min"], scaler["a_max"]
+    return intensity["a_min"], intensity["a_max"]
 
 
 def _file(folder: Path, name: str | None) -> Path | None:
