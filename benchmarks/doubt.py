@@ -157,8 +157,13 @@ def _both_dice(case: dict[str, Any]) -> dict[str, str]:
 
 
 def summarise(cases: dict[str, dict], kind: str, bins: int, about: dict[str, Any]) -> dict[str, Any]:
-    """Numbers over all cases; ``fitted`` is the calibration on all of them."""
+    """Numbers over all cases; ``fitted`` is the calibration on all of them.
+
+    Raises:
+        DatasetError: without any one case, fewer than two organs are left that were found and are there.
+    """
     from scripts.doubt import Calibration
+    from scripts.errors import DatasetError
 
     rows = [
         {"case": name, "organ": organ, "predicted": predicted, "dice": dice}
@@ -168,6 +173,11 @@ def summarise(cases: dict[str, dict], kind: str, bins: int, about: dict[str, Any
     ]
     for name in cases:
         others = [row for row in rows if row["case"] != name]
+        if len(others) < 2:
+            raise DatasetError(
+                f"Calibrating without case '{name}' leaves {len(others)} organs that were found and are there, needs "
+                "2. Name more test_cases, or a prior that finds organs (prior_file)."
+            )
         fitted = Calibration.fit(*_columns(others), kind)
         for row in rows:
             if row["case"] == name:

@@ -366,3 +366,8 @@ def test_the_benchmark_goes_on_where_it_was(overlay, tmp_path, monkeypatch, caps
     assert (tmp_path / "doubt.png").stat().st_size > 10_000
     assert Calibration.load(tmp_path / "doubt_calibration.json").about["samples"] == 2
     assert "Spearman correlation" in capsys.readouterr().out
+
+
+def test_too_few_organs_to_calibrate_say_so():
+    with pytest.raises(DatasetError, match="without case 'a' leaves 0 organs.*test_cases"):
+        benchmark.summarise({"a": fake_case([0.5, 0.9], [0.3, 0.7])}, "linear", 5, {})
