@@ -17,7 +17,8 @@ from workflows import BUNDLE, SETTINGS, new_workflow, run, train, write_overlay
 CONFIGS = BUNDLE / "configs"
 BTCV_CASES = [f"{number:04d}" for number in [*range(1, 11), *range(21, 41)]]
 CHAOS_CASES = [*"1 2 3 5 8 10 13 15 19 20 21 22 31 32 33 34 36 37 38 39".split()]
-DATA_SETS = ["btcv", "chaos", "folder", "demo", "sf_uda", "sf_uda_demo", "ct", "mr"]
+OVERLAYS = ["btcv", "chaos", "folder", "demo", "sf_uda", "sf_uda_demo", "ct", "mr", "automedsam", "beyond_paper"]
+OVERLAYS += [f"splits/{path.stem}" for path in (CONFIGS / "splits").iterdir()]
 OWN = {"demo": {"phantoms"}, "automedsam": {"sparse_tokens", "pixel_loss"}}  # keys that an overlay brings along
 
 
@@ -25,9 +26,7 @@ def read(name: str) -> dict:
     return json.loads((CONFIGS / f"{name}.json").read_text())
 
 
-@pytest.mark.parametrize(
-    "name", [*DATA_SETS, "automedsam"] + [f"splits/{path.stem}" for path in (CONFIGS / "splits").iterdir()]
-)
+@pytest.mark.parametrize("name", OVERLAYS)
 def test_an_overlay_changes_only_what_the_configuration_has(name):
     """A misspelt key would be ignored in silence."""
     known = {*read("train"), *read("evaluate"), *OWN.get(name, ())}
@@ -77,6 +76,18 @@ def test_chaos_test_lists_are_the_customary_ones(name, tested):
 
 
 # ---- other organs
+
+
+def test_beyond_the_paper_training_sees_the_times_of_inference_alone(tmp_path, tiny_dataset, backbone_file):
+    overlay = write_overlay(tmp_path, tiny_dataset, backbone_file)
+    times = []
+    for inference_steps in (2, 1):
+        workflow = new_workflow("training", overlay, CONFIGS / "beyond_paper.json", inference_steps=inference_steps)
+        workflow.initialize()
+        times.append(workflow.trainer.timesteps.tolist())
+        workflow.finalize()
+
+    assert times == [[999, 499], [999]]
 
 
 def test_one_organ_is_trained_evaluated_and_inferred_without_touching_python(tmp_path, tiny_dataset, backbone_file):
