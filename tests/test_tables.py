@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from monai.bundle import ConfigParser
 from workflows import BUNDLE, ROOT, write_overlay
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -220,3 +221,23 @@ def test_the_tables_that_come_with_the_benchmarks_name_what_there_is(path):
             assert (BUNDLE / config).is_file(), config
     gap = content.get("gap") or {}
     assert set(gap.values()) <= table.rows.keys()
+
+
+@pytest.mark.parametrize("path", sorted(TABLES.glob("*.json")), ids=lambda path: path.stem)
+def test_settings_of_a_table_change_what_the_configuration_has(path):
+    """A misspelt setting would be ignored in silence, or end a run hours later."""
+    content = Table.read(path, None, {}).content
+    for training in content["trainings"].values():
+        if training["command"] != "training":
+            continue
+        files = [*training.get("base", content["config_file"]), *training.get("config_file", [])]
+        parser = ConfigParser()
+        parser.read_config([str(BUNDLE / file) for file in files if "evaluate" not in file])
+        shared = {} if "base" in training else content.get("settings", {})  # a source has no settings of the target
+        for key in {**shared, **training.get("settings", {})}:
+            section, _, name = key.rpartition("#")
+            assert name in (parser[section] if section else parser.get()), key
+    for row in content["rows"].values():
+        for key in row.get("options", {}):
+            section, _, name = key.rpartition("#")
+            assert not section or section == "validate#inferer", key
