@@ -110,6 +110,15 @@ def test_measured_and_published_numbers_stand_in_tables_of_their_own(two_runs):
     assert "| Not there | 70.00 | 80.00 | 75.00 | not run |" in published
 
 
+def test_without_its_ends_a_gap_has_no_share(two_runs):
+    for run in two_runs.runs:
+        two_runs.result(run, "Bound").unlink()
+
+    text = report.to_markdown(report.collect(two_runs))
+
+    assert "| 50.0 ± 0.0 | – | 10 ± 0 |" in text
+
+
 def test_a_row_with_some_of_its_runs_says_so(two_runs):
     two_runs.result("b", "Better").unlink()
 

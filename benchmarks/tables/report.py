@@ -123,7 +123,8 @@ def to_markdown(content: dict[str, Any]) -> str:
         cells = [name, *(_percent(each) for each in row["organs"]), f"**{_percent(row['mean'])}**"]
         cells += [_plain(row[key], 1) if key.endswith("_mm") else _percent(row[key]) for key in others]
         if content["gap"]:
-            cells.append(_percent(row["gap_closed"], 0) + " %")
+            closed = row["gap_closed"]
+            cells.append(f"{_percent(closed, 0)} %" if closed["n"] else MISSING)
         cells += [
             _plain(row["seconds_training"], 0),
             _plain(row["seconds_per_volume"], 1),
