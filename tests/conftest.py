@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,10 +11,15 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+import torch
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundle"  # the bundle root
 sys.path.insert(0, str(BUNDLE))
+
+# for networks this small, threads cost more than they give: here, and in the processes that tests start
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHAPE = (40, 36, 8)
 SPACING = (2.0, 2.0, 5.0)
