@@ -146,7 +146,7 @@ def run_page(page: str, place: Path, monkeypatch, fetched: list) -> None:
     mark.touch()
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [PAGES[0], *(pytest.param(page, marks=pytest.mark.slow) for page in PAGES[1:])])
 def test_every_command_of_a_page_runs(page, place, monkeypatch):
     """Pages go on from what a reader of the first two has prepared and trained."""
     fetched = []
