@@ -62,9 +62,10 @@ def test_rows_are_trained_for_run_and_marked_by_one_command(tmp_path, write_data
     assert (output / "table.png").stat().st_size > 5000
     assert "- SAM: needs a SAM checkpoint" in (output / "table.md").read_text()
 
-    made = {path: path.stat().st_mtime_ns for path in [*output.glob("1/*.json"), output / "1/diffusam/model.pt"]}
+    trained = list(tmp_path.glob("trainings/training_*/model.pt"))
+    made = {path: path.stat().st_mtime_ns for path in [*output.glob("1/*.json"), *trained]}
     again = run_table(table, output, "--rows", "SAM2 (box)")
-    assert again.returncode == 0 and "is not run again" in (output / "1/logs/SAM2__box_.log").read_text()
+    assert len(trained) == 1 and again.returncode == 0 and "is not run again" in (output / "1/logs/SAM2__box_.log").read_text()
     assert all(path.stat().st_mtime_ns == time for path, time in made.items())
 
 
@@ -170,6 +171,17 @@ def test_a_source_gets_its_own_settings_and_no_others(tmp_path):
     assert [each for each in prior if each.startswith("--prior_file=")] == [
         each for each in row if each.startswith("--prior_file=")
     ]
+
+
+def test_what_two_tables_train_alike_is_trained_once(tmp_path):
+    trainings = {"prior": {"command": "training", "settings": {"iterations": 5}}, "longer": {"command": "training"}}
+    one = Table.read(write_table(tmp_path, rows={}, trainings=trainings), tmp_path / "one", {})
+    trainings = {"default": {"command": "training", "base": CONFIGS, "settings": {"iterations": 5}}}
+    two = Table.read(write_table(tmp_path, rows={}, trainings=trainings, runs={"a": {}}), tmp_path / "two", {})
+
+    assert one.trained("1", "prior") == two.trained("a", "default") != one.trained("1", "longer")
+    one.overrides["seed"] = 3
+    assert one.trained("1", "prior") != two.trained("a", "default")
 
 
 def test_the_time_of_a_training_that_was_killed_counts(tmp_path):

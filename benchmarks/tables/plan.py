@@ -15,6 +15,9 @@ A table's file names
 * ``published``: what those numbers are of;
 * ``gap``: the rows between which the share of a gap that others close is given, ``from`` and ``to``.
 
+Trainings lie beside the tables' folders, in ``trainings``, each in a folder named after all that it was told: what two
+tables, or two names in one, train alike is trained once. So is the cache of encoded slices, whose files are named so.
+
 A training with a ``base`` is one on a source domain: of the settings of the table, of its runs and of the command line
 it gets those that begin with ``source_``, without that, and all others get the rest. Of such a training a row gets the
 file alone.
@@ -22,6 +25,7 @@ file alone.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -119,10 +123,17 @@ class Table:
         """What a command has printed."""
         return self._folder(run) / "logs" / f"{_file_name(name)}.log"
 
+    @property
+    def cache(self) -> Path:
+        """Cache of encoded slices."""
+        return self._beside("cache")
+
     def trained(self, run: str, training: str) -> Path:
         """The file that a training ends with."""
-        _, name = TRAINING_FILES[self.content["trainings"][training]["command"]]
-        return self._folder(run) / _file_name(training) / name
+        entry = self.content["trainings"][training]
+        command, (_, name) = entry["command"], TRAINING_FILES[entry["command"]]
+        told = json.dumps(self._options(run, entry, {}, entry.get("settings", {})))
+        return self._beside("trainings") / f"{command}_{hashlib.sha256(told.encode()).hexdigest()[:12]}" / name
 
     def seconds(self, run: str, training: str) -> float:
         """Seconds that a training has taken so far, over all its attempts.
@@ -145,12 +156,13 @@ class Table:
         file = self.trained(run, name)
         own = {option: str(file)}
         if training["command"] == "training":
-            own |= {"output_dir": str(file.parent), "cache_dir": str(self._folder(run) / "cache")}
-        return self._step(name, run, training, own, training.get("settings", {}))
+            own |= {"output_dir": str(file.parent), "cache_dir": str(self.cache)}
+        options = self._options(run, training, own, training.get("settings", {}))
+        return Step(name, run, [*_script(training["command"]), *options])
 
     def row_step(self, run: str, name: str) -> Step:
         row = self.rows[name]
-        own: dict[str, Any] = {"output": str(self.result(run, name)), "cache_dir": str(self._folder(run) / "cache")}
+        own: dict[str, Any] = {"output": str(self.result(run, name)), "cache_dir": str(self.cache)}
         entry, options = row, row.get("options", {})
         if "training" in row:
             training = self.content["trainings"][row["training"]]
@@ -159,12 +171,15 @@ class Table:
             if "base" not in training:  # a network is built as it was trained
                 options = {**training.get("settings", {}), **options}
                 entry = {**row, "config_file": [*training.get("config_file", []), *row.get("config_file", [])]}
-        return self._step(name, run, entry, own, options)
+        return Step(name, run, [*_script(row["command"]), *self._options(run, entry, own, options)])
 
     def _folder(self, run: str) -> Path:
         return (self.output / _file_name(run)).absolute()
 
-    def _step(self, name: str, run: str, entry: dict, own: dict, settings: dict) -> Step:
+    def _beside(self, name: str) -> Path:
+        return (self.output.parent / name).absolute()
+
+    def _options(self, run: str, entry: dict, own: dict, settings: dict) -> list[str]:
         source = "base" in entry
         repeated = dict(self.content["runs"][run])
         split = repeated.pop("config_file", [])
@@ -174,7 +189,7 @@ class Table:
         shared = _of_domain({**self.content.get("settings", {}), **repeated}, source)
         given = _of_domain(self.overrides, source)
         values = [f"--{key}={value}" for key, value in {**shared, **settings, **given, **own}.items()]
-        return Step(name, run, [*_script(entry["command"]), "--config_file", str(config_file), *values])
+        return ["--config_file", str(config_file), *values]
 
 
 def run_steps(table: Table, rows: list[str], runs: list[str], jobs: int, after_each: Callable[[], Any]) -> None:
@@ -191,21 +206,24 @@ def run_steps(table: Table, rows: list[str], runs: list[str], jobs: int, after_e
         after_each: called after each training with its rows, and after each other row.
     """
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    chains: dict[tuple[str, str], list[str]] = {}
+    chains: dict[Path, list[tuple[str, str]]] = {}  # of runs and rows, by the file that they need, or write
     for run in runs:
         for name in rows:
-            chains.setdefault((run, table.rows[name].get("training", f"row {name}")), []).append(name)
+            training = table.rows[name].get("training")
+            needed = table.trained(run, training) if training else table.result(run, name)
+            chains.setdefault(needed, []).append((run, name))
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(_run_chain, table, run, names, threads) for (run, _), names in chains.items()]
+        futures = [pool.submit(_run_chain, table, chain, threads) for chain in chains.values()]
         for future in as_completed(futures):
             future.result()
             after_each()
 
 
-def _run_chain(table: Table, run: str, rows: list[str], threads: int) -> None:
-    training = table.rows[rows[0]].get("training")
+def _run_chain(table: Table, chain: list[tuple[str, str]], threads: int) -> None:
+    run, first = chain[0]
+    training = table.rows[first].get("training")
     if training is None or _train(table, run, training, threads):
-        for name in rows:
+        for run, name in chain:
             _call(table.row_step(run, name), table.log(run, name), threads)
 
 
