@@ -23,13 +23,13 @@ Readings taken, and how they differ from that code:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 
-from .diffusion_prior import ChannelMoments, conditional_unet, pad_for_unet
+from .diffusion_prior import StandardisingModule, conditional_unet, pad_for_unet
 from .frozen_backbone import FrozenBackboneNetwork
 from .parallel import noise_like
 from .propagation import VolumetricInferer, _Slices
@@ -53,7 +53,7 @@ class DecoderBranch(nn.Module):
         return self.out(sample)
 
 
-class ClassPromptEncoder(nn.Module):
+class ClassPromptEncoder(StandardisingModule):
     """Image embedding and organ label to sparse and dense prompt embeddings (Figure 3).
 
     Forward diffusion noises the standardised image embedding; the reverse side is a UNet with one encoder and two
@@ -82,7 +82,7 @@ class ClassPromptEncoder(nn.Module):
         dropout: float = 0.0,
         scheduler: DDPMScheduler | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(embedding=embedding_channels)
         self.scheduler = scheduler or DDPMScheduler(num_train_timesteps=100, beta_start=1e-4, beta_end=0.01)
         self.organs, self.embedding_channels, self.sparse_tokens = organs, embedding_channels, sparse_tokens
         encoder, second = (
@@ -102,30 +102,6 @@ class ClassPromptEncoder(nn.Module):
         self.organ_embedding = encoder.class_embedding
         self.dense_branch, self.sparse_branch = DecoderBranch(encoder), DecoderBranch(second)
         self.pool = nn.AdaptiveAvgPool2d((sparse_tokens, 1))
-        self.register_buffer("embedding_mean", torch.zeros(1, embedding_channels, 1, 1))
-        self.register_buffer("embedding_std", torch.ones(1, embedding_channels, 1, 1))
-        self.register_buffer("fitted", torch.tensor(False))
-
-    @torch.no_grad()
-    def fit_statistics(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Sets the per-channel mean and standard deviation of image embeddings.
-
-        Args:
-            batches: pairs of training memories, which are not read, and image embeddings ``(B, C, h, w)``, as
-                :meth:`EncodedSlices.statistics_batches` gives them.
-
-        Raises:
-            ValueError: no batch at all.
-        """
-        moments = ChannelMoments()
-        for _, embedding in batches:
-            moments.add(embedding)
-        if not moments.count:
-            raise ValueError("Statistics need at least one batch of image embeddings.")
-        mean, std = moments.mean_and_std()
-        self.embedding_mean.copy_(mean)
-        self.embedding_std.copy_(std)
-        self.fitted.fill_(True)
 
     def forward(self, embedding: Tensor, organ: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Prompt embeddings for B pairs of slice and organ.

@@ -73,7 +73,49 @@ def pad_for_unet(inputs: Tensor, levels: int) -> Tensor:
     return F.pad(inputs, (0, -width % multiple, 0, -height % multiple))
 
 
-class MemoryPrior(nn.Module):
+class StandardisingModule(nn.Module):
+    """A module that knows mean and standard deviation of its inputs' channels, as buffers.
+
+    Neither memories nor image embeddings have a fixed scale: it depends on the backbone.
+
+    Args:
+        channels: number of channels of each kind of input that is standardised, ``memory`` or ``embedding``.
+    """
+
+    def __init__(self, **channels: int) -> None:
+        super().__init__()
+        self.standardised = tuple(channels)
+        for name, count in channels.items():
+            self.register_buffer(f"{name}_mean", torch.zeros(1, count, 1, 1))
+            self.register_buffer(f"{name}_std", torch.ones(1, count, 1, 1))
+        self.register_buffer("fitted", torch.tensor(False))
+
+    @torch.no_grad()
+    def fit_statistics(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Sets the per-channel mean and standard deviation of what is standardised.
+
+        Args:
+            batches: pairs of training memories ``(B, M, h, w)`` and image embeddings ``(B, C, h, w)``, as
+                :meth:`EncodedSlices.statistics_batches` gives them.
+
+        Raises:
+            ValueError: no batch at all.
+        """
+        moments = {name: ChannelMoments() for name in self.standardised}
+        for memory, embedding in batches:
+            values = {"memory": memory, "embedding": embedding}
+            for name, each in moments.items():
+                each.add(values[name])
+        if not all(each.count for each in moments.values()):
+            raise ValueError("Statistics need at least one batch of memories and image embeddings.")
+        for name, each in moments.items():
+            mean, std = each.mean_and_std()
+            getattr(self, f"{name}_mean").copy_(mean)
+            getattr(self, f"{name}_std").copy_(std)
+        self.fitted.fill_(True)
+
+
+class MemoryPrior(StandardisingModule):
     """Generates SAM2 memories from image features and an organ label.
 
     Args:
@@ -109,7 +151,7 @@ class MemoryPrior(nn.Module):
         dropout: float = 0.0,
         scheduler: DDIMScheduler | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(memory=memory_channels, embedding=embedding_channels)
         self.scheduler = scheduler or DDIMScheduler(
             beta_start=1e-4,
             beta_end=0.02,
@@ -154,35 +196,6 @@ class MemoryPrior(nn.Module):
             attention_levels,
             dropout,
         )
-        self.register_buffer("memory_mean", torch.zeros(1, memory_channels, 1, 1))
-        self.register_buffer("memory_std", torch.ones(1, memory_channels, 1, 1))
-        # image features have no fixed scale either: it depends on the backbone
-        self.register_buffer("embedding_mean", torch.zeros(1, embedding_channels, 1, 1))
-        self.register_buffer("embedding_std", torch.ones(1, embedding_channels, 1, 1))
-        self.register_buffer("fitted", torch.tensor(False))
-
-    @torch.no_grad()
-    def fit_statistics(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Sets the per-channel mean and standard deviation of memories and image embeddings.
-
-        Args:
-            batches: pairs of training memories ``(B, M, h, w)`` and image embeddings ``(B, C, h, w)``.
-
-        Raises:
-            ValueError: no batch at all.
-        """
-        moments = {"memory": ChannelMoments(), "embedding": ChannelMoments()}
-        for pair in batches:
-            for each, values in zip(moments.values(), pair):
-                each.add(values)
-        if not moments["memory"].count:
-            raise ValueError("Statistics need at least one batch of memories.")
-        for name, each in moments.items():
-            mean, std = each.mean_and_std()
-            getattr(self, f"{name}_mean").copy_(mean)
-            getattr(self, f"{name}_std").copy_(std)
-        self.fitted.fill_(True)
-
     def standardise(self, memory: Tensor) -> Tensor:
         return (memory - self.memory_mean) / self.memory_std
 

@@ -86,9 +86,7 @@ class DoubtInferer(VolumetricInferer):
             doubt, labels = doubt_of_samples([logits for _, logits in decoded], size)
             agreement.add(labels)
             output[0, -1, ..., indices] = (doubt * PROBABILITY_STEPS).round().permute(1, 2, 0).to(output)
-        if corrector is not None:
-            for index, logits in corrector(source, kept):
-                self._write(output[:, :-1], [index], logits)
+        self._correct(corrector, source, kept, output[:, :-1])
         self.predicted_dice = agreement.dice()
         return convert_to_dst_type(output, inputs, dtype=output.dtype)[0]
 

@@ -115,11 +115,17 @@ class VolumetricInferer(Inferer):
         for indices, logits in self._decode_all(source):
             self._write(output, indices, logits)
             kept |= needed(corrector, indices, logits)
+        self._correct(corrector, source, kept, output)
+        # with the input's record of transforms, by which `Invertd` finds the way back to the file's grid
+        return convert_to_dst_type(output, inputs, dtype=output.dtype)[0]
+
+    def _correct(
+        self, corrector: Corrector | None, source: _Slices, kept: dict[int, Tensor], output: Tensor
+    ) -> None:
+        """Puts what a user has corrected into the volume, from the logits :func:`needed` for it."""
         if corrector is not None:
             for index, logits in corrector(source, kept):
                 self._write(output, [index], logits)
-        # with the input's record of transforms, by which `Invertd` finds the way back to the file's grid
-        return convert_to_dst_type(output, inputs, dtype=output.dtype)[0]
 
     def _source(self, inputs: Tensor, network: DiffuSAM) -> _Slices:
         network = getattr(network, "module", network)
