@@ -44,6 +44,7 @@ TRAINING_FILES = {"training": ("prior_file", "model.pt"), "train_source": ("sour
 SOURCE = "source_"
 CLOCK = "seconds.json"  # beside a training's file
 EVALUATION = "configs/evaluate.json"
+TESTED = "test_cases"  # which no training of a prior depends on
 ADAPTATION = ("train_source", "source_only", "dpl", "dfg", "target_supervised")
 KEYS = {"title", "about", "config_file", "settings", "runs", "trainings", "rows", "published", "gap"}
 
@@ -188,8 +189,10 @@ class Table:
             config_file = [each for each in config_file if each != EVALUATION]  # whose `initialize` needs a prior
         shared = _of_domain({**self.content.get("settings", {}), **repeated}, source)
         given = _of_domain(self.overrides, source)
-        values = [f"--{key}={value}" for key, value in {**shared, **settings, **given, **own}.items()]
-        return ["--config_file", str(config_file), *values]
+        values = {**shared, **settings, **given, **own}
+        if entry["command"] == "training":
+            values.pop(TESTED, None)
+        return ["--config_file", str(config_file), *(f"--{key}={value}" for key, value in values.items())]
 
 
 def run_steps(table: Table, rows: list[str], runs: list[str], jobs: int, after_each: Callable[[], Any]) -> None:
