@@ -314,7 +314,7 @@ def test_clicks_on_neighbouring_voxels_and_organs_are_all_obeyed(network, volume
     assert labels[20, 20] == 1 and labels[20, 21] != 1 and labels[21, 20] == 2
 
 
-@pytest.mark.parametrize("options", [{}, {"no_3d": True}, {"refine": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"no_3d": True}, {"refine": True}, {"views": [[0, 1], [9, 1.1]]}], ids=str)
 def test_other_organs_and_slices_out_of_reach_stay_bit_for_bit(network, volume, options):
     before = logits_with(network, volume, None, **options)
     inside = before[0].argmax(0)[25, 40, 2] == 2

@@ -105,8 +105,8 @@ class _Sample(_Slices):
         self.sample, self.shared = sample, shared
 
     def features(self, indices: list[int]) -> ImageFeatures:
-        if self.shared.get("indices") != indices:
-            self.shared.update(indices=indices, features=super().features(indices))
+        if self.shared.get("shown") != (self.view, indices):
+            self.shared.update(shown=(self.view, indices), features=super().features(indices))
         return self.shared["features"]
 
     def _memories(self, features: ImageFeatures) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 
 import torch
 from monai.inferers import Inferer
@@ -21,6 +22,7 @@ from .corrected_slices import Corrector
 from .diffusam import DiffuSAM
 from .diffusion_prior import ChannelMoments
 from .sam2_backbone import NO_OBJECT_LOGIT, Decoded, ImageFeatures, Memory, resize_logits, with_background
+from .views import MeanOverViews, View, read_views
 
 OUTPUTS = ("labels", "labels_and_organs", "logits")
 
@@ -30,9 +32,9 @@ class VolumetricInferer(Inferer):
 
     Slices are resized to the network's input a few at a time, and the masks back to the volume's own size. Memory use
     does not grow with the number of slices beyond the input and the output: slices are encoded and their memories
-    sampled a batch at a time, in the order of the walk, and only the nearest neighbours' memories are kept. Three
-    options keep something small of every slice: ``two_pass`` its synthesised memories, ``refine`` its masks at a
-    quarter of the network's resolution.
+    sampled a batch at a time, in the order of the walk, and only the nearest neighbours' memories are kept. Some
+    options keep something small of every slice: ``two_pass`` its synthesised memories, ``refine`` and ``views`` its
+    masks at a quarter of the network's resolution.
 
     Args:
         neighbours: memories of previously decoded slices that a slice sees, 0 (the same as ``no_3d``) to 6.
@@ -50,15 +52,19 @@ class VolumetricInferer(Inferer):
             set: those of the volume at hand are taken out, channel by channel, and the training set's put in. For
             volumes of another kind than the training's (source-free adaptation); not in the paper. One more encoding
             of every slice.
+        views: pairs of degrees and scale; the volume is segmented once in each, turned and enlarged in plane by so
+            much, and the organs' probabilities are averaged. As many times the time. A user's corrections are made in
+            the volume as it is. Not in the paper.
         output: ``"labels"``, a label map; ``"labels_and_organs"``, with a second channel whose bit i - 1 is set where
             organ i's own logit is positive, before organs are merged; ``"logits"``, a channel for the background
             (0 everywhere) and each organ.
         on_slices: called, as the walk goes on, with the number of slices decoded so far and the number to decode in
-            all (with ``refine`` every slice counts twice), for a progress bar. It may be set later.
+            all (with ``refine`` every slice counts twice, and again for each view), for a progress bar. It may be set
+            later.
 
     Raises:
-        ValueError: a number of neighbours that SAM2 has no temporal encoding for, a weight out of [0, 1], or an unknown
-            ``output``.
+        ValueError: a number of neighbours that SAM2 has no temporal encoding for, a weight out of [0, 1], views that
+            are none, or an unknown ``output``.
     """
 
     def __init__(
@@ -72,6 +78,7 @@ class VolumetricInferer(Inferer):
         own_weight: float = 0.0,
         two_pass: bool = False,
         target_statistics: bool = False,
+        views: Sequence[Sequence[float]] = ((0, 1),),
         output: str = "labels",
         on_slices: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -88,6 +95,7 @@ class VolumetricInferer(Inferer):
         self.refine = refine and self.neighbours > 0
         self.two_pass, self.target_statistics, self.output = two_pass, target_statistics, output
         self.on_slices = on_slices
+        self.views = read_views(views)
 
     @torch.no_grad()
     def __call__(
@@ -139,13 +147,25 @@ class VolumetricInferer(Inferer):
 
     def _decode_all(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:
         """Yields indices of slices and their organ logits ``(n, K, S/4, S/4)``, every slice once, as they get final."""
+        if self.views == (View(),):
+            yield from self._decode_view(source)
+            return
+        mean = MeanOverViews()
+        for number, view in enumerate(self.views):
+            for indices, logits in self._decode_view(source.seen_in(view), number):
+                mean.add(view, indices, logits)
+        for index in range(source.count):
+            yield [index], mean.pop(index)[None].to(source.device)
+
+    def _decode_view(self, source: _Slices, number: int = 0) -> Iterator[tuple[list[int], Tensor]]:
+        """:meth:`_decode_all` of one view, before which ``number`` others have been decoded."""
         if self.target_statistics:
             source.measure_statistics()
         if self.two_pass:
             source.synthesise_all()
         first_pass: dict[int, Tensor] = {}
         walk = self._walk_independent if self.neighbours == 0 else self._walk_outward
-        decoded = 0
+        decoded = number * source.count * (1 + self.refine)
         for indices, logits in walk(source):
             if self.refine:
                 first_pass |= {index: each.cpu() for index, each in zip(indices, logits)}
@@ -161,7 +181,7 @@ class VolumetricInferer(Inferer):
 
     def _report(self, decoded: int, slices: int) -> None:
         if self.on_slices is not None:
-            self.on_slices(decoded, slices * (1 + self.refine))
+            self.on_slices(decoded, slices * (1 + self.refine) * len(self.views))
 
     def _empty_output(self, volume: Tensor, organs: int) -> Tensor:
         if self.output == "logits":
@@ -284,6 +304,13 @@ class _Slices:
         self.resize = Resize((size, size), mode="bilinear", anti_aliasing=True)
         self.statistics: tuple[Tensor, Tensor] | None = None
         self.memories: Tensor | None = None
+        self.view = View()
+
+    def seen_in(self, view: View) -> _Slices:
+        """The same slices in a view."""
+        other = copy(self)
+        other.view, other.statistics, other.memories = view, None, None
+        return other
 
     def encode(self, indices: list[int]) -> tuple[ImageFeatures, Tensor]:
         """Image features of some slices and their synthesised memories ``(n, organs, M, h, w)``."""
@@ -307,7 +334,8 @@ class _Slices:
 
     def features(self, indices: list[int]) -> ImageFeatures:
         image = self.resize(self.volume[..., indices].permute(2, 0, 1).float())
-        return self.network.backbone.encode_image(convert_to_tensor(image, track_meta=False)[:, None].to(self.device))
+        shown = self.view.show(convert_to_tensor(image, track_meta=False)[:, None].to(self.device))
+        return self.network.backbone.encode_image(shown)
 
     def _synthesise(self, features: ImageFeatures) -> Tensor:
         if self.statistics is not None:
