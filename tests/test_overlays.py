@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from scripts.views import View
 from workflows import BUNDLE, SETTINGS, new_workflow, run, train, write_overlay
 
 CONFIGS = BUNDLE / "configs"
@@ -88,6 +89,14 @@ def test_beyond_the_paper_training_sees_the_times_of_inference_alone(tmp_path, t
         workflow.finalize()
 
     assert times == [[999, 499], [999]]
+
+
+def test_beyond_the_paper_a_volume_is_segmented_in_several_views(tmp_path, tiny_dataset, backbone_file):
+    overlay = write_overlay(tmp_path, tiny_dataset, backbone_file)
+    for command in ("evaluating", "inferring"):
+        workflow = new_workflow(command, overlay, CONFIGS / "beyond_paper.json", input=str(tiny_dataset))
+        inferer = workflow.parser.get_parsed_content("validate#inferer" if command == "evaluating" else "inferer")
+        assert len(inferer.views) == 5 and inferer.views[0] == View()
 
 
 def test_one_organ_is_trained_evaluated_and_inferred_without_touching_python(tmp_path, tiny_dataset, backbone_file):

@@ -94,12 +94,15 @@ def test_views_are_averaged_and_counted(network, volume):
     each = [probabilities(volume, network, views=[view]) for view in views]
 
     # at a quarter of the resolution; enlarging logits and their mean is not the same between pixels
-    torch.testing.assert_close(both[..., 1::4, 1::4, :], torch.stack(each).mean(0)[..., 1::4, 1::4, :], atol=0.05, rtol=0)
+    torch.testing.assert_close(
+        both[..., 1::4, 1::4, :], torch.stack(each).mean(0)[..., 1::4, 1::4, :], atol=0.05, rtol=0
+    )
     assert reported[0][1] == 6 and reported[-1] == (6, 6)
 
 
 @pytest.mark.parametrize(
-    "views, message", [([], "at least one"), ([[0]], "pair"), ([0, 1], "pair"), ([[0, 0]], "positive"), (["01x"], "pair")]
+    "views, message",
+    [([], "at least one"), ([[0]], "pair"), ([0, 1], "pair"), ([[0, 0]], "positive"), (["01x"], "pair")],
 )
 def test_views_that_are_none(views, message):
     with pytest.raises(ValueError, match=f"(?i){message}"):

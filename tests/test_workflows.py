@@ -263,6 +263,19 @@ def test_a_killed_training_resumes_to_the_same_prior(project, tmp_path, dataset,
     assert_same_prior(tmp_path, project.folder)
 
 
+def test_a_falling_learning_rate_goes_on_where_it_was(project, tmp_path, dataset, backbone_file):
+    falling = {"learning_rate_factor": "$lambda progress: 1 - progress"}
+    whole, killed = (write_overlay(tmp_path / name, dataset, backbone_file, **falling) for name in ("whole", "killed"))
+
+    losses = train(whole)
+    train(killed, kill_at=3)
+    resumed = train(killed)
+
+    assert losses[:1] == project.losses[:1] and losses[-1] != project.losses[-1]
+    assert resumed == losses[2:]
+    assert_same_prior(tmp_path / "killed", tmp_path / "whole")
+
+
 def test_a_longer_training_continues_a_finished_one(project, tmp_path, dataset, backbone_file):
     overlay = write_overlay(tmp_path, dataset, backbone_file)
 

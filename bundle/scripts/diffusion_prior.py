@@ -196,6 +196,7 @@ class MemoryPrior(StandardisingModule):
             attention_levels,
             dropout,
         )
+
     def standardise(self, memory: Tensor) -> Tensor:
         return (memory - self.memory_mean) / self.memory_std
 

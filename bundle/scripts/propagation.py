@@ -127,9 +127,7 @@ class VolumetricInferer(Inferer):
         # with the input's record of transforms, by which `Invertd` finds the way back to the file's grid
         return convert_to_dst_type(output, inputs, dtype=output.dtype)[0]
 
-    def _correct(
-        self, corrector: Corrector | None, source: _Slices, kept: dict[int, Tensor], output: Tensor
-    ) -> None:
+    def _correct(self, corrector: Corrector | None, source: _Slices, kept: dict[int, Tensor], output: Tensor) -> None:
         """Puts what a user has corrected into the volume, from the logits :func:`needed` for it."""
         if corrector is not None:
             for index, logits in corrector(source, kept):
