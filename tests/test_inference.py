@@ -361,7 +361,7 @@ def test_a_record_of_something_else_is_refused(recorded, content):
 # what results do not depend on, or not without the prior's own file being another
 NO_SETTINGS = {
     *("backbone_checkpoint", "backbone_sha256", "encode_batch_size"),
-    *("prior_channels", "attention_levels", "dropout", "use_high_res"),
+    *("prior_channels", "attention_levels", "dropout", "use_high_res", "use_neighbour"),
     *("output", "volume_device", "probabilities", "doubt", "network", "handlers"),
 }
 

@@ -41,6 +41,7 @@ SHARED = [
     "eta",
     "memory_samples",
     "use_high_res",
+    "use_neighbour",
     "prior_channels",
     "attention_levels",
     "dropout",

@@ -51,8 +51,13 @@ def slice_of(values: torch.Tensor) -> list[int]:
     return every[:: len(ORGANS)]
 
 
-def run_traced(network, monkeypatch, slices: int, **options) -> tuple[Trace, torch.Tensor]:
-    """Walks through a volume with a backbone whose features, memories and logits carry the slice's number alone."""
+def run_traced(
+    network, monkeypatch, slices: int, best: int | None = None, keep_synthesise: bool = False, **options
+) -> tuple[Trace, torch.Tensor]:
+    """Walks through a volume with a backbone whose features, memories and logits carry the slice's number alone.
+
+    Of a ``best`` slice the decoder is surest.
+    """
     trace, backbone = Trace(), network.backbone
 
     def encode_image(image):
@@ -71,17 +76,19 @@ def run_traced(network, monkeypatch, slices: int, **options) -> tuple[Trace, tor
 
     def decode(conditioned, features):
         ones = torch.ones(len(conditioned), 1)
-        logits = conditioned.mean((1, 2, 3), keepdim=True).expand(-1, 1, 4 * TOKENS, 4 * TOKENS)
-        return Decoded(logits, ones, ones, ones)
+        carried = conditioned.mean((1, 2, 3), keepdim=True)
+        iou = ones if best is None else 1 - (carried[:, :, 0, 0] - best * STEP).abs()
+        return Decoded(carried.expand(-1, 1, 4 * TOKENS, 4 * TOKENS), ones, iou, ones)
 
-    def synthesise(features):
+    def synthesise(features, **_):
         return torch.full_like(features.embedding, OWN * STEP).repeat_interleave(len(ORGANS), 0)
 
     monkeypatch.setattr(backbone, "encode_image", encode_image)
     monkeypatch.setattr(backbone, "condition", condition)
     monkeypatch.setattr(backbone, "decode", decode)
     monkeypatch.setattr(backbone, "encode_memory", lambda features, logits, score=None: features.embedding)
-    monkeypatch.setattr(network, "synthesise", synthesise)
+    if not keep_synthesise:
+        monkeypatch.setattr(network, "synthesise", synthesise)
     volume = (torch.arange(slices) * STEP).expand(1, 1, SIZE, SIZE, slices)
     return trace, logits_of(volume, network, **options)
 
@@ -166,6 +173,55 @@ def test_middle_slice_is_decoded_from_its_own_memory_alone(network):
     torch.testing.assert_close(walked[..., 2], alone[..., 2], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("best, order", [(0, [0, 1, 2, 3, 4]), (3, [3, 2, 4, 1, 0]), (4, [4, 3, 2, 1, 0])])
+def test_the_walk_starts_where_the_decoder_is_surest_if_told_to(network, monkeypatch, best, order):
+    trace, logits = run_traced(network, monkeypatch, 5, best, first_slice="best", neighbours=2)
+
+    assert trace.decoded == [0, 1, 2, 3, 4, *order]  # each by itself before
+    assert trace.memories[best] == [(0, OWN)] and trace.memories[order[1]] == [(0, OWN), (1, best)]
+    torch.testing.assert_close(logits[0, 1].mean((0, 1)), torch.arange(5) * STEP)
+
+
+@pytest.fixture(scope="module")
+def network_by_prior(network):
+    """Neighbours condition the prior there, and memory attention sees the slice's own memory alone."""
+    torch.manual_seed(0)
+    options = {"condition_channels": 16, "block_out_channels": (16, 32), "attention_levels": 1, "use_neighbour": True}
+    prior = MemoryPrior(MEMORY_CHANNELS, CHANNELS, len(ORGANS), **options)
+    prior.fitted.fill_(True)
+    return DiffuSAM(network.backbone, prior, ORGANS, object_gate=False).eval()
+
+
+def test_a_prior_may_see_the_neighbour_in_place_of_memory_attention(network_by_prior, monkeypatch):
+    """The traced memory of a neighbour carries its slice; what is synthesised from it carries it on."""
+    shown = {}
+
+    def synthesise(features, neighbour=None):
+        for row, index in enumerate(slice_of(features.embedding.repeat_interleave(len(ORGANS), 0))):
+            shown[index] = None if neighbour is None else slice_of(neighbour)[row]
+        return torch.full_like(features.embedding, OWN * STEP).repeat_interleave(len(ORGANS), 0)
+
+    monkeypatch.setattr(VolumetricInferer, "_remember", lambda self, network, features, logits: features.embedding)
+    with monkeypatch.context() as patch:
+        patch.setattr(network_by_prior, "synthesise", synthesise)
+        trace, _ = run_traced(network_by_prior, patch, 5, keep_synthesise=True)
+
+    assert shown == {2: None, 1: 2, 3: 2, 0: 1, 4: 3}
+    assert all(memories == [(0, OWN)] for memories in trace.memories.values())
+
+
+def test_the_neighbour_that_a_prior_sees_changes_its_slice(network_by_prior):
+    walked, alone = (logits_of(make_volume(), network_by_prior, no_3d=no_3d) for no_3d in (False, True))
+    difference = (walked - alone).abs().amax((0, 1, 2, 3))
+    assert difference[2] < 1e-3 < difference[[0, 1, 3, 4]].min()
+
+
+@pytest.mark.parametrize("option", ["two_pass", "refine"])
+def test_a_prior_that_sees_neighbours_makes_no_memory_before_them(network_by_prior, option):
+    with pytest.raises(ValueError, match="set two_pass and refine to false"):
+        VolumetricInferer(**{option: True})(make_volume(), network_by_prior)
+
+
 def test_neighbours_change_the_other_slices(network):
     walked, alone = (logits_of(make_volume(), network, no_3d=no_3d) for no_3d in (False, True))
     difference = (walked - alone).abs().amax((0, 1, 2, 3))
@@ -226,7 +282,7 @@ def test_two_passes_give_what_one_gives(network, options):
 def test_the_first_pass_ends_before_the_first_slice_is_decoded(network, monkeypatch):
     order = []
     synthesise, decode = network.synthesise, network.backbone.decode
-    monkeypatch.setattr(network, "synthesise", lambda *args: order.append("memory") or synthesise(*args))
+    monkeypatch.setattr(network, "synthesise", lambda *args, **_: order.append("memory") or synthesise(*args))
     monkeypatch.setattr(network.backbone, "decode", lambda *args: order.append("mask") or decode(*args))
 
     VolumetricInferer(two_pass=True, batch_size=1)(make_volume(4), network)
@@ -250,7 +306,7 @@ def test_target_statistics_give_the_prior_embeddings_as_in_its_training(network,
     monkeypatch.setitem(prior._buffers, "embedding_mean", channels / 10)
     monkeypatch.setitem(prior._buffers, "embedding_std", 1 + channels / 100)
     seen, synthesise = [], network.synthesise
-    monkeypatch.setattr(network, "synthesise", lambda features: seen.append(features) or synthesise(features))
+    monkeypatch.setattr(network, "synthesise", lambda features, **_: seen.append(features) or synthesise(features))
 
     VolumetricInferer(target_statistics=True, batch_size=2)(make_volume(), network)
 

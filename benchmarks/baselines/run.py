@@ -245,7 +245,7 @@ def true_memory(config_file, output: str | None = None, overwrite: bool = False,
 # what the configuration says of inference, kept with the result
 INFERENCE = (
     *("inference_steps", "eta", "memory_samples", "decoder_token"),
-    *("neighbours", "no_3d", "refine", "views", "use_pointers", "two_pass", "target_statistics"),
+    *("neighbours", "no_3d", "refine", "first_slice", "views", "use_pointers", "two_pass", "target_statistics"),
 )
 
 

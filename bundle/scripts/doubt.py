@@ -109,8 +109,8 @@ class _Sample(_Slices):
             self.shared.update(shown=(self.view, indices), features=super().features(indices))
         return self.shared["features"]
 
-    def _memories(self, features: ImageFeatures) -> Tensor:
-        return self.network.synthesise(features, self.sample)
+    def _memories(self, features: ImageFeatures, neighbour: Tensor | None) -> Tensor:
+        return self.network.synthesise(features, self.sample, neighbour)
 
 
 class SampleAgreement:

@@ -2,8 +2,9 @@
 
     y_i = D{ MA[ z_mem,i , ME(y_adj, z_img,adj) ], z_img,i }
 
-The walk starts at the middle slice, which has its own synthesised memory alone, and goes outward in both directions at
-once. Each slice sees its own memory and those of the slices just decoded beside it, made of merged masks.
+The walk starts at one slice, the middle one by default, which has its own synthesised memory alone, and goes outward in
+both directions at once. Each slice sees its own memory and those of the slices just decoded beside it, made of merged
+masks.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from .sam2_backbone import NO_OBJECT_LOGIT, Decoded, ImageFeatures, Memory, resi
 from .views import MeanOverViews, View, read_views
 
 OUTPUTS = ("labels", "labels_and_organs", "logits")
+FIRST_SLICES = ("middle", "best")
 
 
 class VolumetricInferer(Inferer):
@@ -46,6 +48,8 @@ class VolumetricInferer(Inferer):
             they came out of the walk. Twice the time; the index "adj" of Equation 3 does not say on which side.
         own_weight: how the two decodings of a slice are combined: the logits of the volumetric decoding are averaged
             with those from the slice's own memory alone, which get this weight (0: Equation 3 as it stands).
+        first_slice: where the walk starts: ``"middle"``, or ``"best"``, the slice whose organs the decoder, by itself,
+            is surest of (object score times estimated IoU). That costs one more pass over all slices.
         two_pass: whether the memories of all slices are synthesised before the first is decoded, as section 2.2 has it
             for source-free adaptation. The label map is the same; slices are encoded twice.
         target_statistics: whether the prior sees image embeddings with the mean and standard deviation of its training
@@ -64,7 +68,7 @@ class VolumetricInferer(Inferer):
 
     Raises:
         ValueError: a number of neighbours that SAM2 has no temporal encoding for, a weight out of [0, 1], views that
-            are none, or an unknown ``output``.
+            are none, or an unknown ``first_slice`` or ``output``.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class VolumetricInferer(Inferer):
         use_pointers: bool = False,
         refine: bool = False,
         own_weight: float = 0.0,
+        first_slice: str = "middle",
         two_pass: bool = False,
         target_statistics: bool = False,
         views: Sequence[Sequence[float]] = ((0, 1),),
@@ -87,12 +92,13 @@ class VolumetricInferer(Inferer):
             raise ValueError(f"neighbours must lie in 0...6, got {neighbours}.")
         if not 0 <= own_weight <= 1:
             raise ValueError(f"own_weight must lie in [0, 1], got {own_weight}.")
-        if output not in OUTPUTS:
-            raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got '{output}'.")
+        for name, value, known in (("first_slice", first_slice, FIRST_SLICES), ("output", output, OUTPUTS)):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got '{value}'.")
         self.neighbours = 0 if no_3d else neighbours
         self.batch_size = batch_size
         self.merge, self.use_pointers, self.own_weight = merge, use_pointers, own_weight
-        self.refine = refine and self.neighbours > 0
+        self.refine, self.first_slice = refine and self.neighbours > 0, first_slice
         self.two_pass, self.target_statistics, self.output = two_pass, target_statistics, output
         self.on_slices = on_slices
         self.views = read_views(views)
@@ -114,7 +120,7 @@ class VolumetricInferer(Inferer):
             uint8, or int32 for more than 8 organs.
 
         Raises:
-            ValueError: another shape.
+            ValueError: another shape; or ``two_pass`` or ``refine`` with a prior that uses the neighbour's memory.
             RuntimeError: the network's prior is untrained.
         """
         source = self._source(inputs, network)
@@ -138,6 +144,11 @@ class VolumetricInferer(Inferer):
         if not network.prior.fitted:
             raise RuntimeError(
                 "The memory prior is untrained: load a trained one (`prior_file`), or run training first."
+            )
+        if self.neighbours and (self.two_pass or self.refine) and network.prior.use_neighbour:
+            raise ValueError(
+                "A prior that uses the neighbour's memory cannot make a slice's memory before its neighbour is decoded: "
+                "set two_pass and refine to false."
             )
         if inputs.ndim != 5 or inputs.shape[:2] != (1, 1):
             raise ValueError(f"Expected one volume of shape (1, 1, H, W, slices), got {tuple(inputs.shape)}.")
@@ -207,31 +218,46 @@ class VolumetricInferer(Inferer):
             yield indices.tolist(), self._decode(source.network, here, memory.flatten(0, 1), [()])[1]
 
     def _walk_outward(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:
-        """Yields the slices from the middle outward; both directions advance together in one batch."""
+        """Yields the slices from the first one outward; both directions advance together in one batch."""
         network, slices, count = source.network, source.count, len(source.network.organs)
-        middle = slices // 2
-        # one front per direction, each slice's neighbours being those between it and the middle
+        first = slices // 2 if self.first_slice == "middle" else self._best_slice(source)
+        # one front per direction, each slice's neighbours being those between it and the first
         fronts = [deque(maxlen=self.neighbours), deque(maxlen=self.neighbours)]
-        steps = [[middle]] + [
-            [index for index in (middle - step, middle + step) if 0 <= index < slices]
-            for step in range(1, max(middle, slices - 1 - middle) + 1)
+        steps = [[first]] + [
+            [index for index in (first - step, first + step) if 0 <= index < slices]
+            for step in range(1, max(first, slices - 1 - first) + 1)
         ]
+        by_prior = network.prior.use_neighbour
         for batch in _batched(steps, self.batch_size):
             indices = [index for step in batch for index in step]
-            features, memory = source.encode(indices)
+            features, memory = (source.features(indices), None) if by_prior else source.encode(indices)
             for step in batch:
                 rows = [indices.index(index) for index in step]
-                sides = [0 if index <= middle else 1 for index in step]
-                here = features[rows].repeat_interleave(count)
-                decoded, logits = self._decode(network, here, memory[rows].flatten(0, 1), [fronts[s] for s in sides])
+                sides = [0 if index <= first else 1 for index in step]
+                here, seen = features[rows].repeat_interleave(count), [fronts[side] for side in sides]
+                if by_prior:
+                    nearest = torch.cat([front[0][0] for front in seen]) if all(seen) else None
+                    own, seen = source.synthesise(features[rows], nearest), [()]
+                else:
+                    own = memory[rows]
+                decoded, logits = self._decode(network, here, own.flatten(0, 1), seen)
                 yield step, logits
                 remembered = self._remember(network, here, logits)
                 for position, side in enumerate(sides):
                     part = slice(position * count, (position + 1) * count)
                     entry = (remembered[part], decoded.pointer[part])
                     fronts[side].appendleft(entry)
-                    if step == [middle]:  # both directions leave from the middle slice
+                    if step == [first]:  # both directions leave from the first slice
                         fronts[1 - side].appendleft(entry)
+
+    def _best_slice(self, source: _Slices) -> int:
+        scores = []
+        for indices in source.chunks():
+            features, memory = source.encode(indices)
+            here = features.repeat_interleave(len(source.network.organs))
+            decoded, _ = self._decode(source.network, here, memory.flatten(0, 1), [()])
+            scores.append((decoded.object_score.sigmoid() * decoded.iou).view(len(indices), -1).mean(1))
+        return int(torch.cat(scores).argmax())
 
     def _second_pass(self, source: _Slices, first_pass: dict[int, Tensor]) -> Iterator[tuple[int, Tensor]]:
         """Yields every slice decoded with the memories of both neighbours' masks of the first pass."""
@@ -315,17 +341,17 @@ class _Slices:
         features = self.features(indices)
         if self.memories is not None:
             return features, self.memories[indices].to(features.embedding)
-        return features, self._synthesise(features)
+        return features, self.synthesise(features)
 
     def synthesise_all(self) -> None:
         """The first of two passes: memories of all slices, kept on the CPU."""
-        chunks = (self._synthesise(self.features(indices)).cpu() for indices in self._chunks())
+        chunks = (self.synthesise(self.features(indices)).cpu() for indices in self.chunks())
         self.memories = torch.cat(list(chunks))
 
     def measure_statistics(self) -> None:
         """Mean and standard deviation of each channel of the image embedding over the whole volume."""
         moments = ChannelMoments()
-        for indices in self._chunks():
+        for indices in self.chunks():
             moments.add(self.features(indices).embedding)
         mean, std = moments.mean_and_std()
         self.statistics = mean.float(), std.float()
@@ -335,18 +361,19 @@ class _Slices:
         shown = self.view.show(convert_to_tensor(image, track_meta=False)[:, None].to(self.device))
         return self.network.backbone.encode_image(shown)
 
-    def _synthesise(self, features: ImageFeatures) -> Tensor:
+    def synthesise(self, features: ImageFeatures, neighbour: Tensor | None = None) -> Tensor:
+        """Memories ``(n, organs, M, h, w)``; see ``DiffuSAM.synthesise``."""
         if self.statistics is not None:
             mean, std = self.statistics
             prior = self.network.prior
             embedding = (features.embedding - mean) / std * prior.embedding_std + prior.embedding_mean
             features = ImageFeatures(embedding, features.high_res)
-        return self._memories(features).unflatten(0, (len(features), -1))
+        return self._memories(features, neighbour).unflatten(0, (len(features), -1))
 
-    def _memories(self, features: ImageFeatures) -> Tensor:
-        return self.network.synthesise(features)
+    def _memories(self, features: ImageFeatures, neighbour: Tensor | None) -> Tensor:
+        return self.network.synthesise(features, neighbour=neighbour)
 
-    def _chunks(self) -> Iterator[list[int]]:
+    def chunks(self) -> Iterator[list[int]]:
         for indices in torch.arange(self.count).split(self.batch_size):
             yield indices.tolist()
 
