@@ -82,7 +82,7 @@ def test_chaos_test_lists_are_the_customary_ones(name, tested):
 def test_beyond_the_paper_training_sees_the_times_of_inference_alone(tmp_path, tiny_dataset, backbone_file):
     overlay = write_overlay(tmp_path, tiny_dataset, backbone_file)
     times = []
-    for inference_steps in (2, 1):
+    for inference_steps in (2, read("beyond_paper")["inference_steps"]):
         workflow = new_workflow("training", overlay, CONFIGS / "beyond_paper.json", inference_steps=inference_steps)
         workflow.initialize()
         times.append(workflow.trainer.timesteps.tolist())
@@ -91,12 +91,13 @@ def test_beyond_the_paper_training_sees_the_times_of_inference_alone(tmp_path, t
     assert times == [[999, 499], [999]]
 
 
-def test_beyond_the_paper_a_volume_is_segmented_in_several_views(tmp_path, tiny_dataset, backbone_file):
+def test_a_volume_is_segmented_in_the_views_of_the_configuration(tmp_path, tiny_dataset, backbone_file):
     overlay = write_overlay(tmp_path, tiny_dataset, backbone_file)
+    views = [[0, 1], [7, 1.1]]
     for command in ("evaluating", "inferring"):
-        workflow = new_workflow(command, overlay, CONFIGS / "beyond_paper.json", input=str(tiny_dataset))
+        workflow = new_workflow(command, overlay, input=str(tiny_dataset), views=views)
         inferer = workflow.parser.get_parsed_content("validate#inferer" if command == "evaluating" else "inferer")
-        assert len(inferer.views) == 5 and inferer.views[0] == View()
+        assert inferer.views == (View(0, 1), View(7, 1.1))
 
 
 def test_one_organ_is_trained_evaluated_and_inferred_without_touching_python(tmp_path, tiny_dataset, backbone_file):
