@@ -132,7 +132,7 @@ class MemoryPrior(StandardisingModule):
         attention_levels: number of levels, from the coarsest, with self-attention.
         dropout: in the residual blocks.
         scheduler: diffusers scheduler with the noise schedule and the kind of prediction; steps must be spaced
-            ``"trailing"`` so that they start from pure noise. Default: linear betas 1e-4...0.02, 1000 steps,
+            ``"trailing"`` so that they start from pure noise. Default: a constant beta of 0.01, 1000 steps,
             clean-memory prediction, no clipping (memories are unbounded).
 
     Raises:
@@ -156,8 +156,8 @@ class MemoryPrior(StandardisingModule):
     ) -> None:
         super().__init__(memory=memory_channels, embedding=embedding_channels)
         self.scheduler = scheduler or DDIMScheduler(
-            beta_start=1e-4,
-            beta_end=0.02,
+            beta_start=0.01,
+            beta_end=0.01,
             beta_schedule="linear",
             clip_sample=False,
             prediction_type="sample",
