@@ -185,6 +185,18 @@ def test_what_two_tables_train_alike_is_trained_once(tmp_path):
     assert one.trained("1", "prior") != two.trained("a", "default")
 
 
+def test_a_changed_configuration_is_another_training(tmp_path):
+    overlay = tmp_path / "overlay.json"
+    path = write_table(
+        tmp_path, config_file=[*CONFIGS, str(overlay)], rows={}, trainings={"p": {"command": "training"}}
+    )
+    files = set()
+    for iterations in (5, 6, 5):
+        overlay.write_text(json.dumps({"iterations": iterations}))
+        files.add(Table.read(path, tmp_path / "out", {}).trained("1", "p"))
+    assert len(files) == 2
+
+
 def test_the_time_of_a_training_that_was_killed_counts(tmp_path):
     trainings = {"prior": {"command": "training"}}
     table = Table.read(write_table(tmp_path, rows={}, trainings=trainings), tmp_path / "out", {})

@@ -15,8 +15,8 @@ A table's file names
 * ``published``: what those numbers are of;
 * ``gap``: the rows between which the share of a gap that others close is given, ``from`` and ``to``.
 
-Trainings lie beside the tables' folders, in ``trainings``, each in a folder named after all that it was told: what two
-tables, or two names in one, train alike is trained once. So is the cache of encoded slices, whose files are named so.
+Trainings lie beside the tables' folders, in ``trainings``, each in a folder named after all that it was told, with the
+content of the configuration's files: what two tables, or two names in one, train alike is trained once. So is the cache of encoded slices, whose files are named so.
 
 A training with a ``base`` is one on a source domain: of the settings of the table, of its runs and of the command line
 it gets those that begin with ``source_``, without that, and all others get the rest. Of such a training a row gets the
@@ -25,6 +25,7 @@ file alone.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -133,7 +134,10 @@ class Table:
         """The file that a training ends with."""
         entry = self.content["trainings"][training]
         command, (_, name) = entry["command"], TRAINING_FILES[entry["command"]]
-        told = json.dumps(self._options(run, entry, {}, entry.get("settings", {})))
+        options = self._options(run, entry, {}, entry.get("settings", {}))
+        # with what the configuration's files say now, by whose change a training becomes another one
+        files = [Path(each).read_text("utf-8") for each in _config_files(options) if Path(each).is_file()]
+        told = json.dumps([options, files])
         return self._beside("trainings") / f"{command}_{hashlib.sha256(told.encode()).hexdigest()[:12]}" / name
 
     def seconds(self, run: str, training: str) -> float:
@@ -193,6 +197,10 @@ class Table:
         if entry["command"] == "training":
             values.pop(TESTED, None)
         return ["--config_file", str(config_file), *(f"--{key}={value}" for key, value in values.items())]
+
+
+def _config_files(options: list[str]) -> list[str]:
+    return ast.literal_eval(options[options.index("--config_file") + 1])
 
 
 def run_steps(table: Table, rows: list[str], runs: list[str], jobs: int, after_each: Callable[[], Any]) -> None:
