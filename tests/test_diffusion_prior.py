@@ -187,9 +187,8 @@ def test_unsuitable_scheduler(changes):
         make_prior(scheduler=make_scheduler(**changes))
 
 
-def test_default_scheduler_is_linear_clean_memory_prediction(prior):
-    expected = make_scheduler()
-    assert torch.equal(prior.scheduler.alphas_cumprod, expected.alphas_cumprod)
+def test_default_scheduler_is_a_constant_beta_and_clean_memory_prediction(prior):
+    torch.testing.assert_close(prior.scheduler.alphas_cumprod, 0.99 ** torch.arange(1.0, 1001), rtol=1e-3, atol=0)
     assert prior.scheduler.config.prediction_type == "sample"
 
 
