@@ -147,7 +147,7 @@ class VolumetricInferer(Inferer):
             )
         if self.neighbours and (self.two_pass or self.refine) and network.prior.use_neighbour:
             raise ValueError(
-                "A prior that uses the neighbour's memory cannot make a slice's memory before its neighbour is decoded: "
+                "A prior that uses the neighbour's memory cannot make a slice's memory before the neighbour is decoded: "
                 "set two_pass and refine to false."
             )
         if inputs.ndim != 5 or inputs.shape[:2] != (1, 1):
