@@ -218,7 +218,7 @@ def test_the_neighbour_that_a_prior_sees_changes_its_slice(network_by_prior):
 
 @pytest.mark.parametrize("option", ["two_pass", "refine"])
 def test_a_prior_that_sees_neighbours_makes_no_memory_before_them(network_by_prior, option):
-    with pytest.raises(ValueError, match="set two_pass and refine to false"):
+    with pytest.raises(ValueError, match="Set two_pass and refine to false"):
         VolumetricInferer(**{option: True})(make_volume(), network_by_prior)
 
 

@@ -16,7 +16,8 @@ A table's file names
 * ``gap``: the rows between which the share of a gap that others close is given, ``from`` and ``to``.
 
 Trainings lie beside the tables' folders, in ``trainings``, each in a folder named after all that it was told, with the
-content of the configuration's files: what two tables, or two names in one, train alike is trained once. So is the cache of encoded slices, whose files are named so.
+content of the configuration's files: what two tables, or two names in one, train alike is trained once. So is the cache
+of encoded slices, whose files are named so.
 
 A training with a ``base`` is one on a source domain: of the settings of the table, of its runs and of the command line
 it gets those that begin with ``source_``, without that, and all others get the rest. Of such a training a row gets the

@@ -147,8 +147,8 @@ class VolumetricInferer(Inferer):
             )
         if self.neighbours and (self.two_pass or self.refine) and network.prior.use_neighbour:
             raise ValueError(
-                "A prior that uses the neighbour's memory cannot make a slice's memory before the neighbour is decoded: "
-                "set two_pass and refine to false."
+                "A prior that uses the neighbour's memory cannot make a slice's memory while it is not decoded. "
+                "Set two_pass and refine to false."
             )
         if inputs.ndim != 5 or inputs.shape[:2] != (1, 1):
             raise ValueError(f"Expected one volume of shape (1, 1, H, W, slices), got {tuple(inputs.shape)}.")
