@@ -162,7 +162,8 @@ def _plain(spread: dict[str, Any], digits: int) -> str:
     if spread["mean"] is None:
         return MISSING
     sd = "" if spread["sd"] is None else f" ± {spread['sd']:.{digits}f}"
-    return f"{spread['mean']:.{digits}f}{sd}"
+    mean = round(spread["mean"], digits) + 0.0  # no "-0"
+    return f"{mean:.{digits}f}{sd}"
 
 
 def draw(content: dict[str, Any]) -> Figure:
