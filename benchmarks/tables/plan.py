@@ -26,7 +26,6 @@ file alone.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import os
@@ -137,7 +136,7 @@ class Table:
         command, (_, name) = entry["command"], TRAINING_FILES[entry["command"]]
         options = self._options(run, entry, {}, entry.get("settings", {}))
         # with what the configuration's files say now, by whose change a training becomes another one
-        files = [Path(each).read_text("utf-8") for each in _config_files(options) if Path(each).is_file()]
+        files = [Path(each).read_text("utf-8") for each in self._config_files(run, entry) if Path(each).is_file()]
         told = json.dumps([options, files])
         return self._beside("trainings") / f"{command}_{hashlib.sha256(told.encode()).hexdigest()[:12]}" / name
 
@@ -185,23 +184,23 @@ class Table:
     def _beside(self, name: str) -> Path:
         return (self.output.parent / name).absolute()
 
-    def _options(self, run: str, entry: dict, own: dict, settings: dict) -> list[str]:
-        source = "base" in entry
-        repeated = dict(self.content["runs"][run])
-        split = repeated.pop("config_file", [])
+    def _config_files(self, run: str, entry: dict) -> list[str]:
+        split = self.content["runs"][run].get("config_file", [])
         config_file = [*entry.get("base", [*self.content["config_file"], *split]), *entry.get("config_file", [])]
         if entry["command"] in TRAINING_FILES:
             config_file = [each for each in config_file if each != EVALUATION]  # whose `initialize` needs a prior
+        return config_file
+
+    def _options(self, run: str, entry: dict, own: dict, settings: dict) -> list[str]:
+        source = "base" in entry
+        repeated = {key: value for key, value in self.content["runs"][run].items() if key != "config_file"}
         shared = _of_domain({**self.content.get("settings", {}), **repeated}, source)
         given = _of_domain(self.overrides, source)
         values = {**shared, **settings, **given, **own}
         if entry["command"] == "training":
             values.pop(TESTED, None)
-        return ["--config_file", str(config_file), *(f"--{key}={value}" for key, value in values.items())]
-
-
-def _config_files(options: list[str]) -> list[str]:
-    return ast.literal_eval(options[options.index("--config_file") + 1])
+        config_file = str(self._config_files(run, entry))
+        return ["--config_file", config_file, *(f"--{key}={value}" for key, value in values.items())]
 
 
 def run_steps(table: Table, rows: list[str], runs: list[str], jobs: int, after_each: Callable[[], Any]) -> None:

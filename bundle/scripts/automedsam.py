@@ -200,5 +200,5 @@ class SliceInferer(VolumetricInferer):
         self.neighbours, self.refine, self.two_pass = 0, False, False
 
     def _walk_independent(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:
-        for indices in torch.arange(source.count).split(self.batch_size):
-            yield indices.tolist(), source.network.segment(source.features(indices.tolist()))
+        for indices in source.chunks():
+            yield indices, source.network.segment(source.features(indices))

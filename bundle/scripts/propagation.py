@@ -212,10 +212,15 @@ class VolumetricInferer(Inferer):
         output[0, ..., list(indices)] = channels.permute(1, 2, 3, 0).to(output)
 
     def _walk_independent(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:
-        for indices in torch.arange(source.count).split(self.batch_size):
-            features, memory = source.encode(indices.tolist())
+        for indices, _, logits in self._decode_alone(source):
+            yield indices, logits
+
+    def _decode_alone(self, source: _Slices) -> Iterator[tuple[list[int], Decoded, Tensor]]:
+        """Every slice by itself: indices, what the decoder says, and organ logits."""
+        for indices in source.chunks():
+            features, memory = source.encode(indices)
             here = features.repeat_interleave(len(source.network.organs))
-            yield indices.tolist(), self._decode(source.network, here, memory.flatten(0, 1), [()])[1]
+            yield indices, *self._decode(source.network, here, memory.flatten(0, 1), [()])
 
     def _walk_outward(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:
         """Yields the slices from the first one outward; both directions advance together in one batch."""
@@ -251,12 +256,10 @@ class VolumetricInferer(Inferer):
                         fronts[1 - side].appendleft(entry)
 
     def _best_slice(self, source: _Slices) -> int:
-        scores = []
-        for indices in source.chunks():
-            features, memory = source.encode(indices)
-            here = features.repeat_interleave(len(source.network.organs))
-            decoded, _ = self._decode(source.network, here, memory.flatten(0, 1), [()])
-            scores.append((decoded.object_score.sigmoid() * decoded.iou).view(len(indices), -1).mean(1))
+        scores = [
+            (decoded.object_score.sigmoid() * decoded.iou).view(len(indices), -1).mean(1)
+            for indices, decoded, _ in self._decode_alone(source)
+        ]
         return int(torch.cat(scores).argmax())
 
     def _second_pass(self, source: _Slices, first_pass: dict[int, Tensor]) -> Iterator[tuple[int, Tensor]]:
@@ -273,8 +276,7 @@ class VolumetricInferer(Inferer):
             decoded = backbone.decode(backbone.condition(features, [Memory(own), *adjacent]), features)
             return network.organ_logits(decoded)
 
-        for start in range(0, slices, self.batch_size):
-            indices = list(range(start, min(start + self.batch_size, slices)))
+        for indices in source.chunks():
             features, memory = source.encode(indices)
             for row, index in enumerate(indices):
                 here = features[[row]].repeat_interleave(len(network.organs))
@@ -374,6 +376,7 @@ class _Slices:
         return self.network.synthesise(features, neighbour=neighbour)
 
     def chunks(self) -> Iterator[list[int]]:
+        """Indices of all slices in their order, ``batch_size`` at a time."""
         for indices in torch.arange(self.count).split(self.batch_size):
             yield indices.tolist()
 
