@@ -87,7 +87,8 @@ def test_the_source_model_is_trained_once(tmp_path, write_dataset, backbone_file
     trained = Path(path).stat().st_mtime_ns
     run.train_source(config, path, **SMALL, bundle_root=str(BUNDLE))
 
-    assert saved["organs"] == ORGANS and saved["about"]["image_size"] == SIZE
+    about = saved["identity"]["about"]
+    assert about["organs"] == ORGANS and about["image_size"] == SIZE
     assert "not trained again" in capsys.readouterr().out
     assert Path(path).stat().st_mtime_ns == trained
     with pytest.raises(ValueError, match="other settings"):

@@ -18,8 +18,9 @@ from workflows import BUNDLE, ORGANS, ROOT, Killed, write_overlay
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from baselines import prompted, supervised  # noqa: E402
-from baselines.evaluation import Row, evaluate, open_row, run_row  # noqa: E402
+from baselines.evaluation import Row, evaluate, open_row, open_training, run_row  # noqa: E402
 from baselines.run import COMMANDS  # noqa: E402
+from configuration import parse  # noqa: E402
 
 METRICS = {"dice", "dice_fate", "dice_dfg", "hd95_mm", "asd_mm", "surface_dice_2mm", "missed", "invented"}
 CONFIGS = [str(BUNDLE / "configs" / name) for name in ("train.json", "evaluate.json")]
@@ -120,15 +121,18 @@ def test_training_cases_are_never_tested_on(tmp_path, overlay):
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, overlay, monkeypatch):
-    budget = {"steps": 4, "slices_per_step": 2, "learning_rate": 1e-3, "save_every": 2}
+    settings = {"steps": 4, "slices_per_step": 2, "learning_rate": 1e-3}
 
-    def run(name: str) -> torch.nn.Module:
-        row = new_row(overlay, tmp_path / name)
+    def run(name: str, **changed) -> torch.nn.Module:
+        parser = parse([*CONFIGS, str(overlay)], {"bundle_root": str(BUNDLE)})
+        torch.manual_seed(0)
         network = torch.nn.Sequential(torch.nn.Conv2d(1, 5, 3, padding=1), torch.nn.Dropout(0.5))
-        supervised.train(row, network, **budget)
+        supervised.train(
+            open_training("small", parser, tmp_path / name, {**settings, **changed}), network, save_every=2
+        )
         return network
 
-    whole = run("whole.json")
+    whole = run("whole.pt")
     save = supervised.save_atomically
 
     def save_and_die(content, path):
@@ -139,10 +143,27 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, overlay, m
     with monkeypatch.context() as patch:
         patch.setattr(supervised, "save_atomically", save_and_die)
         with pytest.raises(Killed):
-            run("killed.json")
-    resumed = run("killed.json")
+            run("killed.pt")
+    resumed = run("killed.pt")
+    again = run("whole.pt")
 
-    assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), resumed.parameters()))
+    for other in (resumed, again):
+        assert all(torch.equal(one, another) for one, another in zip(whole.parameters(), other.parameters()))
+    assert [path.name for path in tmp_path.glob("killed*")] == ["killed.pt"]  # nothing is left of the training
+    with pytest.raises(ValueError, match="what differs: learning_rate, steps"):
+        run("whole.pt", steps=5, learning_rate=1e-2)
+
+
+def test_two_rows_can_share_one_network(tmp_path, overlay, monkeypatch):
+    options = {**NETWORKS["unet"], "network_file": str(tmp_path / "network.pt")}
+
+    first = command("unet", overlay, tmp_path / "plain.json", **options)
+    monkeypatch.setattr(supervised, "AugmentedSlices", None)  # nothing is trained any more
+    second = command("unet", overlay, tmp_path / "largest.json", **options, largest_component=True)
+
+    assert first["seconds_training"] == second["seconds_training"] > 0
+    assert (first["about"]["largest_component"], second["about"]["largest_component"]) == (False, True)
+    assert first["cases"] == second["cases"] == ["d"]
 
 
 def test_the_unet_learns_what_it_is_shown(tmp_path, overlay):

@@ -154,7 +154,8 @@ def test_a_row_is_configured_like_its_training(tmp_path):
 
 
 def test_a_source_gets_its_own_settings_and_no_others(tmp_path):
-    trainings = {"prior": {"command": "training", "base": ["configs/train.json"], "settings": {"iterations": 5}}}
+    prior = {"command": "training", "source": True, "base": ["configs/train.json"], "settings": {"iterations": 5}}
+    trainings = {"prior": prior}
     path = write_table(
         tmp_path,
         runs={"1": {"seed": 1, "source_seed": 7}},
@@ -183,6 +184,20 @@ def test_what_two_tables_train_alike_is_trained_once(tmp_path):
     assert one.trained("1", "prior") == two.trained("a", "default") != one.trained("1", "longer")
     one.overrides["seed"] = 3
     assert one.trained("1", "prior") != two.trained("a", "default")
+
+
+def test_a_network_of_one_table_is_the_supervised_bound_of_another():
+    """Of the tables on CHAOS: the same volumes, settings and files, so the same file, told to both rows."""
+    given = {"dataset_dir": "/chaos"}
+    few_shot, adaptation = (Table.read(name, f"out/{name}", given) for name in ("chaos", "chaos_adaptation"))
+
+    for run in few_shot.runs:
+        files = {
+            next(each for each in step.arguments if each.startswith("--network_file="))
+            for step in (few_shot.row_step(run, "UNet"), adaptation.row_step(run, "Target-supervised UNet"))
+        }
+        assert files == {f"--network_file={few_shot.trained(run, 'unet')}"}
+    assert few_shot.trained("3+5+10", "unet") != few_shot.trained("15+19+20", "unet")
 
 
 def test_a_changed_configuration_is_another_training(tmp_path):
@@ -267,7 +282,7 @@ def test_settings_of_a_table_change_what_the_configuration_has(path):
         files = [*training.get("base", content["config_file"]), *training.get("config_file", [])]
         parser = ConfigParser()
         parser.read_config([str(BUNDLE / file) for file in files if "evaluate" not in file])
-        shared = {} if "base" in training else content.get("settings", {})  # a source has no settings of the target
+        shared = {} if training.get("source") else content.get("settings", {})  # a source has no settings of the target
         for key in {**shared, **training.get("settings", {})}:
             section, _, name = key.rpartition("#")
             assert name in (parser[section] if section else parser.get()), key

@@ -38,11 +38,10 @@ import fire
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from baselines.evaluation import Row, open_row, run_row  # noqa: E402
+from baselines.evaluation import AUGMENTATION, Row, open_row, open_training, run_row  # noqa: E402
 from configuration import parse  # noqa: E402
 
 CHANNELS = (16, 32, 64, 128, 256)  # of the UNet row
-AUGMENTATION = ("variants", "organ_contrast")
 
 
 def train_source(
@@ -71,36 +70,16 @@ def train_source(
         ValueError: the file holds a model of another training.
     """
     parser = parse(config_file, overrides)
-    from adaptation.source_model import FeatureUNet, load_source, save_source
+    from adaptation.source_model import FeatureUNet
     from baselines.supervised import train
     from monai.utils import set_determinism
-    from scripts import errors
 
-    errors.install()
-    get = parser.get_parsed_content
-    get("train_data_check")
     layout = {"channels": list(channels), "features": features, "dropout": dropout}
     budget = {"steps": steps, "slices_per_step": slices_per_step, "learning_rate": learning_rate}
-    about = {key: get(key) for key in ("image_size", "seed", *AUGMENTATION)}
-    about["train_cases"] = [item["case"] for item in get("train_data")]
-    path, organs = Path(source_model), get("organs")
-    row = Row("source", parser, path, {**layout, **budget, "organs": organs}, about)
-    if path.is_file() and not overwrite:
-        if load_source(path).about["identity"] != row.identity:
-            raise ValueError(
-                f"'{path}' holds a source model of other settings or data. Give --overwrite True to replace it, or "
-                "another --source_model."
-            )
-        print(f"'{path}' is there: the source model is not trained again.")
-        return str(path)
-    if overwrite:
-        (row.folder / "checkpoint.pt").unlink(missing_ok=True)
-    set_determinism(get("seed"))
-    network = FeatureUNet(len(organs), **layout)
-    seconds = train(row, network, *budget.values())
-    kept = {"identity": row.identity, "image_size": about["image_size"], "seconds_training": round(seconds, 2)}
-    save_source(path, network, organs, layout, kept)
-    return str(path)
+    row = open_training("source", parser, source_model, {**layout, **budget})
+    set_determinism(parser.get_parsed_content("seed"))
+    train(row, FeatureUNet(len(row.about["organs"]), **layout), overwrite)
+    return str(row.path)
 
 
 def source_only(
@@ -188,6 +167,7 @@ def target_supervised(
     learning_rate: float = 1e-3,
     channels: tuple[int, ...] = CHANNELS,
     features: int = 0,
+    network_file: str | None = None,
     overwrite: bool = False,
     **overrides,
 ) -> dict:
@@ -199,6 +179,8 @@ def target_supervised(
         learning_rate: at the start.
         channels: widths of the UNet's levels.
         features: for the source model's network instead, with so many features; 0 for the UNet row's own.
+        network_file: of the trained network, which is not trained again where it is there, be it by this or by the UNet
+            row; by default in the folder of the result.
 
     Raises:
         DatasetError: the configuration names no ``train_cases``.
@@ -215,18 +197,17 @@ def target_supervised(
     keys = ("dataset_dir", "image_pattern", "label_pattern")
     training = {"_target_": "scripts.datalists.find_cases", **{key: f"@{key}" for key in keys}, "cases": "@train_cases"}
     overrides = {**overrides, "train_data": training}
-    all_settings = {**settings, "channels": list(channels), "features": features}
-    row = open_row("target_supervised", config_file, overrides, output, all_settings, uses=AUGMENTATION)
+    settings |= {"channels": list(channels)} | ({"features": features} if features else {})
+    row = open_row("target_supervised", config_file, overrides, output, settings, uses=AUGMENTATION)
     from adaptation.source_model import FeatureUNet, plain_unet
     from baselines.supervised import NetworkInferer, train
 
     organs = len(row.parser.get_parsed_content("organs"))
+    training = open_training("unet", row.parser, network_file or row.folder / "network.pt", settings)
 
     def build():
-        if overwrite:
-            (row.folder / "checkpoint.pt").unlink(missing_ok=True)
         network = FeatureUNet(organs, channels, features) if features else plain_unet(organs + 1, channels)
-        return network, NetworkInferer(row.about["image_size"], organs), train(row, network, *settings.values())
+        return network, NetworkInferer(row.about["image_size"], organs), train(training, network, overwrite)
 
     return run_row(row, build, overwrite)
 
@@ -253,8 +234,8 @@ def _adapted(
     source = load_source(source_model, organs, size)
     row.about["source"] = {
         "fingerprint": source.fingerprint,
-        "train_cases": source.about["identity"]["about"]["train_cases"],
-        "seconds_training": source.about["seconds_training"],
+        "train_cases": source.about["train_cases"],
+        "seconds_training": source.seconds_training,
     }
     row.about["adaptation_cases"] = adaptation_cases(row.parser) if adapt else []
 

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from monai.networks.blocks import ADN
 from monai.networks.nets import UNet
-from scripts.handlers import save_atomically
 from torch import Tensor, nn
 
 CHANNELS = (16, 32, 64, 128, 256)
@@ -88,35 +87,23 @@ class SourceModel:
     Attributes:
         network: in evaluation mode; a fresh copy at every :func:`load_source`.
         organs: names, in the order of its channels after the background.
-        about: the settings and cases of its training, and the seconds it took.
+        about: the cases and settings of the configuration that it was trained with.
+        seconds_training: of its training.
         fingerprint: of the file.
     """
 
     network: FeatureUNet
     organs: list[str]
     about: dict[str, Any]
+    seconds_training: float
     fingerprint: str
-
-
-def save_source(path: str | Path, network: FeatureUNet, organs: Sequence[str], layout: dict, about: dict) -> None:
-    """Writes the one thing that adaptation gets of the source.
-
-    Args:
-        path: of the file.
-        network: trained.
-        organs: names in the order of the channels.
-        layout: arguments that :class:`FeatureUNet` was built with, beside ``organs``.
-        about: plain values to keep with it.
-    """
-    state = {key: value.detach().cpu() for key, value in network.state_dict().items()}
-    save_atomically({"network": state, "organs": list(organs), "layout": layout, "about": about}, Path(path))
 
 
 def load_source(path: str | Path, organs: Sequence[str] | None = None, image_size: int | None = None) -> SourceModel:
     """Reads a source model; nothing of the source's data is needed or looked for.
 
     Args:
-        path: of :func:`save_source`.
+        path: of ``train_source``.
         organs: those of the target's configuration, to compare.
         image_size: of the target's configuration, to compare.
 
@@ -132,18 +119,19 @@ def load_source(path: str | Path, organs: Sequence[str] | None = None, image_siz
         )
     content = path.read_bytes()
     saved = torch.load(path, map_location="cpu", weights_only=True)
-    if organs is not None and saved["organs"] != list(organs):
+    about, settings = saved["identity"]["about"], saved["identity"]["settings"]
+    if organs is not None and about["organs"] != list(organs):
         raise ValueError(
-            f"The source model '{path}' was trained for the organs {saved['organs']}, the target's configuration names "
+            f"The source model '{path}' was trained for the organs {about['organs']}, the target's configuration names "
             f"{list(organs)}. Use the same names and order in `label_map`."
         )
-    trained_size = saved["about"].get("image_size")
-    if image_size is not None and trained_size != image_size:
+    if image_size is not None and about["image_size"] != image_size:
         raise ValueError(
-            f"The source model '{path}' was trained on slices of {trained_size} pixels, the target's configuration has "
-            f"`image_size` {image_size}. Give --image_size {trained_size}, or train another source model."
+            f"The source model '{path}' was trained on slices of {about['image_size']} pixels, the target's "
+            f"configuration has `image_size` {image_size}. Give --image_size {about['image_size']}, or train another "
+            "source model."
         )
-    network = FeatureUNet(len(saved["organs"]), **saved["layout"])
+    network = FeatureUNet(len(about["organs"]), **{key: settings[key] for key in ("channels", "features", "dropout")})
     network.load_state_dict(saved["network"])
     fingerprint = hashlib.sha256(content).hexdigest()[:16]
-    return SourceModel(network.eval(), saved["organs"], saved["about"], fingerprint)
+    return SourceModel(network.eval(), about["organs"], about, saved["seconds_training"], fingerprint)

@@ -104,6 +104,32 @@ def open_row(
     return Row(name, parser, path, settings, about)
 
 
+# of the configuration, what a network depends on that is trained on slices
+AUGMENTATION = ("variants", "organ_contrast")
+
+
+def open_training(name: str, parser: ConfigParser, path: str | Path, settings: dict[str, Any]) -> Row:
+    """The training of a network on the configuration's training cases, which may be that of more rows than one.
+
+    Args:
+        name: of the network, such as "unet".
+        parser: the configuration.
+        path: the file that the network is written to.
+        settings: of the network and its training.
+
+    Raises:
+        DatasetError, FileNotFoundError: data is not as declared.
+    """
+    from scripts import errors
+
+    errors.install()
+    get = parser.get_parsed_content
+    get("train_data_check")
+    about = {key: get(key) for key in ("image_size", "seed", *AUGMENTATION, "organs")}
+    about["train_cases"] = [item["case"] for item in get("train_data")]
+    return Row(name, parser, Path(path), settings, about)
+
+
 def run_row(row: Row, build: Callable[[], tuple[nn.Module, Inferer, float]], overwrite: bool, **options) -> dict:
     """The result of a row: from its file, if it is there, or else by building and evaluating it.
 

@@ -34,7 +34,7 @@ from monai.utils import optional_import
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from baselines.evaluation import not_run, open_row, run_row  # noqa: E402
+from baselines.evaluation import AUGMENTATION, not_run, open_row, open_training, run_row  # noqa: E402
 from configuration import parse  # noqa: E402
 
 _SAM_NEEDS = (
@@ -50,6 +50,7 @@ def unet(
     slices_per_step: int = 8,
     learning_rate: float = 1e-3,
     channels: tuple[int, ...] = (16, 32, 64, 128, 256),
+    network_file: str | None = None,
     overwrite: bool = False,
     **overrides,
 ) -> dict:
@@ -60,6 +61,8 @@ def unet(
         slices_per_step: slices in a step, drawn from all volumes and variants.
         learning_rate: at the start.
         channels: widths of the levels.
+        network_file: of the trained network, which is not trained again where it is there; by default in the folder of
+            the result.
     """
     settings = {"steps": steps, "slices_per_step": slices_per_step, "learning_rate": learning_rate}
     settings["channels"] = list(channels)
@@ -68,7 +71,7 @@ def unet(
         strides = (2,) * (len(channels) - 1)
         return UNet(2, 1, outputs, channels, strides, num_res_units=2, dropout=0.1)
 
-    return _supervised("unet", build, config_file, output, settings, overwrite, overrides)
+    return _supervised("unet", build, config_file, output, settings, network_file, overwrite, overrides)
 
 
 def unetr(
@@ -82,6 +85,7 @@ def unetr(
     num_heads: int = 6,
     feature_size: int = 8,
     paper_size: bool = False,
+    network_file: str | None = None,
     overwrite: bool = False,
     **overrides,
 ) -> dict:
@@ -96,6 +100,7 @@ def unetr(
         num_heads: of their attention.
         feature_size: width of the finest convolutions.
         paper_size: the transformer of UNETR's paper, ViT-B: 768, 3072, 12.
+        network_file: see ``unet``.
     """
     if paper_size:
         hidden_size, mlp_dim, num_heads = 768, 3072, 12
@@ -105,23 +110,23 @@ def unetr(
     def build(size: int, outputs: int):
         return UNETR(1, outputs, size, spatial_dims=2, **width)
 
-    return _supervised("unetr", build, config_file, output, settings, overwrite, overrides)
+    return _supervised("unetr", build, config_file, output, settings, network_file, overwrite, overrides)
 
 
-def _supervised(name: str, build, config_file, output, settings: dict, overwrite: bool, overrides: dict) -> dict:
-    row = open_row(name, config_file, overrides, output, settings, uses=("variants", "organ_contrast"))
+def _supervised(
+    name: str, build, config_file, output, settings: dict, network_file: str | None, overwrite: bool, overrides: dict
+) -> dict:
+    row = open_row(name, config_file, overrides, output, settings, uses=AUGMENTATION)
     if name == "unetr" and not optional_import("einops")[1]:
         return not_run(row, "needs the package einops: `pip install einops`")
     from baselines.supervised import NetworkInferer, train
 
     size, organs = row.about["image_size"], len(row.parser.get_parsed_content("organs"))
+    training = open_training(name, row.parser, network_file or row.folder / "network.pt", settings)
 
     def trained():
-        if overwrite:
-            (row.folder / "checkpoint.pt").unlink(missing_ok=True)
         network = build(size, organs + 1)
-        budget = (settings[key] for key in ("steps", "slices_per_step", "learning_rate"))
-        return network, NetworkInferer(size, organs), train(row, network, *budget)
+        return network, NetworkInferer(size, organs), train(training, network, overwrite)
 
     return run_row(row, trained, overwrite)
 

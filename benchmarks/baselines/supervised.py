@@ -67,20 +67,34 @@ class AugmentedSlices:
         return image.float(), label
 
 
-def train(
-    row: Row, network: nn.Module, steps: int, slices_per_step: int, learning_rate: float, save_every: int = 200
-) -> float:
-    """Trains with AdamW, the learning rate falling to zero along a cosine, and soft Dice plus cross-entropy.
+def train(row: Row, network: nn.Module, overwrite: bool = False, save_every: int = 200) -> float:
+    """Trains a network with AdamW, the learning rate falling to zero along a cosine, and soft Dice plus cross-entropy.
 
-    A training that was interrupted goes on from its last checkpoint when the same row is run again; on a CPU it ends
-    with the same weights.
+    A training that is finished is read from the row's file, and one that was interrupted goes on from its last
+    checkpoint, in the row's folder; on a CPU it ends with the same weights.
+
+    Args:
+        row: of :func:`baselines.evaluation.open_training`, whose settings have ``steps``, ``slices_per_step`` and
+            ``learning_rate``. Its file gets the weights.
+        network: moved to the configuration's device.
+        overwrite: whether what is there of this or another training is forgotten.
+        save_every: steps.
 
     Returns:
         Seconds of all steps, without augmentation.
+
+    Raises:
+        ValueError: the row's file holds a network of another training.
     """
-    device = row.parser.get_parsed_content("device")
+    device, steps = row.parser.get_parsed_content("device"), row.settings["steps"]
+    network.to(device)
+    if overwrite:
+        row.path.unlink(missing_ok=True)
+        shutil.rmtree(row.folder, ignore_errors=True)
+    if row.path.is_file():
+        return _load(row, network)
     path, identity = row.folder / "checkpoint.pt", json.dumps(row.identity, sort_keys=True)
-    optimizer = torch.optim.AdamW(network.to(device).parameters(), learning_rate)
+    optimizer = torch.optim.AdamW(network.parameters(), row.settings["learning_rate"])
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     parts = {"network": network, "optimizer": optimizer, "scheduler": scheduler}
     first, seconds = 0, 0.0
@@ -91,14 +105,12 @@ def train(
                 part.load_state_dict(saved[key])
             torch.set_rng_state(saved["random"])
             first, seconds = saved["step"], saved["seconds"]
-    if first == steps:
-        return seconds
     slices = AugmentedSlices(row.parser, row.folder / "slices")
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True)
     network.train()
     start = time.perf_counter() - seconds
     for step in (progress := trange(first, steps, desc="training", initial=first, total=steps)):
-        image, label = slices.draw(slices_per_step)
+        image, label = slices.draw(row.settings["slices_per_step"])
         optimizer.zero_grad()
         loss = loss_function(network(image.to(device)), label.to(device))
         loss.backward()
@@ -112,8 +124,29 @@ def train(
                 {**state, "identity": identity, "random": random, "step": step + 1, "seconds": seconds}, path
             )
             progress.set_postfix(loss=f"{loss.item():.3f}")
-    shutil.rmtree(row.folder / "slices")
+    state = {key: value.detach().cpu() for key, value in network.state_dict().items()}
+    save_atomically({"network": state, "identity": row.identity, "seconds_training": round(seconds, 2)}, row.path)
+    shutil.rmtree(row.folder)
     return seconds
+
+
+def _load(row: Row, network: nn.Module) -> float:
+    """Reads the weights of a finished training, and returns its seconds."""
+    saved = torch.load(row.path, map_location="cpu", weights_only=True)
+    if saved["identity"] != row.identity:
+        differing = sorted(
+            key
+            for part in ("settings", "about")
+            for key in {**saved["identity"][part], **row.identity[part]}
+            if saved["identity"][part].get(key) != row.identity[part].get(key)
+        )
+        raise ValueError(
+            f"'{row.path}' holds a network of other settings or data; what differs: {', '.join(differing) or 'row'}. "
+            "Give --overwrite True to replace it, or another file."
+        )
+    network.load_state_dict(saved["network"])
+    print(f"'{row.path}' is there: the network is not trained again.")
+    return saved["seconds_training"]
 
 
 class NetworkInferer(SlicewiseInferer):

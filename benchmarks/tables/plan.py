@@ -8,7 +8,8 @@ A table's file names
 * ``runs``: repetitions, such as splits or seeds, each with settings of its own, and maybe ``config_file``, which is
   added to the table's;
 * ``trainings``: what rows need first. Each has a ``command``, and may have ``config_file``, added to the table's or to
-  those of ``base``, and ``settings``;
+  those of ``base``, ``settings``, and ``source``. Networks of the commands ``unet`` and ``unetr`` are trained by the
+  first row that needs them;
 * ``rows``: each a ``command`` of ``baselines`` or ``adaptation``, and may have ``config_file``, ``options``, a
   ``training`` whose file, configuration and settings it gets, and ``published`` numbers: a value for each organ, and
   their mean, in percent;
@@ -19,9 +20,9 @@ Trainings lie beside the tables' folders, in ``trainings``, each in a folder nam
 content of the configuration's files: what two tables, or two names in one, train alike is trained once. So is the cache
 of encoded slices, whose files are named so.
 
-A training with a ``base`` is one on a source domain: of the settings of the table, of its runs and of the command line
-it gets those that begin with ``source_``, without that, and all others get the rest. Of such a training a row gets the
-file alone.
+A training whose ``source`` is true is one on a source domain: of the settings of the table, of its runs and of the
+command line it gets those that begin with ``source_``, without that, and all others get the rest. Of such a training a
+row gets the file alone.
 """
 
 from __future__ import annotations
@@ -41,11 +42,17 @@ from typing import Any
 BENCHMARKS = Path(__file__).resolve().parents[1]
 TABLES = Path(__file__).resolve().parent / "definitions"
 # the option by which a row gets the file of a training by this command, and the file's name
-TRAINING_FILES = {"training": ("prior_file", "model.pt"), "train_source": ("source_model", "source.pt")}
+TRAINING_FILES = {
+    "training": ("prior_file", "model.pt"),
+    "train_source": ("source_model", "source.pt"),
+    "unet": ("network_file", "network.pt"),
+    "unetr": ("network_file", "network.pt"),
+}
+BY_ROWS = ("unet", "unetr")  # trained by the rows themselves
 SOURCE = "source_"
 CLOCK = "seconds.json"  # beside a training's file
 EVALUATION = "configs/evaluate.json"
-TESTED = "test_cases"  # which no training of a prior depends on
+TESTED = "test_cases"  # which no training depends on
 ADAPTATION = ("train_source", "source_only", "dpl", "dfg", "target_supervised")
 KEYS = {"title", "about", "config_file", "settings", "runs", "trainings", "rows", "published", "gap"}
 
@@ -134,9 +141,10 @@ class Table:
         """The file that a training ends with."""
         entry = self.content["trainings"][training]
         command, (_, name) = entry["command"], TRAINING_FILES[entry["command"]]
-        options = self._options(run, entry, {}, entry.get("settings", {}))
+        options = self._options(run, entry, {}, entry.get("settings", {}), trains=True)
         # with what the configuration's files say now, by whose change a training becomes another one
-        files = [Path(each).read_text("utf-8") for each in self._config_files(run, entry) if Path(each).is_file()]
+        config_files = self._config_files(run, entry, trains=True)
+        files = [Path(each).read_text("utf-8") for each in config_files if Path(each).is_file()]
         told = json.dumps([options, files])
         return self._beside("trainings") / f"{command}_{hashlib.sha256(told.encode()).hexdigest()[:12]}" / name
 
@@ -162,7 +170,7 @@ class Table:
         own = {option: str(file)}
         if training["command"] == "training":
             own |= {"output_dir": str(file.parent), "cache_dir": str(self.cache)}
-        options = self._options(run, training, own, training.get("settings", {}))
+        options = self._options(run, training, own, training.get("settings", {}), trains=True)
         return Step(name, run, [*_script(training["command"]), *options])
 
     def row_step(self, run: str, name: str) -> Step:
@@ -173,8 +181,9 @@ class Table:
             training = self.content["trainings"][row["training"]]
             option, _ = TRAINING_FILES[training["command"]]
             own[option] = str(self.trained(run, row["training"]))
-            if "base" not in training:  # a network is built as it was trained
+            if not training.get("source"):  # a network is built as it was trained
                 options = {**training.get("settings", {}), **options}
+            if "base" not in training:
                 entry = {**row, "config_file": [*training.get("config_file", []), *row.get("config_file", [])]}
         return Step(name, run, [*_script(row["command"]), *self._options(run, entry, own, options)])
 
@@ -184,22 +193,22 @@ class Table:
     def _beside(self, name: str) -> Path:
         return (self.output.parent / name).absolute()
 
-    def _config_files(self, run: str, entry: dict) -> list[str]:
+    def _config_files(self, run: str, entry: dict, trains: bool) -> list[str]:
         split = self.content["runs"][run].get("config_file", [])
         config_file = [*entry.get("base", [*self.content["config_file"], *split]), *entry.get("config_file", [])]
-        if entry["command"] in TRAINING_FILES:
+        if trains:
             config_file = [each for each in config_file if each != EVALUATION]  # whose `initialize` needs a prior
         return config_file
 
-    def _options(self, run: str, entry: dict, own: dict, settings: dict) -> list[str]:
-        source = "base" in entry
+    def _options(self, run: str, entry: dict, own: dict, settings: dict, trains: bool = False) -> list[str]:
+        source = entry.get("source", False)
         repeated = {key: value for key, value in self.content["runs"][run].items() if key != "config_file"}
         shared = _of_domain({**self.content.get("settings", {}), **repeated}, source)
         given = _of_domain(self.overrides, source)
         values = {**shared, **settings, **given, **own}
-        if entry["command"] == "training":
+        if trains:
             values.pop(TESTED, None)
-        config_file = str(self._config_files(run, entry))
+        config_file = str(self._config_files(run, entry, trains))
         return ["--config_file", config_file, *(f"--{key}={value}" for key, value in values.items())]
 
 
@@ -233,7 +242,8 @@ def run_steps(table: Table, rows: list[str], runs: list[str], jobs: int, after_e
 def _run_chain(table: Table, chain: list[tuple[str, str]], threads: int) -> None:
     run, first = chain[0]
     training = table.rows[first].get("training")
-    if training is None or _train(table, run, training, threads):
+    by_row = training is None or table.content["trainings"][training]["command"] in BY_ROWS
+    if by_row or _train(table, run, training, threads):
         for run, name in chain:
             _call(table.row_step(run, name), table.log(run, name), threads)
 
