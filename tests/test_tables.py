@@ -112,6 +112,48 @@ def test_measured_and_published_numbers_stand_in_tables_of_their_own(two_runs):
     assert "| Not there | 70.00 | 80.00 | 75.00 | not run |" in published
 
 
+def test_each_run_has_its_mean(two_runs):
+    two_runs.result("b", "Better").unlink()
+
+    text = report.to_markdown(report.collect(two_runs))
+
+    _, _, by_run = text.partition("Mean native Dice of each run:\n\n")
+    assert by_run.splitlines()[:5] == [
+        "| | a | b |",
+        "| --- | --- | --- |",
+        "| Start | 40.0 | 60.0 |",
+        "| Better | 50.0 | – |",
+        "| Bound | 100.0 | 100.0 |",
+    ]
+
+
+def test_hours_count_every_training_once(tmp_path):
+    trainings = {"prior": {"command": "training"}, "unet": {"command": "unet"}, "source": {"command": "train_source"}}
+    rows = {
+        "DiffuSAM (no 3D)": {"command": "diffusam", "training": "prior"},
+        "DiffuSAM": {"command": "diffusam", "training": "prior"},
+        "UNet": {"command": "unet", "training": "unet"},
+        "UNet again": {"command": "unet", "training": "unet"},
+        "DPL": {"command": "dpl", "training": "source"},
+        "Nothing yet": {"command": "dfg", "training": "source"},
+    }
+    table = Table.read(write_table(tmp_path, rows=rows, trainings=trainings), tmp_path / "out", {})
+    for training, seconds in (("prior", 1000), ("source", 100)):
+        table.trained("1", training).parent.mkdir(parents=True)
+        table.trained("1", training).with_name("seconds.json").write_text(json.dumps({"seconds": seconds}))
+    for name, seconds in (("DiffuSAM (no 3D)", 0), ("DiffuSAM", 0), ("UNet", 500), ("UNet again", 500), ("DPL", 30)):
+        write_result(table, "1", name, [0.5, 0.5], seconds_training=seconds, seconds_per_volume=2)  # one volume
+
+    content = report.collect(table)
+
+    assert content["hours"] * 3600 == pytest.approx(1000 + 500 + 100 + 30 + 5 * 2)
+    assert [content["rows"][name]["seconds_training"]["mean"] for name in ("DiffuSAM", "UNet", "DPL")] == [
+        1000,
+        500,
+        130,
+    ]
+
+
 def test_without_its_ends_a_gap_has_no_share(two_runs):
     for run in two_runs.runs:
         two_runs.result(run, "Bound").unlink()

@@ -11,7 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from .plan import Table
+from .plan import BY_ROWS, Table
 
 # what a result has beside the native Dice, and how a table heads it
 OTHER_METRICS = {"dice_fate": "Dice, FATE", "dice_dfg": "Dice, DFG", "hd95_mm": "HD95, mm"}
@@ -24,7 +24,7 @@ def collect(table: Table) -> dict[str, Any]:
 
     Each row has ``runs``, the result of each run or why there is none, and, over the runs that have one, ``organs`` and
     ``mean`` of the native Dice, :data:`OTHER_METRICS` and :data:`SECONDS`, each as ``mean``, ``sd`` (over runs, n - 1)
-    and ``n``.
+    and ``n``. ``hours`` are those of everything, each training once, as if one command had followed the other.
     """
     organs = _organs(table)
     rows = {name: _collect_row(table, name, organs) for name in table.rows}
@@ -40,7 +40,8 @@ def collect(table: Table) -> dict[str, Any]:
             row["gap_closed"] = _spread(shares)
     kept = {key: table.content.get(key) for key in ("title", "about", "config_file", "settings", "published", "gap")}
     settings = {name: each.get("settings", {}) for name, each in table.content["trainings"].items()}
-    return {**kept, "trainings": settings, "overrides": table.overrides, "organs": organs, "rows": rows}
+    rest = {"trainings": settings, "overrides": table.overrides, "hours": _hours(table, rows)}
+    return {**kept, **rest, "organs": organs, "rows": rows}
 
 
 def _collect_row(table: Table, name: str, organs: Sequence[str]) -> dict[str, Any]:
@@ -69,6 +70,25 @@ def _collect_row(table: Table, name: str, organs: Sequence[str]) -> dict[str, An
     for key in ("mean", *OTHER_METRICS, *SECONDS):
         row[key] = _spread([each[key] for each in done if key in each])
     return row
+
+
+def _hours(table: Table, rows: dict[str, Any]) -> float:
+    trainings: dict[Path, float] = {}
+    seconds = 0.0
+    for name, row in rows.items():
+        training = table.rows[name].get("training")
+        for run, result in row["runs"].items():
+            if "mean" not in result:
+                continue
+            seconds += result["seconds_per_volume"] * len(result["test_cases"])
+            own = result["seconds_training"]
+            if training:
+                shared = table.seconds(run, training)
+                by_row = table.content["trainings"][training]["command"] in BY_ROWS
+                trainings[table.trained(run, training)] = own if by_row else shared
+                own = 0.0 if by_row else own - shared
+            seconds += own
+    return (seconds + sum(trainings.values())) / 3600
 
 
 def _organs(table: Table) -> list[str]:
@@ -131,12 +151,28 @@ def to_markdown(content: dict[str, Any]) -> str:
             f"{row['mean']['n']}/{runs}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", f"Trainings, each counted once, and volumes took {content['hours']:.1f} hours, one after the other."]
+    lines += _by_run(rows)
     missing = {name: row for name, row in rows.items() if not row["mean"]["n"]}
     if missing:
         lines += ["", "Not run:", ""]
         lines += [f"- {name}: {next(iter(row['runs'].values()))['not_run']}" for name, row in missing.items()]
     lines += _published(content)
     return "\n".join(lines) + "\n"
+
+
+def _by_run(rows: dict[str, Any]) -> list[str]:
+    """The mean of each run, in the order of the rows, where there are runs to compare."""
+    runs = list(next(iter(rows.values()))["runs"])
+    if len(runs) < 2:
+        return []
+    lines = ["", "Mean native Dice of each run:", "", f"| | {' | '.join(runs)} |", "|" + " --- |" * (len(runs) + 1)]
+    for name, row in rows.items():
+        means = _means(row)
+        if means:
+            cells = [f"{100 * means[run]:.1f}" if run in means else MISSING for run in runs]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
 
 
 def _published(content: dict[str, Any]) -> list[str]:
