@@ -14,11 +14,13 @@ import pytest
 import torch
 from monai.inferers import Inferer
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
-from workflows import BUNDLE, ORGANS, ROOT, Killed, write_overlay
+from scripts.sam2_backbone import FrozenSAM2
+from workflows import BUNDLE, ORGANS, ROOT, SIZE, Killed, write_overlay
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from baselines import prompted, supervised  # noqa: E402
 from baselines.evaluation import Row, evaluate, open_row, open_training, run_row  # noqa: E402
+from baselines.propagated import propagate  # noqa: E402
 from baselines.run import COMMANDS  # noqa: E402
 from configuration import parse  # noqa: E402
 
@@ -60,6 +62,7 @@ def new_row(overlay: Path, output: Path, settings: dict | None = None, **options
         "sam2_points",
         "sam2_click",
         "sam2_box",
+        "propagated",
         "fate_sam",
     ],
 )
@@ -171,6 +174,33 @@ def test_the_unet_learns_what_it_is_shown(tmp_path, overlay):
     content = command("unet", overlay, tmp_path / "unet.json", steps=40, channels=(8, 16, 32), learning_rate=1e-2)
 
     assert content["dice"]["mean"] > 0.5
+
+
+# ---- propagation of one true slice
+
+
+def test_the_middle_true_slice_is_carried_both_ways(backbone_file, monkeypatch):
+    """The shown memory comes first in every slice, then those of the slices decoded last, the nearest first."""
+    backbone = FrozenSAM2("sam2_nano", SIZE, backbone_file)
+    condition, attended = backbone.condition, []
+
+    def record(features, memories=()):
+        attended.append([(memory.features, memory.distance) for memory in memories])
+        return condition(features, memories)
+
+    monkeypatch.setattr(backbone, "condition", record)
+    encoded = [backbone.encode_image(torch.rand(1, 1, SIZE, SIZE)) for _ in range(6)]
+    mask = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    mask[16:48, 20:40] = True
+
+    walk = dict(propagate(backbone, encoded, mask, shown=2, neighbours=2))
+
+    assert list(walk) == [2, 1, 0, 3, 4, 5]
+    assert (walk[2] > 0).equal(mask[::4, ::4])
+    distances = [[distance for _, distance in memories] for memories in attended]
+    assert distances == [[0], [0, 1], [0], [0, 1], [0, 1, 2]]
+    assert all(memories[0][0] is attended[0][0][0] for memories in attended)
+    assert attended[4][2][0] is attended[3][1][0]  # slice 3, from where slice 4 and slice 5 stand
 
 
 # ---- the first SAM

@@ -8,6 +8,7 @@ Run from the bundle's folder:
     python ../benchmarks/baselines/run.py sam2_points --config_file $CONFIG
     python ../benchmarks/baselines/run.py sam2_click  --config_file $CONFIG
     python ../benchmarks/baselines/run.py sam2_box    --config_file $CONFIG
+    python ../benchmarks/baselines/run.py propagated  --config_file $CONFIG
     python ../benchmarks/baselines/run.py fate_sam    --config_file $CONFIG
     python ../benchmarks/baselines/run.py true_memory --config_file $CONFIG
     python ../benchmarks/baselines/run.py diffusam    --config_file $CONFIG
@@ -247,6 +248,27 @@ def true_memory(config_file, output: str | None = None, overwrite: bool = False,
     return run_row(row, build, overwrite, show_truth=True)
 
 
+def propagated(
+    config_file, output: str | None = None, neighbours: int = 6, overwrite: bool = False, **overrides
+) -> dict:
+    """SAM2 as a video segmenter: one true slice of each organ of the volume under test, propagated.
+
+    Args:
+        neighbours: slices just decoded whose memories a slice sees, 0 to 6.
+    """
+    row = open_row(
+        "propagated", config_file, overrides, output, {"neighbours": neighbours}, trains=False, backbone=True
+    )
+    from baselines.propagated import PropagatedInferer
+
+    get = row.parser.get_parsed_content
+
+    def build():
+        return get("backbone").to(get("device")), PropagatedInferer(len(get("organs")), neighbours), 0.0
+
+    return run_row(row, build, overwrite, show_truth=True)
+
+
 # what the configuration says of inference, kept with the result
 INFERENCE = (
     *("inference_steps", "eta", "memory_samples", "decoder_token"),
@@ -273,7 +295,7 @@ def diffusam(config_file, output: str | None = None, overwrite: bool = False, **
     return run_row(row, build, overwrite)
 
 
-ROWS = (unet, unetr, sam2_points, sam2_click, sam2_box, fate_sam, sam, true_memory, diffusam)
+ROWS = (unet, unetr, sam2_points, sam2_click, sam2_box, propagated, fate_sam, sam, true_memory, diffusam)
 COMMANDS = {each.__name__: each for each in ROWS}
 
 if __name__ == "__main__":
