@@ -19,7 +19,7 @@ from workflows import BUNDLE, ORGANS, ROOT, SIZE, Killed, write_overlay
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from baselines import prompted, supervised  # noqa: E402
-from baselines.evaluation import Row, evaluate, open_row, open_training, run_row  # noqa: E402
+from baselines.evaluation import Row, evaluate, open_row, open_training, run_row, training_settings  # noqa: E402
 from baselines.propagated import propagate  # noqa: E402
 from baselines.run import COMMANDS  # noqa: E402
 from configuration import parse  # noqa: E402
@@ -124,7 +124,7 @@ def test_training_cases_are_never_tested_on(tmp_path, overlay):
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, overlay, monkeypatch):
-    settings = {"steps": 4, "slices_per_step": 2, "learning_rate": 1e-3}
+    settings = training_settings(steps=4, slices_per_step=2, learning_rate=1e-3, dice_by_slice=False)
 
     def run(name: str, **changed) -> torch.nn.Module:
         parser = parse([*CONFIGS, str(overlay)], {"bundle_root": str(BUNDLE)})

@@ -38,7 +38,7 @@ import fire
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from baselines.evaluation import AUGMENTATION, Row, open_row, open_training, run_row  # noqa: E402
+from baselines.evaluation import AUGMENTATION, Row, open_row, open_training, run_row, training_settings  # noqa: E402
 from configuration import parse  # noqa: E402
 
 CHANNELS = (16, 32, 64, 128, 256)  # of the UNet row
@@ -49,7 +49,8 @@ def train_source(
     source_model: str,
     steps: int = 1200,
     slices_per_step: int = 8,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 3e-3,
+    dice_by_slice: bool = False,
     channels: tuple[int, ...] = CHANNELS,
     features: int = 16,
     dropout: float = 0.1,
@@ -62,6 +63,7 @@ def train_source(
         steps: optimiser steps (AdamW, learning rate falling to zero along a cosine).
         slices_per_step: slices in a step, drawn from all volumes and variants.
         learning_rate: at the start.
+        dice_by_slice: see ``training_settings``.
         channels: widths of the UNet's levels.
         features: of each pixel, which the classifier sees.
         dropout: rate of every dropout layer; DPL draws its passes with it.
@@ -75,7 +77,7 @@ def train_source(
     from monai.utils import set_determinism
 
     layout = {"channels": list(channels), "features": features, "dropout": dropout}
-    budget = {"steps": steps, "slices_per_step": slices_per_step, "learning_rate": learning_rate}
+    budget = training_settings(steps, slices_per_step, learning_rate, dice_by_slice)
     row = open_training("source", parser, source_model, {**layout, **budget})
     set_determinism(parser.get_parsed_content("seed"))
     train(row, FeatureUNet(len(row.about["organs"]), **layout), overwrite)
@@ -164,7 +166,8 @@ def target_supervised(
     output: str | None = None,
     steps: int = 1200,
     slices_per_step: int = 8,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 3e-3,
+    dice_by_slice: bool = False,
     channels: tuple[int, ...] = CHANNELS,
     features: int = 0,
     network_file: str | None = None,
@@ -176,7 +179,7 @@ def target_supervised(
     Args:
         steps: see ``train_source``.
         slices_per_step: see ``train_source``.
-        learning_rate: at the start.
+        learning_rate, dice_by_slice: see ``train_source``.
         channels: widths of the UNet's levels.
         features: for the source model's network instead, with so many features; 0 for the UNet row's own.
         network_file: of the trained network, which is not trained again where it is there, be it by this or by the UNet
@@ -185,7 +188,7 @@ def target_supervised(
     Raises:
         DatasetError: the configuration names no ``train_cases``.
     """
-    settings = {"steps": steps, "slices_per_step": slices_per_step, "learning_rate": learning_rate}
+    settings = training_settings(steps, slices_per_step, learning_rate, dice_by_slice)
     if not parse(config_file, overrides).get_parsed_content("train_cases"):
         from scripts.errors import DatasetError
 

@@ -108,6 +108,21 @@ def open_row(
 AUGMENTATION = ("variants", "organ_contrast")
 
 
+def training_settings(steps: int, slices_per_step: int, learning_rate: float, dice_by_slice: bool) -> dict[str, Any]:
+    """How a network is trained on slices (``supervised.train``).
+
+    Args:
+        steps: of the optimiser.
+        slices_per_step: drawn from all volumes and variants.
+        learning_rate: at the start.
+        dice_by_slice: takes the loss's Dice slice by slice, background included. By default it is that of the organs
+            over all slices of a step: most slices lack some organ, and by itself such a slice has the worst Dice there
+            is, whatever is a little above nothing.
+    """
+    budget = {"steps": steps, "slices_per_step": slices_per_step, "learning_rate": learning_rate}
+    return {**budget, "dice_by_slice": dice_by_slice}
+
+
 def open_training(name: str, parser: ConfigParser, path: str | Path, settings: dict[str, Any]) -> Row:
     """The training of a network on the configuration's training cases, which may be that of more rows than one.
 

@@ -35,7 +35,14 @@ from monai.utils import optional_import
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from baselines.evaluation import AUGMENTATION, not_run, open_row, open_training, run_row  # noqa: E402
+from baselines.evaluation import (  # noqa: E402
+    AUGMENTATION,
+    not_run,
+    open_row,
+    open_training,
+    run_row,
+    training_settings,
+)
 from configuration import parse  # noqa: E402
 
 _SAM_NEEDS = (
@@ -49,7 +56,8 @@ def unet(
     output: str | None = None,
     steps: int = 1200,
     slices_per_step: int = 8,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 3e-3,
+    dice_by_slice: bool = False,
     channels: tuple[int, ...] = (16, 32, 64, 128, 256),
     network_file: str | None = None,
     overwrite: bool = False,
@@ -61,12 +69,12 @@ def unet(
         steps: optimiser steps (AdamW, learning rate falling to zero along a cosine).
         slices_per_step: slices in a step, drawn from all volumes and variants.
         learning_rate: at the start.
+        dice_by_slice: see ``training_settings``.
         channels: widths of the levels.
         network_file: of the trained network, which is not trained again where it is there; by default in the folder of
             the result.
     """
-    settings = {"steps": steps, "slices_per_step": slices_per_step, "learning_rate": learning_rate}
-    settings["channels"] = list(channels)
+    settings = training_settings(steps, slices_per_step, learning_rate, dice_by_slice) | {"channels": list(channels)}
 
     def build(size: int, outputs: int):
         strides = (2,) * (len(channels) - 1)
@@ -80,7 +88,8 @@ def unetr(
     output: str | None = None,
     steps: int = 1200,
     slices_per_step: int = 8,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 3e-3,
+    dice_by_slice: bool = False,
     hidden_size: int = 96,
     mlp_dim: int = 384,
     num_heads: int = 6,
@@ -95,7 +104,7 @@ def unetr(
     Args:
         steps: see ``unet``.
         slices_per_step: see ``unet``.
-        learning_rate: at the start.
+        learning_rate, dice_by_slice: see ``unet``.
         hidden_size: width of the 12 transformer layers.
         mlp_dim: of their feed-forward part.
         num_heads: of their attention.
@@ -106,7 +115,7 @@ def unetr(
     if paper_size:
         hidden_size, mlp_dim, num_heads = 768, 3072, 12
     width = {"hidden_size": hidden_size, "mlp_dim": mlp_dim, "num_heads": num_heads, "feature_size": feature_size}
-    settings = {"steps": steps, "slices_per_step": slices_per_step, "learning_rate": learning_rate, **width}
+    settings = training_settings(steps, slices_per_step, learning_rate, dice_by_slice) | width
 
     def build(size: int, outputs: int):
         return UNETR(1, outputs, size, spatial_dims=2, **width)

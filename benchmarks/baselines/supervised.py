@@ -74,8 +74,8 @@ def train(row: Row, network: nn.Module, overwrite: bool = False, save_every: int
     checkpoint, in the row's folder; on a CPU it ends with the same weights.
 
     Args:
-        row: of :func:`baselines.evaluation.open_training`, whose settings have ``steps``, ``slices_per_step`` and
-            ``learning_rate``. Its file gets the weights.
+        row: of :func:`baselines.evaluation.open_training`, whose settings have those of ``training_settings``. Its file
+            gets the weights.
         network: moved to the configuration's device.
         overwrite: whether what is there of this or another training is forgotten.
         save_every: steps.
@@ -106,7 +106,8 @@ def train(row: Row, network: nn.Module, overwrite: bool = False, save_every: int
             torch.set_rng_state(saved["random"])
             first, seconds = saved["step"], saved["seconds"]
     slices = AugmentedSlices(row.parser, row.folder / "slices")
-    loss_function = DiceCELoss(to_onehot_y=True, softmax=True)
+    by_slice = row.settings["dice_by_slice"]
+    loss_function = DiceCELoss(to_onehot_y=True, softmax=True, batch=not by_slice, include_background=by_slice)
     network.train()
     start = time.perf_counter() - seconds
     for step in (progress := trange(first, steps, desc="training", initial=first, total=steps)):
