@@ -224,7 +224,7 @@ def draw(content: dict[str, Any]) -> Figure:
     if any(row["published"] for row in rows.values()):
         axes.plot([], [], "D", color="#dc267f", markerfacecolor="white", markersize=5, label=content["published"])
         axes.plot([], [], "o", color="black", markersize=3, label="one run, measured here")
-        axes.legend(fontsize=7, loc="lower right")
+        figure.legend(fontsize=7, loc="outside lower right", ncols=2)
     return figure
 
 
