@@ -38,10 +38,16 @@ import fire
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from baselines.evaluation import AUGMENTATION, Row, open_row, open_training, run_row, training_settings  # noqa: E402
+from baselines.evaluation import (  # noqa: E402
+    AUGMENTATION,
+    CHANNELS,
+    Row,
+    open_row,
+    open_training,
+    run_row,
+    training_settings,
+)
 from configuration import parse  # noqa: E402
-
-CHANNELS = (16, 32, 64, 128, 256)  # of the UNet row
 
 
 def train_source(
@@ -198,12 +204,12 @@ def target_supervised(
         )
     # a target's overlay has no `train_data`, since no other row may see labels of the target
     keys = ("dataset_dir", "image_pattern", "label_pattern")
-    training = {"_target_": "scripts.datalists.find_cases", **{key: f"@{key}" for key in keys}, "cases": "@train_cases"}
-    overrides = {**overrides, "train_data": training}
+    labelled = {"_target_": "scripts.datalists.find_cases", **{key: f"@{key}" for key in keys}, "cases": "@train_cases"}
+    overrides = {**overrides, "train_data": labelled}
     settings |= {"channels": list(channels)} | ({"features": features} if features else {})
     row = open_row("target_supervised", config_file, overrides, output, settings, uses=AUGMENTATION)
-    from adaptation.source_model import FeatureUNet, plain_unet
-    from baselines.supervised import NetworkInferer, train
+    from adaptation.source_model import FeatureUNet
+    from baselines.supervised import NetworkInferer, plain_unet, train
 
     organs = len(row.parser.get_parsed_content("organs"))
     training = open_training("unet", row.parser, network_file or row.folder / "network.pt", settings)

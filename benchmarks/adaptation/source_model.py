@@ -15,24 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from baselines.evaluation import CHANNELS
+from baselines.supervised import plain_unet
 from monai.networks.blocks import ADN
-from monai.networks.nets import UNet
 from torch import Tensor, nn
-
-CHANNELS = (16, 32, 64, 128, 256)
-
-
-def plain_unet(outputs: int, channels: Sequence[int] = CHANNELS, dropout: float = 0.1) -> UNet:
-    """The network of the UNet row: ``(B, 1, S, S)`` to ``(B, outputs, S, S)``."""
-    return UNet(
-        spatial_dims=2,
-        in_channels=1,
-        out_channels=outputs,
-        channels=tuple(channels),
-        strides=(2,) * (len(channels) - 1),
-        num_res_units=2,
-        dropout=dropout,
-    )
 
 
 class FeatureUNet(nn.Module):

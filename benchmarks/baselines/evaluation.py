@@ -23,6 +23,9 @@ from torch import Tensor, nn
 
 # settings that are every row's
 COMMON = ("image_size", "seed", "largest_component")
+# of the configuration, what a network depends on that is trained on slices
+AUGMENTATION = ("variants", "organ_contrast")
+CHANNELS = (16, 32, 64, 128, 256)  # widths of the UNet's levels
 
 
 @dataclass(frozen=True)
@@ -102,10 +105,6 @@ def open_row(
         sam2.check_loaded()
         about |= {"backbone": sam2.name, "weights": sam2.fingerprint()}
     return Row(name, parser, path, settings, about)
-
-
-# of the configuration, what a network depends on that is trained on slices
-AUGMENTATION = ("variants", "organ_contrast")
 
 
 def training_settings(steps: int, slices_per_step: int, learning_rate: float, dice_by_slice: bool) -> dict[str, Any]:

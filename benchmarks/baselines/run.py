@@ -30,13 +30,14 @@ from pathlib import Path
 
 import fire
 import torch
-from monai.networks.nets import UNETR, UNet
+from monai.networks.nets import UNETR
 from monai.utils import optional_import
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from baselines.evaluation import (  # noqa: E402
     AUGMENTATION,
+    CHANNELS,
     not_run,
     open_row,
     open_training,
@@ -58,7 +59,7 @@ def unet(
     slices_per_step: int = 8,
     learning_rate: float = 3e-3,
     dice_by_slice: bool = False,
-    channels: tuple[int, ...] = (16, 32, 64, 128, 256),
+    channels: tuple[int, ...] = CHANNELS,
     network_file: str | None = None,
     overwrite: bool = False,
     **overrides,
@@ -77,8 +78,9 @@ def unet(
     settings = training_settings(steps, slices_per_step, learning_rate, dice_by_slice) | {"channels": list(channels)}
 
     def build(size: int, outputs: int):
-        strides = (2,) * (len(channels) - 1)
-        return UNet(2, 1, outputs, channels, strides, num_res_units=2, dropout=0.1)
+        from baselines.supervised import plain_unet
+
+        return plain_unet(outputs, channels)
 
     return _supervised("unet", build, config_file, output, settings, network_file, overwrite, overrides)
 

@@ -9,21 +9,35 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from monai.bundle import ConfigParser
 from monai.losses import DiceCELoss
+from monai.networks.nets import UNet
 from scripts.handlers import save_atomically
 from scripts.transforms import AugmentedVariant
 from torch import Tensor, nn
 from tqdm import tqdm, trange
 
-from .evaluation import Row
+from .evaluation import CHANNELS, Row
 from .slicewise import SlicewiseInferer, network_slices
 
 SLICES_AT_A_TIME = 8
+
+
+def plain_unet(outputs: int, channels: Sequence[int] = CHANNELS, dropout: float = 0.1) -> UNet:
+    """The network of the UNet row: ``(B, 1, S, S)`` to ``(B, outputs, S, S)``."""
+    return UNet(
+        spatial_dims=2,
+        in_channels=1,
+        out_channels=outputs,
+        channels=tuple(channels),
+        strides=(2,) * (len(channels) - 1),
+        num_res_units=2,
+        dropout=dropout,
+    )
 
 
 class AugmentedSlices:
