@@ -48,7 +48,7 @@ TRAINING_FILES = {
     "unet": ("network_file", "network.pt"),
     "unetr": ("network_file", "network.pt"),
 }
-BY_ROWS = ("unet", "unetr")  # trained by the rows themselves
+BY_ROWS = ("unet", "unetr")  # trained by the first row that needs them
 SOURCE = "source_"
 CLOCK = "seconds.json"  # beside a training's file
 EVALUATION = "configs/evaluate.json"
@@ -163,6 +163,10 @@ class Table:
             return clock["seconds"]
         return clock["seconds"] + max(each.stat().st_mtime for each in folder.iterdir()) - clock["started"]
 
+    def trained_by_rows(self, training: str) -> bool:
+        """Whether the first row that needs a training does it, rather than a step of its own."""
+        return self.content["trainings"][training]["command"] in BY_ROWS
+
     def training_step(self, run: str, name: str) -> Step:
         training = self.content["trainings"][name]
         option, _ = TRAINING_FILES[training["command"]]
@@ -242,8 +246,7 @@ def run_steps(table: Table, rows: list[str], runs: list[str], jobs: int, after_e
 def _run_chain(table: Table, chain: list[tuple[str, str]], threads: int) -> None:
     run, first = chain[0]
     training = table.rows[first].get("training")
-    by_row = training is None or table.content["trainings"][training]["command"] in BY_ROWS
-    if by_row or _train(table, run, training, threads):
+    if training is None or table.trained_by_rows(training) or _train(table, run, training, threads):
         for run, name in chain:
             _call(table.row_step(run, name), table.log(run, name), threads)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from .plan import BY_ROWS, Table
+from .plan import Table
 
 # what a result has beside the native Dice, and how a table heads it
 OTHER_METRICS = {"dice_fate": "Dice, FATE", "dice_dfg": "Dice, DFG", "hd95_mm": "HD95, mm"}
@@ -84,7 +84,7 @@ def _hours(table: Table, rows: dict[str, Any]) -> float:
             own = result["seconds_training"]
             if training:
                 shared = table.seconds(run, training)
-                by_row = table.content["trainings"][training]["command"] in BY_ROWS
+                by_row = table.trained_by_rows(training)
                 trainings[table.trained(run, training)] = own if by_row else shared
                 own = 0.0 if by_row else own - shared
             seconds += own
