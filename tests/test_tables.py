@@ -36,7 +36,7 @@ def write_result(table: Table, run: str, row: str, organs: list[float | None], *
 
 def run_table(table: Path, output: Path, *options: str) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "benchmarks" / "tables"), str(table), "--output", str(output), *options]
-    return subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, timeout=900)
 
 
 def test_rows_are_trained_for_run_and_marked_by_one_command(tmp_path, write_dataset, backbone_file):
