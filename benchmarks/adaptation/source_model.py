@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from baselines.evaluation import CHANNELS
 from baselines.supervised import plain_unet
-from monai.networks.blocks import ADN
 from torch import Tensor, nn
 
 
@@ -42,10 +41,8 @@ class FeatureUNet(nn.Module):
         self, organs: int, channels: Sequence[int] = CHANNELS, features: int = 16, dropout: float = 0.1
     ) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            plain_unet(features, channels, dropout),
-            ADN("NA", in_channels=features, norm="INSTANCE", norm_dim=2, act="PRELU"),
-        )
+        # no norm here: one over each slice would make features of a slice without organs as strong as those of any
+        self.body = nn.Sequential(plain_unet(features, channels, dropout), nn.PReLU())
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Conv2d(features, organs + 1, 1, bias=False)
 
