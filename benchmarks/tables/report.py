@@ -211,14 +211,14 @@ def draw(content: dict[str, Any]) -> Figure:
         if row["mean"]["n"]:
             mean = 100 * row["mean"]["mean"]
             axes.barh(place, mean, color=BAR, height=0.62)
-            axes.annotate(f"{mean:.1f}", (1, place), va="center", color="white", fontsize=8, weight="bold")
+            where, color = (1, "white") if mean > 8 else (mean + 2, BAR)  # beside a bar that is too short to hold it
+            axes.annotate(f"{mean:.1f}", (where, place), va="center", color=color, fontsize=8, weight="bold")
             dots = [100 * each for each in _means(row).values()]
             axes.plot(dots, [place] * len(dots), "o", color="black", markersize=3)
         if row["published"]:
             axes.plot(row["published"][-1], place, "D", color="#dc267f", markerfacecolor="white", markersize=5)
     axes.set_yticks(range(len(rows)), rows)
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 100), xlabel="mean native Dice, %", title=content["title"])
+    axes.set(xlim=(0, 100), ylim=(len(rows) - 0.4, -0.6), xlabel="mean native Dice, %", title=content["title"])
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if any(row["published"] for row in rows.values()):
