@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
-from scripts.phantoms import ORGANS, make_phantom, write_phantoms
+from scripts.phantoms import ORGANS, make_phantom, phantom_dataset, write_phantoms
 
 GRID = {"shape": (64, 64, 16), "spacing": (6.0, 6.0, 12.0)}
 SEEDS = range(6)
@@ -207,3 +207,12 @@ def test_bad_requests_write_nothing(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         write_phantoms(tmp_path / "absent", **{**GRID, **arguments})
     assert not (tmp_path / "absent").exists()
+
+
+def test_a_data_set_with_more_phantoms_than_asked_for_is_refused(tmp_path):
+    write_phantoms(tmp_path, 1, "ct", first_seed=3, **GRID)
+    write_phantoms(tmp_path, 2, "mr", **GRID)
+
+    assert phantom_dataset(tmp_path, 1, "ct", first_seed=3) == str(tmp_path)
+    with pytest.raises(ValueError, match="holds 2 mr phantoms, but 1 were asked for.*image_mr001.nii.gz.*--phantoms 2"):
+        phantom_dataset(tmp_path, 1, "mr")

@@ -160,9 +160,17 @@ def phantom_dataset(folder: str | Path, count: int, modality: str = "ct", first_
     """The folder of a phantom data set, written on first use: what a config names as ``dataset_dir``.
 
     Raises:
-        ValueError: see :func:`write_phantoms`.
+        ValueError: the folder holds other phantoms of that modality as well, which would be segmented along with these;
+            or see :func:`write_phantoms`.
     """
-    write_phantoms(folder, count, modality, first_seed)
+    asked = {Path(case["image"]).name for case in write_phantoms(folder, count, modality, first_seed)}
+    others = {path.name for path in Path(folder).glob(f"image_{modality}[0-9]*.nii.gz")} - asked
+    if others:
+        raise ValueError(
+            f"'{folder}' holds {len(asked | others)} {modality} phantoms, but {count} were asked for. Also there: "
+            f"{', '.join(sorted(others))}. Ask for all of them (--phantoms {len(asked | others)}), name another folder "
+            "(--dataset_dir#folder), or remove those."
+        )
     return str(folder)
 
 
