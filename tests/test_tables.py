@@ -64,8 +64,9 @@ def test_rows_are_trained_for_run_and_marked_by_one_command(tmp_path, write_data
 
     trained = list(tmp_path.glob("trainings/training_*/model.pt"))
     made = {path: path.stat().st_mtime_ns for path in [*output.glob("1/*.json"), *trained]}
-    again = run_table(table, output, "--rows", "SAM2 (box)")
-    assert again.returncode == 0 and "is not run again" in (output / "1/logs/SAM2__box_.log").read_text()
+    again = run_table(table, output)
+    assert again.returncode == 0 and "There already: 1: DiffuSAM." in again.stdout
+    assert "1: SAM ..." in again.stdout and "1: SAM2 (box) ..." not in again.stdout  # what was not run is tried again
     assert len(trained) == 1
     assert all(path.stat().st_mtime_ns == time for path, time in made.items())
 
@@ -252,6 +253,32 @@ def test_a_changed_configuration_is_another_training(tmp_path):
         overlay.write_text(json.dumps({"iterations": iterations}))
         files.add(Table.read(path, tmp_path / "out", {}).trained("1", "p"))
     assert len(files) == 2
+
+
+def test_a_row_is_finished_until_its_command_or_configuration_changes(tmp_path):
+    overlay = tmp_path / "overlay.json"
+    overlay.write_text("{}")
+    content = {"title": "", "config_file": [str(overlay)], "runs": {"1": {}}, "rows": {"A": {"command": "unet"}}}
+    table = Table({"trainings": {}, **content}, tmp_path / "out")
+
+    assert not table.finished("1", "A")
+    write_result(table, "1", "A", [0.5])
+    assert not table.finished("1", "A")  # made by nobody knows which command
+    table.mark_finished("1", "A")
+    assert table.finished("1", "A")
+
+    assert not Table(table.content, table.output, {"variants": 3}).finished("1", "A")
+    overlay.write_text('{"variants": 3}')
+    assert not table.finished("1", "A")
+
+
+def test_a_row_that_was_not_run_is_never_finished(tmp_path):
+    content = {"title": "", "config_file": [], "runs": {"1": {}}, "rows": {"A": {"command": "sam"}}}
+    table = Table({"trainings": {}, **content}, tmp_path / "out")
+    table.result("1", "A").parent.mkdir(parents=True)
+    table.result("1", "A").write_text('{"not_run": "needs a checkpoint"}')
+    table.mark_finished("1", "A")
+    assert not table.finished("1", "A")
 
 
 def test_the_time_of_a_training_that_was_killed_counts(tmp_path):

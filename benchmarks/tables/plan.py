@@ -51,6 +51,7 @@ TRAINING_FILES = {
 BY_ROWS = ("unet", "unetr")  # trained by the first row that needs them
 SOURCE = "source_"
 CLOCK = "seconds.json"  # beside a training's file
+TOLD = "command.sha256"  # in the folder of a result, what its command was told
 EVALUATION = "configs/evaluate.json"
 TESTED = "test_cases"  # which no training depends on
 ADAPTATION = ("train_source", "source_only", "dpl", "dfg", "target_supervised")
@@ -69,11 +70,13 @@ class Step:
         name: of the row or training.
         run: which repetition.
         arguments: of Python, from the bundle's folder.
+        config_files: among them.
     """
 
     name: str
     run: str
     arguments: list[str]
+    config_files: list[str]
 
 
 @dataclass
@@ -142,11 +145,8 @@ class Table:
         entry = self.content["trainings"][training]
         command, (_, name) = entry["command"], TRAINING_FILES[entry["command"]]
         options = self._options(run, entry, {}, entry.get("settings", {}), trains=True)
-        # with what the configuration's files say now, by whose change a training becomes another one
-        config_files = self._config_files(run, entry, trains=True)
-        files = [Path(each).read_text("utf-8") for each in config_files if Path(each).is_file()]
-        told = json.dumps([options, files])
-        return self._beside("trainings") / f"{command}_{hashlib.sha256(told.encode()).hexdigest()[:12]}" / name
+        told = _digest(options, self._config_files(run, entry, trains=True))
+        return self._beside("trainings") / f"{command}_{told[:12]}" / name
 
     def seconds(self, run: str, training: str) -> float:
         """Seconds that a training has taken so far, over all its attempts.
@@ -175,7 +175,20 @@ class Table:
         if training["command"] == "training":
             own |= {"output_dir": str(file.parent), "cache_dir": str(self.cache)}
         options = self._options(run, training, own, training.get("settings", {}), trains=True)
-        return Step(name, run, [*_script(training["command"]), *options])
+        return Step(name, run, [*_script(training["command"]), *options], self._config_files(run, training, True))
+
+    def finished(self, run: str, name: str) -> bool:
+        """Whether a row's result is there, made by the command that :meth:`row_step` gives now."""
+        path = self.result(run, name)
+        told = path.with_suffix("") / TOLD
+        return path.is_file() and told.is_file() and told.read_text() == self._told(run, name)
+
+    def mark_finished(self, run: str, name: str) -> None:
+        """Notes by which command a result was made; one that only says what it needs is to be tried again."""
+        path = self.result(run, name)
+        if path.is_file() and "not_run" not in json.loads(path.read_text(encoding="utf-8")):
+            path.with_suffix("").mkdir(exist_ok=True)
+            (path.with_suffix("") / TOLD).write_text(self._told(run, name))
 
     def row_step(self, run: str, name: str) -> Step:
         row = self.rows[name]
@@ -189,7 +202,12 @@ class Table:
                 options = {**training.get("settings", {}), **options}
             if "base" not in training:
                 entry = {**row, "config_file": [*training.get("config_file", []), *row.get("config_file", [])]}
-        return Step(name, run, [*_script(row["command"]), *self._options(run, entry, own, options)])
+        arguments = [*_script(row["command"]), *self._options(run, entry, own, options)]
+        return Step(name, run, arguments, self._config_files(run, entry, trains=False))
+
+    def _told(self, run: str, name: str) -> str:
+        step = self.row_step(run, name)
+        return _digest(step.arguments, step.config_files)
 
     def _folder(self, run: str) -> Path:
         return (self.output / _file_name(run)).absolute()
@@ -244,11 +262,18 @@ def run_steps(table: Table, rows: list[str], runs: list[str], jobs: int, after_e
 
 
 def _run_chain(table: Table, chain: list[tuple[str, str]], threads: int) -> None:
-    run, first = chain[0]
+    wanted = [(run, name) for run, name in chain if not table.finished(run, name)]
+    if len(wanted) < len(chain):
+        names = ", ".join(f"{run}: {name}" for run, name in chain if (run, name) not in wanted)
+        print(f"There already: {names}.", flush=True)
+    if not wanted:
+        return
+    run, first = wanted[0]
     training = table.rows[first].get("training")
     if training is None or table.trained_by_rows(training) or _train(table, run, training, threads):
-        for run, name in chain:
-            _call(table.row_step(run, name), table.log(run, name), threads)
+        for run, name in wanted:
+            if _call(table.row_step(run, name), table.log(run, name), threads):
+                table.mark_finished(run, name)
 
 
 def _train(table: Table, run: str, name: str, threads: int) -> bool:
@@ -277,6 +302,12 @@ def _call(step: Step, log: Path, threads: int) -> bool:
     outcome = "done" if code == 0 else f"failed, see '{log}'"
     print(f"{step.run}: {step.name}: {outcome} ({time.perf_counter() - start:.0f} s)", flush=True)
     return code == 0
+
+
+def _digest(options: list[str], config_files: list[str]) -> str:
+    """Of options, and of what the configuration's files say now, by whose change all they are for is another."""
+    files = [Path(each).read_text("utf-8") for each in config_files if Path(each).is_file()]
+    return hashlib.sha256(json.dumps([options, files]).encode()).hexdigest()
 
 
 def _of_domain(settings: Mapping[str, Any], source: bool) -> dict[str, Any]:
