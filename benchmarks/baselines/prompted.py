@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Orientation
+from monai.transforms import Orientation, Resize
 from monai.utils import convert_to_tensor, optional_import
 from nibabel.orientations import aff2axcodes
 from scripts.sam2_backbone import NO_OBJECT_LOGIT, FrozenSAM2
@@ -179,3 +179,15 @@ def oriented_like(label: Tensor, image: Tensor) -> Tensor:
             f"{tuple(image.shape[2:])} and the label, along the same axes, {tuple(turned.shape[1:])}."
         )
     return convert_to_tensor(turned, track_meta=False)[0].round().long().cpu()
+
+
+def network_labels(truth: Tensor, image: Tensor, size: int) -> Tensor:
+    """A label map on the file's grid as the network sees the image's slices: ``(slices, size, size)``.
+
+    Args:
+        truth: ``(1, 1, ...)`` with its affine.
+        image: ``(1, 1, H, W, slices)``; see :func:`oriented_like`.
+        size: of the network.
+    """
+    planes = oriented_like(truth, image).permute(2, 0, 1).float()
+    return convert_to_tensor(Resize((size, size), mode="nearest-exact")(planes), track_meta=False)

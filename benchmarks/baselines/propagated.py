@@ -13,11 +13,10 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from monai.transforms import Resize
 from scripts.sam2_backbone import NO_OBJECT_LOGIT, FrozenSAM2, ImageFeatures, Memory, mask_to_logits
 from torch import Tensor
 
-from .prompted import oriented_like
+from .prompted import network_labels
 from .slicewise import SlicewiseInferer, network_slices
 
 
@@ -36,8 +35,7 @@ class PropagatedInferer(SlicewiseInferer):
     def segment(self, inputs: Tensor, network: FrozenSAM2, truth: Tensor) -> Iterator[tuple[list[int], Tensor]]:
         """Yields all slices one by one; ``truth`` is ``(1, 1, ...)`` on the file's own grid."""
         size, device = network.image_size, next(network.parameters()).device
-        labels = oriented_like(truth, inputs).permute(2, 0, 1).float()
-        planes = Resize((size, size), mode="nearest-exact")(labels).to(device)
+        planes = network_labels(truth, inputs, size).to(device)
         encoded = [network.encode_image(network_slices(inputs, [index], size, device)) for index in range(len(planes))]
         logits = torch.full((len(planes), self.organs, size // 4, size // 4), NO_OBJECT_LOGIT)
         for organ in range(1, self.organs + 1):

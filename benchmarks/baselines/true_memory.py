@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from monai.transforms import Resize
 from scripts.sam2_backbone import MASK_LOGIT, FrozenSAM2, ImageFeatures, Memory, mask_to_logits
 from torch import Tensor
 
-from .prompted import oriented_like
+from .prompted import network_labels
 from .slicewise import SlicewiseInferer, network_slices
 
 SLICES_AT_A_TIME = 8
@@ -25,13 +24,11 @@ class TrueMemoryInferer(SlicewiseInferer):
     def segment(self, inputs: Tensor, network: FrozenSAM2, truth: Tensor) -> Iterator[tuple[list[int], Tensor]]:
         """Yields a few slices at a time; ``truth`` is ``(1, 1, ...)`` on the file's own grid."""
         device = next(network.parameters()).device
-        labels = oriented_like(truth, inputs)
-        to_network = Resize((network.image_size,) * 2, mode="nearest-exact")
+        labels = network_labels(truth, inputs, network.image_size)
         for chunk in torch.arange(inputs.shape[-1]).split(SLICES_AT_A_TIME):
             indices = chunk.tolist()
-            planes = to_network(labels[..., indices].permute(2, 0, 1).float())
             features = network.encode_image(network_slices(inputs, indices, network.image_size, device))
-            yield indices, decode_true_memories(network, features, planes.to(device), self.organs)
+            yield indices, decode_true_memories(network, features, labels[indices].to(device), self.organs)
 
 
 @torch.no_grad()
