@@ -62,7 +62,7 @@ def main(
     config_files: Mapping[str, Sequence[str]],
     output: str,
     steps: int = 10,
-    shown: Sequence[int] = (5, 6, 7, 8, 10),
+    shown: Sequence[int] = (6, 7, 8, 9, 10),
     columns: int = 2,
     show: str = "sample",
     **overrides,
