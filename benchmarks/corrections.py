@@ -21,7 +21,6 @@ from typing import Any
 import fire
 import numpy as np
 import torch
-from baselines.prompted import oriented_like
 from baselines.prompts import prompt_points
 from configuration import parse
 from monai.data import list_data_collate
@@ -42,6 +41,7 @@ def main(config_file, output: str | None = None, reaches: Sequence[int] = (0, 1,
         overrides: values of the configuration to change, such as ``--prior_file``.
     """
     parser = parse(config_file, overrides)
+    from baselines.prompted import oriented_like
     from monai.utils import set_determinism
     from scripts import errors
     from scripts.files import whole_file

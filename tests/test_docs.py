@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import runpy
 import shlex
 import shutil
+import subprocess
 import sys
+import textwrap
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -156,6 +159,23 @@ def test_every_command_of_a_page_runs(page, place, monkeypatch):
     monkeypatch.chdir(place / "bundle")
     for each in dict.fromkeys([*PAGES[: min(PAGES.index(page), 2)], page]):
         run_page(each, place, monkeypatch, fetched)
+
+
+def test_every_benchmark_starts_before_the_bundle_can_be_imported():
+    """The bundle's folder comes onto the path with the configuration; the tests have it there from the beginning."""
+    scripts = [path for path in (ROOT / "benchmarks").rglob("*.py") if "fire.Fire(" in path.read_text("utf-8")]
+    assert len(scripts) > 5
+    code = """
+        import runpy, sys
+        clean = list(sys.path)
+        for path in sys.argv[1:]:
+            sys.path[:] = [path.rpartition("/")[0], *clean]
+            runpy.run_path(path, run_name="imported")
+    """
+    command = [sys.executable, "-P", "-c", textwrap.dedent(code), *map(str, scripts)]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    run = subprocess.run(command, cwd=BUNDLE, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 def test_every_file_that_a_page_links_to_is_there():
