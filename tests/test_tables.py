@@ -272,6 +272,22 @@ def test_a_row_is_finished_until_its_command_or_configuration_changes(tmp_path):
     assert not table.finished("1", "A")
 
 
+def test_a_row_is_not_finished_once_its_prior_is_another(tmp_path):
+    trainings, rows = {"prior": {"command": "training"}}, {"A": {"command": "diffusam", "training": "prior"}}
+    table = Table.read(write_table(tmp_path, rows=rows, trainings=trainings), tmp_path / "out", {})
+    prior = table.trained("1", "prior")
+    prior.parent.mkdir(parents=True)
+    prior.write_text("one")
+    write_result(table, "1", "A", [0.5])
+    table.mark_finished("1", "A")
+    assert table.finished("1", "A")
+
+    prior.write_text("another")
+    assert not table.finished("1", "A")
+    prior.unlink()
+    assert not table.finished("1", "A")
+
+
 def test_a_row_that_was_not_run_is_never_finished(tmp_path):
     content = {"title": "", "config_file": [], "runs": {"1": {}}, "rows": {"A": {"command": "sam"}}}
     table = Table({"trainings": {}, **content}, tmp_path / "out")

@@ -206,8 +206,13 @@ class Table:
         return Step(name, run, arguments, self._config_files(run, entry, trains=False))
 
     def _told(self, run: str, name: str) -> str:
-        step = self.row_step(run, name)
-        return _digest(step.arguments, step.config_files)
+        """Of the command, and of the trained file that it is given, which may have been trained anew since."""
+        from scripts.files import sha256_of
+
+        step, training = self.row_step(run, name), self.rows[name].get("training")
+        file = self.trained(run, training) if training else None
+        trained = [sha256_of(file)] if file and file.is_file() else []
+        return _digest([*step.arguments, *trained], step.config_files)
 
     def _folder(self, run: str) -> Path:
         return (self.output / _file_name(run)).absolute()
