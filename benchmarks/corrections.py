@@ -41,7 +41,7 @@ def main(config_file, output: str | None = None, reaches: Sequence[int] = (0, 1,
         overrides: values of the configuration to change, such as ``--prior_file``.
     """
     parser = parse(config_file, overrides)
-    from baselines.prompted import oriented_like
+    from baselines.slicewise import oriented_like
     from monai.utils import set_determinism
     from scripts import errors
     from scripts.files import whole_file

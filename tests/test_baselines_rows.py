@@ -18,10 +18,11 @@ from scripts.sam2_backbone import FrozenSAM2
 from workflows import BUNDLE, ORGANS, ROOT, SIZE, Killed, write_overlay
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from baselines import prompted, supervised  # noqa: E402
+from baselines import supervised  # noqa: E402
 from baselines.evaluation import Row, evaluate, open_row, open_training, run_row, training_settings  # noqa: E402
 from baselines.propagated import propagate  # noqa: E402
 from baselines.run import COMMANDS  # noqa: E402
+from baselines.slicewise import oriented_like  # noqa: E402
 from configuration import parse  # noqa: E402
 
 METRICS = {"dice", "dice_fate", "dice_dfg", "hd95_mm", "asd_mm", "surface_dice_2mm", "missed", "invented"}
@@ -82,7 +83,7 @@ class TruthInferer(Inferer):
     """Answers with the truth it is shown, in one channel."""
 
     def __call__(self, inputs, network, truth):
-        labels = prompted.oriented_like(truth, inputs)[None, None]
+        labels = oriented_like(truth, inputs)[None, None]
         return inputs.clone().copy_(labels)
 
 

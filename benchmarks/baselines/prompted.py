@@ -14,15 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
-from monai.transforms import Orientation, Resize
 from monai.utils import convert_to_tensor, optional_import
-from nibabel.orientations import aff2axcodes
 from scripts.sam2_backbone import NO_OBJECT_LOGIT, FrozenSAM2
 from torch import Tensor, nn
 
 from .prompts import PROMPTS, prompt_points
-from .slicewise import SlicewiseInferer, network_slices
+from .slicewise import SlicewiseInferer, network_slices, oriented_like
 
 TOKENS = ("auto", "single", "best_iou")
 
@@ -162,32 +159,3 @@ def padded(prompts: list[tuple[list[list[int]], list[int]]]) -> tuple[Tensor, Te
     points = [[*each, *[[0, 0]] * (longest - len(each))] for each, _ in prompts]
     labels = [[*each, *[-1] * (longest - len(each))] for _, each in prompts]
     return torch.tensor(points, dtype=torch.float32), torch.tensor(labels, dtype=torch.int32)
-
-
-def oriented_like(label: Tensor, image: Tensor) -> Tensor:
-    """A label map on the file's grid, ``(1, 1, ...)`` with its affine, along the axes of the image: ``(H, W, slices)``.
-
-    Raises:
-        ValueError: the two differ by more than the order and direction of axes.
-    """
-    target, own = (each.affine.reshape(-1, 4, 4)[0].cpu() for each in (image, label))
-    plain = MetaTensor(convert_to_tensor(label[0], track_meta=False), affine=own)
-    turned = Orientation(axcodes="".join(aff2axcodes(target.numpy())))(plain)
-    if turned.shape[1:] != image.shape[2:]:
-        raise ValueError(
-            "Prompts are drawn on the file's grid, but after preprocessing the image has shape "
-            f"{tuple(image.shape[2:])} and the label, along the same axes, {tuple(turned.shape[1:])}."
-        )
-    return convert_to_tensor(turned, track_meta=False)[0].round().long().cpu()
-
-
-def network_labels(truth: Tensor, image: Tensor, size: int) -> Tensor:
-    """A label map on the file's grid as the network sees the image's slices: ``(slices, size, size)``.
-
-    Args:
-        truth: ``(1, 1, ...)`` with its affine.
-        image: ``(1, 1, H, W, slices)``; see :func:`oriented_like`.
-        size: of the network.
-    """
-    planes = oriented_like(truth, image).permute(2, 0, 1).float()
-    return convert_to_tensor(Resize((size, size), mode="nearest-exact")(planes), track_meta=False)

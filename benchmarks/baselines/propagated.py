@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from scripts.sam2_backbone import NO_OBJECT_LOGIT, FrozenSAM2, ImageFeatures, Memory, mask_to_logits
 from torch import Tensor
 
-from .prompted import network_labels
-from .slicewise import SlicewiseInferer, network_slices
+from .slicewise import SlicewiseInferer, network_labels, network_slices
 
 
 class PropagatedInferer(SlicewiseInferer):

@@ -6,9 +6,11 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 
 import torch
+from monai.data import MetaTensor
 from monai.inferers import Inferer
-from monai.transforms import Resize
+from monai.transforms import Orientation, Resize
 from monai.utils import convert_to_dst_type, convert_to_tensor
+from nibabel.orientations import aff2axcodes
 from scripts.sam2_backbone import resize_logits, with_background
 from torch import Tensor, nn
 
@@ -66,3 +68,32 @@ def network_slices(inputs: Tensor, indices: Sequence[int], size: int, device: to
     slices = convert_to_tensor(inputs[0, 0][..., list(indices)], track_meta=False).permute(2, 0, 1).float()
     resized = Resize((size, size), mode="bilinear", anti_aliasing=True)(slices)
     return convert_to_tensor(resized, track_meta=False)[:, None].to(device)
+
+
+def oriented_like(label: Tensor, image: Tensor) -> Tensor:
+    """A label map on the file's grid, ``(1, 1, ...)`` with its affine, along the axes of the image: ``(H, W, slices)``.
+
+    Raises:
+        ValueError: the two differ by more than the order and direction of axes.
+    """
+    target, own = (each.affine.reshape(-1, 4, 4)[0].cpu() for each in (image, label))
+    plain = MetaTensor(convert_to_tensor(label[0], track_meta=False), affine=own)
+    turned = Orientation(axcodes="".join(aff2axcodes(target.numpy())))(plain)
+    if turned.shape[1:] != image.shape[2:]:
+        raise ValueError(
+            "The label map is on the file's grid, but after preprocessing the image has shape "
+            f"{tuple(image.shape[2:])} and the label, along the same axes, {tuple(turned.shape[1:])}."
+        )
+    return convert_to_tensor(turned, track_meta=False)[0].round().long().cpu()
+
+
+def network_labels(truth: Tensor, image: Tensor, size: int) -> Tensor:
+    """A label map on the file's grid as the network sees the image's slices: ``(slices, size, size)``.
+
+    Args:
+        truth: ``(1, 1, ...)`` with its affine.
+        image: ``(1, 1, H, W, slices)``; see :func:`oriented_like`.
+        size: of the network.
+    """
+    planes = oriented_like(truth, image).permute(2, 0, 1).float()
+    return convert_to_tensor(Resize((size, size), mode="nearest-exact")(planes), track_meta=False)

@@ -8,8 +8,7 @@ import torch
 from scripts.sam2_backbone import MASK_LOGIT, FrozenSAM2, ImageFeatures, Memory, mask_to_logits
 from torch import Tensor
 
-from .prompted import network_labels
-from .slicewise import SlicewiseInferer, network_slices
+from .slicewise import SlicewiseInferer, network_labels, network_slices
 
 SLICES_AT_A_TIME = 8
 
