@@ -211,9 +211,9 @@ def draw(content: dict[str, Any]) -> Figure:
         if row["mean"]["n"]:
             mean = 100 * row["mean"]["mean"]
             axes.barh(place, mean, color=BAR, height=0.62)
-            where, color = (1, "white") if mean > 8 else (mean + 2, BAR)  # beside a bar that is too short to hold it
-            axes.annotate(f"{mean:.1f}", (where, place), va="center", color=color, fontsize=8, weight="bold")
             dots = [100 * each for each in _means(row).values()]
+            where, color = (1, "white") if mean > 8 else (max(dots) + 2, BAR)  # beside a bar too short to hold it
+            axes.annotate(f"{mean:.1f}", (where, place), va="center", color=color, fontsize=8, weight="bold")
             axes.plot(dots, [place] * len(dots), "o", color="black", markersize=3)
         if row["published"]:
             axes.plot(row["published"][-1], place, "D", color="#dc267f", markerfacecolor="white", markersize=5)
