@@ -97,7 +97,7 @@ def test_masks_that_were_found_take_the_place_of_predictions(network, backbone, 
     expected[16:40, 16:40] = 2
     expected[8:20, 8:20] = 1
 
-    labels, count = dfg.refine(network, backbone, torch.rand(2, 1, SIZE, SIZE))
+    labels, count = dfg.search_boxes(network, backbone, torch.rand(2, 1, SIZE, SIZE))
 
     assert count == 3
     assert torch.equal(labels, expected.expand(2, 1, SIZE, SIZE))

@@ -296,14 +296,9 @@ def test_a_volume_of_another_size_comes_back_on_its_own_grid(network):
 
 def test_options_about_memories_mean_nothing(network):
     volume = uniform(1, 1, SIZE, SIZE, 2)
-    options = {"neighbours": 2, "no_3d": False, "refine": True, "two_pass": True, "use_pointers": True}
+    options = {"neighbours": 2, "no_3d": False}
 
     assert torch.equal(SliceInferer(**options)(volume, network), SliceInferer()(volume, network))
-
-
-def test_statistics_of_the_target_are_refused():
-    with pytest.raises(ValueError, match="target_statistics"):
-        SliceInferer(target_statistics=True)
 
 
 def test_an_untrained_network_is_refused(backbone):

@@ -144,11 +144,11 @@ def test_the_walk_goes_down_from_the_middle_and_then_up_with_the_nearest_memorie
             assert memory.features is made[order.index(index)]
 
 
-@pytest.mark.parametrize("use_pointers", [False, True])
-def test_nothing_is_trained(files, backbone, use_pointers):
+@pytest.mark.parametrize("object_pointers", [False, True])
+def test_nothing_is_trained(files, backbone, object_pointers):
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
 
-    segmented(backbone, bank(files, 0), 1, use_pointers=use_pointers)
+    segmented(backbone, bank(files, 0), 1, object_pointers=object_pointers)
 
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
 

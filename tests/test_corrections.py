@@ -96,10 +96,7 @@ def test_a_missing_file_is_said(tmp_path):
 @pytest.mark.parametrize(
     "entries, found",
     [
-        (
-            [{"organ": "liver", "positive": [[40, 0, 0]]}],
-            r"\[40, 0, 0\] is outside the image of 40 x 36 x 8 voxels",
-        ),
+        ([{"organ": "liver", "positive": [[40, 0, 0]]}], r"\[40, 0, 0\] is outside the image of 40 x 36 x 8 voxels"),
         ([{"organ": "liver", "negative": [[0, 0, -1]]}], "is outside the image"),
         ([{"organ": "liver", "positive": [[1, 1, 1], [1, 1, 2]]}], "points on 2 slices, expected one; the third voxel"),
         ([{"organ": "liver", "positive": [[1, 1, 1]], "negative": [[1, 1, 1]]}], "inside and outside"),
@@ -314,7 +311,7 @@ def test_clicks_on_neighbouring_voxels_and_organs_are_all_obeyed(network, volume
     assert labels[20, 20] == 1 and labels[20, 21] != 1 and labels[21, 20] == 2
 
 
-@pytest.mark.parametrize("options", [{}, {"no_3d": True}, {"refine": True}, {"views": [[0, 1], [9, 1.1]]}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"no_3d": True}, {"views": [[0, 1], [9, 1.1]]}], ids=str)
 def test_other_organs_and_slices_out_of_reach_stay_bit_for_bit(network, volume, options):
     before = logits_with(network, volume, None, **options)
     inside = before[0].argmax(0)[25, 40, 2] == 2

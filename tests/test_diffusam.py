@@ -69,7 +69,7 @@ def test_memories_of_several_samples_are_averaged(backbone, features, monkeypatc
     """With a prior that returns its noise, the result is the average of as many draws from the seed."""
     network = make_network(backbone, samples=3)
     network.seed = 7
-    monkeypatch.setattr(network.prior, "sample", lambda features, organ, steps, eta, generator, noise, neighbour: noise)
+    monkeypatch.setattr(network.prior, "sample", lambda features, organ, steps, eta, generator, noise: noise)
 
     memory = network.synthesise(features)
 
@@ -80,7 +80,7 @@ def test_memories_of_several_samples_are_averaged(backbone, features, monkeypatc
 def test_memories_run_through_the_organs_of_each_slice(backbone, features, monkeypatch):
     network, seen = make_network(backbone), {}
 
-    def sample(features, organ, steps, eta, generator, noise, neighbour):
+    def sample(features, organ, steps, eta, generator, noise):
         seen.update(organ=organ.tolist(), embedding=features.embedding)
         return noise
 

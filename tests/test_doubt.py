@@ -86,7 +86,7 @@ def test_two_samples_without_an_organ_agree_though_a_third_has_it():
 
 
 @pytest.mark.parametrize("output, channels", [("labels", 1), ("logits", 3)])
-@pytest.mark.parametrize("options", [{}, {"no_3d": True}, {"refine": True}, {"views": [[0, 1], [9, 1.1]]}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"no_3d": True}, {"views": [[0, 1], [9, 1.1]]}], ids=str)
 def test_the_result_is_that_without_doubt(network, volume, output, channels, options):
     plain = VolumetricInferer(output=output, batch_size=2, **options)(volume, network)
     doubtful = DoubtInferer(3, output=output, batch_size=2, **options)(volume, network)
@@ -135,7 +135,7 @@ def test_samples_that_disagree_leave_doubt(network, volume, monkeypatch):
     """Each sample's mask is everything or nothing, by the sign of its memory; logits of 20 are sure."""
     signs = {0: 20.0, 1: 20.0, 2: -20.0, 3: -20.0}
 
-    def synthesise(features, sample=0, neighbour=None):
+    def synthesise(features, sample=0):
         return torch.full((len(features) * 2, 1, 4, 4), signs[sample])
 
     def decode(conditioned, features):

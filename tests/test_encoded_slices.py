@@ -309,15 +309,3 @@ def test_variants_without_an_augmentation_are_refused(make):
 def test_an_absent_share_outside_its_range_is_refused(make, share):
     with pytest.raises(ValueError, match=r"absent_share must lie in \[0, 1\)"):
         make(absent_share=share)
-
-
-def test_the_neighbour_is_the_slice_that_the_walk_decodes_before(make):
-    dataset = make(neighbours=True)
-    slices = int(dataset.pairs[:, 1].max()) + 1
-    items = {tuple(pair.tolist()): dataset[index] for index, pair in enumerate(dataset.pairs)}
-    for (file, position, organ), item in items.items():
-        if position == slices // 2:
-            assert item["neighbour"].isnan().all() and item["neighbour"].shape == item["memory"].shape
-        else:
-            before = position + 1 if position < slices // 2 else position - 1
-            assert torch.equal(item["neighbour"], items[file, before, organ]["memory"])

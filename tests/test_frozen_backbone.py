@@ -106,6 +106,17 @@ def test_state_loads_strictly_from_disk_without_pickled_code(make_network, netwo
     assert torch.equal(logits(other, image), logits(network, image))
 
 
+def test_a_prior_that_tells_of_an_option_since_gone_loads(make_network, network, backbone, image):
+    """A prior file says what it was made with; an option that was off then, and is no longer, changes nothing."""
+    state = network.state_dict()
+    state["_extra_state"] = state["_extra_state"] | {"an_option_since_gone": False}
+    other = make_network(backbone, weights=1, object_gate=False)
+
+    other.load_state_dict(state)
+
+    assert torch.equal(logits(other, image), logits(network, image))
+
+
 def test_loading_leaves_the_backbone_alone(network, backbone):
     before = backbone.fingerprint()
 

@@ -263,7 +263,7 @@ def test_another_prior_counts_by_its_content(recorded):
 
 def test_other_settings_are_said_and_segmented_again(recorded, caplog):
     with caplog.at_level("INFO"):
-        assert recorded.pending(settings={"refine": True}) == ["a", "b"]
+        assert recorded.pending(settings={"no_3d": True}) == ["a", "b"]
     assert "2 of 2 were made from another input, or with another prior, settings or version" in caplog.text
 
 
@@ -346,9 +346,9 @@ def test_the_record_says_what_each_result_was_made_with(recorded):
 
 
 def test_configurations_without_a_case_are_forgotten(recorded):
-    recorded.segment(settings={"refine": True})
+    recorded.segment(settings={"no_3d": True})
     content = json.loads((recorded.output / "results.json").read_text())
-    assert [each["settings"] for each in content["configurations"].values()] == [{"refine": True}]
+    assert [each["settings"] for each in content["configurations"].values()] == [{"no_3d": True}]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"cases": 3, "configurations": {}}'])
@@ -361,7 +361,7 @@ def test_a_record_of_something_else_is_refused(recorded, content):
 # what results do not depend on, or not without the prior's own file being another
 NO_SETTINGS = {
     *("backbone_checkpoint", "backbone_sha256", "encode_batch_size"),
-    *("prior_channels", "attention_levels", "dropout", "use_high_res", "use_neighbour"),
+    *("prior_channels", "attention_levels", "dropout", "use_high_res"),
     *("output", "volume_device", "probabilities", "doubt", "network", "handlers"),
 }
 

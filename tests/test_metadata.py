@@ -41,7 +41,6 @@ SHARED = [
     "eta",
     "memory_samples",
     "use_high_res",
-    "use_neighbour",
     "prior_channels",
     "attention_levels",
     "dropout",

@@ -66,8 +66,7 @@ def test_the_default_split_is_that_of_seed_2():
 
 
 @pytest.mark.parametrize(
-    "name, tested",
-    [("dfg", ["2", "8", "31", "34"]), ("sifa", ["1", "13", "32", "38"]), ("all", CHAOS_CASES)],
+    "name, tested", [("dfg", ["2", "8", "31", "34"]), ("sifa", ["1", "13", "32", "38"]), ("all", CHAOS_CASES)]
 )
 def test_chaos_test_lists_are_the_customary_ones(name, tested):
     split = read(f"splits/chaos_{name}")
@@ -146,7 +145,7 @@ def adapt(target: Path, folder: Path, prior_file: Path, backbone_file: Path, **o
     return workflow
 
 
-@pytest.mark.parametrize("options", [{}, {"target_statistics": True, "memory_samples": 2}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"memory_samples": 2}], ids=str)
 def test_adaptation_reaches_no_source_and_changes_no_weight(tmp_path, write_dataset, target, backbone_file, options):
     """The prior is all that is left of the source when the target is segmented."""
     source = write_dataset(tmp_path / "source")
@@ -168,7 +167,6 @@ def test_adaptation_reaches_no_source_and_changes_no_weight(tmp_path, write_data
     assert after["_extra_state"]["weights"] == before["_extra_state"]["weights"] == network.backbone.fingerprint()
     metrics = json.loads((adapted / "evaluation" / "metrics.json").read_text())
     assert metrics["cases"] == [*"abcd"]
-    assert workflow.parser.get_parsed_content("validate#inferer").two_pass
 
 
 # ---- SAM2's sizes

@@ -41,7 +41,6 @@ class Trace:
     batches: list[int] = field(default_factory=list)  # number of slices in each call of encode_image
     decoded: list[int] = field(default_factory=list)
     memories: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # (distance, slice it is of)
-    pointers: dict[int, list[bool]] = field(default_factory=dict)
 
 
 def slice_of(values: torch.Tensor) -> list[int]:
@@ -51,13 +50,8 @@ def slice_of(values: torch.Tensor) -> list[int]:
     return every[:: len(ORGANS)]
 
 
-def run_traced(
-    network, monkeypatch, slices: int, best: int | None = None, keep_synthesise: bool = False, **options
-) -> tuple[Trace, torch.Tensor]:
-    """Walks through a volume with a backbone whose features, memories and logits carry the slice's number alone.
-
-    Of a ``best`` slice the decoder is surest.
-    """
+def run_traced(network, monkeypatch, slices: int, **options) -> tuple[Trace, torch.Tensor]:
+    """Walks through a volume with a backbone whose features, memories and logits carry the slice's number alone."""
     trace, backbone = Trace(), network.backbone
 
     def encode_image(image):
@@ -71,14 +65,12 @@ def run_traced(
         for row, index in enumerate(slice_of(features.embedding)):
             trace.decoded.append(index)
             trace.memories[index] = [(memory.distance, of[row]) for memory, of in zip(memories, per_memory)]
-            trace.pointers[index] = [memory.pointer is not None for memory in memories]
         return features.embedding
 
     def decode(conditioned, features):
         ones = torch.ones(len(conditioned), 1)
         carried = conditioned.mean((1, 2, 3), keepdim=True)
-        iou = ones if best is None else 1 - (carried[:, :, 0, 0] - best * STEP).abs()
-        return Decoded(carried.expand(-1, 1, 4 * TOKENS, 4 * TOKENS), ones, iou, ones)
+        return Decoded(carried.expand(-1, 1, 4 * TOKENS, 4 * TOKENS), ones, ones, ones)
 
     def synthesise(features, **_):
         return torch.full_like(features.embedding, OWN * STEP).repeat_interleave(len(ORGANS), 0)
@@ -87,8 +79,7 @@ def run_traced(
     monkeypatch.setattr(backbone, "condition", condition)
     monkeypatch.setattr(backbone, "decode", decode)
     monkeypatch.setattr(backbone, "encode_memory", lambda features, logits, score=None: features.embedding)
-    if not keep_synthesise:
-        monkeypatch.setattr(network, "synthesise", synthesise)
+    monkeypatch.setattr(network, "synthesise", synthesise)
     volume = (torch.arange(slices) * STEP).expand(1, 1, SIZE, SIZE, slices)
     return trace, logits_of(volume, network, **options)
 
@@ -110,14 +101,10 @@ def assert_same_walk(logits: torch.Tensor, expected: torch.Tensor) -> None:
 # -------------------------------------------------------------------------------------------- output
 
 
-@pytest.mark.parametrize("options", [{"no_3d": True}, {"neighbours": 2, "use_pointers": True}], ids=str)
+@pytest.mark.parametrize("options", [{"no_3d": True}, {"neighbours": 2}], ids=str)
 @pytest.mark.parametrize(
     "output, channels, dtype",
-    [
-        ("labels", 1, torch.uint8),
-        ("labels_and_organs", 2, torch.uint8),
-        ("logits", 1 + len(ORGANS), torch.float32),
-    ],
+    [("labels", 1, torch.uint8), ("labels_and_organs", 2, torch.uint8), ("logits", 1 + len(ORGANS), torch.float32)],
 )
 def test_output_has_the_size_of_the_volume(network, options, output, channels, dtype):
     volume = torch.rand(1, 1, 50, 70, 3)
@@ -173,72 +160,14 @@ def test_middle_slice_is_decoded_from_its_own_memory_alone(network):
     torch.testing.assert_close(walked[..., 2], alone[..., 2], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("best, order", [(0, [0, 1, 2, 3, 4]), (3, [3, 2, 4, 1, 0]), (4, [4, 3, 2, 1, 0])])
-def test_the_walk_starts_where_the_decoder_is_surest_if_told_to(network, monkeypatch, best, order):
-    trace, logits = run_traced(network, monkeypatch, 5, best, first_slice="best", neighbours=2)
-
-    assert trace.decoded == [0, 1, 2, 3, 4, *order]  # each by itself before
-    assert trace.memories[best] == [(0, OWN)] and trace.memories[order[1]] == [(0, OWN), (1, best)]
-    torch.testing.assert_close(logits[0, 1].mean((0, 1)), torch.arange(5) * STEP)
-
-
-@pytest.fixture(scope="module")
-def network_by_prior(network):
-    """Neighbours condition the prior there, and memory attention sees the slice's own memory alone."""
-    torch.manual_seed(0)
-    options = {"condition_channels": 16, "block_out_channels": (16, 32), "attention_levels": 1, "use_neighbour": True}
-    prior = MemoryPrior(MEMORY_CHANNELS, CHANNELS, len(ORGANS), **options)
-    prior.fitted.fill_(True)
-    return DiffuSAM(network.backbone, prior, ORGANS, object_gate=False).eval()
-
-
-def test_a_prior_may_see_the_neighbour_in_place_of_memory_attention(network_by_prior, monkeypatch):
-    """The traced memory of a neighbour carries its slice; what is synthesised from it carries it on."""
-    shown = {}
-
-    def synthesise(features, neighbour=None):
-        for row, index in enumerate(slice_of(features.embedding.repeat_interleave(len(ORGANS), 0))):
-            shown[index] = None if neighbour is None else slice_of(neighbour)[row]
-        return torch.full_like(features.embedding, OWN * STEP).repeat_interleave(len(ORGANS), 0)
-
-    monkeypatch.setattr(VolumetricInferer, "_remember", lambda self, network, features, logits: features.embedding)
-    with monkeypatch.context() as patch:
-        patch.setattr(network_by_prior, "synthesise", synthesise)
-        trace, _ = run_traced(network_by_prior, patch, 5, keep_synthesise=True)
-
-    assert shown == {2: None, 1: 2, 3: 2, 0: 1, 4: 3}
-    assert all(memories == [(0, OWN)] for memories in trace.memories.values())
-
-
-def test_the_neighbour_that_a_prior_sees_changes_its_slice(network_by_prior):
-    walked, alone = (logits_of(make_volume(), network_by_prior, no_3d=no_3d) for no_3d in (False, True))
-    difference = (walked - alone).abs().amax((0, 1, 2, 3))
-    assert difference[2] < 1e-3 < difference[[0, 1, 3, 4]].min()
-
-
-@pytest.mark.parametrize("option", ["two_pass", "refine"])
-def test_a_prior_that_sees_neighbours_makes_no_memory_before_them(network_by_prior, option):
-    with pytest.raises(ValueError, match="Set two_pass and refine to false"):
-        VolumetricInferer(**{option: True})(make_volume(), network_by_prior)
-
-
 def test_neighbours_change_the_other_slices(network):
     walked, alone = (logits_of(make_volume(), network, no_3d=no_3d) for no_3d in (False, True))
     difference = (walked - alone).abs().amax((0, 1, 2, 3))
     assert (difference[[0, 1, 3, 4]] > 1e-3).all()
 
 
-def test_own_weight_of_one_is_no_3d(network):
-    weighted = logits_of(make_volume(), network, neighbours=2, own_weight=1.0)
-    alone = logits_of(make_volume(), network, no_3d=True)
-    torch.testing.assert_close(weighted, alone, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("options", [{}, {"use_pointers": True}, {"two_pass": True}, {"refine": True}], ids=str)
-def test_result_does_not_depend_on_batch_size(network, options):
-    outputs = [
-        logits_of(make_volume(6), network, neighbours=2, batch_size=batch_size, **options) for batch_size in (1, 3, 8)
-    ]
+def test_result_does_not_depend_on_batch_size(network):
+    outputs = [logits_of(make_volume(6), network, neighbours=2, batch_size=batch_size) for batch_size in (1, 3, 8)]
     assert_same_walk(outputs[1], outputs[0])
     assert_same_walk(outputs[2], outputs[0])
 
@@ -272,48 +201,14 @@ def test_untrained_prior_is_refused(network, monkeypatch, no_3d):
 # ------------------------------------------------------------------------- source-free adaptation
 
 
-@pytest.mark.parametrize("options", [{}, {"refine": True}, {"no_3d": True}], ids=str)
-def test_two_passes_give_what_one_gives(network, options):
-    volume = make_volume()
-    two = logits_of(volume, network, two_pass=True, batch_size=2, **options)
-    assert_same_walk(two, logits_of(volume, network, batch_size=2, **options))
-
-
-def test_the_first_pass_ends_before_the_first_slice_is_decoded(network, monkeypatch):
-    order = []
-    synthesise, decode = network.synthesise, network.backbone.decode
-    monkeypatch.setattr(network, "synthesise", lambda *args, **_: order.append("memory") or synthesise(*args))
-    monkeypatch.setattr(network.backbone, "decode", lambda *args: order.append("mask") or decode(*args))
-
-    VolumetricInferer(two_pass=True, batch_size=1)(make_volume(4), network)
-
-    assert order == ["memory"] * 4 + ["mask"] * 3  # the two slices beside the middle are decoded together
-
-
 def test_adapting_to_a_volume_changes_nothing_of_the_network(network):
     before = {key: value.clone() for key, value in network.prior.state_dict().items()}
     backbone = network.backbone.fingerprint()
 
-    VolumetricInferer(two_pass=True, target_statistics=True)(make_volume(), network)
+    VolumetricInferer()(make_volume(), network)
 
     assert all(torch.equal(value, before[key]) for key, value in network.prior.state_dict().items())
     assert network.backbone.fingerprint() == backbone
-
-
-def test_target_statistics_give_the_prior_embeddings_as_in_its_training(network, monkeypatch):
-    """Whatever the volume's features are like, each channel reaches the prior with the training's moments."""
-    prior, channels = network.prior, torch.arange(CHANNELS, dtype=torch.float32).view(1, -1, 1, 1)
-    monkeypatch.setitem(prior._buffers, "embedding_mean", channels / 10)
-    monkeypatch.setitem(prior._buffers, "embedding_std", 1 + channels / 100)
-    seen, synthesise = [], network.synthesise
-    monkeypatch.setattr(network, "synthesise", lambda features, **_: seen.append(features) or synthesise(features))
-
-    VolumetricInferer(target_statistics=True, batch_size=2)(make_volume(), network)
-
-    embedding = torch.cat([features.embedding for features in seen])
-    torch.testing.assert_close(embedding.mean((0, 2, 3)), prior.embedding_mean.flatten(), rtol=1e-3, atol=1e-3)
-    deviation = embedding.std((0, 2, 3), correction=0)
-    torch.testing.assert_close(deviation, prior.embedding_std.flatten(), rtol=1e-3, atol=1e-3)
 
 
 # ----------------------------------------------------------------------------------------- options
@@ -323,12 +218,6 @@ def test_target_statistics_give_the_prior_embeddings_as_in_its_training(network,
 def test_neighbours_without_temporal_encoding(neighbours):
     with pytest.raises(ValueError, match=f"0...6, got {neighbours}"):
         VolumetricInferer(neighbours=neighbours)
-
-
-@pytest.mark.parametrize("own_weight", [-0.1, 1.1])
-def test_own_weight_out_of_range(own_weight):
-    with pytest.raises(ValueError, match=f"got {own_weight}"):
-        VolumetricInferer(own_weight=own_weight)
 
 
 # ------------------------------------------------------------------------------------------ the walk
@@ -369,12 +258,6 @@ def test_independent_slices_see_their_own_memory_alone(network, monkeypatch):
     assert trace.memories == {index: [(0, OWN)] for index in range(5)}
 
 
-@pytest.mark.parametrize("use_pointers", [False, True])
-def test_pointers_come_from_neighbours_alone(network, monkeypatch, use_pointers):
-    trace, _ = run_traced(network, monkeypatch, 5, neighbours=2, use_pointers=use_pointers)
-    assert trace.pointers[0] == [False, use_pointers, use_pointers]
-
-
 @pytest.mark.parametrize("no_3d", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_feature_maps_alive_at_once_do_not_grow_with_the_volume(network, monkeypatch, batch_size, no_3d):
@@ -408,17 +291,12 @@ def remembered(network, monkeypatch):
 
 
 def test_merged_masks_belong_to_one_organ_at_most(network, remembered):
-    VolumetricInferer(merge=True)(make_volume(3), network)
+    VolumetricInferer()(make_volume(3), network)
     assert remembered and all((logits > 0).sum(1).max() == 1 for logits, _ in remembered)
 
 
-def test_without_merging_overlaps_are_remembered(network, remembered):
-    VolumetricInferer(merge=False)(make_volume(3), network)
-    assert all((logits > 0).sum(1).max() == len(ORGANS) for logits, _ in remembered)
-
-
 def test_merged_masks_are_the_label_map_of_the_output(network, remembered):
-    labels = VolumetricInferer(merge=True)(make_volume(1), network)[:, 0, ..., 0]
+    labels = VolumetricInferer()(make_volume(1), network)[:, 0, ..., 0]
     logits, _ = remembered[0]
     assert torch.equal(logits > 0, torch.stack([labels == organ for organ in (1, 2)], 1))
 
@@ -434,30 +312,10 @@ def test_object_score_of_a_remembered_mask_says_whether_it_is_empty(network, rem
     assert remembered[0][1].tolist() == [[-1, 1]]
 
 
-@pytest.mark.parametrize("slices", [1, 2, 5])
-def test_refining_decodes_every_slice_once_more_with_both_adjacent_slices(network, monkeypatch, slices):
-    """The second pass sees the slice's own memory and one of each neighbour, all at distance 0 and 1."""
-    seen = []
-    condition = network.backbone.condition
-
-    def spy(features, memories=()):
-        seen.append([memory.distance for memory in memories])
-        return condition(features, memories)
-
-    monkeypatch.setattr(network.backbone, "condition", spy)
-    volume = torch.rand(1, 1, 64, 64, slices)
-
-    VolumetricInferer(neighbours=1, refine=True)(volume, network)
-
-    walk = (slices + 1) // 2 + (slices % 2 == 0)  # steps outward from the middle, two slices at a time where both exist
-    expected = [[0] + [1] * ((index > 0) + (index < slices - 1)) for index in range(slices)]
-    assert seen[walk:] == expected
-
-
 # ---- progress
 
 
-@pytest.mark.parametrize("options", [{}, {"no_3d": True}, {"two_pass": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"no_3d": True}], ids=str)
 def test_progress_counts_every_slice_once(network, options):
     reported = []
     inferer = VolumetricInferer(batch_size=2, on_slices=lambda done, total: reported.append((done, total)), **options)
@@ -470,11 +328,11 @@ def test_progress_counts_every_slice_once(network, options):
     assert done[-1] == 5
 
 
-def test_progress_counts_slices_twice_where_they_are_refined(network):
+def test_the_progress_callback_may_be_set_later(network):
     reported = []
-    inferer = VolumetricInferer(refine=True)
-    inferer.on_slices = lambda done, total: reported.append((done, total))  # it may be set later
+    inferer = VolumetricInferer()
+    inferer.on_slices = lambda done, total: reported.append((done, total))
 
     inferer(make_volume(5), network)
 
-    assert reported == [(done, 10) for done in (1, 3, 5, 6, 7, 8, 9, 10)]
+    assert reported == [(done, 5) for done in (1, 3, 5)]

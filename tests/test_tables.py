@@ -101,6 +101,44 @@ def test_numbers_are_means_and_spreads_over_runs(two_runs):
     assert rows["Bound"]["gap_closed"]["mean"] == 1 and rows["Start"]["gap_closed"]["mean"] == 0
 
 
+def test_a_recorded_row_is_shown_with_its_commit_and_never_run(tmp_path):
+    recorded = {"organs": [[40.0, 1.0], [60.0, 2.0]], "mean": [50.0, 1.5], "hd95_mm": [12.0, 3.0]}
+    recorded |= {"gap_closed": [-7, 2], "runs": {"a": 49.0, "b": 51.0}}
+    rows = {"Kept": {"command": "unet"}, "Gone": {"repeat_with": "abc1234", "recorded": recorded}}
+    gap = {"from": "Kept", "to": "Kept"}
+    path = write_table(tmp_path, rows=rows, runs={"a": {}, "b": {}}, gap=gap)
+    table = Table.read(path, tmp_path / "out", {})
+    write_result(table, "a", "Kept", [0.5, 0.7])
+
+    content = report.collect(table)
+
+    assert table.runnable == ["Kept"]
+    assert content["hours"] == pytest.approx(
+        12 / 3600
+    )  # 10 s of training and one volume of 2 s: the recorded row adds none
+    text = report.to_markdown(content)
+    assert "| Gone † | 40.0 ± 1.0 | 60.0 ± 2.0 | **50.0 ± 1.5** | – | 12.0 ± 3.0 | -7 ± 2 % | – | – | 2/2 |" in text
+    assert "| Gone † | 49.0 | 51.0 |" in text and "Commit abc1234 repeats it." in text
+    assert not report.draw(content).get_axes()[0].get_legend()
+    refused = run_table(path, tmp_path / "out", "--rows", "Gone")
+    assert refused.returncode == 1 and "commit abc1234 can" in refused.stderr
+
+
+def test_the_ablations_of_options_that_are_gone_are_recorded():
+    """What the committed table says of them is what the definition has."""
+    table = Table.read("ablations", None, {})
+    recorded = {name: row["recorded"] for name, row in table.rows.items() if "recorded" in row}
+    committed = (ROOT / "docs" / "tables" / "ablations.md").read_text()
+
+    assert len(recorded) == 7
+    content = report.collect(table)
+    for name in recorded:
+        row = content["rows"][name]
+        means = [f"{100 * row['runs'][run]['mean']:.1f}" for run in table.runs]
+        assert f"| {name} † | {' | '.join(means)} |" in committed
+        assert f"| **{report._percent(row['mean'])}** |" in committed.split(f"| {name} † |")[1].split("\n")[0]
+
+
 def test_measured_and_published_numbers_stand_in_tables_of_their_own(two_runs):
     measured, published = report.to_markdown(report.collect(two_runs)).split("Published (Some paper's Table 1)")
 
@@ -347,7 +385,7 @@ def test_the_tables_that_come_with_the_benchmarks_name_what_there_is(path):
 
     table = Table.read(path, None, {})
     for row in table.rows.values():
-        assert row["command"] in {**ADAPTATION, **BASELINES}
+        assert ("recorded" in row and "repeat_with" in row) or row["command"] in {**ADAPTATION, **BASELINES}
         assert len(row.get("published") or [0] * 5) == 5
     content = table.content
     for entry in [content, *table.rows.values(), *content["trainings"].values(), *content["runs"].values()]:

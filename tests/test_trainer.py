@@ -9,7 +9,7 @@ from scripts import trainer as trainer_module
 from scripts.diffusam import DiffuSAM
 from scripts.diffusion_prior import MemoryPrior
 from scripts.losses import DiffuSAMLoss
-from scripts.sam2_backbone import FrozenSAM2, ImageFeatures, mask_to_logits
+from scripts.sam2_backbone import FrozenSAM2, mask_to_logits
 from scripts.trainer import DiffuSAMTrainer
 
 SIZE = 64
@@ -171,26 +171,3 @@ def test_times_are_drawn_from_those_given(backbone, batch, monkeypatch, timestep
 
     assert len(drawn) == 20 and set(drawn) <= set(expected)
     assert len(set(drawn)) >= min(len(expected), 10)
-
-
-def test_a_prior_that_uses_the_neighbour_learns_from_it_where_it_is_shown(backbone, batch):
-    """The neighbour is the memory that is looked for: hidden, it helps nothing; shown, it is copied."""
-    helped = {}
-    for dropout in (0.0, 1.0):
-        torch.manual_seed(0)
-        options = {"block_out_channels": (32, 64), "attention_levels": 1, "use_neighbour": True}
-        prior = MemoryPrior(backbone.memory_channels, backbone.embedding_channels, len(ORGANS), **options)
-        prior.fit_statistics([(batch["memory"].float(), batch["embedding"].float())])
-        network = DiffuSAM(backbone, prior, ORGANS)
-        telling = {**batch, "neighbour": batch["memory"]}
-        train(network, telling, iterations=40, neighbour_dropout=dropout, timesteps=[999])
-        features = ImageFeatures(batch["embedding"].float(), ())
-        noise = torch.randn(batch["memory"].shape, generator=torch.Generator().manual_seed(1))
-        with torch.no_grad():
-            errors = [
-                prior(batch["memory"].float(), features, batch["organ"], torch.full((4,), 999), noise, shown)[0].mean()
-                for shown in (batch["memory"].float(), torch.full_like(batch["memory"].float(), torch.nan))
-            ]
-        helped[dropout] = (errors[1] - errors[0]).item()
-
-    assert helped[0.0] > 5 * abs(helped[1.0])

@@ -2,9 +2,9 @@
 
 Z. Huai et al.: Leveraging Segment Anything Model for Source-Free Domain Adaptation via Dual Feature Guided
 Auto-Prompting, IEEE TMI 2025 (arXiv:2505.08527). Steps and constants are those of the published code
-(github.com/xmed-lab/DFG, ``trainers/target_adapt_SAM_trainer.py``: ``refine_pl_sam``, ``refine_stage2``,
-``refine_stage3``). A box is the bounding box of a region with a margin; the region grows, the foundation model segments
-each box, and the search ends where its masks stop changing.
+(github.com/xmed-lab/DFG, ``trainers/target_adapt_SAM_trainer.py``, the stages of its pseudo labels). A box is the
+bounding box of a region with a margin; the region grows, the foundation model segments each box, and the search ends
+where its masks stop changing.
 
 1. The region starts at the pixels where the adapted model is surest, and grows to neighbours of nearly equal target
    features: these are clustered by class.
@@ -102,8 +102,8 @@ def search(
     mask = yield from _by_target_features(probability, target_features, settings)
     if mask is None:
         return None
-    refined = yield from _by_foundation_features(mask, foundation_features, settings)
-    return mask if refined is None or not refined.any() else refined
+    grown = yield from _by_foundation_features(mask, foundation_features, settings)
+    return mask if grown is None or not grown.any() else grown
 
 
 def run_searches(

@@ -88,7 +88,7 @@ def aggregate(
 
 
 @torch.no_grad()
-def refine(
+def search_boxes(
     network: FeatureUNet,
     backbone: FrozenSAM2,
     images: Tensor,
@@ -228,13 +228,13 @@ def adapt(
         settings: of the box search.
     """
     aggregated = aggregate(source, joined(volumes), aggregation_steps, learning_rate=aggregation_rate)
-    refined, masks = [], 0
+    searched, masks = [], 0
     for images in tqdm(volumes.values(), desc="searching boxes"):
-        labels, found = refine(aggregated, backbone, images, settings)
-        refined.append(labels)
+        labels, found = search_boxes(aggregated, backbone, images, settings)
+        searched.append(labels)
         masks += found
-    print(f"Box search: {masks} masks found in {sum(map(len, refined))} slices.")
-    return retrain(aggregated, joined(volumes), torch.cat(refined), retraining_steps, learning_rate=retraining_rate)
+    print(f"Box search: {masks} masks found in {sum(map(len, searched))} slices.")
+    return retrain(aggregated, joined(volumes), torch.cat(searched), retraining_steps, learning_rate=retraining_rate)
 
 
 def _resized(maps: Tensor, size: int) -> Tensor:

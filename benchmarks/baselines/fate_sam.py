@@ -112,7 +112,7 @@ class FateSamInferer(SlicewiseInferer):
         organs: K.
         supports: labelled slices whose memories a slice sees.
         neighbours: slices just decoded whose memories a slice sees, 0 to 6; 6 is all that SAM2 can tell apart.
-        use_pointers: whether neighbours' object pointers are attended to as well.
+        object_pointers: whether neighbours' object pointers are attended to as well.
         batch_size: slices encoded at a time.
 
     Raises:
@@ -125,7 +125,7 @@ class FateSamInferer(SlicewiseInferer):
         organs: int,
         supports: int = 3,
         neighbours: int = 6,
-        use_pointers: bool = False,
+        object_pointers: bool = False,
         batch_size: int = 8,
     ) -> None:
         super().__init__(organs)
@@ -134,7 +134,7 @@ class FateSamInferer(SlicewiseInferer):
         if not 0 <= neighbours <= 6:
             raise ValueError(f"neighbours must lie in 0...6, got {neighbours}.")
         self.bank, self.supports, self.neighbours = bank, supports, neighbours
-        self.use_pointers, self.batch_size = use_pointers, batch_size
+        self.object_pointers, self.batch_size = object_pointers, batch_size
 
     def segment(self, inputs: Tensor, network: FrozenSAM2, *args) -> Iterator[tuple[list[int], Tensor]]:
         """Yields slices from the middle down, then from above the middle up."""
@@ -171,7 +171,7 @@ class FateSamInferer(SlicewiseInferer):
         found = self.bank.nearest(features, self.supports).tolist()
         memories = [Memory(self.bank.memories(index).to(features.embedding)) for index in found]
         for distance, (memory, pointer) in enumerate(past, start=1):
-            memories.append(Memory(memory, distance, pointer if self.use_pointers else None))
+            memories.append(Memory(memory, distance, pointer if self.object_pointers else None))
         here = features.repeat_interleave(self.organs)
         decoded = network.decode(network.condition(here, memories), here)
         logits = decoded.gated()

@@ -215,7 +215,7 @@ def fate_sam(
     supports: int = 3,
     neighbours: int = 6,
     retrieval: str = "manhattan",
-    use_pointers: bool = False,
+    object_pointers: bool = False,
     support_variants: int = 0,
     overwrite: bool = False,
     **overrides,
@@ -226,11 +226,11 @@ def fate_sam(
         supports: labelled slices whose memories a slice sees.
         neighbours: slices just decoded whose memories a slice sees, 0 to 6.
         retrieval: "manhattan", as the published code has it, or "cosine", as the paper's text.
-        use_pointers: whether neighbours' object pointers are attended to.
+        object_pointers: whether neighbours' object pointers are attended to.
         support_variants: augmented variants of each training volume in the support; none in the paper.
     """
-    settings = {"supports": supports, "neighbours": neighbours, "retrieval": retrieval, "use_pointers": use_pointers}
-    settings["support_variants"] = support_variants
+    settings = {"supports": supports, "neighbours": neighbours, "retrieval": retrieval}
+    settings |= {"object_pointers": object_pointers, "support_variants": support_variants}
     overrides = {**overrides, "variants": support_variants}
     row = open_row("fate_sam", config_file, overrides, output, settings, backbone=True)
     from baselines.fate_sam import FateSamInferer, SupportBank
@@ -240,7 +240,8 @@ def fate_sam(
     def build():
         dataset = get("train#dataset")  # encodes what is not in the cache
         bank = SupportBank(dataset.files, get("device"), retrieval)
-        inferer = FateSamInferer(bank, len(get("organs")), supports, neighbours, use_pointers, get("encode_batch_size"))
+        organs, batch_size = len(get("organs")), get("encode_batch_size")
+        inferer = FateSamInferer(bank, organs, supports, neighbours, object_pointers, batch_size)
         return get("network").backbone, inferer, 0.0
 
     return run_row(row, build, overwrite)
@@ -281,10 +282,7 @@ def propagated(
 
 
 # what the configuration says of inference, kept with the result
-INFERENCE = (
-    *("inference_steps", "eta", "memory_samples", "decoder_token"),
-    *("neighbours", "no_3d", "refine", "first_slice", "views", "use_pointers", "two_pass", "target_statistics"),
-)
+INFERENCE = (*("inference_steps", "eta", "memory_samples", "decoder_token"), *("neighbours", "no_3d", "views"))
 
 
 def diffusam(config_file, output: str | None = None, overwrite: bool = False, **overrides) -> dict:

@@ -47,7 +47,8 @@ def main(
     """
     try:
         plan = Table.read(table, output, overrides)
-        wanted, repeated = _chosen(rows, plan.rows, "row"), _chosen(runs, plan.runs, "run")
+        recorded = {name: row["repeat_with"] for name, row in plan.rows.items() if "recorded" in row}
+        wanted, repeated = _chosen(rows, plan.runnable, "row", recorded), _chosen(runs, plan.runs, "run", {})
     except TableError as error:
         sys.exit(str(error))
     if not only_report:
@@ -56,10 +57,13 @@ def main(
     print(f"\n{report.to_markdown(content)}\nWritten to '{plan.output}'.")
 
 
-def _chosen(names, known, what: str) -> list[str]:
+def _chosen(names, known, what: str, recorded: dict[str, str]) -> list[str]:
     if names is None:
         return list(known)
     chosen = [str(each) for each in ([names] if isinstance(names, (str, int)) else names)]
+    for name in chosen:
+        if name in recorded:
+            raise TableError(f"The {what} '{name}' is recorded, and cannot be run here: commit {recorded[name]} can.")
     if set(chosen) - set(known):
         raise TableError(f"The table has no {what} {sorted(set(chosen) - set(known))}. It has: {', '.join(known)}.")
     return chosen

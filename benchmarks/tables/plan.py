@@ -12,7 +12,8 @@ A table's file names
   first row that needs them;
 * ``rows``: each a ``command`` of ``baselines`` or ``adaptation``, and may have ``config_file``, ``options``, a
   ``training`` whose file, configuration and settings it gets, and ``published`` numbers: a value for each organ, and
-  their mean, in percent;
+  their mean, in percent. A row of an option that is gone has ``recorded`` instead, its result as the table had it
+  (pairs of mean and deviation, and the mean of each run), and ``repeat_with``, the commit that repeats it;
 * ``published``: what those numbers are of;
 * ``gap``: the rows between which the share of a gap that others close is given, ``from`` and ``to``.
 
@@ -126,6 +127,11 @@ class Table:
     @property
     def rows(self) -> dict[str, dict[str, Any]]:
         return self.content["rows"]
+
+    @property
+    def runnable(self) -> list[str]:
+        """Names of the rows that today's code can run: all but the recorded ones."""
+        return [name for name, row in self.rows.items() if "recorded" not in row]
 
     def result(self, run: str, row: str) -> Path:
         """JSON file of a row's result."""

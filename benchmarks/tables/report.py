@@ -16,7 +16,7 @@ from .plan import Table
 # what a result has beside the native Dice, and how a table heads it
 OTHER_METRICS = {"dice_fate": "Dice, FATE", "dice_dfg": "Dice, DFG", "hd95_mm": "HD95, mm"}
 SECONDS = {"seconds_training": "training, s", "seconds_per_volume": "a volume, s"}
-BAR, MISSING = "#648fff", "–"
+BAR, MISSING, RECORDED = "#648fff", "–", "†"
 
 
 def collect(table: Table) -> dict[str, Any]:
@@ -24,14 +24,19 @@ def collect(table: Table) -> dict[str, Any]:
 
     Each row has ``runs``, the result of each run or why there is none, and, over the runs that have one, ``organs`` and
     ``mean`` of the native Dice, :data:`OTHER_METRICS` and :data:`SECONDS`, each as ``mean``, ``sd`` (over runs, n - 1)
-    and ``n``. ``hours`` are those of everything, each training once, as if one command had followed the other.
+    and ``n``. Recorded rows have the same, and ``repeat_with``. ``hours`` are those of everything that was run, each
+    training once, as if one command had followed the other.
     """
     organs = _organs(table)
-    rows = {name: _collect_row(table, name, organs) for name in table.rows}
+    rows = {
+        name: _recorded_row(row) if "recorded" in row else _collect_row(table, name, organs)
+        for name, row in table.rows.items()
+    }
     gap = table.content.get("gap")
     if gap:
         start, end = (_means(rows[gap[key]]) for key in ("from", "to"))
-        for row in rows.values():
+        for name in table.runnable:
+            row = rows[name]
             shares = [
                 (mean - start[run]) / (end[run] - start[run])
                 for run, mean in _means(row).items()
@@ -72,12 +77,27 @@ def _collect_row(table: Table, name: str, organs: Sequence[str]) -> dict[str, An
     return row
 
 
+def _recorded_row(entry: dict[str, Any]) -> dict[str, Any]:
+    """A row of an option that is gone, as the table had it when its commit ran it."""
+    recorded, runs = entry["recorded"], {run: {"mean": mean / 100} for run, mean in entry["recorded"]["runs"].items()}
+
+    def spread(key: str, value: Sequence[float] | None) -> dict[str, float | int | None]:
+        scale = 1 if key.endswith("_mm") or key in SECONDS else 100
+        mean, sd = (None, None) if value is None else (each / scale for each in value)
+        return {"mean": mean, "sd": sd, "n": 0 if value is None else len(runs)}
+
+    row: dict[str, Any] = {"runs": runs, "published": None, "repeat_with": entry["repeat_with"]}
+    row["organs"] = [spread("organs", value) for value in recorded["organs"]]
+    keys = ("mean", "gap_closed", *OTHER_METRICS, *SECONDS)
+    return row | {key: spread(key, recorded.get(key)) for key in keys}
+
+
 def _hours(table: Table, rows: dict[str, Any]) -> float:
     trainings: dict[Path, float] = {}
     seconds = 0.0
-    for name, row in rows.items():
+    for name in table.runnable:
         training = table.rows[name].get("training")
-        for run, result in row["runs"].items():
+        for run, result in rows[name]["runs"].items():
             if "mean" not in result:
                 continue
             seconds += result["seconds_per_volume"] * len(result["test_cases"])
@@ -140,7 +160,7 @@ def to_markdown(content: dict[str, Any]) -> str:
     for name, row in rows.items():
         if not row["mean"]["n"]:
             continue
-        cells = [name, *(_percent(each) for each in row["organs"]), f"**{_percent(row['mean'])}**"]
+        cells = [_label(name, row), *(_percent(each) for each in row["organs"]), f"**{_percent(row['mean'])}**"]
         cells += [_plain(row[key], 1) if key.endswith("_mm") else _percent(row[key]) for key in others]
         if content["gap"]:
             closed = row["gap_closed"]
@@ -151,6 +171,9 @@ def to_markdown(content: dict[str, Any]) -> str:
             f"{row['mean']['n']}/{runs}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    commits = sorted({row["repeat_with"] for row in rows.values() if "repeat_with" in row})
+    if commits:
+        lines += ["", f"{RECORDED} Recorded: today's code has no such option. Commit {', '.join(commits)} repeats it."]
     lines += ["", f"Trainings, each counted once, and volumes took {content['hours']:.1f} hours, one after the other."]
     lines += _by_run(rows)
     missing = {name: row for name, row in rows.items() if not row["mean"]["n"]}
@@ -171,8 +194,12 @@ def _by_run(rows: dict[str, Any]) -> list[str]:
         means = _means(row)
         if means:
             cells = [f"{100 * means[run]:.1f}" if run in means else MISSING for run in runs]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+            lines.append(f"| {_label(name, row)} | {' | '.join(cells)} |")
     return lines
+
+
+def _label(name: str, row: dict[str, Any]) -> str:
+    return f"{name} {RECORDED}" if "repeat_with" in row else name
 
 
 def _published(content: dict[str, Any]) -> list[str]:
@@ -217,7 +244,7 @@ def draw(content: dict[str, Any]) -> Figure:
             axes.plot(dots, [place] * len(dots), "o", color="black", markersize=3)
         if row["published"]:
             axes.plot(row["published"][-1], place, "D", color="#dc267f", markerfacecolor="white", markersize=5)
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set_yticks(range(len(rows)), [_label(name, row) for name, row in rows.items()])
     axes.set(xlim=(0, 100), ylim=(len(rows) - 0.4, -0.6), xlabel="mean native Dice, %", title=content["title"])
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -187,17 +187,14 @@ class SliceInferer(VolumetricInferer):
     how memories are used mean nothing here.
 
     Raises:
-        ValueError: ``target_statistics``, which is made of the embeddings that DiffuSAM's prior sees; or ``samples`` of
-            memories, which AutoMedSAM has none of.
+        ValueError: ``samples`` of memories, which AutoMedSAM has none of.
     """
 
-    def __init__(self, *args, target_statistics: bool = False, samples: int = 0, **kwargs) -> None:
+    def __init__(self, *args, samples: int = 0, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        if target_statistics:
-            raise ValueError("target_statistics belongs to DiffuSAM; AutoMedSAM needs it to be False.")
         if samples:
             raise ValueError("doubt belongs to DiffuSAM; AutoMedSAM needs it to be 0.")
-        self.neighbours, self.refine, self.two_pass = 0, False, False
+        self.neighbours = 0
 
     def _walk_independent(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:
         for indices in source.chunks():

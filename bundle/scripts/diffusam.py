@@ -70,7 +70,7 @@ class DiffuSAM(FrozenBackboneNetwork):
         repeated, _ = self.each_organ(features)
         return self.organ_logits(self.backbone.decode(self.backbone.condition(repeated, memories), repeated))
 
-    def synthesise(self, features: ImageFeatures, sample: int = 0, neighbour: Tensor | None = None) -> Tensor:
+    def synthesise(self, features: ImageFeatures, sample: int = 0) -> Tensor:
         """One memory for every slice and organ: ``(B * organs, M, h, w)``, organs running fastest.
 
         Every slice starts from the same noise (of ``seed``), which makes neighbouring slices' memories agree and the
@@ -79,16 +79,13 @@ class DiffuSAM(FrozenBackboneNetwork):
         Args:
             features: of B slices.
             sample: which of many independent memories; its noise is that of ``seed + sample``.
-            neighbour: memories ``(B * organs, M, h, w)`` of neighbouring slices, for a prior that uses them.
         """
         repeated, organ = self.each_organ(features)
         generator = self.generator(sample)
         shape = (self.samples, len(self.organs), self.prior.memory_channels, *features.embedding.shape[-2:])
         noise = torch.randn(shape, generator=generator)
         memories = [
-            self.prior.sample(
-                repeated, organ, self.steps, self.eta, generator, each.repeat(len(features), 1, 1, 1), neighbour
-            )
+            self.prior.sample(repeated, organ, self.steps, self.eta, generator, each.repeat(len(features), 1, 1, 1))
             for each in noise
         ]
         return torch.stack(memories).mean(0)

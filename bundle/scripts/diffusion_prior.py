@@ -125,8 +125,6 @@ class MemoryPrior(StandardisingModule):
         condition_channels: channels that the image features are projected to before they meet the noised memory.
         use_high_res: whether the encoder's two finer feature maps are projected too. The paper conditions on the image
             embedding; where that is coarse, as in ``sam2_nano``, the finer maps say where an edge runs inside a token.
-        use_neighbour: whether the memory of a neighbouring slice is a condition too: another reading of how Equation 3
-            joins the two, by default in memory attention.
         block_out_channels: widths of the UNet's levels; each level after the first halves the resolution.
         layers_per_block: residual blocks in each level.
         attention_levels: number of levels, from the coarsest, with self-attention.
@@ -147,7 +145,6 @@ class MemoryPrior(StandardisingModule):
         organs: int,
         condition_channels: int = 64,
         use_high_res: bool = False,
-        use_neighbour: bool = False,
         block_out_channels: Sequence[int] = (128, 256, 256),
         layers_per_block: int = 2,
         attention_levels: int = 2,
@@ -176,7 +173,7 @@ class MemoryPrior(StandardisingModule):
                 "The scheduler needs timestep_spacing='trailing', because sampling starts from pure noise, got "
                 f"'{config.timestep_spacing}'."
             )
-        self.organs, self.use_high_res, self.use_neighbour = organs, use_high_res, use_neighbour
+        self.organs, self.use_high_res = organs, use_high_res
         self.memory_channels, self.embedding_channels = memory_channels, embedding_channels
         self.condition = nn.Conv2d(embedding_channels, condition_channels, kernel_size=1)
         if use_high_res:
@@ -191,7 +188,7 @@ class MemoryPrior(StandardisingModule):
                 nn.Conv2d(condition_channels, condition_channels, kernel_size=1),
             )
         self.unet = conditional_unet(
-            memory_channels * (1 + use_neighbour) + condition_channels * (1 + use_high_res),
+            memory_channels + condition_channels * (1 + use_high_res),
             memory_channels,
             organs,
             block_out_channels,
@@ -206,22 +203,17 @@ class MemoryPrior(StandardisingModule):
     def destandardise(self, memory: Tensor) -> Tensor:
         return memory * self.memory_std + self.memory_mean
 
-    def project(self, features: ImageFeatures, neighbour: Tensor | None = None) -> Tensor:
+    def project(self, features: ImageFeatures) -> Tensor:
         """The condition of the UNet, made once a slice and used in every step: ``(B, condition channels, h, w)``.
 
         Args:
             features: of the B slices.
-            neighbour: memories ``(B, M, h, w)`` of neighbouring slices, NaN where there is none, for a prior that uses
-                them.
         """
         embedding = (features.embedding - self.embedding_mean) / self.embedding_std
         parts = [self.condition(embedding)]
         if self.use_high_res:
             fine = self.condition_fine(features.high_res[0])
             parts.append(self.condition_coarse(torch.cat([features.high_res[1], fine], 1)))
-        if self.use_neighbour:  # none is shown as the mean memory
-            none = embedding.new_zeros(len(embedding), self.memory_channels, *embedding.shape[-2:])
-            parts.append(none if neighbour is None else self.standardise(neighbour).nan_to_num(0.0))
         return torch.cat(parts, 1)
 
     def predict(self, noised: Tensor, timestep: Tensor, condition: Tensor, organ: Tensor) -> Tensor:
@@ -247,7 +239,6 @@ class MemoryPrior(StandardisingModule):
         organ: Tensor,
         timestep: Tensor | None = None,
         noise: Tensor | None = None,
-        neighbour: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """One training step's prediction: noise the true memory, denoise it.
 
@@ -257,7 +248,6 @@ class MemoryPrior(StandardisingModule):
             organ: ``(B,)``.
             timestep: ``(B,)``; drawn uniformly when None.
             noise: standard normal, of the shape of ``memory``; drawn when None.
-            neighbour: see :meth:`project`.
 
         Returns:
             The squared error of Equation 1, averaged per item ``(B,)``, and the denoised memory ``(B, M, h, w)``, not
@@ -268,7 +258,7 @@ class MemoryPrior(StandardisingModule):
             timestep = torch.randint(0, self.scheduler.config.num_train_timesteps, organ.shape, device=organ.device)
         noise = torch.randn_like(clean) if noise is None else noise
         noised = self.scheduler.add_noise(clean, noise, timestep)
-        predicted = self.predict(noised, timestep, self.project(features, neighbour), organ)
+        predicted = self.predict(noised, timestep, self.project(features), organ)
         if self.scheduler.config.prediction_type == "epsilon":
             error = (predicted - noise).square()
             alpha = self.scheduler.alphas_cumprod.to(clean.device)[timestep].view(-1, 1, 1, 1)
@@ -325,7 +315,6 @@ class MemoryPrior(StandardisingModule):
         eta: float = 0.0,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
-        neighbour: Tensor | None = None,
     ) -> Tensor:
         """Memories from pure noise (section 2.1; two steps in the paper).
 
@@ -336,7 +325,6 @@ class MemoryPrior(StandardisingModule):
             eta: 0 is DDIM, 1 the ancestral noise of DDPM.
             generator: of the noise, on the CPU so that every device draws the same.
             noise: ``(B, M, h, w)`` to start from, instead of drawing it.
-            neighbour: see :meth:`project`.
 
         Returns:
             ``(B, M, h, w)``.
@@ -344,7 +332,7 @@ class MemoryPrior(StandardisingModule):
         Raises:
             ValueError: a number of steps out of range.
         """
-        for _, memory in self.denoise(features, organ, steps, eta, generator, noise, neighbour):
+        for _, memory in self.denoise(features, organ, steps, eta, generator, noise):
             pass  # of the chain, only the end counts
         return memory
 
@@ -357,13 +345,12 @@ class MemoryPrior(StandardisingModule):
         eta: float = 0.0,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
-        neighbour: Tensor | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The chain of :meth:`sample`, whose arguments it has: after every step the clean memory that was predicted and
         the sample, each ``(B, M, h, w)``. After the last step they are the same.
         """
         self._check_steps(steps)
-        condition = self.project(features, neighbour)
+        condition = self.project(features)
         shape = (len(organ), self.memory_channels, *features.embedding.shape[-2:])
         if noise is None:
             noise = torch.randn(shape, generator=generator)

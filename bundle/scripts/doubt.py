@@ -109,9 +109,6 @@ class _Sample(_Slices):
             self.shared.update(shown=(self.view, indices), features=super().features(indices))
         return self.shared["features"]
 
-    def _memories(self, features: ImageFeatures, neighbour: Tensor | None) -> Tensor:
-        return self.network.synthesise(features, self.sample, neighbour)
-
 
 class SampleAgreement:
     """Dice between the label maps of several samples, summed up a few slices at a time.

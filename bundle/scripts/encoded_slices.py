@@ -53,8 +53,6 @@ class EncodedSlices(Dataset):
         absent_share: share of pairs drawn whose slice does not hold the organ.
         batch_size: slices encoded at a time.
         seed: of the augmentation.
-        neighbours: whether an item has the ``neighbour`` too, the organ's memory ``(M, h, w)``, float16, in the slice
-            that the walk of :mod:`scripts.propagation` decodes just before; NaN in the middle slice, where it starts.
 
     Each item is a dictionary of ``embedding``, ``high_res_fine``, ``high_res_coarse``, ``memory`` ``(M, h, w)``, all
     float16, ``mask`` ``(1, S, S)`` bool, ``organ`` (int) and ``present`` (bool).
@@ -75,7 +73,6 @@ class EncodedSlices(Dataset):
         absent_share: float = 0.25,
         batch_size: int = 8,
         seed: int = 0,
-        neighbours: bool = False,
     ) -> None:
         if not 0 <= absent_share < 1:
             raise ValueError(f"absent_share must lie in [0, 1), got {absent_share}.")
@@ -84,7 +81,7 @@ class EncodedSlices(Dataset):
         self.data, self.transform, self.backbone, self.organs = list(data), transform, backbone, list(organs)
         self.cache_dir, self.variants, self.absent_share = Path(cache_dir), variants, absent_share
         self.augment = AugmentedVariant(augmentation, seed) if variants else None
-        self.batch_size, self.neighbours = batch_size, neighbours
+        self.batch_size = batch_size
         self.files = self._encode_all()
         self._open: dict[int, dict[str, Tensor]] = {}
         self.pairs, self.present = self._list_pairs()
@@ -98,11 +95,6 @@ class EncodedSlices(Dataset):
         item = {key: content[key][position] for key in ("embedding", "high_res_fine", "high_res_coarse")}
         item["memory"] = content["memory"][position, organ]
         item["mask"] = (content["label"][position] == organ + 1)[None]
-        if self.neighbours:
-            middle = len(content["label"]) // 2
-            before = position + (position < middle) - (position > middle)
-            memory = content["memory"][before, organ]
-            item["neighbour"] = memory if before != position else torch.full_like(memory, torch.nan)
         return {**item, "organ": organ, "present": bool(self.present[index])}
 
     def __getstate__(self) -> dict[str, Any]:

@@ -15,14 +15,12 @@ class DiffuSAMLoss(nn.Module):
 
     The paper does not name its segmentation loss. The default is soft Dice plus binary cross-entropy on slices that
     hold the organ, as SAM2 trains its masks, plus cross-entropy on the object score, which is what leaves an organ out
-    of a slice. Where the score fails to, nothing has taught the mask to be empty: ``absent_mask_weight`` does.
+    of a slice.
 
     Args:
         lambda_prior, lambda_seg: weights of Equation 2, both 1 in the paper.
         segmentation: ``"dice_bce"``, or ``"focal_dice"`` for SAM2's own 20 * focal + Dice.
         object_weight: weight of the object score's cross-entropy within the segmentation loss.
-        absent_mask_weight: weight, beside the masks of slices that hold the organ, of the masks of those that do not:
-            their cross-entropy or focal loss, which asks for an empty mask.
 
     Raises:
         ValueError: an unknown ``segmentation``.
@@ -34,14 +32,12 @@ class DiffuSAMLoss(nn.Module):
         lambda_seg: float = 1.0,
         segmentation: str = "dice_bce",
         object_weight: float = 0.1,
-        absent_mask_weight: float = 0.0,
     ) -> None:
         super().__init__()
         if segmentation not in ("dice_bce", "focal_dice"):
             raise ValueError(f"segmentation must be 'dice_bce' or 'focal_dice', got '{segmentation}'.")
         self.lambda_prior, self.lambda_seg = lambda_prior, lambda_seg
         self.segmentation, self.object_weight = segmentation, object_weight
-        self.absent_mask_weight = absent_mask_weight
         self.dice = DiceLoss(sigmoid=True, reduction="none")
         self.focal = FocalLoss(reduction="none", gamma=2.0, alpha=0.25)
 
@@ -66,9 +62,6 @@ class DiffuSAMLoss(nn.Module):
         else:
             pixels = 20 * self.focal(mask_logits, mask).flatten(1).mean(1)
         masks = ((dice + pixels) * present).sum() / held_slices(present)
-        if self.absent_mask_weight:
-            absent = 1 - present
-            masks = masks + self.absent_mask_weight * (pixels * absent).sum() / held_slices(absent)
         objects = F.binary_cross_entropy_with_logits(object_score[:, 0], present.to(object_score.dtype))
         prior_loss, seg_loss = prior_error.mean(), masks + self.object_weight * objects
         return {

@@ -52,20 +52,13 @@ class DiffuSAMTrainer(SupervisedTrainer):
         max_grad_norm: the prior's gradient is clipped to this norm; None leaves it.
         timesteps: the diffusion times that are drawn from, such as those that inference visits; None draws from all,
             as the paper does.
-        neighbour_dropout: share of items whose neighbour's memory is hidden from a prior that uses it. It is the true
-            one here, and the walk's own at inference, which must not be trusted blindly.
     """
 
     def __init__(
-        self,
-        *args: Any,
-        max_grad_norm: float | None = 1.0,
-        timesteps: Sequence[int] | None = None,
-        neighbour_dropout: float = 0.5,
-        **kwargs: Any,
+        self, *args: Any, max_grad_norm: float | None = 1.0, timesteps: Sequence[int] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.max_grad_norm, self.neighbour_dropout = max_grad_norm, neighbour_dropout
+        self.max_grad_norm = max_grad_norm
         self.timesteps = None if timesteps is None else torch.tensor(list(timesteps))
         self.step: nn.Module = TrainingStep(self.network, self.loss_function, self._losses)
         if idist.get_world_size() > 1:
@@ -101,17 +94,10 @@ class DiffuSAMTrainer(SupervisedTrainer):
         )
         true_memory, organ = batch["memory"].float(), batch["organ"]
         timestep = draw_rows(lambda rows: self._draw_timesteps(network, rows, organ.device), len(organ))
-        noise, neighbour = noise_like(true_memory), self._hidden_at_times(batch.get("neighbour"))
-        prior_error, memory = network.prior(true_memory, features, organ, timestep, noise, neighbour)
+        prior_error, memory = network.prior(true_memory, features, organ, timestep, noise_like(true_memory))
         decoded = network.backbone.decode(network.backbone.condition(features, [Memory(memory)]), features)
         mask_logits = resize_logits(decoded.mask_logits, network.backbone.image_size)
         return self.loss_function(prior_error, mask_logits, decoded.object_score, batch["mask"])
-
-    def _hidden_at_times(self, neighbour: Tensor | None) -> Tensor | None:
-        if neighbour is None:
-            return None
-        drawn = draw_rows(lambda rows: torch.rand(rows, device=neighbour.device), len(neighbour))
-        return neighbour.float().masked_fill((drawn < self.neighbour_dropout).view(-1, 1, 1, 1), torch.nan)
 
     def _draw_timesteps(self, network: DiffuSAM, count: int, device: torch.device) -> Tensor:
         if self.timesteps is None:
