@@ -83,9 +83,9 @@ def main(
 
 def measure_cases(parser: ConfigParser, samples: int, folder: Path, overwrite: bool) -> dict[str, dict[str, Any]]:
     """What :func:`measure_case` found of every test case, from its file where that is there."""
-    from scripts.doubt import DoubtInferer
     from scripts.files import sha256_of, whole_file
     from scripts.transforms import describe
+    from scripts.uncertainty import DoubtInferer
 
     get = parser.get_parsed_content
     options = {key: get(f"validate#inferer#{key}") for key in parser["validate#inferer"] if key != "_target_"}
@@ -157,7 +157,7 @@ def summarise(cases: dict[str, dict], kind: str, bins: int, about: dict[str, Any
     Raises:
         DatasetError: without any one case, fewer than two organs are left that were found and are there.
     """
-    from scripts.doubt import Calibration
+    from scripts.calibration import Calibration
     from scripts.errors import DatasetError
 
     rows = [

@@ -9,16 +9,8 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
-from scripts.datalists import (
-    CaseSummary,
-    DatasetError,
-    check_dataset,
-    check_disjoint,
-    check_output,
-    find_cases,
-    inference_inputs,
-    label_values,
-)
+from scripts.datalists import DatasetError, check_output, find_cases, inference_inputs
+from scripts.dataset_check import CaseSummary, check_dataset, check_disjoint, label_values
 from scripts.volumes import VolumeReader
 
 PATTERNS = ("image_{case}.nii.gz", "label_{case}.nii.gz")

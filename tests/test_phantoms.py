@@ -8,7 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
-from scripts.phantoms import ORGANS, make_phantom, phantom_dataset, write_phantoms
+from scripts.phantom_anatomy import ORGANS
+from scripts.phantoms import make_phantom, phantom_dataset, write_phantoms
 
 GRID = {"shape": (64, 64, 16), "spacing": (6.0, 6.0, 12.0)}
 SEEDS = range(6)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
-from scripts.datalists import CaseSummary
-from scripts.doubt import Calibration
+from scripts.calibration import Calibration
+from scripts.dataset_check import CaseSummary
 from scripts.handlers import PriorExporter
 from scripts.quality import (
     QualityCheck,

@@ -84,7 +84,7 @@ def open_row(
     """
     parser = parse(config_file, overrides)
     from scripts import errors
-    from scripts.datalists import check_disjoint
+    from scripts.dataset_check import check_disjoint
 
     errors.install()
     path = Path(output or f"{parser.get_parsed_content('output_dir')}/baselines/{name}.json")

@@ -20,7 +20,7 @@ from typing import Any
 from .datalists import Item
 from .dicom import is_dicom_file
 from .errors import DatasetError, count
-from .files import sha256_of, whole_file
+from .files import BUNDLE, sha256_of, whole_file
 from .transforms import describe
 from .volumes import files_of
 
@@ -229,7 +229,7 @@ def is_dicom(path: str | Path) -> bool:
 
 def bundle_version() -> str:
     """The version that ``metadata.json`` declares."""
-    metadata = Path(__file__).resolve().parents[1] / "configs" / "metadata.json"
+    metadata = BUNDLE / "configs" / "metadata.json"
     return json.loads(metadata.read_text(encoding="utf-8"))["version"]
 
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and what tells two of them apart."""
+"""Where the bundle lies, files that are there whole or not at all, and what tells two of them apart."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+BUNDLE = Path(__file__).resolve().parents[1]  # the bundle root: configs, docs and models lie beside the scripts
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from .case_records import bundle_version
 from .errors import SHOWN, install
 from .figures import COLOURS
-from .files import whole_file
+from .files import BUNDLE, whole_file
 from .inference import reason
 from .report_content import MEASURES, SETTINGS, Case, Content, Curve, read_folder
 from .report_slices import SliceView, data_uri, doubt_scale, view_case
@@ -166,7 +166,7 @@ def _headings(cases: Sequence[Case]) -> dict[str, tuple[str, int, str]]:
 
 def _packages() -> dict[str, str]:
     """Versions of Python and of the packages that ``metadata.json`` names, as installed."""
-    metadata = Path(__file__).resolve().parents[1] / "configs" / "metadata.json"
+    metadata = BUNDLE / "configs" / "metadata.json"
     names = ["monai", "torch", "numpy", *json.loads(metadata.read_text(encoding="utf-8"))["required_packages_version"]]
     versions = {"python": platform.python_version()}
     for name in names:

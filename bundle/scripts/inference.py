@@ -21,11 +21,11 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .case_records import CaseRecords
-from .datalists import Item, voxel_problem
+from .datalists import Item
+from .dataset_check import voxel_problem
 from .errors import DatasetError, user_error
+from .uncertainty import PROBABILITY_STEPS
 from .volumes import Volume, VolumeReader, VolumeWriter
-
-PROBABILITY_STEPS = 255  # a probability is stored as a byte
 
 
 class CaseEvents(EventEnum):

@@ -18,8 +18,8 @@ import torch
 from ignite.engine import Engine
 from scipy import ndimage
 
-from .datalists import CaseSummary
-from .doubt import Calibration
+from .calibration import Calibration
+from .dataset_check import CaseSummary
 from .errors import count, listed
 from .volumes import result_name
 
@@ -70,7 +70,7 @@ class QualityCheck:
         organs: names; label values 1...K in this order.
         prior_file: the trained prior, which knows the organs' volumes in its training set; an older one does not, and
             then volumes are not checked.
-        calibration: JSON file of a :class:`~scripts.doubt.Calibration` of the predicted Dice, or None.
+        calibration: JSON file of a :class:`~scripts.calibration.Calibration` of the predicted Dice, or None.
         prediction_key: of the label map in the engine's output.
         thresholds: see :class:`Thresholds`.
     """
@@ -234,7 +234,7 @@ def training_volumes(summaries: Iterable[CaseSummary]) -> dict[str, list[float]]
     """Volumes of each organ in ml, of the training cases that have it.
 
     Args:
-        summaries: of :func:`scripts.datalists.check_dataset`.
+        summaries: of :func:`scripts.dataset_check.check_dataset`.
     """
     volumes: dict[str, list[float]] = {}
     for summary in summaries:

@@ -23,8 +23,8 @@ from monai.bundle import ConfigParser
 
 from . import errors
 from .diffusam import check_prior_file
+from .files import BUNDLE
 
-ROOT = Path(__file__).resolve().parents[1]
 PRIOR = "model.pt"  # the name by which MONAI Label and the Model Zoo look for weights
 COPIED = ("LICENSE", "docs", "scripts", "configs/logging.conf")
 # what an overlay says about a training's places means nothing elsewhere
@@ -63,7 +63,7 @@ def standalone(
     settings["backbone_checkpoint"] = f"$@bundle_root + '/models/{backbone.name}'"
     (target / "models").mkdir(parents=True, exist_ok=True)
     for name in COPIED:
-        _copy(ROOT / name, target / name)
+        _copy(BUNDLE / name, target / name)
     shutil.copyfile(prior, target / "models" / PRIOR)
     shutil.copyfile(backbone, target / "models" / backbone.name)
     _store(target / "configs" / "inference.json", settings)
@@ -73,7 +73,7 @@ def standalone(
 
 def describe(network: Any) -> dict[str, Any]:
     """The bundle's ``metadata.json`` with the organs and sizes of a :class:`~scripts.diffusam.DiffuSAM`."""
-    metadata = json.loads((ROOT / "configs" / "metadata.json").read_text())
+    metadata = json.loads((BUNDLE / "configs" / "metadata.json").read_text())
     channels = {str(index): name for index, name in enumerate(["background", *network.organs])}
     values = ", ".join(f"{index} {name}" for index, name in channels.items())
     metadata["label_classes"] = f"single channel data, {values.removeprefix('0 background, ')}"
@@ -107,7 +107,7 @@ def _read(files: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
         if not Path(file).is_file():
             raise FileNotFoundError(f"The configuration '{file}' is not there. Correct --config_file.")
     original, merged = ConfigParser.load_config_file(files[0]), ConfigParser.load_config_files(files)
-    parser = ConfigParser({**merged, "bundle_root": str(ROOT)})
+    parser = ConfigParser({**merged, "bundle_root": str(BUNDLE)})
     places = {key: parser.get_parsed_content(key) for key in ("prior_file", "backbone_checkpoint")}
     return {key: original[key] if key in PLACES else merged[key] for key in original}, places
 
@@ -126,5 +126,5 @@ def _store(path: Path, content: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     errors.install()
-    sys.path.insert(0, str(ROOT))
+    sys.path.insert(0, str(BUNDLE))
     fire.Fire(standalone)

@@ -174,7 +174,7 @@ _SKIPPED = {
 }
 
 
-_DESCRIBED = ("monai.", __name__.rpartition(".")[0] + ".")  # packages whose objects are told by their attributes
+_DESCRIBED = ("monai.", __name__.partition(".")[0] + ".")  # packages whose objects are told by their attributes
 
 
 def describe(value: Any) -> Any:

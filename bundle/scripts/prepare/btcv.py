@@ -9,7 +9,8 @@ from functools import partial
 
 from tqdm import tqdm
 
-from ..datalists import check_dataset, find_cases
+from ..datalists import find_cases
+from ..dataset_check import check_dataset
 from ..errors import DatasetError, count, listed
 from ..volumes import VolumeReader
 from .configs import CASE, read_config
@@ -40,7 +41,7 @@ def prepare_btcv(source: str, output: str, overwrite: bool = False) -> str:
 
     Raises:
         DatasetError: no archive, a damaged one, no volumes in it, a volume without its label, or files that
-            :func:`~scripts.datalists.check_dataset` refuses.
+            :func:`~scripts.dataset_check.check_dataset` refuses.
     """
     config = read_config("btcv.json")
     target = Target(output, overwrite)

@@ -8,7 +8,8 @@ from collections import defaultdict
 
 from tqdm import tqdm
 
-from ..datalists import check_dataset, find_cases
+from ..datalists import find_cases
+from ..dataset_check import check_dataset
 from ..errors import DatasetError, count, listed
 from ..volumes import VolumeReader
 from .chaos_slices import join_slices

@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 
 import nibabel as nib
 
-from ..datalists import Item, check_dataset, find_cases
+from ..datalists import Item, find_cases
+from ..dataset_check import check_dataset
 from ..errors import DatasetError
 from ..volumes import VolumeReader, case_name
 from .configs import CASE, intensity_of
@@ -38,7 +39,7 @@ def prepare_decathlon(
 
     Raises:
         DatasetError: no such file, or one without training list or labels; several channels and no choice; files that
-            :func:`~scripts.datalists.check_dataset` refuses.
+            :func:`~scripts.dataset_check.check_dataset` refuses.
     """
     reader = VolumeReader()
     path, content, label_map = _decathlon_content(source)

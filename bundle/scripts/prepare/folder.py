@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..datalists import Item, LabelMap, check_dataset, find_cases
+from ..datalists import Item, LabelMap, find_cases
+from ..dataset_check import check_dataset
 from ..errors import DatasetError, listed
 from ..volumes import NIFTI_SUFFIXES, VolumeReader
 from .configs import CASE, intensity_of

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..datalists import CaseSummary, Item
+from ..datalists import Item
+from ..dataset_check import CaseSummary
 from ..errors import DatasetError, listed
 from ..volumes import VolumeReader
 from .report import notes_on, report

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ..datalists import CaseSummary, Item, LabelMap
+from ..datalists import Item, LabelMap
+from ..dataset_check import CaseSummary
 from ..errors import DatasetError, count, listed
 from ..volumes import VolumeReader
 from .anatomy import SIDES, misplaced_organs
