@@ -88,8 +88,8 @@ class Simulation:
         return True
 
     def __call__(self, source, decoded: Mapping[int, Tensor]) -> Iterator[tuple[int, Tensor]]:
-        from scripts.corrected_slices import Corrector
-        from scripts.sam2_backbone import resize_logits
+        from scripts.networks.sam2_backbone import resize_logits
+        from scripts.segmentation.corrected_slices import Corrector
 
         shape = self.truth.shape[:2]
         walk = np.empty_like(self.truth)
@@ -120,7 +120,7 @@ class Simulation:
 
 def simulated_prompt(true: np.ndarray, before: np.ndarray, organ: int, kind: str):
     """The prompt for the worst slice of ``(H, W, slices)`` masks, and what to tell of it; None where there is none."""
-    from scripts.corrected_slices import SlicePrompt
+    from scripts.segmentation.corrected_slices import SlicePrompt
 
     wrong = true != before
     index = int(wrong.sum((0, 1)).argmax())
@@ -144,7 +144,7 @@ def simulated_prompt(true: np.ndarray, before: np.ndarray, organ: int, kind: str
 
 
 def labels_of(logits: Tensor) -> np.ndarray:
-    from scripts.sam2_backbone import with_background
+    from scripts.networks.sam2_backbone import with_background
 
     return with_background(logits.cpu())[0].argmax(0).numpy()
 
@@ -177,7 +177,7 @@ def _numbers(values: Sequence[float | None]) -> list[float]:
 def save_picture(path: Path, image: Tensor, truth: np.ndarray, clicked: Sequence[tuple]) -> None:
     """Worst slices before (above) and after (below) a click: filled what is predicted, dashed what is true."""
     from matplotlib.figure import Figure
-    from scripts.figures import COLOURS, save_figure
+    from scripts.output.pictures import COLOURS, save_figure
 
     figure = Figure(figsize=(3 * max(len(clicked), 1), 6), facecolor="black", layout="tight")
     axes = figure.subplots(2, max(len(clicked), 1), squeeze=False)

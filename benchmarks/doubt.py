@@ -83,9 +83,9 @@ def main(
 
 def measure_cases(parser: ConfigParser, samples: int, folder: Path, overwrite: bool) -> dict[str, dict[str, Any]]:
     """What :func:`measure_case` found of every test case, from its file where that is there."""
+    from scripts.data.transforms import describe
     from scripts.files import sha256_of, whole_file
-    from scripts.transforms import describe
-    from scripts.uncertainty import DoubtInferer
+    from scripts.segmentation.uncertainty import DoubtInferer
 
     get = parser.get_parsed_content
     options = {key: get(f"validate#inferer#{key}") for key in parser["validate#inferer"] if key != "_target_"}
@@ -116,8 +116,8 @@ def measure_case(item: dict[str, str], transform, inferer, network, prior_file: 
     """The predicted and the real Dice of each organ (null where there is none), how many voxels of each doubt have a
     right and a wrong label, the measures of quality, and the seconds that the inferer took.
     """
-    from scripts.metrics import OrganDice
-    from scripts.quality import measure_organs, read_training_volumes
+    from scripts.inference.quality import measure_organs, read_training_volumes
+    from scripts.output.metrics import OrganDice
 
     data = transform(dict(item))
     start = time.perf_counter()
@@ -157,8 +157,8 @@ def summarise(cases: dict[str, dict], kind: str, bins: int, about: dict[str, Any
     Raises:
         DatasetError: without any one case, fewer than two organs are left that were found and are there.
     """
-    from scripts.calibration import Calibration
     from scripts.errors import DatasetError
+    from scripts.inference.calibration import Calibration
 
     rows = [
         {"case": name, "organ": organ, "predicted": predicted, "dice": dice}
@@ -242,7 +242,7 @@ def voxel_calibration(right: np.ndarray, wrong: np.ndarray, bins: int = 10) -> d
 
 def count_flags(cases: dict[str, dict], rows: Sequence[dict]) -> dict[str, Any]:
     """Flagged organs among good and bad ones, with the default thresholds; by the shape alone, and with doubt."""
-    from scripts.quality import Thresholds, find_flags
+    from scripts.inference.quality import Thresholds, find_flags
 
     calibrated = {(row["case"], row["organ"]): row["calibrated"] for row in rows}
     groups: dict[str, dict[str, Any]] = {
@@ -288,7 +288,7 @@ def as_text(result: dict[str, Any]) -> str:
 
 def draw(result: dict[str, Any], fitted) -> Figure:
     """Predicted against real Dice with the calibration; doubt of voxels against their error rate."""
-    from scripts.figures import COLOURS
+    from scripts.output.pictures import COLOURS
 
     figure = Figure(figsize=(11, 5))
     FigureCanvasAgg(figure)

@@ -132,7 +132,7 @@ def recipe(
     """
     parser = parse(list(config_file), {"device": f"$torch.device('{device}')", "batch_size": 4, **overrides})
     network = parser.get_parsed_content("network")
-    from scripts.trainer import DiffuSAMTrainer
+    from scripts.training.trainer import DiffuSAMTrainer
 
     backbone, size = network.backbone, network.backbone.image_size
     torch.manual_seed(0)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from scripts.automedsam import AutoMedSAM, ClassPromptEncoder
-from scripts.diffusam import DiffuSAM
-from scripts.diffusion_prior import MemoryPrior
-from scripts.sam2_backbone import FrozenSAM2
+from scripts.automedsam.network import AutoMedSAM, ClassPromptEncoder
+from scripts.networks.diffusam import DiffuSAM
+from scripts.networks.diffusion_prior import MemoryPrior
+from scripts.networks.sam2_backbone import FrozenSAM2
 
 SIZE, TOKENS, CHANNELS, MEMORY_CHANNELS = 64, 4, 128, 32  # of `sam2_nano`
 NAMES = ("spleen", "liver")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scripts.sam2_backbone import FrozenSAM2
+from scripts.networks.sam2_backbone import FrozenSAM2
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from ignite.engine import Events
 from networks import CHANNELS, make_automedsam, make_backbone, make_diffusam, make_encoder
-from scripts.automedsam import AutoMedSAM, AutoMedSAMTrainer, SliceInferer
-from scripts.automedsam_losses import AutoMedSAMLoss, UncertaintyWeights
+from scripts.automedsam.losses import AutoMedSAMLoss, UncertaintyWeights
+from scripts.automedsam.network import AutoMedSAM, AutoMedSAMTrainer, SliceInferer
 from scripts.errors import user_error
-from scripts.sam2_backbone import FrozenSAM2
+from scripts.networks.sam2_backbone import FrozenSAM2
 from workflows import BUNDLE, ORGANS, SETTINGS, SIZE, new_workflow, run, train, write_overlay
 
 OVERLAY = BUNDLE / "configs" / "automedsam.json"
@@ -379,7 +379,7 @@ def test_inference_segments_what_evaluation_does(project):
 def test_results_of_either_network_are_told_apart(project):
     (made_with,) = json.loads((project / "inference" / "results.json").read_text())["configurations"].values()
 
-    assert made_with["settings"]["inferer_class"] == "scripts.automedsam.SliceInferer"
+    assert made_with["settings"]["inferer_class"] == "scripts.automedsam.network.SliceInferer"
     assert made_with["settings"]["scheduler"]["num_train_timesteps"] == 100
 
 

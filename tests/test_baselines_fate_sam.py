@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from monai.transforms import Compose, Lambda
-from scripts.encoded_slices import EncodedSlices
-from scripts.sam2_backbone import FrozenSAM2
+from scripts.networks.sam2_backbone import FrozenSAM2
+from scripts.training.encoded_slices import EncodedSlices
 from workflows import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Resized
-from scripts.sam2_backbone import FrozenSAM2
+from scripts.networks.sam2_backbone import FrozenSAM2
 from workflows import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))

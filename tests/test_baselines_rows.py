@@ -14,7 +14,7 @@ import pytest
 import torch
 from monai.inferers import Inferer
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
-from scripts.sam2_backbone import FrozenSAM2
+from scripts.networks.sam2_backbone import FrozenSAM2
 from workflows import BUNDLE, ORGANS, ROOT, SIZE, Killed, write_overlay
 
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -14,14 +14,14 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Orientation, Resize
 from nibabel.affines import apply_affine
-from scripts.corrected_slices import Corrector, SlicePrompt, corrected_mask
-from scripts.corrections import Corrections, oriented_grid
-from scripts.diffusam import DiffuSAM
-from scripts.diffusion_prior import MemoryPrior
+from scripts.data.volumes import VolumeReader
 from scripts.errors import DatasetError, user_error
-from scripts.propagation import VolumetricInferer
-from scripts.sam2_backbone import Decoded, FrozenSAM2
-from scripts.volumes import VolumeReader
+from scripts.inference.corrections import Corrections, oriented_grid
+from scripts.networks.diffusam import DiffuSAM
+from scripts.networks.diffusion_prior import MemoryPrior
+from scripts.networks.sam2_backbone import Decoded, FrozenSAM2
+from scripts.segmentation.corrected_slices import Corrector, SlicePrompt, corrected_mask
+from scripts.segmentation.propagation import VolumetricInferer
 from workflows import ORGANS, ROOT, SIZE, new_workflow, run, write_overlay
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -335,9 +335,13 @@ def test_neighbours_see_the_corrected_slice_and_the_nearer_of_two(network, volum
         return features.embedding
 
     # every slice has something to learn, here a voxel to lose
-    monkeypatch.setattr("scripts.corrected_slices.touching", lambda regions, seeds: np.ones_like(regions))
-    monkeypatch.setattr("scripts.corrected_slices._mask", lambda logits, *_: np.ones(logits.shape[1:], bool))
-    monkeypatch.setattr("scripts.corrected_slices.corrected_mask", lambda labels, *_: np.eye(*labels.shape, dtype=bool))
+    monkeypatch.setattr("scripts.segmentation.corrected_slices.touching", lambda regions, seeds: np.ones_like(regions))
+    monkeypatch.setattr(
+        "scripts.segmentation.corrected_slices._mask", lambda logits, *_: np.ones(logits.shape[1:], bool)
+    )
+    monkeypatch.setattr(
+        "scripts.segmentation.corrected_slices.corrected_mask", lambda labels, *_: np.eye(*labels.shape, dtype=bool)
+    )
 
     class Watched(Corrector):
         def __call__(self, source, decoded):
@@ -351,7 +355,9 @@ def test_neighbours_see_the_corrected_slice_and_the_nearer_of_two(network, volum
 
 
 def test_a_slice_that_loses_all_of_an_organ_changes_no_neighbour(network, volume, before, monkeypatch):
-    monkeypatch.setattr("scripts.corrected_slices.corrected_mask", lambda labels, *_: np.zeros(labels.shape, bool))
+    monkeypatch.setattr(
+        "scripts.segmentation.corrected_slices.corrected_mask", lambda labels, *_: np.zeros(labels.shape, bool)
+    )
     after = corrected(network, volume, [correct(1, 3, negative=[(5, 5)])], reach=3)
     assert not (after.argmax(1)[..., 3] == 2).any()
     assert torch.equal(after[..., [0, 1, 2, 4, 5, 6]], before[..., [0, 1, 2, 4, 5, 6]])

@@ -9,9 +9,9 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
-from scripts.datalists import DatasetError, check_output, find_cases, inference_inputs
-from scripts.dataset_check import CaseSummary, check_dataset, check_disjoint, label_values
-from scripts.volumes import VolumeReader
+from scripts.data.datalists import DatasetError, check_output, find_cases, inference_inputs
+from scripts.data.dataset_check import CaseSummary, check_dataset, check_disjoint, label_values
+from scripts.data.volumes import VolumeReader
 
 PATTERNS = ("image_{case}.nii.gz", "label_{case}.nii.gz")
 LABEL_MAP = {"spleen": 1, "right kidney": 2, "left kidney": 3, "liver": 4}

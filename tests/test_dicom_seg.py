@@ -15,9 +15,9 @@ from nibabel.affines import apply_affine
 from nibabel.eulerangles import euler2mat
 from pydicom.sr._concepts_dict import concepts
 from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, generate_uid
-from scripts.dicom import load_series
-from scripts.dicom_seg import DicomSegSaver, UnsuitableSeries, make_segmentation, organ_code, uncoded
+from scripts.data.dicom import load_series
 from scripts.errors import DatasetError
+from scripts.output.dicom_seg import DicomSegSaver, UnsuitableSeries, make_segmentation, organ_code, uncoded
 from workflows import BUNDLE, ORGANS
 
 SHAPE = (10, 8, 6)  # columns, rows, slices

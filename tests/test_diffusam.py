@@ -9,8 +9,8 @@ import torch
 from networks import MEMORY_CHANNELS, SIZE, TOKENS, make_backbone
 from networks import make_diffusam as make_network
 from networks import make_prior
-from scripts.diffusam import DiffuSAM, check_prior_file
-from scripts.sam2_backbone import NO_OBJECT_LOGIT, Decoded
+from scripts.networks.diffusam import DiffuSAM, check_prior_file
+from scripts.networks.sam2_backbone import NO_OBJECT_LOGIT, Decoded
 
 ORGANS = ("spleen", "liver")
 

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 from archives import zipped
 from conftest import save_volume, simple_image, simple_label
-from scripts import datalists
+from scripts.data import datalists
 from test_prepare_btcv import BTCV_VALUES
 from test_prepare_chaos import save_chaos_case
 from workflows import BUNDLE, ROOT, SETTINGS

@@ -11,13 +11,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from scripts.calibration import Calibration
-from scripts.diffusam import DiffuSAM
-from scripts.diffusion_prior import MemoryPrior
 from scripts.errors import DatasetError
-from scripts.propagation import VolumetricInferer
-from scripts.sam2_backbone import Decoded, FrozenSAM2
-from scripts.uncertainty import DoubtInferer, SampleAgreement, SplitDoubtd, doubt_of_samples
+from scripts.inference.calibration import Calibration
+from scripts.networks.diffusam import DiffuSAM
+from scripts.networks.diffusion_prior import MemoryPrior
+from scripts.networks.sam2_backbone import Decoded, FrozenSAM2
+from scripts.segmentation.propagation import VolumetricInferer
+from scripts.segmentation.uncertainty import DoubtInferer, SampleAgreement, SplitDoubtd, doubt_of_samples
 from workflows import BUNDLE, ROOT, run, write_overlay, write_prior
 
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from monai.transforms import Compose, LoadImaged, RandGaussianNoised, Resized, ScaleIntensityRanged
-from scripts.encoded_slices import EncodedSlices
-from scripts.sam2_backbone import SAM2, FrozenSAM2, mask_to_logits
+from scripts.networks.sam2_backbone import SAM2, FrozenSAM2, mask_to_logits
+from scripts.training.encoded_slices import EncodedSlices
 from torch.utils.data import DataLoader
 
 ORGANS = ["spleen", "liver"]

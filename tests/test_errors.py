@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import scripts.errors
 from scripts.errors import user_error
+from scripts.networks.sam2_backbone import FrozenSAM2
 from scripts.prepare.configs import intensity_of
-from scripts.sam2_backbone import FrozenSAM2
 
 BUNDLE = Path(scripts.errors.__file__).parents[1]
 
@@ -91,7 +91,7 @@ def run(program: str, **environment: str) -> subprocess.CompletedProcess:
 
 # of the bundle's modules, this one imports no torch: quick to start
 BUNDLE_ERROR = """
-from scripts.phantoms import make_phantom
+from scripts.data.phantoms import make_phantom
 try:
     make_phantom(seed=-1)
 except ValueError as error:

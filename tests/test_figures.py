@@ -9,7 +9,7 @@ from ignite.engine import Engine
 from matplotlib.image import imread
 from monai.data import MetaTensor
 from monai.transforms import Orientation
-from scripts.figures import OverlaySaver, draw_overlay, save_figure
+from scripts.output.pictures import OverlaySaver, draw_overlay, save_figure
 
 ORGANS = ["spleen", "liver"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from networks import NAMES, SIZE, make_automedsam, make_backbone, make_diffusam, make_encoder, make_prior
-from scripts.automedsam import AutoMedSAM
-from scripts.diffusam import DiffuSAM
-from scripts.sam2_backbone import NO_OBJECT_LOGIT
+from scripts.automedsam.network import AutoMedSAM
+from scripts.networks.diffusam import DiffuSAM
+from scripts.networks.sam2_backbone import NO_OBJECT_LOGIT
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from ignite.engine import Engine, Events
-from scripts import handlers
-from scripts.handlers import PriorExporter, ResumableCheckpoint, SeedEpoch, save_atomically
+from scripts.training import handlers
+from scripts.training.handlers import PriorExporter, ResumableCheckpoint, SeedEpoch, save_atomically
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -20,11 +20,11 @@ from conftest import SHAPE, SPACING, save_volume, simple_image, simple_label
 from monai.data import MetaTensor
 from monai.transforms import ScaleIntensityRanged
 from PIL import Image
+from scripts.data.transforms import describe
 from scripts.errors import DatasetError
-from scripts.html_report import ReportWriter, chart, main, number, write_report
-from scripts.report_content import Case, Curve, read_curves
-from scripts.report_slices import draw_view, view_case
-from scripts.transforms import describe
+from scripts.output.html_report import ReportWriter, chart, main, number, write_report
+from scripts.output.report_content import Case, Curve, read_curves
+from scripts.output.report_slices import draw_view, view_case
 from torch.utils.tensorboard import SummaryWriter
 
 ORGANS = ["spleen", "right kidney", "left kidney", "liver"]

@@ -17,11 +17,11 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 from monai.transforms import ScaleIntensityRanged, ScaleIntensityRangePercentilesd
 from nibabel.affines import apply_affine
-from scripts.case_records import CaseRecords, FailedCases
 from scripts.errors import DatasetError, user_error
-from scripts.figures import OverlaySaver
-from scripts.inference import CaseProgress, FiniteVolumeReader, LogitsToProbabilitiesd
-from scripts.propagation import VolumetricInferer
+from scripts.inference.case_records import CaseRecords, FailedCases
+from scripts.inference.cases import CaseProgress, FiniteVolumeReader, LogitsToProbabilitiesd
+from scripts.output.pictures import OverlaySaver
+from scripts.segmentation.propagation import VolumetricInferer
 from workflows import BUNDLE, SETTINGS, Killed, command_line, new_workflow, run, write_overlay
 
 # ---- a user's files: scans, a trained prior, an overlay

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from scripts.losses import DiffuSAMLoss
+from scripts.training.losses import DiffuSAMLoss
 
 SIDE = 8
 LN2 = math.log(2)

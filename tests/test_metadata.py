@@ -201,7 +201,7 @@ def test_evaluation_and_inference_prepare_images_alike():
     inference = read("inference.json")["preprocessing"]["transforms"]
 
     # they differ in the name of the case and in the label, which come before anything is done to the image
-    assert evaluation[1]["_target_"] == "scripts.transforms.NameByCased"
+    assert evaluation[1]["_target_"] == "scripts.data.transforms.NameByCased"
     assert evaluation[2] == "@map_label"
     assert evaluation[3:] == inference[1:]
 

@@ -10,16 +10,11 @@ import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.handlers import from_engine
-from monai.metrics import (
-    DiceMetric,
-    compute_average_surface_distance,
-    compute_hausdorff_distance,
-    compute_surface_dice,
-)
+from monai.metrics import DiceMetric, compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
 from monai.networks import one_hot
 from monai.transforms import Orientation
 from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filter
-from scripts.metrics import DfgDice, FateDice, OrganDice, OrganMetricHandler, SurfaceMetrics
+from scripts.output.metrics import DfgDice, FateDice, OrganDice, OrganMetricHandler, SurfaceMetrics
 from torch.nn.functional import interpolate
 
 SHAPE = (24, 20, 12)
@@ -171,11 +166,7 @@ def test_fate_dice_by_hand():
     predicted[:, 6:12, :, 2] = 0
     result = found(FateDice(1), packed(predicted), label_map({1: (*CENTRE[:2], (0, 6))}))
 
-    assert result == {
-        "dice_fate": close([(2 / 3 + 3) / 4]),
-        "fate_slices_kept": [4],
-        "fate_slices_dropped": [5],
-    }
+    assert result == {"dice_fate": close([(2 / 3 + 3) / 4]), "fate_slices_kept": [4], "fate_slices_dropped": [5]}
 
 
 def test_fate_dice_lets_two_organs_claim_a_voxel():

@@ -14,9 +14,9 @@ import ignite.distributed as idist
 import pytest
 import torch
 from ignite.engine import Engine
-from scripts import parallel
-from scripts.handlers import PriorExporter, ResumableCheckpoint
-from scripts.losses import DiffuSAMLoss
+from scripts.training import parallel
+from scripts.training.handlers import PriorExporter, ResumableCheckpoint
+from scripts.training.losses import DiffuSAMLoss
 from workflows import BUNDLE, CONFIGS, run, train, write_overlay
 
 PROCESSES = 2
@@ -112,7 +112,7 @@ def test_two_processes_report_what_one_reports(overlay, trained, tmp_path):
 @pytest.mark.parametrize(
     "name, handlers, muted",
     [
-        ("train", "train", ["scripts.handlers.LossProgressBar", "TensorBoardStatsHandler"]),
+        ("train", "train", ["scripts.training.handlers.LossProgressBar", "TensorBoardStatsHandler"]),
         ("evaluate", "validate", ["ignite.handlers.ProgressBar"]),
     ],
 )

@@ -11,7 +11,7 @@ import itk
 import nibabel as nib
 import numpy as np
 import pytest
-from scripts.volumes import load_volume
+from scripts.data.volumes import load_volume
 from workflows import ROOT, run, train, write_overlay
 
 REAL = ROOT.parent / "shared" / "data"
@@ -40,11 +40,7 @@ def segment(overlay, tmp_path):
 
     def segment(folder: Path, **overrides) -> dict[str, nib.Nifti1Image]:
         output = tmp_path / "output"
-        checkpoint = {
-            "_target_": "CheckpointLoader",
-            "load_path": "@prior_file",
-            "load_dict": "$dict(model=@network)",
-        }
+        checkpoint = {"_target_": "CheckpointLoader", "load_path": "@prior_file", "load_dict": "$dict(model=@network)"}
         run("inferring", overlay, input=str(folder), output=str(output), handlers=[checkpoint], **overrides)
         return {path.name.removesuffix("_seg.nii.gz"): nib.load(path) for path in sorted(output.glob("*_seg.nii.gz"))}
 

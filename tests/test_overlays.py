@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from scripts.views import View
+from scripts.segmentation.views import View
 from workflows import BUNDLE, SETTINGS, new_workflow, run, train, write_overlay
 
 CONFIGS = BUNDLE / "configs"

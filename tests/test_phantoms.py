@@ -8,8 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
-from scripts.phantom_anatomy import ORGANS
-from scripts.phantoms import make_phantom, phantom_dataset, write_phantoms
+from scripts.data.phantom_anatomy import ORGANS
+from scripts.data.phantoms import make_phantom, phantom_dataset, write_phantoms
 
 GRID = {"shape": (64, 64, 16), "spacing": (6.0, 6.0, 12.0)}
 SEEDS = range(6)

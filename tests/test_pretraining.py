@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from sam2.modeling.position_encoding import apply_rotary_enc
-from scripts.pretraining import ClipModel, export_backbone, localise_memory_attention, random_prompts
-from scripts.sam2_backbone import SAM2, FrozenSAM2
-from scripts.synthetic_clips import SyntheticClips
+from scripts.networks.sam2_backbone import SAM2, FrozenSAM2
+from scripts.pretraining.backbone import ClipModel, export_backbone, localise_memory_attention, random_prompts
+from scripts.pretraining.synthetic_clips import SyntheticClips
 
 SIZE = 64
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from monai.transforms import Resize
-from scripts.diffusam import DiffuSAM
-from scripts.diffusion_prior import MemoryPrior
-from scripts.propagation import VolumetricInferer
-from scripts.sam2_backbone import Decoded, FrozenSAM2, ImageFeatures
+from scripts.networks.diffusam import DiffuSAM
+from scripts.networks.diffusion_prior import MemoryPrior
+from scripts.networks.sam2_backbone import Decoded, FrozenSAM2, ImageFeatures
+from scripts.segmentation.propagation import VolumetricInferer
 
 SIZE, TOKENS, CHANNELS, MEMORY_CHANNELS = 64, 4, 128, 32
 ORGANS = ("spleen", "liver")

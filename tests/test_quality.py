@@ -11,10 +11,9 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
-from scripts.calibration import Calibration
-from scripts.dataset_check import CaseSummary
-from scripts.handlers import PriorExporter
-from scripts.quality import (
+from scripts.data.dataset_check import CaseSummary
+from scripts.inference.calibration import Calibration
+from scripts.inference.quality import (
     QualityCheck,
     Thresholds,
     find_flags,
@@ -23,6 +22,7 @@ from scripts.quality import (
     read_training_volumes,
     training_volumes,
 )
+from scripts.training.handlers import PriorExporter
 from workflows import ORGANS, new_workflow, run, write_overlay, write_prior
 
 AFFINE = np.diag([2.0, 2.0, 5.0, 1.0])  # a voxel has 0.02 ml
@@ -250,7 +250,7 @@ def test_inference_records_and_says_them(tmp_path, tiny_dataset, backbone_file, 
     overlay = write_overlay(tmp_path / "run", tiny_dataset, backbone_file, input=str(tiny_dataset / "image_c.nii.gz"))
     write_prior(overlay, organ_volumes={"liver": [1e6]})
 
-    with caplog.at_level(logging.WARNING, "scripts.quality"):
+    with caplog.at_level(logging.WARNING, "scripts.inference.quality"):
         run("inferring", overlay)
 
     record = json.loads((tmp_path / "run" / "inference" / "results.json").read_text())["cases"]["image_c"]

@@ -12,8 +12,8 @@ import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.handlers import from_engine
-from scripts.metrics import OrganDice, OrganMetricHandler, SurfaceMetrics
-from scripts.reports import OrganMetricsSaver, format_summary, format_table, summarise
+from scripts.output.metrics import OrganDice, OrganMetricHandler, SurfaceMetrics
+from scripts.output.tables import OrganMetricsSaver, format_summary, format_table, summarise
 
 ORGANS = ["spleen", "liver"]
 CASES = ["img1", "img2", "img3"]
@@ -53,8 +53,7 @@ def test_the_summary_has_spread_and_number_of_volumes_beside_each_mean():
 
 
 @pytest.mark.parametrize(
-    ("column", "cells"),
-    [([0.5, math.nan], "0.5000 (1/2) 0.5000 (1/1)"), ([math.nan, math.nan], "- (0/2) - (0/1)")],
+    ("column", "cells"), [([0.5, math.nan], "0.5000 (1/2) 0.5000 (1/1)"), ([math.nan, math.nan], "- (0/2) - (0/1)")]
 )
 def test_the_summary_has_no_spread_of_one_volume_or_none(column, cells):
     table = format_summary({"dice": torch.tensor([column]).T}, ["liver"])
@@ -117,7 +116,7 @@ def test_json_has_the_numbers_and_what_they_are_of(saved):
 
 
 def test_the_log_has_both_tables(saved, caplog):
-    tables = [record.getMessage() for record in caplog.get_records("setup") if record.name == "scripts.reports"]
+    tables = [record.getMessage() for record in caplog.get_records("setup") if record.name == "scripts.output.tables"]
 
     assert [table.splitlines()[0] for table in tables] == ["all metrics", "dice"]
     assert "img2" in tables[1]

@@ -14,7 +14,7 @@ import scripts
 import torch
 from hydra import initialize
 from hydra.core.global_hydra import GlobalHydra
-from scripts.sam2_backbone import (
+from scripts.networks.sam2_backbone import (
     _SAM2_YAML,
     BACKBONES,
     NO_OBJECT_LOGIT,
@@ -313,7 +313,7 @@ def test_hydra_stays_uninitialised():
     """In a process of its own: importing sam2 a second time would initialise nothing."""
     code = (
         "from hydra.core.global_hydra import GlobalHydra as hydra\n"
-        "from scripts.sam2_backbone import SAM2\n"
+        "from scripts.networks.sam2_backbone import SAM2\n"
         "assert not hydra.instance().is_initialized(), 'import'\n"
         "SAM2('sam2_nano', 64)\n"
         "assert not hydra.instance().is_initialized(), 'build'\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scripts.synthetic_clips import SyntheticClips
+from scripts.pretraining.synthetic_clips import SyntheticClips
 
 STAGES = [
     {"epochs": 2, "image_size": 64, "frames": 1, "clips": 2},

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from ignite.engine import Events
-from scripts import trainer as trainer_module
-from scripts.diffusam import DiffuSAM
-from scripts.diffusion_prior import MemoryPrior
-from scripts.losses import DiffuSAMLoss
-from scripts.sam2_backbone import FrozenSAM2, mask_to_logits
-from scripts.trainer import DiffuSAMTrainer
+from scripts.networks.diffusam import DiffuSAM
+from scripts.networks.diffusion_prior import MemoryPrior
+from scripts.networks.sam2_backbone import FrozenSAM2, mask_to_logits
+from scripts.training import trainer as trainer_module
+from scripts.training.losses import DiffuSAMLoss
+from scripts.training.trainer import DiffuSAMTrainer
 
 SIZE = 64
 ORGANS = ["spleen", "liver"]

@@ -17,8 +17,8 @@ from monai.transforms import (
     Resized,
     ScaleIntensityRanged,
 )
-from scripts.transforms import AugmentedVariant, RandInPlaneDeformd, RandOrganContrastd, describe
-from scripts.volumes import VolumeReader
+from scripts.data.transforms import AugmentedVariant, RandInPlaneDeformd, RandOrganContrastd, describe
+from scripts.data.volumes import VolumeReader
 
 KEYS = ["image", "label"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scripts.diffusam import DiffuSAM
-from scripts.diffusion_prior import MemoryPrior
-from scripts.propagation import VolumetricInferer
-from scripts.sam2_backbone import FrozenSAM2
-from scripts.views import MeanOverViews, View, read_views
+from scripts.networks.diffusam import DiffuSAM
+from scripts.networks.diffusion_prior import MemoryPrior
+from scripts.networks.sam2_backbone import FrozenSAM2
+from scripts.segmentation.propagation import VolumetricInferer
+from scripts.segmentation.views import MeanOverViews, View, read_views
 
 SIDE = 64
 

@@ -15,9 +15,9 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage, SaveImage
 from nibabel.eulerangles import euler2mat
 from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, RLELossless
+from scripts.data.volumes import VolumeReader, VolumeWriter, case_name, files_of, load_volume, output_name
 from scripts.errors import DatasetError, user_error
 from scripts.files import whole_file
-from scripts.volumes import VolumeReader, VolumeWriter, case_name, files_of, load_volume, output_name
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_SERIES = ROOT.parent / "shared" / "data" / "totalsegmentator" / "example_ct_dicom"
@@ -255,8 +255,7 @@ def test_a_missing_spacing_is_refused(tmp_path, write):
 
 
 @pytest.mark.parametrize(
-    ("space", "signs"),
-    [("right-anterior-superior", (1, 1)), ("left-anterior-superior", (-1, 1)), ("LPS", (-1, -1))],
+    ("space", "signs"), [("right-anterior-superior", (1, 1)), ("left-anterior-superior", (-1, 1)), ("LPS", (-1, -1))]
 )
 def test_nrrd_spaces_are_told_apart(tmp_path, space, signs):
     directions = "(1.5,0,0) (0,2.5,0) (0,0,4)"
@@ -473,9 +472,7 @@ def test_repeated_slices_are_named_with_what_tells_them_apart(tmp_path, write_di
 def test_uneven_distances_are_named(tmp_path, write_dicom_series):
     heights = [0, 5, 10, 17, 22]
     series = write_dicom_series(
-        tmp_path / "series",
-        np.zeros((5, 6, 5), np.int16),
-        ImagePositionPatient=lambda index: [0, 0, heights[index]],
+        tmp_path / "series", np.zeros((5, 6, 5), np.int16), ImagePositionPatient=lambda index: [0, 0, heights[index]]
     )
     message = refusal(series)
     assert "slices at uneven distances, 5 to 7 mm" in message

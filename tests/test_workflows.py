@@ -14,9 +14,9 @@ import torch
 from matplotlib.image import imread
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy import ndimage
-from scripts.datalists import DatasetError
+from scripts.data.datalists import DatasetError
 from scripts.errors import user_error
-from scripts.sam2_backbone import FrozenSAM2
+from scripts.networks.sam2_backbone import FrozenSAM2
 from workflows import (
     BUNDLE,
     CONFIGS,
@@ -389,11 +389,7 @@ def test_a_prior_of_another_number_of_organs_is_refused(project, overlay):
     three = {"spleen": 1, "right kidney": 2, "left kidney": 3}
 
     error = refusal(
-        "evaluating",
-        overlay,
-        label_map=three,
-        background_values=[0, 4],
-        prior_file=str(project.folder / "model.pt"),
+        "evaluating", overlay, label_map=three, background_values=[0, 4], prior_file=str(project.folder / "model.pt")
     )
 
     assert "4 organs" in str(error) and "3 organs" in str(error)

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
-from scripts.pretraining import export_backbone
-from scripts.sam2_backbone import SAM2
+from scripts.networks.sam2_backbone import SAM2
+from scripts.pretraining.backbone import export_backbone
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundle"

@@ -204,7 +204,11 @@ def target_supervised(
         )
     # a target's overlay has no `train_data`, since no other row may see labels of the target
     keys = ("dataset_dir", "image_pattern", "label_pattern")
-    labelled = {"_target_": "scripts.datalists.find_cases", **{key: f"@{key}" for key in keys}, "cases": "@train_cases"}
+    labelled = {
+        "_target_": "scripts.data.datalists.find_cases",
+        **{key: f"@{key}" for key in keys},
+        "cases": "@train_cases",
+    }
     overrides = {**overrides, "train_data": labelled}
     settings |= {"channels": list(channels)} | ({"features": features} if features else {})
     row = open_row("target_supervised", config_file, overrides, output, settings, uses=AUGMENTATION)

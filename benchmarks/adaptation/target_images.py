@@ -35,7 +35,7 @@ def target_volumes(parser: ConfigParser) -> dict[str, Tensor]:
 
     Only the images' files are named to the transforms, so no label can be read.
     """
-    from scripts.datalists import find_cases
+    from scripts.data.datalists import find_cases
 
     get = parser.get_parsed_content
     items = find_cases(get("dataset_dir"), get("image_pattern"), cases=adaptation_cases(parser))

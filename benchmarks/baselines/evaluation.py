@@ -84,7 +84,7 @@ def open_row(
     """
     parser = parse(config_file, overrides)
     from scripts import errors
-    from scripts.dataset_check import check_disjoint
+    from scripts.data.dataset_check import check_disjoint
 
     errors.install()
     path = Path(output or f"{parser.get_parsed_content('output_dir')}/baselines/{name}.json")
@@ -185,11 +185,11 @@ def evaluate(
             prompts from.
 
     Returns:
-        The content of ``metrics.json`` (see ``scripts.reports.OrganMetricsSaver``) with ``row``, ``settings``,
+        The content of ``metrics.json`` (see ``scripts.output.tables.OrganMetricsSaver``) with ``row``, ``settings``,
         ``about``, ``seconds_training`` and ``seconds_per_volume``: the mean time of the inferer alone, without reading
         and metrics.
     """
-    from scripts.reports import format_table
+    from scripts.output.tables import format_table
 
     get = row.parser.get_parsed_content
     organs = get("organs")

@@ -34,7 +34,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from scripts.sam2_backbone import FrozenSAM2, ImageFeatures, Memory
+from scripts.networks.sam2_backbone import FrozenSAM2, ImageFeatures, Memory
 from torch import Tensor
 
 from .slicewise import SlicewiseInferer, network_slices
@@ -51,7 +51,8 @@ class SupportBank:
     device that slices are compared on. Memories stay in their files until they are retrieved.
 
     Args:
-        files: of the embedding cache (``scripts.encoded_slices.EncodedSlices``), one for each volume or variant.
+        files: of the embedding cache (``scripts.training.encoded_slices.EncodedSlices``), one for each volume or
+            variant.
         device: to compare slices on.
         retrieval: ``"manhattan"`` or ``"cosine"``, see above.
 

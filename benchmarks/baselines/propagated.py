@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from scripts.sam2_backbone import NO_OBJECT_LOGIT, FrozenSAM2, ImageFeatures, Memory, mask_to_logits
+from scripts.networks.sam2_backbone import NO_OBJECT_LOGIT, FrozenSAM2, ImageFeatures, Memory, mask_to_logits
 from torch import Tensor
 
 from .slicewise import SlicewiseInferer, network_labels, network_slices

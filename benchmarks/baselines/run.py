@@ -289,8 +289,8 @@ def diffusam(config_file, output: str | None = None, overwrite: bool = False, **
     """DiffuSAM itself, or AutoMedSAM with its overlay: the trained prior that ``prior_file`` names."""
     trains = bool(parse(config_file, overrides).get("train_data"))  # an adaptation's configuration knows no source
     row = open_row("diffusam", config_file, overrides, output, {}, uses=INFERENCE, trains=trains, backbone=True)
-    from scripts.diffusam import check_prior_file
     from scripts.files import sha256_of
+    from scripts.networks.diffusam import check_prior_file
 
     get = row.parser.get_parsed_content
     check_prior_file(get("prior_file"))

@@ -11,7 +11,7 @@ from monai.inferers import Inferer
 from monai.transforms import Orientation, Resize
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from nibabel.orientations import aff2axcodes
-from scripts.sam2_backbone import resize_logits, with_background
+from scripts.networks.sam2_backbone import resize_logits, with_background
 from torch import Tensor, nn
 
 

@@ -16,8 +16,8 @@ import torch
 from monai.bundle import ConfigParser
 from monai.losses import DiceCELoss
 from monai.networks.nets import UNet
-from scripts.handlers import save_atomically
-from scripts.transforms import AugmentedVariant
+from scripts.data.transforms import AugmentedVariant
+from scripts.training.handlers import save_atomically
 from torch import Tensor, nn
 from tqdm import tqdm, trange
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from scripts.sam2_backbone import MASK_LOGIT, FrozenSAM2, ImageFeatures, Memory, mask_to_logits
+from scripts.networks.sam2_backbone import MASK_LOGIT, FrozenSAM2, ImageFeatures, Memory, mask_to_logits
 from torch import Tensor
 
 from .slicewise import SlicewiseInferer, network_labels, network_slices

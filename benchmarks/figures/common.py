@@ -50,7 +50,7 @@ def load_prior(network, path: str | Path) -> None:
         FileNotFoundError: it is not there.
         ValueError: it is of another network, backbone or list of organs.
     """
-    from scripts.diffusam import check_prior_file
+    from scripts.networks.diffusam import check_prior_file
 
     check_prior_file(path)
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
@@ -59,8 +59,8 @@ def load_prior(network, path: str | Path) -> None:
 
 def write(folder: str | Path, name: str, figure: Figure, content: dict[str, Any]) -> None:
     """Writes ``{name}.png`` and ``{name}.json`` into ``folder``, each whole or not at all."""
-    from scripts.figures import save_figure
     from scripts.files import whole_file
+    from scripts.output.pictures import save_figure
 
     save_figure(figure, Path(folder) / f"{name}.png")
     with whole_file(Path(folder) / f"{name}.json") as temporary:

@@ -104,7 +104,7 @@ def main(
 def open_block(name, config_file, overrides, steps: int, shown: Sequence[int], columns: int, show: str) -> Block:
     """Segments the slices of one configuration, once for each row."""
     parser = open_configuration(config_file, overrides)
-    from scripts.sam2_backbone import resize_logits, with_background
+    from scripts.networks.sam2_backbone import resize_logits, with_background
 
     network, prior_file = parser.get_parsed_content("network"), parser.get_parsed_content("prior_file")
     load_prior(network, prior_file)
@@ -157,7 +157,7 @@ def slice_dice(predicted: Tensor, true: Tensor, organs: int) -> Tensor:
 
 def draw(blocks: Sequence[Block], rows: Sequence[str]) -> Figure:
     """Rows of the chain, columns of slices; the blocks side by side."""
-    from scripts.figures import add_legend, draw_slice
+    from scripts.output.pictures import add_legend, draw_slice
 
     columns = sum(len(block.slices) for block in blocks)
     figure = Figure(figsize=(1.8 * columns + 0.3, 1.95 * len(rows) + 0.6), facecolor="black")

@@ -89,7 +89,7 @@ def memories(parser, priors: Mapping[str, str], slices: int) -> tuple[list[str],
     Returns:
         Names of the cases, organ labels ``(N,)``, true memories ``(N, d)``, and those of each stage ``(N, d)``.
     """
-    from scripts.sam2_backbone import MASK_LOGIT, mask_to_logits
+    from scripts.networks.sam2_backbone import MASK_LOGIT, mask_to_logits
 
     network = parser.get_parsed_content("network")
     stages = {}
@@ -149,7 +149,7 @@ def project(memories: Tensor, perplexity: float, seed: int) -> Tensor:
 
 def draw(true: Tensor, generated: Mapping[str, Tensor], organ: Tensor, organs) -> Figure:
     """A panel for each stage: true memories, the same in all panels, as rings, generated ones as crosses."""
-    from scripts.figures import COLOURS
+    from scripts.output.pictures import COLOURS
 
     figure = Figure(figsize=(4.6 * len(generated), 4.9), facecolor="white")
     FigureCanvasAgg(figure)

@@ -257,8 +257,8 @@ def draw(content: dict[str, Any]) -> Figure:
 
 def write(table: Table) -> dict[str, Any]:
     """Writes ``table.json``, ``table.md`` and ``table.png`` into the table's folder, each as a whole."""
-    from scripts.figures import save_figure
     from scripts.files import whole_file
+    from scripts.output.pictures import save_figure
 
     content = collect(table)
     for name, text in (("table.json", json.dumps(content, indent=4) + "\n"), ("table.md", to_markdown(content))):

@@ -22,8 +22,8 @@ import torch
 from monai.bundle import ConfigParser
 
 from . import errors
-from .diffusam import check_prior_file
 from .files import BUNDLE
+from .networks.diffusam import check_prior_file
 
 PRIOR = "model.pt"  # the name by which MONAI Label and the Model Zoo look for weights
 COPIED = ("LICENSE", "docs", "scripts", "configs/logging.conf")
@@ -72,7 +72,7 @@ def standalone(
 
 
 def describe(network: Any) -> dict[str, Any]:
-    """The bundle's ``metadata.json`` with the organs and sizes of a :class:`~scripts.diffusam.DiffuSAM`."""
+    """The bundle's ``metadata.json`` with the organs and sizes of a :class:`~scripts.networks.diffusam.DiffuSAM`."""
     metadata = json.loads((BUNDLE / "configs" / "metadata.json").read_text())
     channels = {str(index): name for index, name in enumerate(["background", *network.organs])}
     values = ", ".join(f"{index} {name}" for index, name in channels.items())

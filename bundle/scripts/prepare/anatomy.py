@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import nibabel as nib
 import numpy as np
 
-from ..datalists import LabelMap
+from ..data.datalists import LabelMap
 
 # organ, another, axis and side of the patient on which the centre of the first lies
 SIDES = (("right kidney", "left kidney", 0, "to the right of"), ("liver", "spleen", 0, "to the right of"))

@@ -9,10 +9,10 @@ from functools import partial
 
 from tqdm import tqdm
 
-from ..datalists import find_cases
-from ..dataset_check import check_dataset
+from ..data.datalists import find_cases
+from ..data.dataset_check import check_dataset
+from ..data.volumes import VolumeReader
 from ..errors import DatasetError, count, listed
-from ..volumes import VolumeReader
 from .configs import CASE, read_config
 from .report import notes_on, other_cases, report
 from .sources import Source, only_root, opened
@@ -41,7 +41,7 @@ def prepare_btcv(source: str, output: str, overwrite: bool = False) -> str:
 
     Raises:
         DatasetError: no archive, a damaged one, no volumes in it, a volume without its label, or files that
-            :func:`~scripts.dataset_check.check_dataset` refuses.
+            :func:`~scripts.data.dataset_check.check_dataset` refuses.
     """
     config = read_config("btcv.json")
     target = Target(output, overwrite)

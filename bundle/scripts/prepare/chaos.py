@@ -8,10 +8,10 @@ from collections import defaultdict
 
 from tqdm import tqdm
 
-from ..datalists import find_cases
-from ..dataset_check import check_dataset
+from ..data.datalists import find_cases
+from ..data.dataset_check import check_dataset
+from ..data.volumes import VolumeReader
 from ..errors import DatasetError, count, listed
-from ..volumes import VolumeReader
 from .chaos_slices import join_slices
 from .configs import CASE, read_config
 from .report import notes_on, other_cases, raise_all, report
@@ -47,7 +47,7 @@ def prepare_chaos(source: str, output: str, overwrite: bool = False) -> str:
 
     Raises:
         DatasetError: no archive, a damaged one, no volumes in it; or, for all volumes at once, a series that
-            :func:`~scripts.volumes.load_volume` refuses, another number of masks than of slices, a mask of another
+            :func:`~scripts.data.volumes.load_volume` refuses, another number of masks than of slices, a mask of another
             size or with other values, or organs that lie on the wrong side of each other.
     """
     config = read_config("chaos.json")

@@ -10,9 +10,9 @@ import numpy as np
 import pydicom
 from PIL import Image, UnidentifiedImageError
 
-from ..datalists import LabelMap, natural_order
+from ..data.datalists import LabelMap, natural_order
+from ..data.volumes import Volume, load_volume
 from ..errors import DatasetError, listed
-from ..volumes import Volume, load_volume
 from .anatomy import HEIGHTS, SIDES, misplaced_organs
 
 CHAOS_MASK_VALUES = (0, 63, 126, 189, 252)  # background, liver, right kidney, left kidney, spleen: label values 0 ... 4

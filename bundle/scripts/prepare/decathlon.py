@@ -8,10 +8,10 @@ from pathlib import Path, PurePosixPath
 
 import nibabel as nib
 
-from ..datalists import Item, find_cases
-from ..dataset_check import check_dataset
+from ..data.datalists import Item, find_cases
+from ..data.dataset_check import check_dataset
+from ..data.volumes import VolumeReader, case_name
 from ..errors import DatasetError
-from ..volumes import VolumeReader, case_name
 from .configs import CASE, intensity_of
 from .overlays import chosen_train_cases, write_overlay
 from .targets import Target, convert
@@ -39,7 +39,7 @@ def prepare_decathlon(
 
     Raises:
         DatasetError: no such file, or one without training list or labels; several channels and no choice; files that
-            :func:`~scripts.dataset_check.check_dataset` refuses.
+            :func:`~scripts.data.dataset_check.check_dataset` refuses.
     """
     reader = VolumeReader()
     path, content, label_map = _decathlon_content(source)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..datalists import Item, LabelMap, find_cases
-from ..dataset_check import check_dataset
+from ..data.datalists import Item, LabelMap, find_cases
+from ..data.dataset_check import check_dataset
+from ..data.volumes import NIFTI_SUFFIXES, VolumeReader
 from ..errors import DatasetError, listed
-from ..volumes import NIFTI_SUFFIXES, VolumeReader
 from .configs import CASE, intensity_of
 from .overlays import chosen_train_cases, write_overlay
 from .targets import Target, convert
@@ -41,7 +41,7 @@ def prepare_folder(
             Without it, every value that is found is an organ, named ``organ 1`` ... in the overlay.
         modality: ``ct`` or ``mr``: intensities are scaled as in configs/ct.json or configs/mr.json.
         train_cases: cases to train on; without it, the first three. The others are evaluated.
-        series: which of several DICOM series in one folder; see :func:`~scripts.volumes.load_volume`.
+        series: which of several DICOM series in one folder; see :func:`~scripts.data.volumes.load_volume`.
         default_axcodes: where the axes of a file point that does not say so itself; see there.
         overwrite: whether files in ``output`` that differ are replaced.
 

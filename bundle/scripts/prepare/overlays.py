@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..datalists import Item
-from ..dataset_check import CaseSummary
+from ..data.datalists import Item
+from ..data.dataset_check import CaseSummary
+from ..data.volumes import VolumeReader
 from ..errors import DatasetError, listed
-from ..volumes import VolumeReader
 from .report import notes_on, report
 from .targets import Target, store_json
 

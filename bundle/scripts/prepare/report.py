@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ..datalists import Item, LabelMap
-from ..dataset_check import CaseSummary
+from ..data.datalists import Item, LabelMap
+from ..data.dataset_check import CaseSummary
+from ..data.volumes import VolumeReader
 from ..errors import DatasetError, count, listed
-from ..volumes import VolumeReader
 from .anatomy import SIDES, misplaced_organs
 from .targets import Target
 

@@ -13,10 +13,10 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from ..datalists import Item
+from ..data.datalists import Item
+from ..data.volumes import Volume, VolumeReader
 from ..errors import DatasetError, count
 from ..files import whole_file
-from ..volumes import Volume, VolumeReader
 from .configs import CASE
 
 
@@ -91,7 +91,7 @@ def store_json(target: Target, name: str, content: Mapping[str, object]) -> None
 
 
 def convert(items: Sequence[Item], target: Target, reader: VolumeReader, channel: int | None = None) -> dict[str, str]:
-    """Writes every file as NIfTI; where they are, as arguments of :func:`~scripts.datalists.find_cases`."""
+    """Writes every file as NIfTI; where they are, as arguments of :func:`~scripts.data.datalists.find_cases`."""
     for item in tqdm(items, unit="volume"):
         for key in ("label", "image"):
             path, name = Path(item[key]), f"{key}/{item['case']}.nii.gz"

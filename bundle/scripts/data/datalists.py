@@ -1,0 +1,303 @@
+"""From what a config declares about a data set to a list of ``{"image": path, "label": path, "case": name}``.
+
+Everything here runs before anything expensive does: a wrong path ends the program in seconds, with one message that
+holds every problem found. What is in the files is checked by :mod:`scripts.data.dataset_check`.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path, PurePath
+
+from ..errors import SHOWN, DatasetError, count, listed
+from .dicom import is_dicom_file
+from .volumes import IMAGE_SUFFIXES, case_name, is_image_file
+
+_CASE = "{case}"
+
+logger = logging.getLogger(__name__)
+
+Item = Mapping[str, str]
+LabelMap = Mapping[str, "int | Sequence[int]"]
+
+
+# ---- which files there are
+
+
+def find_cases(
+    dataset_dir: str | Path,
+    image_pattern: str,
+    label_pattern: str | None = None,
+    cases: Iterable[str | int] | None = None,
+    exclude: Iterable[str | int] | None = (),
+) -> list[dict[str, str]]:
+    """The files of each case.
+
+    Args:
+        dataset_dir: folder of the data set; if nothing there matches, the one folder in it where something does.
+        image_pattern: path of an image relative to it, with ``{case}`` exactly once: ``"img/img{case}.nii.gz"``.
+        label_pattern: the same for labels, or None for a list without labels.
+        cases: exactly these, in this order; None takes every case that has an image, in natural order (2 before 10).
+        exclude: left out when ``cases`` is None; names that are not there do no harm.
+
+    Returns:
+        One ``{"image": path, "label": path, "case": name}`` a case, without ``"label"`` if there is no label pattern.
+
+    Raises:
+        FileNotFoundError: the folder, every image, or a file of a wanted case is missing.
+        DatasetError: a pattern without exactly one ``{case}``.
+
+    Example:
+        >>> find_cases("/data/btcv", "img/img{case}.nii.gz", cases=["0001"])  # doctest: +SKIP
+        [{'image': '/data/btcv/img/img0001.nii.gz', 'case': '0001'}]
+    """
+    patterns = {"image": image_pattern} | ({"label": label_pattern} if label_pattern is not None else {})
+    _check_patterns(patterns)
+    folder = _existing_folder(dataset_dir)
+    available = _available_cases(folder, image_pattern, label_pattern)
+    if not available:
+        # archives are easily extracted one folder too deep; where one folder alone fits, nothing else can be meant
+        nested = [each for each in sorted(folder.iterdir()) if each.is_dir()]
+        found = {each: _available_cases(each, image_pattern, label_pattern) for each in nested}
+        fitting = [each for each, cases_there in found.items() if cases_there]
+        if len(fitting) == 1:
+            logger.warning("The data set lies in '%s', one folder deeper than '%s': read there.", *fitting, folder)
+            folder, available = fitting[0], found[fitting[0]]
+    if not available:
+        raise FileNotFoundError(
+            f"No image in '{folder}' matches '{image_pattern}'. {_what_is_there(folder)} Set --dataset_dir to the "
+            "folder that the pattern starts from, or --image_pattern to the layout of this data set."
+        )
+    if cases is None:
+        excluded = {str(case) for case in exclude or ()}
+        wanted = [case for case in available if case not in excluded]
+    else:
+        wanted = [str(case) for case in cases]
+    items = [
+        {key: str(_case_path(folder, pattern, case)) for key, pattern in patterns.items()} | {"case": case}
+        for case in wanted
+    ]
+    missing = [(item["case"], item[key]) for item in items for key in patterns if not os.path.exists(item[key])]
+    if missing:
+        raise FileNotFoundError(_missing_files(missing, available))
+    return items
+
+
+def inference_inputs(path: str | Path) -> list[dict[str, str]]:
+    """The images that an ``--input`` means.
+
+    Args:
+        path: an image file, a folder with the DICOM slices of one image, a folder of image files and such folders, a
+            glob pattern, or a JSON file that lists images: a list, or an object that has it as ``"test"``,
+            ``"testing"`` or its only list (Decathlon's ``dataset.json``). An entry is a path, relative to the file's
+            folder, or ``{"image": path}``, with ``"case"`` for a name of its own.
+
+    Returns:
+        One ``{"image": path, "case": name}`` an image, in natural order, or in that of the list. Files are named
+        without their suffix, series by their folder. What a list names need not be there.
+
+    Raises:
+        FileNotFoundError: nothing is there, or nothing that can be read.
+        DatasetError: a file of another format; a JSON file without such a list; two images of one name, whose results
+            would share a file name; or DICOM slices and image files in one folder, of which only one kind can be meant.
+    """
+    path = Path(path).expanduser()
+    if path.is_file() and path.suffix.lower() == ".json":
+        return _with_names_of_their_own(_listed_inputs(path))
+    if path.is_file() and not (is_image_file(path) or is_dicom_file(path)):
+        raise DatasetError(
+            f"Input '{path}' is no image in a supported format: expected a DICOM file, a file ending in "
+            f"{', '.join(IMAGE_SUFFIXES)}, or a folder of DICOM slices. Convert it, or give the folder that holds its "
+            "slices."
+        )
+    images = [Path(os.path.abspath(image)) for image in _images_at(path)]
+    if not images:
+        raise FileNotFoundError(
+            f"{_nothing_at(path)} Expected an image ending in {', '.join(IMAGE_SUFFIXES)}, a folder of DICOM slices, a "
+            "folder of images, a glob pattern in quotes, or a JSON file that lists images. Set --input to one of these."
+        )
+    return _with_names_of_their_own([{"image": str(image), "case": case_name(image)} for image in images])
+
+
+def check_output(path: str | Path, items: Sequence[Item], output: str | Path) -> None:
+    """Refuses an output folder in which ``--input`` would find the results the next time.
+
+    Args:
+        path: the ``--input``, of which a file, or a list of files, cannot mean anything else later.
+        items: of :func:`inference_inputs`.
+        output: folder of the results.
+
+    Raises:
+        DatasetError: the images are taken from the output folder itself.
+    """
+    if Path(path).expanduser().is_file():
+        return
+    folder = os.path.realpath(output)
+    if any(folder in (os.path.realpath(item["image"]), os.path.realpath(Path(item["image"]).parent)) for item in items):
+        raise DatasetError(
+            f"The output folder '{output}' is the one that the images are read from, so results would be taken for "
+            "images the next time. Set --output to another folder."
+        )
+
+
+def _listed_inputs(path: Path) -> list[dict[str, str]]:
+    """The images that a JSON file lists."""
+    expected = (
+        'expected a list of paths or {"image": path} entries, or an object with such a list as "test", such as a '
+        "Decathlon dataset.json. Correct the file."
+    )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"Input '{path}' is no JSON ({error}); {expected}") from error
+    entries = content
+    if isinstance(content, Mapping):
+        lists = {key: value for key, value in content.items() if isinstance(value, list)}
+        entries = next((lists[key] for key in ("test", "testing") if key in lists), None)
+        # what a file describes beside the one list of images, such as channels, is in objects
+        if entries is None and len(lists) == 1:
+            (entries,) = lists.values()
+        if entries is None:
+            raise DatasetError(f"Input '{path}' has the keys {listed(content)}; {expected}")
+    if not isinstance(entries, list):
+        raise DatasetError(f"Input '{path}' holds a {type(content).__name__}; {expected}")
+    if not entries:
+        raise FileNotFoundError(f"The list of images in the input '{path}' is empty. Name at least one image there.")
+    items = []
+    for entry in entries:
+        entry = entry if isinstance(entry, Mapping) else {"image": entry}
+        image = entry.get("image")
+        if not isinstance(image, str):
+            raise DatasetError(f"Input '{path}' has the entry {json.dumps(entry)}; {expected}")
+        image = os.path.abspath(path.parent / Path(image).expanduser())
+        items.append({"image": image, "case": str(entry.get("case", case_name(image)))})
+    return items
+
+
+def _with_names_of_their_own(items: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The same items.
+
+    Raises:
+        DatasetError: two of them have one name, or a name that cannot be a file's.
+    """
+    names = [item["case"] for item in items]
+    unusable = [name or "nothing" for name in names if name in ("", "..") or Path(name).name != name]
+    if unusable:
+        raise DatasetError(f"Cases are named {listed(unusable)}; expected names that files can have. Rename them.")
+    clashing = [Path(item["image"]) for item in items if names.count(item["case"]) > 1]
+    if clashing:
+        raise DatasetError(
+            f"Several inputs have the same name, so their results would overwrite each other: {listed(clashing)}. Run "
+            "them one at a time with different output folders, rename them, or list them in a JSON file, each entry "
+            'with a "case" of its own.'
+        )
+    return items
+
+
+def _check_patterns(patterns: Mapping[str, str]) -> None:
+    for key, pattern in patterns.items():
+        if pattern.count(_CASE) != 1:
+            raise DatasetError(
+                f"{key}_pattern is '{pattern}', which has {pattern.count(_CASE)} times '{_CASE}'; expected it exactly "
+                "once, as in 'img/img{case}.nii.gz'. It stands for what differs between the files of two cases."
+            )
+    if len(set(patterns.values())) < len(patterns):
+        raise DatasetError(
+            f"image_pattern and label_pattern are both '{patterns['image']}'; expected two different files a case. Set "
+            "--label_pattern to where the labels are."
+        )
+
+
+def _existing_folder(dataset_dir: str | Path) -> Path:
+    folder = Path(dataset_dir).expanduser().resolve()
+    if not folder.is_dir():
+        found = "is a file, not a folder" if folder.exists() else "is not there"
+        raise FileNotFoundError(
+            f"The data set folder '{folder}' {found}. Set it with --dataset_dir; docs/README.md says where to get BTCV "
+            "and CHAOS. The embedded demo needs no download: add 'configs/demo.json' to --config_file."
+        )
+    return folder
+
+
+def _available_cases(folder: Path, image_pattern: str, label_pattern: str | None) -> list[str]:
+    """Every case that has an image, in natural order."""
+    before, after = PurePath(image_pattern).as_posix().split(_CASE)
+    matches = glob.glob(f"{glob.escape(before)}*{glob.escape(after)}", root_dir=folder)
+    names = (PurePath(match).as_posix() for match in matches)
+    cases = [name[len(before) : len(name) - len(after)] for name in names if len(name) > len(before) + len(after)]
+    if label_pattern is not None:
+        # '{case}.nii.gz' also matches the labels that '{case}_seg.nii.gz' keeps beside the images
+        labels = {_case_path(folder, label_pattern, case) for case in cases}
+        cases = [case for case in cases if _case_path(folder, image_pattern, case) not in labels]
+    return sorted(cases, key=natural_order)
+
+
+def _case_path(folder: Path, pattern: str, case: str) -> Path:
+    return folder / pattern.replace(_CASE, case)
+
+
+def natural_order(name: object) -> tuple[list[tuple[int, int | str]], str]:
+    """Sorting key in which numbers inside a name count as numbers; the name itself decides between 1 and 01."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", str(name))
+    return [(0, int(part)) if part[0] in "0123456789" else (1, part) for part in parts], str(name)
+
+
+def _what_is_there(folder: Path) -> str:
+    walk = ((root, sorted(files), folders.sort()) for root, folders, files in os.walk(folder))
+    paths = (os.path.relpath(os.path.join(root, name), folder) for root, files, _ in walk for name in files)
+    few = list(islice(paths, 6))
+    if not few:
+        return "The folder is empty."
+    return f"There are, for example: {', '.join(few)}."
+
+
+def _missing_files(missing: Sequence[tuple[str, str]], available: Sequence[str]) -> str:
+    lines = [f"  '{path}' (case '{case}'{_suggestion(case, available)})" for case, path in missing]
+    return "\n".join(
+        [
+            f"{count(len(missing), 'file')} of the wanted cases missing:",
+            *lines,
+            f"Cases that have an image: {listed(available, 4 * SHOWN)}. Restore the files, or name other cases in "
+            "train_cases or test_cases.",
+        ]
+    )
+
+
+def _suggestion(case: str, available: Sequence[str]) -> str:
+    """JSON numbers lose their leading zeros: 1 was meant to be '0001'."""
+    same = [name for name in available if name != case and name.isdigit() and case.isdigit() and int(name) == int(case)]
+    return f'; did you mean "{same[0]}", with quotes?' if same else ""
+
+
+def _images_at(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found = list(path.iterdir()) if path.is_dir() else [Path(match) for match in glob.glob(str(path), recursive=True)]
+    images = [each for each in found if is_image_file(each) or _is_dicom_folder(each)]
+    if not _is_dicom_folder(path):
+        return sorted(images, key=natural_order)
+    files = sorted(filter(is_image_file, images), key=natural_order)
+    if files:
+        raise DatasetError(
+            f"Input '{path}' holds DICOM slices, which are one image, and image files: {listed(files)}. Move either to "
+            "a folder of its own, or give the files themselves, such as by a glob pattern in quotes."
+        )
+    return [path]
+
+
+def _nothing_at(path: Path) -> str:
+    if path.is_dir():
+        return f"There is no image in the input folder '{path}'. {_what_is_there(path)}"
+    if glob.has_magic(str(path)):
+        return f"No image matches the input pattern '{path}'."
+    return f"The input '{path}' is not there."
+
+
+def _is_dicom_folder(path: Path) -> bool:
+    return path.is_dir() and any(map(is_dicom_file, path.iterdir()))

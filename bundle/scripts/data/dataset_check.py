@@ -1,0 +1,278 @@
+"""Whether a data set can be used: which label value means which organ, and what is wrong with each file.
+
+Every file is read once, before anything expensive starts; one message holds every problem found.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+
+import numpy as np
+from monai.config import PathLike
+from nibabel.affines import apply_affine
+
+from ..errors import SHOWN, DatasetError, count, listed
+from .datalists import Item, LabelMap
+from .volumes import Volume, VolumeReader
+
+GRID_TOLERANCE = 0.05  # of a voxel, at the volume's corners: above rounding in headers, below anything that matters
+
+
+@dataclass(frozen=True)
+class CaseSummary:
+    """What :func:`check_dataset` saw of one volume.
+
+    Attributes:
+        case: its name.
+        shape: voxels along the three axes of the file.
+        spacing: millimetres along the same axes.
+        voxels: labelled voxels of each organ; empty without a label.
+    """
+
+    case: str
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    voxels: dict[str, int] = field(default_factory=dict)
+
+
+# ---- which label value means which organ
+
+
+def label_values(label_map: LabelMap, background_values: Iterable[int] = (0,)) -> tuple[list[int], list[int]]:
+    """The arguments ``orig_labels`` and ``target_labels`` of ``monai.transforms.MapLabelValued``.
+
+    Organs become 1 ... K in the order of the map, background values become 0.
+
+    Raises:
+        DatasetError: no organ, a value that is no integer, or one that stands for two things.
+
+    Example:
+        >>> label_values({"spleen": 1, "liver": [6, 7]}, [0, 4])
+        ([1, 6, 7, 0, 4], [1, 2, 2, 0, 0])
+    """
+    organs, background = _organ_values(label_map, background_values)
+    channels = [(value, channel) for channel, values in enumerate(organs.values(), 1) for value in values]
+    channels += [(value, 0) for value in background]
+    return [value for value, _ in channels], [channel for _, channel in channels]
+
+
+def _organ_values(
+    label_map: LabelMap, background_values: Iterable[int]
+) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
+    """Label values of each organ and of the background, checked."""
+    organs = {
+        organ: (values,) if np.isscalar(values) else tuple(dict.fromkeys(values)) for organ, values in label_map.items()
+    }
+    background = tuple(dict.fromkeys(background_values))
+    meanings: dict[int, list[str]] = {}
+    for name, values in (*organs.items(), ("background", background)):
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+                raise DatasetError(f"The label value of {name} is {value!r}; expected an integer. Correct label_map.")
+            meanings.setdefault(int(value), []).append(name)
+    if not organs or not all(organs.values()):
+        empty = [organ for organ, values in organs.items() if not values]
+        found = f"names no value for {listed(empty)}" if empty else "names no organ"
+        raise DatasetError(f"label_map {found}; expected organ: value pairs, such as {{'spleen': 1, 'liver': 6}}.")
+    ambiguous = [f"{value} means {' and '.join(names)}" for value, names in meanings.items() if len(names) > 1]
+    if ambiguous:
+        raise DatasetError(
+            f"label_map and background_values contradict themselves: {'; '.join(ambiguous)}. Give every label value "
+            "one meaning."
+        )
+    return organs, background
+
+
+# ---- whether the files can be used
+
+
+def check_dataset(
+    items: Sequence[Item],
+    label_map: LabelMap,
+    background_values: Iterable[int] = (0,),
+    minimum: int = 1,
+    purpose: str = "training",
+    reader: VolumeReader | None = None,
+) -> list[CaseSummary]:
+    """Reads every file once, one at a time, before anything expensive starts.
+
+    Args:
+        items: of :func:`find_cases` or :func:`inference_inputs`; without ``"label"`` only the image is checked.
+        label_map: organ to its value, or values, in the label files.
+        background_values: the values in the label files that stand for no organ.
+        minimum: fewest volumes that will do.
+        purpose: names the list in messages. For ``"training"``, each label must hold at least one organ voxel.
+        reader: the one that ``LoadImaged`` reads with; None takes one with its own defaults.
+
+    Raises:
+        DatasetError: one error for all problems found. Checked are: volumes that
+            :func:`scripts.data.volumes.load_volume` can read; finite voxels; a label on its image's grid, with integers
+            that ``label_map`` or ``background_values`` name, and not without any organ; no file twice; enough volumes.
+    """
+    organs, background = _organ_values(label_map, background_values)
+    problems = [*_too_few(items, minimum, purpose), *_listed_twice(items)]
+    summaries = []
+    reader = reader or VolumeReader()
+    for item in items:
+        image = _check_image(item["image"], reader, problems)
+        voxels = {}
+        if "label" in item:
+            counts = _check_label(item["label"], item["image"], image, reader, problems)
+            problems += _unnamed_values(item["label"], counts, organs, background)
+            voxels = {organ: sum(counts[value] for value in values) for organ, values in organs.items()}
+            if purpose == "training" and counts and not any(voxels.values()):
+                problems.append(_without_organs(item["label"], counts, organs))
+        if image is not None:
+            summaries.append(CaseSummary(item["case"], image.voxels.shape, image.spacing, voxels))
+    if problems:
+        numbered = [f"  {number}. {problem}" for number, problem in enumerate(problems, 1)]
+        raise DatasetError("\n".join([f"{count(len(problems), 'problem')} in the {purpose} data:", *numbered]))
+    return summaries
+
+
+def check_disjoint(train: Sequence[Item], test: Sequence[Item]) -> None:
+    """Refuses to test on what was trained on.
+
+    Cases are compared by their image file, since two data sets may well use the same names.
+
+    Raises:
+        DatasetError: naming the cases that are in both lists.
+    """
+    trained = {os.path.realpath(item["image"]) for item in train}
+    shared = [item for item in test if os.path.realpath(item["image"]) in trained]
+    if shared:
+        raise DatasetError(
+            f"{count(len(shared), 'case')} both trained and tested on: {listed(item['case'] for item in shared)} "
+            f"(such as '{shared[0]['image']}'). Remove them from train_cases or from test_cases; with test_cases null, "
+            "every case but the training cases is tested."
+        )
+
+
+def _too_few(items: Sequence[Item], minimum: int, purpose: str) -> Iterator[str]:
+    if len(items) < minimum:
+        number = "one" if minimum == 1 else str(minimum)
+        volumes = "volume" if minimum == 1 else "volumes"
+        yield (
+            f"Fewer than {number} {purpose} {volumes}: found {len(items)}, expected at least {minimum}. Name more "
+            "cases (train_cases, test_cases), or exclude fewer."
+        )
+
+
+def _listed_twice(items: Sequence[Item]) -> Iterator[str]:
+    times = Counter(os.path.realpath(item[key]) for item in items for key in ("image", "label") if key in item)
+    for path, number in times.items():
+        if number > 1:
+            yield (
+                f"'{path}': listed {number} times, expected once. Remove the repetition from the cases, or make "
+                "image_pattern and label_pattern name different files."
+            )
+
+
+def _check_image(path: str, reader: VolumeReader, problems: list[str]) -> Volume | None:
+    """Adds what is wrong with an image to ``problems``; the image if its grid can be used."""
+    image = _read_volume(path, reader, problems)
+    problem = None if image is None else voxel_problem(path, image)
+    if problem:
+        problems.append(problem)
+    return image
+
+
+def voxel_problem(path: PathLike, image: Volume) -> str | None:
+    """What is wrong with the voxels of an image that can be read: some are NaN or infinite. None if nothing is."""
+    if image.voxels.dtype.kind != "f":
+        return None
+    finite = sum(int(np.count_nonzero(np.isfinite(plane))) for plane in _planes(image))
+    bad = image.voxels.size - finite
+    if not bad:
+        return None
+    return (
+        f"'{path}': {bad} of {image.voxels.size} voxels are NaN or infinite, expected finite intensities. Export the "
+        "image again, or replace those voxels by the intensity of air."
+    )
+
+
+def _check_label(
+    path: str, image_path: str, image: Volume | None, reader: VolumeReader, problems: list[str]
+) -> Counter[int]:
+    """Adds what is wrong with a label to ``problems``; voxels of each value, none if it cannot be used."""
+    label = _read_volume(path, reader, problems)
+    if label is None:
+        return Counter()
+    if image is not None:
+        problems += _grid_differences(path, label, image_path, image)
+    counts: Counter[int] = Counter()
+    bad = 0
+    for plane in _planes(label):
+        if plane.dtype.kind == "f":
+            plane = plane.astype(np.float32)  # as LoadImage hands it on: rounding in a scale factor is no problem
+            whole = np.isfinite(plane) & (np.rint(plane) == plane)
+            bad += plane.size - int(np.count_nonzero(whole))
+            plane = plane[whole]
+        values, voxels = np.unique(plane, return_counts=True)
+        counts.update({int(value): int(number) for value, number in zip(values, voxels)})
+    if bad:
+        problems.append(
+            f"'{path}': {bad} of {label.voxels.size} label voxels are no integers, expected one integer value an "
+            "organ. Is it a label file? If it was resampled, do so again with nearest-neighbour interpolation."
+        )
+        return Counter()
+    return counts
+
+
+def _planes(volume: Volume) -> Iterator[np.ndarray]:
+    """Plane after plane: what is done to a whole volume at once needs the memory of another one."""
+    return iter(np.moveaxis(volume.voxels, -1, 0))
+
+
+def _unnamed_values(
+    path: str, counts: Counter[int], organs: Mapping[str, Sequence[int]], background: Sequence[int]
+) -> Iterator[str]:
+    named = {value for values in organs.values() for value in values} | set(background)
+    unknown = sorted(counts.keys() - named)
+    if unknown:
+        yield (
+            f"'{path}': label values {listed(unknown)} have no meaning here; expected "
+            f"{listed(sorted(named), 4 * SHOWN)}. Name them in label_map if they are organs to segment, in "
+            "background_values if not."
+        )
+
+
+def _without_organs(path: str, counts: Counter[int], organs: Mapping[str, Sequence[int]]) -> str:
+    expected = listed(f"{organ} {'/'.join(map(str, values))}" for organ, values in organs.items())
+    return (
+        f"'{path}': no voxel of any organ, only the values {listed(sorted(counts))}; expected some of {expected}. "
+        "Correct label_map, or leave the case out of the training."
+    )
+
+
+def _grid_differences(path: str, label: Volume, image_path: str, image: Volume) -> Iterator[str]:
+    remedy = (
+        "Export the label again on its image's grid, or resample it with nearest-neighbour interpolation (such as "
+        "monai.transforms.ResampleToMatch)."
+    )
+    shape, expected = label.voxels.shape, image.voxels.shape
+    if shape != expected:
+        yield f"'{path}': shape {shape}, expected {expected} as in '{image_path}'. {remedy}"
+        return
+    corners = np.array(list(product(*((0, size - 1) for size in shape))))
+    places, image_places = (apply_affine(each.affine, corners) for each in (label, image))
+    distance = float(np.linalg.norm(places - image_places, axis=1).max())
+    tolerance = GRID_TOLERANCE * min(image.spacing)
+    if distance > tolerance:
+        yield (
+            f"'{path}': its affine puts voxels up to {distance:.3g} mm away from those of '{image_path}', expected at "
+            f"most {tolerance:.3g} mm. {remedy}"
+        )
+
+
+def _read_volume(path: str, reader: VolumeReader, problems: list[str]) -> Volume | None:
+    """A volume; None, and a problem more, where it cannot be used."""
+    try:
+        return reader.load(path)
+    except DatasetError as error:
+        problems.append(str(error))
+        return None

@@ -1,0 +1,419 @@
+"""One DICOM series as a volume: which files make it up, where each slice lies, and whether they fill a box evenly.
+
+pydicom reads the headers, since all of this has to be checked here: MONAI's ITKReader takes the first of several
+series, and its PydicomReader sorts by instance number and averages the distances between slices, whether some are
+missing or not. ITK reads the pixels: unlike pydicom alone it has decoders for every compression in use (JPEG, JPEG-LS,
+JPEG 2000, RLE), and it rescales each slice by its own slope and intercept and turns MONOCHROME1 into MONOCHROME2.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import itk
+import numpy as np
+import pydicom
+from nibabel.affines import apply_affine
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from ..errors import DatasetError, count, listed
+
+DISTANCE_TOLERANCE = 0.05  # of the usual distance between slices: above rounding in headers, below a missing slice
+PLACE_TOLERANCE = 0.5  # of a voxel, by which a slice may lie beside its place in an even grid
+DIRECTION_TOLERANCE = 1e-3  # of direction cosines, and relatively of pixel spacings
+
+_TAGS = [
+    *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "ImageType", "SOPClassUID"),
+    *("Rows", "Columns", "SamplesPerPixel", "NumberOfFrames", "RescaleSlope", "RescaleIntercept"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *("EchoTime", "TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime"),
+]
+_UNCOMPRESSED = (None, ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
+_NO_IMAGE = ("SEG", "RTDOSE")  # modalities with pixels that are not the patient's image
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+_Headers = dict[Path, pydicom.Dataset]
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """A slice: where it is stored, and where it lies in DICOM's millimetres, which are LPS+."""
+
+    file: Path
+    frame: int
+    header: pydicom.Dataset
+    position: np.ndarray | None  # (3,): of the first pixel
+    axes: np.ndarray | None  # (2, 3): unit vectors to the next column, to the next row
+    spacing: np.ndarray | None  # (2,): between rows, between columns
+    thickness: float | None
+    rescale: tuple[float, float]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return int(self.header.Rows), int(self.header.Columns)
+
+    @property
+    def height(self) -> float:
+        """Position along the normal."""
+        return float(np.cross(*self.axes) @ self.position)
+
+    @property
+    def is_localizer(self) -> bool:
+        return _is_localizer(self.header)
+
+    def __str__(self) -> str:
+        return f"'{self.file.name}'" + (f" frame {self.frame + 1}" if self.header.get("NumberOfFrames") else "")
+
+
+def is_dicom_file(path: Path) -> bool:
+    """By its suffix or, since many archives give none, by its preamble; DICOMDIR is an index, not a slice."""
+    if not path.is_file() or path.name == "DICOMDIR" or path.name.startswith("."):
+        return False
+    if path.suffix.lower() == ".dcm":
+        return True
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def dicom_files(folder: Path) -> Iterator[Path]:
+    """The DICOM files in a folder itself, in order of name."""
+    return (path for path in sorted(folder.iterdir()) if is_dicom_file(path))
+
+
+def load_series(path: Path, series: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Reads the slices of one series.
+
+    Args:
+        path: a folder with the slices, or one file.
+        series: see :func:`scripts.data.volumes.load_volume`.
+
+    Returns:
+        Voxels ``(columns, rows, slices)`` in real units, slices in the order of their positions, and the affine
+        ``(4, 4)`` to millimetres, RAS+.
+
+    Raises:
+        DatasetError: see :func:`scripts.data.volumes.load_volume`.
+    """
+    where, slices, affine = _find_slices(path, series)
+    return _read_pixels(where, slices), _LPS_TO_RAS @ affine
+
+
+def series_slices(path: Path, series: str | None = None) -> tuple[list[tuple[Path, int]], np.ndarray]:
+    """Where the slices of a series are stored, in the order in which :func:`load_series` stacks them.
+
+    Args:
+        path: a folder with the slices, or one file.
+        series: see :func:`scripts.data.volumes.load_volume`.
+
+    Returns:
+        File and frame (from 0) of each slice, and the affine ``(4, 4)`` of the voxels, as of :func:`load_series`.
+
+    Raises:
+        DatasetError: see :func:`scripts.data.volumes.load_volume`.
+    """
+    _, slices, affine = _find_slices(path, series)
+    return [(each.file, each.frame) for each in slices], _LPS_TO_RAS @ affine
+
+
+def _find_slices(path: Path, series: str | None) -> tuple[str, list[_Slice], np.ndarray]:
+    """A name for messages, the slices of one series in the order of their positions, and the affine to LPS+."""
+    headers = {file: _read_header(file) for file in ([path] if path.is_file() else dicom_files(path))}
+    if not headers:
+        raise DatasetError(
+            f"'{path}': no DICOM file in this folder, expected the slices of one series. Give the folder that holds "
+            "them, or an image file."
+        )
+    headers = _chosen_series(path, headers, series)
+    where = f"'{path}', series {_name(headers)}"
+    return where, *_stacked(where, [each for file, header in headers.items() for each in _slices_of(file, header)])
+
+
+def _read_header(file: Path) -> pydicom.Dataset:
+    # forced: many archives hold files without a preamble
+    header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_TAGS)
+    if not any(tag in header for tag in ("SOPClassUID", "SeriesInstanceUID", "Rows")):
+        raise DatasetError(
+            f"'{file}': no DICOM file, although it is named like one. Copy or download it again, or move it elsewhere."
+        )
+    return header
+
+
+# ---- which series
+
+
+def _chosen_series(path: Path, headers: _Headers, series: str | None) -> _Headers:
+    """The headers of the one series that is there or that is asked for."""
+    groups: dict[str, _Headers] = {}
+    for file, header in headers.items():
+        groups.setdefault(str(header.get("SeriesInstanceUID") or ""), {})[file] = header
+    candidates = list(groups.values())
+    if series:
+        images = [group for group in candidates if all(map(_is_image, group.values()))]
+        named = [group for group in images if series.casefold() in _names(group)]
+        candidates = named or [group for group in images if series.casefold() in _description(group).casefold()]
+    if len(candidates) != 1:
+        found = f"{count(len(groups), 'DICOM series', 'DICOM series')} in one folder, expected one"
+        if series:
+            found = f"{len(candidates) or 'none'} of the DICOM series in it match series '{series}', expected one"
+        lines = "".join(f"\n     - {_summary(group)}" for group in groups.values())
+        raise DatasetError(
+            f"'{path}': {found}. Set --series to the UID, number, modality or description of one of them, or move each "
+            f"to a folder of its own:{lines}"
+        )
+    (chosen,) = candidates
+    others = {file: header for file, header in chosen.items() if not _is_image(header)}
+    if others:
+        kinds = sorted({str(header.get("Modality", "of no modality")) for header in others.values()})
+        raise DatasetError(
+            f"'{path}', series {_name(chosen)}: {count(len(others), 'file')} without an image ({listed(kinds)}): "
+            f"{listed(file.name for file in others)}. Expected image slices only. Move the others elsewhere."
+        )
+    colour = [file.name for file, header in chosen.items() if (header.get("SamplesPerPixel") or 1) != 1]
+    if colour:
+        raise DatasetError(
+            f"'{path}', series {_name(chosen)}: colour in {count(len(colour), 'file')}: {listed(colour)}. Expected one "
+            "real number a voxel. Convert them to greyscale, or take the original series."
+        )
+    return chosen
+
+
+def _is_image(header: pydicom.Dataset) -> bool:
+    return "Rows" in header and "Columns" in header and header.get("Modality") not in _NO_IMAGE
+
+
+def _is_localizer(header: pydicom.Dataset) -> bool:
+    return "LOCALIZER" in (header.get("ImageType") or ())
+
+
+def _first(headers: _Headers) -> pydicom.Dataset:
+    return next(iter(headers.values()))
+
+
+def _description(headers: _Headers) -> str:
+    return str(_first(headers).get("SeriesDescription") or "")
+
+
+def _names(headers: _Headers) -> set[str]:
+    """What may name a series as a whole, in lower case."""
+    tags = ("SeriesInstanceUID", "SeriesNumber", "Modality", "SeriesDescription")
+    return {str(_first(headers).get(tag)).casefold() for tag in tags if _first(headers).get(tag) is not None}
+
+
+def _name(headers: _Headers) -> str:
+    return f"'{_description(headers)}' ({_first(headers).get('SeriesInstanceUID') or 'no UID'})"
+
+
+def _summary(headers: _Headers) -> str:
+    header = _first(headers)
+    number = header.get("SeriesNumber")
+    slices = sum(int(each.get("NumberOfFrames") or 1) for each in headers.values() if _is_image(each))
+    kind = " (localizer)" if any(map(_is_localizer, headers.values())) else ""
+    return (
+        f"{_name(headers)}, number {'unknown' if number is None else number}, {header.get('Modality', 'no modality')}, "
+        + (count(slices, "slice") + kind if slices else "no image")
+    )
+
+
+# ---- where the slices lie
+
+
+def _slices_of(file: Path, header: pydicom.Dataset) -> Iterator[_Slice]:
+    """The slice of a file, or one for each frame: enhanced DICOM keeps positions and the like by frame, or shared."""
+    frames = int(header.get("NumberOfFrames") or 1)
+    by_frame = header.get("PerFrameFunctionalGroupsSequence") or ()
+    shared = header.get("SharedFunctionalGroupsSequence") or ()
+
+    def value(frame: int, group: str, tag: str) -> Any:
+        for groups in (*by_frame[frame : frame + 1], *shared):
+            if group in groups and tag in groups[group][0]:
+                return groups[group][0].get(tag)
+        return header.get(tag) if frames == 1 or tag != "ImagePositionPatient" else None
+
+    def numbers(frame: int, group: str, tag: str, *shape: int) -> np.ndarray | None:
+        found = value(frame, group, tag)
+        return np.array(found, float).reshape(shape) if found is not None and len(found) == np.prod(shape) else None
+
+    for frame in range(frames):
+        measures, rescale = "PixelMeasuresSequence", "PixelValueTransformationSequence"
+        thickness = value(frame, measures, "SpacingBetweenSlices") or value(frame, measures, "SliceThickness")
+        slope, intercept = (value(frame, rescale, tag) for tag in ("RescaleSlope", "RescaleIntercept"))
+        yield _Slice(
+            file,
+            frame,
+            header,
+            numbers(frame, "PlanePositionSequence", "ImagePositionPatient", 3),
+            numbers(frame, "PlaneOrientationSequence", "ImageOrientationPatient", 2, 3),
+            numbers(frame, measures, "PixelSpacing", 2),
+            abs(float(thickness)) if thickness else None,
+            (1.0 if slope is None else float(slope), float(intercept or 0)),
+        )
+
+
+def _stacked(where: str, slices: Sequence[_Slice]) -> tuple[list[_Slice], np.ndarray]:
+    """Slices in the order of their positions, and the affine ``(4, 4)`` from (column, row, slice) to LPS+.
+
+    File names and instance numbers do not say where a slice lies; only its position does.
+    """
+    for tag, attribute in (
+        ("ImagePositionPatient", "position"),
+        ("ImageOrientationPatient", "axes"),
+        ("PixelSpacing", "spacing"),
+    ):
+        without = [each for each in slices if getattr(each, attribute) is None]
+        if without:
+            raise DatasetError(
+                f"{where}: no {tag} in {count(len(without), 'slice')}: {listed(without)}. Expected it in each; nothing "
+                "else says where a slice lies. Export the original series, without these."
+            )
+    _check_alike(where, slices, "sizes", lambda each: each.shape)
+    _check_alike(where, slices, "pixel spacings", lambda each: each.spacing)
+    _check_alike(where, slices, "directions", lambda each: each.axes)
+    axes = slices[0].axes
+    if not np.allclose(axes @ axes.T, np.eye(2), atol=0.01):
+        raise DatasetError(
+            f"{where}: ImageOrientationPatient {axes.ravel().tolist()}, expected two perpendicular directions of "
+            "length 1. Export the original series."
+        )
+    slices = sorted(slices, key=lambda each: each.height)
+    first, last = slices[0], slices[-1]
+    if len(slices) > 1:
+        _check_distances(where, slices)
+        step = (last.position - first.position) / (len(slices) - 1)
+    elif first.thickness:
+        step = first.thickness * np.cross(*axes)
+    else:
+        raise DatasetError(
+            f"{where}: one slice, without SliceThickness. Expected several slices, or one that says how thick it is. "
+            "Give the folder that holds the whole series."
+        )
+    affine = np.eye(4)
+    # the position of neighbouring columns differs along the first direction, by the second of the spacings
+    affine[:3] = np.column_stack([axes[0] * first.spacing[1], axes[1] * first.spacing[0], step, first.position])
+    _check_places(where, slices, affine)
+    return slices, affine
+
+
+def _check_alike(where: str, slices: Sequence[_Slice], what: str, key: Callable[[_Slice], Any]) -> None:
+    first = key(slices[0])
+    if all(np.allclose(key(each), first, rtol=DIRECTION_TOLERANCE, atol=DIRECTION_TOLERANCE) for each in slices):
+        return
+    values: dict[Hashable, list[_Slice]] = {}
+    for each in slices:
+        values.setdefault(tuple(np.round(np.ravel(key(each)), 3).tolist()), []).append(each)
+    texts = [f"{list(value)} in {count(len(held), 'slice')} such as {held[0]}" for value, held in values.items()]
+    localizers = "; there are localizers among them" if any(each.is_localizer for each in slices) else ""
+    raise DatasetError(
+        f"{where}: slices of {len(values)} different {what}: {listed(texts, 4)}. Expected the slices of one "
+        f"volume{localizers}. Move the slices of each volume to a folder of their own."
+    )
+
+
+def _check_distances(where: str, slices: Sequence[_Slice]) -> None:
+    """Slices, in order, must follow one another at one distance."""
+    heights = np.array([each.height for each in slices])
+    distances = np.diff(heights)
+    moved = np.sort(distances[distances > 1e-3])
+    usual = float(moved[(len(moved) - 1) // 2]) if len(moved) else 0.0
+
+    def between(index: int) -> str:
+        return f"{heights[index]:.6g} mm ({slices[index]}) and {heights[index + 1]:.6g} mm ({slices[index + 1]})"
+
+    repeated = np.flatnonzero(distances <= max(1e-3, DISTANCE_TOLERANCE * usual))
+    if len(repeated):
+        raise DatasetError(
+            f"{where}: {count(len(repeated), 'slice')} at the position of another: "
+            f"{listed(map(between, repeated), 4)}. Expected one slice at each position{_what_differs(slices)}. Remove "
+            "the copies, or move each volume to a folder of its own."
+        )
+    uneven = np.flatnonzero(np.abs(distances - usual) > DISTANCE_TOLERANCE * usual)
+    if len(uneven):
+        steps = distances[uneven] / usual
+        whole = np.rint(steps)
+        if (whole > 1).all() and (np.abs(steps - whole) <= DISTANCE_TOLERANCE * whole).all():
+            missing = int((whole - 1).sum())
+            raise DatasetError(
+                f"{where}: {count(missing, 'slice')} missing, {usual:.6g} mm being the distance of the others: between "
+                f"{listed(map(between, uneven), 4)}. Expected a series without gaps. Export it again, completely."
+            )
+        raise DatasetError(
+            f"{where}: slices at uneven distances, {distances.min():.6g} to {distances.max():.6g} mm, such as between "
+            f"{listed(map(between, uneven), 4)}. Expected one distance, such as the usual {usual:.6g} mm. Resample the "
+            "series, or export the original one."
+        )
+
+
+def _what_differs(slices: Sequence[_Slice]) -> str:
+    """By which element the volumes that share a series can be told apart, if by any."""
+    for tag in ("EchoTime", "TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime", "ImageType"):
+        values = Counter(str(each.header.get(tag)) for each in slices)
+        if 1 < len(values) <= len(slices) // 2:
+            return f", but there are several volumes in this series, of {tag} {listed(values, 4)}"
+    return ""
+
+
+def _check_places(where: str, slices: Sequence[_Slice], affine: np.ndarray) -> None:
+    """Every slice must lie where the affine puts it."""
+    places = apply_affine(affine, [[0, 0, index] for index in range(len(slices))])
+    shifts = np.linalg.solve(affine[:3, :3], (np.stack([each.position for each in slices]) - places).T)  # in voxels
+    beside = np.flatnonzero((np.abs(shifts) > PLACE_TOLERANCE).any(0))
+    if len(beside):
+        raise DatasetError(
+            f"{where}: {count(len(beside), 'slice')} shifted against the others: "
+            f"{listed((slices[index] for index in beside), 4)}, by up to {np.abs(shifts).max():.3g} voxels. Expected "
+            "slices one above the other, or shifted evenly. Resample the series, or export the original one."
+        )
+
+
+# ---- pixels
+
+
+def _read_pixels(where: str, slices: Sequence[_Slice]) -> np.ndarray:
+    """Voxels ``(columns, rows, slices)``; integers of 16 bits where these will do, else of 32, or float32."""
+    rows, columns = slices[0].shape
+    voxels = np.empty((columns, rows, len(slices)), np.int16, order="F")
+    file, frames = None, None
+    for index, each in enumerate(slices):
+        if each.file != file:
+            file, frames = each.file, _read_file(
+                where, each.file, [one.rescale for one in slices if one.file == each.file]
+            )
+        plane = frames[each.frame].T
+        if plane.dtype.kind == "f":
+            voxels = voxels.astype(np.float32, copy=False)
+        elif voxels.dtype == np.int16 and not -(2**15) <= plane.min() <= plane.max() < 2**15:
+            voxels = voxels.astype(np.int32)
+        voxels[..., index] = plane
+    return voxels
+
+
+def _read_file(where: str, file: Path, rescales: Sequence[tuple[float, float]]) -> np.ndarray:
+    """Frames ``(frames, rows, columns)`` of one file, in real units."""
+    if len(set(rescales)) > 1:  # ITK takes those of the first frame for all
+        raise DatasetError(
+            f"{where}: frames of '{file.name}' with {len(set(rescales))} different rescale slopes and intercepts, "
+            "expected the same for all. Convert the file to NIfTI."
+        )
+    with open(file, "rb") as stream:
+        tags = ["Rows", "Columns", "NumberOfFrames", "BitsAllocated"]
+        header = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=tags)
+        found = file.stat().st_size - stream.tell()
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    expected = header.Rows * header.Columns * int(header.get("NumberOfFrames") or 1) * header.BitsAllocated // 8
+    if found == 0 or syntax in _UNCOMPRESSED and found < expected:  # what is missing, ITK fills with anything
+        raise DatasetError(
+            f"{where}: {'no' if found == 0 else 'incomplete'} pixel data in '{file.name}', expected {expected} bytes. "
+            "Copy or export the series again."
+        )
+    try:
+        return itk.array_view_from_image(itk.imread(str(file)))
+    except RuntimeError as error:
+        raise DatasetError(
+            f"{where}: the pixels of '{file.name}' cannot be decoded (stored as "
+            f"{getattr(syntax, 'name', 'nothing known')}), expected a complete file. Copy it again, or convert the "
+            "series to NIfTI."
+        ) from error

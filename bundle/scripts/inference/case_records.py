@@ -1,0 +1,255 @@
+"""What an inference has done: ``results.json`` in its output folder, by which an interrupted run goes on.
+
+    {"configurations": {"1f0c...": {"version": ..., "prior_file": ..., "prior_sha256": ..., "settings": {...}}},
+     "cases": {"a": {"image": ..., "status": "done", "configuration": "1f0c...", "seconds": ..., "files": {...}, ...}}}
+
+A case is ``running`` from when work on it begins until it is ``done``, which it is only with all its results complete,
+or ``failed``, with the reason as ``error``. The file is replaced as a whole whenever that changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..data.datalists import Item
+from ..data.dicom import is_dicom_file
+from ..data.transforms import describe
+from ..data.volumes import files_of
+from ..errors import DatasetError, count
+from ..files import BUNDLE, sha256_of, whole_file
+
+RECORDS = "results.json"
+# relative to the output folder; a picture is worth having, but nothing is segmented again for want of one
+LABEL_MAP, DICOM_SEG, PROBABILITIES = "{case}_seg.nii.gz", "{case}_seg.dcm", "{case}_prob.nii.gz"
+DOUBT = "{case}_doubt.nii.gz"
+PICTURE = "pictures/{case}.png"
+
+logger = logging.getLogger(__name__)
+
+
+class FailedCases(RuntimeError):
+    """Cases that could not be segmented; the message holds the reason of each."""
+
+
+class CaseRecords:
+    """Decides which cases are still to be segmented, and keeps ``results.json``.
+
+    Results of a case are there already if it is recorded as done, from the same input files (by name, size and time
+    of change), with the same corrections, prior, settings and version of the bundle, and all files that are wanted now
+    are there.
+
+    Args:
+        output: folder of the results.
+        prior_file: the trained prior.
+        settings: everything else that results depend on: JSON values, or objects such as transforms; see
+            :func:`scripts.data.transforms.describe`.
+        dicom_seg: whether DICOM input gets a DICOM SEG.
+        probabilities: whether cases get probabilities.
+        doubt: samples from which cases get their doubt, 0 for none.
+        overwrite: whether cases are segmented again that were there already.
+        corrections: of the cases that have some, see :meth:`scripts.inference.corrections.Corrections.recorded`. Other
+            cases do not depend on them.
+
+    Raises:
+        DatasetError: a ``results.json`` of something else, once it is needed.
+    """
+
+    def __init__(
+        self,
+        output: str | Path,
+        prior_file: str | Path,
+        settings: Mapping[str, Any],
+        dicom_seg: bool = True,
+        probabilities: bool = False,
+        overwrite: bool = False,
+        corrections: Mapping[str, Any] | None = None,
+        doubt: int = 0,
+    ) -> None:
+        self.output, self.prior_file, self.settings = Path(output), Path(prior_file), settings
+        self.dicom_seg, self.probabilities, self.overwrite, self.doubt = dicom_seg, probabilities, overwrite, doubt
+        self.corrections = corrections or {}
+        self.path = self.output / RECORDS
+        self.there: list[str] = []
+        self.done: list[str] = []
+        self.failures: dict[str, str] = {}
+
+    @cached_property
+    def configuration(self) -> dict[str, Any]:
+        """What results depend on beside their input."""
+        return {
+            "version": bundle_version(),
+            "prior_file": str(self.prior_file.absolute()),
+            "prior_sha256": sha256_of(self.prior_file),
+            "settings": describe(self.settings),
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        """Names the configuration; where the prior's file lies does not matter."""
+        return _digest({key: value for key, value in self.configuration.items() if key != "prior_file"})
+
+    def pending(self, items: Sequence[Item]) -> list[Item]:
+        """The cases still to be segmented. Those that nothing can be read from fail here, before anything starts.
+
+        Args:
+            items: of :func:`scripts.data.datalists.inference_inputs`.
+        """
+        cases, pending, outdated = self._read()["cases"], [], 0
+        self.there = []
+        for item in items:
+            problem = _cheap_problem(Path(item["image"]))
+            if problem:
+                self.fail(item, problem)
+                continue
+            record = cases.get(item["case"], {})
+            same = record.get("configuration") == self.digest and record.get("input") == _input_digest(item)
+            same = same and record.get("corrections") == self.corrections.get(item["case"])
+            if record.get("status") == "done" and not self.overwrite:
+                if same and self._has_results(item, record):
+                    self.there.append(item["case"])
+                    continue
+                outdated += not same
+            pending.append(item)
+        if self.there:
+            logger.info("%d of %d were there already, in '%s'.", len(self.there), len(items), self.output)
+        if outdated:
+            changed = "were made from another input, or with another prior, settings or version"
+            logger.info("%d of %d %s: segmented again.", outdated, len(items), changed)
+        return pending
+
+    def begin(self, item: Item) -> None:
+        """Work on a case begins: what results it has do not count any more."""
+        self._record(item, status="running")
+
+    def complete(
+        self, item: Item, seconds: float, shape: Iterable[int], quality: Mapping[str, Any] | None = None
+    ) -> None:
+        """All results of a case are written.
+
+        Args:
+            item: the case.
+            seconds: that it took, with reading and writing.
+            shape: voxels of the label map along its axes.
+            quality: what a :class:`~scripts.inference.quality.QualityCheck` found.
+        """
+        files = {**self._wanted(item), "picture": PICTURE.format(case=item["case"])}
+        # None: it could not be made, and trying again would not help
+        there = {kind: name if (self.output / name).is_file() else None for kind, name in files.items()}
+        record = {"seconds": round(seconds, 2), "shape": list(map(int, shape)), "files": there}
+        if self.doubt:
+            record["doubt_samples"] = self.doubt
+        if quality is not None:
+            record["quality"] = quality
+        self._record(item, status="done", **record)
+        self.done.append(item["case"])
+
+    def fail(self, item: Item, reason: str) -> None:
+        """A case cannot be segmented; said at once."""
+        self.failures[item["case"]] = reason
+        logger.error("%s failed: %s", item["case"], reason)
+        self._record(item, status="failed", error=reason)
+
+    def check(self) -> None:
+        """Ends a run.
+
+        Raises:
+            FailedCases: cases have failed.
+        """
+        there = f", {len(self.there)} there already" if self.there else ""
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        logger.info("%s segmented%s%s; results are in '%s'.", count(len(self.done), "case"), there, failed, self.output)
+        if self.failures:
+            total = len(self.done) + len(self.there) + len(self.failures)
+            reasons = [
+                f"  {number}. {case}: {reason}" for number, (case, reason) in enumerate(self.failures.items(), 1)
+            ]
+            without = " without --overwrite" if self.overwrite else ""
+            again = f"The same command{without} tries these again, and no others."
+            raise FailedCases("\n".join([f"{len(self.failures)} of {count(total, 'case')} failed:", *reasons, again]))
+
+    def _wanted(self, item: Item) -> dict[str, str]:
+        """Files that a case must have, by kind."""
+        wanted = {"label_map": LABEL_MAP}
+        if self.dicom_seg and is_dicom(item["image"]):
+            wanted["dicom_seg"] = DICOM_SEG
+        if self.probabilities:
+            wanted["probabilities"] = PROBABILITIES
+        if self.doubt:
+            wanted["doubt"] = DOUBT
+        return {kind: name.format(case=item["case"]) for kind, name in wanted.items()}
+
+    def _has_results(self, item: Item, record: Mapping[str, Any]) -> bool:
+        if self.doubt and record.get("doubt_samples") != self.doubt:
+            return False
+        wanted, files = self._wanted(item), record.get("files", {})
+        return all(
+            kind in files and (files[kind] is None or (self.output / name).is_file()) for kind, name in wanted.items()
+        )
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        if not self.path.is_file():
+            return {"configurations": {}, "cases": {}}
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            return {key: dict(content[key]) for key in ("configurations", "cases")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise DatasetError(
+                f"'{self.path}' is not the record of an inference ({type(error).__name__}: {error}). Remove it, and "
+                "every case is segmented again, or set --output to another folder."
+            ) from error
+
+    def _record(self, item: Item, **record: Any) -> None:
+        content = self._read()
+        configurations, cases = content["configurations"], content["cases"]
+        corrections = self.corrections.get(item["case"])
+        configurations[self.digest] = self.configuration
+        cases[item["case"]] = {
+            "image": item["image"],
+            "input": _input_digest(item),
+            "configuration": self.digest,
+            **({"corrections": corrections} if corrections else {}),
+            **record,
+        }
+        used = {case["configuration"] for case in cases.values()}
+        content["configurations"] = {digest: each for digest, each in configurations.items() if digest in used}
+        with whole_file(self.path) as temporary:
+            temporary.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+
+
+def is_dicom(path: str | Path) -> bool:
+    """Whether an input is read as a DICOM series."""
+    return Path(path).is_dir() or is_dicom_file(Path(path))
+
+
+def bundle_version() -> str:
+    """The version that ``metadata.json`` declares."""
+    metadata = BUNDLE / "configs" / "metadata.json"
+    return json.loads(metadata.read_text(encoding="utf-8"))["version"]
+
+
+def _cheap_problem(path: Path) -> str | None:
+    """What can be said against an input without reading it."""
+    if not path.exists():
+        return f"'{path}': the file is not there. Restore it, or take it out of the input."
+    if path.is_file() and not path.stat().st_size:
+        return f"'{path}': the file is empty. Copy or export it again."
+    return None
+
+
+def _input_digest(item: Item) -> str | None:
+    """Names, sizes and times of change: reading gigabytes to see that they are the same would take too long."""
+    try:
+        stats = [(path.name, path.stat()) for path in files_of(item["image"])]
+    except OSError:  # which reading the case will put into words
+        return None
+    return _digest([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

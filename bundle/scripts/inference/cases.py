@@ -1,0 +1,238 @@
+"""Inference over many volumes: one that cannot be read or segmented is reported, and the others go on."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, TextIO
+
+import nibabel as nib
+import torch
+from ignite.engine import Engine, EventEnum, Events
+from monai.config import KeysCollection, PathLike
+from monai.data import Dataset
+from monai.engines import SupervisedEvaluator
+from monai.transforms import MapTransform
+from torch import Tensor
+from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from ..data.datalists import Item
+from ..data.dataset_check import voxel_problem
+from ..data.volumes import Volume, VolumeReader, VolumeWriter
+from ..errors import DatasetError, user_error
+from ..segmentation.uncertainty import PROBABILITY_STEPS
+from .case_records import CaseRecords
+
+
+class CaseEvents(EventEnum):
+    """What a :class:`CaseEvaluator` fires beside Ignite's own events.
+
+    ``SEGMENTED``: the label map of a case is written, and ``engine.state.output`` holds it. What fails in a handler
+    of this event is a failure of that case alone.
+    """
+
+    SEGMENTED = "segmented"
+
+
+class FiniteVolumeReader(VolumeReader):
+    """Refuses, beside what :class:`VolumeReader` does, images with voxels that are no numbers."""
+
+    def load(self, path: PathLike) -> Volume:
+        """Reads one volume.
+
+        Raises:
+            DatasetError: see :func:`scripts.data.volumes.load_volume`; or voxels are NaN or infinite.
+        """
+        volume = super().load(path)
+        problem = voxel_problem(path, volume)
+        if problem:
+            raise DatasetError(problem)
+        return volume
+
+
+class CaseDataset(Dataset):
+    """``monai.data.Dataset`` in which an item that cannot be loaded is ``{"item": ..., "error": reason}``.
+
+    Other items get ``"item"`` too, and the name of the case in the ``meta`` of ``"image"``, by which results are named.
+    """
+
+    def _transform(self, index: int) -> dict[str, Any]:
+        item = dict(self.data[index])
+        try:
+            data = super()._transform(index)
+        except Exception as error:  # of any kind: the other cases do not depend on it
+            return {"item": item, "error": reason(error)}
+        data["image"].meta["case"] = item["case"]
+        return {**data, "item": item}
+
+
+class CaseEvaluator(SupervisedEvaluator):
+    """``monai.engines.SupervisedEvaluator`` that goes on with the next case after one has failed.
+
+    It takes batches of one case of a :class:`CaseDataset`, and tells a
+    :class:`~scripts.inference.case_records.CaseRecords` what becomes of them. After a failure ``state.output`` is an
+    empty list.
+
+    Args:
+        records: of the cases.
+        kwargs: see ``monai.engines.SupervisedEvaluator``.
+    """
+
+    def __init__(self, *, records: CaseRecords, **kwargs: Any) -> None:
+        self.records = records
+        super().__init__(event_names=[CaseEvents], **kwargs)
+        self._started = 0.0
+        self.add_event_handler(Events.GET_BATCH_STARTED, self._begin)
+
+    def run(self, global_epoch: int = 1) -> None:
+        if not len(self.data_loader):  # an engine refuses an epoch without iterations
+            return
+        with logging_redirect_tqdm():  # what is said meanwhile stands above the progress bar, not in it
+            super().run(global_epoch)
+
+    def _begin(self, engine: Engine) -> None:
+        engine.state.output = None  # or the last volume would be kept while the next one is read
+        self._started = time.perf_counter()
+
+    def _iteration(self, engine: SupervisedEvaluator, batchdata: dict[str, Any]) -> Any:
+        item = item_of(batchdata)
+        if "error" in batchdata:
+            self.records.fail(item, batchdata["error"][0])
+            return []
+        self.records.begin(item)
+        try:
+            super()._iteration(engine, batchdata)
+            engine.fire_event(CaseEvents.SEGMENTED)
+        except Exception as error:  # of any kind: the other cases do not depend on it
+            self.records.fail(item, reason(error))
+            engine.state.output = []
+        else:
+            (output,) = engine.state.output
+            seconds = time.perf_counter() - self._started
+            self.records.complete(item, seconds, output["pred"].shape[1:], output.get("quality"))
+        if not engine.state.output and torch.cuda.is_available():
+            torch.cuda.empty_cache()  # after running out of memory, a smaller volume may well fit
+        return engine.state.output
+
+
+class ForEachCase:
+    """Ignite handler that calls ``save`` with the engine for each segmented case.
+
+    Args:
+        save: such as a :class:`~scripts.output.pictures.OverlaySaver`, which by itself would end the run when it fails.
+    """
+
+    def __init__(self, save: Callable[[Engine], None]) -> None:
+        self.save = save
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(CaseEvents.SEGMENTED, self.save)
+
+
+class CaseProgress:
+    """Ignite handler with one progress bar for all cases, which moves with every slice: case, slice, time left.
+
+    Args:
+        file: where the bar goes, by default to standard error. Where that is no terminal, a line is written twice a
+            minute.
+    """
+
+    def __init__(self, file: TextIO | None = None) -> None:
+        self.file = file
+        self.bar: tqdm | None = None
+        self.case, self.finished = "", 0
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._open)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._begin)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._end)
+        engine.add_event_handler(Events.COMPLETED, self._close)
+
+    def _open(self, engine: Engine) -> None:
+        file = self.file or sys.stderr
+        self.bar = tqdm(
+            total=engine.state.epoch_length,
+            file=file,
+            mininterval=0.1 if file.isatty() else 30,
+            smoothing=0.1,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]",
+            desc="reading",
+        )
+        if hasattr(engine.inferer, "on_slices"):  # another inferer moves the bar case by case
+            engine.inferer.on_slices = self._slices
+
+    def _begin(self, engine: Engine) -> None:
+        case, number = item_of(engine.state.batch)["case"], engine.state.iteration
+        self.case, self.finished = f"{case} ({number} of {engine.state.epoch_length})", number - 1
+        self.bar.set_description_str(self.case, refresh=False)
+
+    def _slices(self, done: int, total: int) -> None:
+        self.bar.set_description_str(f"{self.case}, slice {done} of {total}", refresh=False)
+        self.bar.update(self.finished + done / total - self.bar.n)
+
+    def _end(self, engine: Engine) -> None:
+        self.bar.update(engine.state.iteration - self.bar.n)
+
+    def _close(self, engine: Engine) -> None:
+        self.bar.close()
+
+
+class LogitsToProbabilitiesd(MapTransform):
+    """Turns logits into a label map, and beside it the probability of each organ, in steps of 1/255.
+
+    Args:
+        keys: logits ``(1 + K, ...)`` with 0 for the background; become label maps ``(1, ...)``, uint8.
+        probability_key: gets ``(K, ...)``, uint8: the sigmoid of each organ's logit, times 255.
+    """
+
+    def __init__(self, keys: KeysCollection, probability_key: str = "probabilities") -> None:
+        super().__init__(keys)
+        self.probability_key = probability_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            logits: Tensor = result[key]
+            probabilities = torch.empty_like(logits[1:], dtype=torch.uint8)
+            for organ, values in enumerate(logits[1:]):  # one at a time: of all at once there would be two copies
+                probabilities[organ] = (values.sigmoid() * PROBABILITY_STEPS).round()
+            result[self.probability_key] = probabilities
+            result[key] = logits.argmax(0, keepdim=True).to(torch.uint8)
+        return result
+
+
+class ProbabilityWriter(VolumeWriter):
+    """Writes bytes as NIfTI with a scale factor of 1/255, so that any program reads probabilities from 0 to 1.
+
+    Organs run along the fourth axis; a single organ has none.
+    """
+
+    @classmethod
+    def create_backend_obj(cls, *args: Any, **kwargs: Any) -> nib.Nifti1Image:
+        image = super().create_backend_obj(*args, **kwargs)
+        image.header.set_slope_inter(1 / PROBABILITY_STEPS, 0)
+        return image
+
+
+def item_of(batch: Mapping[str, Any]) -> Item:
+    """The item of a batch of one."""
+    return {key: values[0] for key, values in batch["item"].items()}
+
+
+def reason(error: Exception) -> str:
+    """Why a case failed, for a user. ``DIFFUSAM_TRACEBACK=1`` prints where as well."""
+    if os.environ.get("DIFFUSAM_TRACEBACK"):
+        traceback.print_exception(error)
+    found = user_error(error)
+    if found is not None:
+        return str(found)
+    while error.__cause__ is not None:  # MONAI says which transform failed; what was wrong is further down
+        error = error.__cause__
+    text = (str(error).strip().splitlines() or [""])[-1].strip()
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return f"out of memory ({text or type(error).__name__}). Set --encode_batch_size to a smaller number."
+    return f"{type(error).__name__}: {text}. Set DIFFUSAM_TRACEBACK=1 to see where."

@@ -1,0 +1,100 @@
+"""DiffuSAM: slices in, organ logits out, without prompts (paper, Figure 1a).
+
+The network joins the frozen SAM2 to the memory prior. ``forward`` segments single slices ("DiffuSAM-no 3D" in the
+paper's tables); :mod:`scripts.segmentation.propagation` walks through a volume by Equation 3 with the same pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .diffusion_prior import MemoryPrior
+from .frozen_backbone import FrozenBackboneNetwork
+from .sam2_backbone import FrozenSAM2, ImageFeatures, Memory
+
+
+class DiffuSAM(FrozenBackboneNetwork):
+    """Frozen SAM2 driven by synthesised memories.
+
+    Args:
+        backbone: the frozen SAM2.
+        prior: the memory prior.
+        organs: see :class:`FrozenBackboneNetwork`.
+        steps: denoising steps at inference.
+        eta: see :meth:`MemoryPrior.sample`.
+        seed: see :class:`FrozenBackboneNetwork`.
+        samples: memories generated for each slice and organ, and averaged; 1 in the paper.
+        object_gate: see :class:`FrozenBackboneNetwork`.
+
+    Raises:
+        ValueError: the prior was built for another number of organs or other channels than the backbone's.
+
+    Example:
+        >>> backbone = FrozenSAM2("sam2_nano", image_size=64)
+        >>> prior = MemoryPrior(32, 128, organs=2, block_out_channels=(32, 64), attention_levels=1)
+        >>> DiffuSAM(backbone, prior, ["spleen", "liver"])(torch.rand(1, 1, 64, 64)).shape
+        torch.Size([1, 3, 64, 64])
+    """
+
+    def __init__(
+        self,
+        backbone: FrozenSAM2,
+        prior: MemoryPrior,
+        organs: Sequence[str],
+        steps: int = 2,
+        eta: float = 0.0,
+        seed: int | None = 0,
+        samples: int = 1,
+        object_gate: bool = True,
+    ) -> None:
+        super().__init__(backbone, prior, organs, seed, object_gate)
+        if prior.memory_channels != backbone.memory_channels:
+            raise ValueError(
+                f"The prior generates memories of {prior.memory_channels} channels, backbone '{backbone.name}' has "
+                f"{backbone.memory_channels}."
+            )
+        self.steps, self.eta, self.samples = steps, eta, samples
+
+    def segment(self, features: ImageFeatures, memory: Tensor | None = None) -> Tensor:
+        """Mask logits of every organ in B slices, no 3D: ``(B, organs, S/4, S/4)``.
+
+        Args:
+            features: of the B slices.
+            memory: of :meth:`synthesise`, or in its place; synthesised when None.
+        """
+        memories = [Memory(self.synthesise(features) if memory is None else memory)]
+        repeated, _ = self.each_organ(features)
+        return self.organ_logits(self.backbone.decode(self.backbone.condition(repeated, memories), repeated))
+
+    def synthesise(self, features: ImageFeatures, sample: int = 0) -> Tensor:
+        """One memory for every slice and organ: ``(B * organs, M, h, w)``, organs running fastest.
+
+        Every slice starts from the same noise (of ``seed``), which makes neighbouring slices' memories agree and the
+        result independent of how a volume is cut into batches.
+
+        Args:
+            features: of B slices.
+            sample: which of many independent memories; its noise is that of ``seed + sample``.
+        """
+        repeated, organ = self.each_organ(features)
+        generator = self.generator(sample)
+        shape = (self.samples, len(self.organs), self.prior.memory_channels, *features.embedding.shape[-2:])
+        noise = torch.randn(shape, generator=generator)
+        memories = [
+            self.prior.sample(repeated, organ, self.steps, self.eta, generator, each.repeat(len(features), 1, 1, 1))
+            for each in noise
+        ]
+        return torch.stack(memories).mean(0)
+
+
+def check_prior_file(path: str | Path) -> None:
+    """Raises ``FileNotFoundError`` with the remedy where a trained prior is not there."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"The trained prior '{path}' is not there. Run `training` with the same configuration first, or point "
+            "`prior_file` at a trained prior."
+        )

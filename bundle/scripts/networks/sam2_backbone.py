@@ -1,0 +1,547 @@
+"""SAM2 as DiffuSAM uses it: four functions over one slice and one organ, without a video state.
+
+DiffuSAM keeps SAM2 frozen and replaces the user's prompt by a synthesised memory (paper, section 2 and Figure 1a). What
+it needs of SAM2 are the four blocks of Equation 3, each a method here:
+
+======================  =====================================================  =====================
+method                  SAM2 block                                             symbol in the paper
+======================  =====================================================  =====================
+:meth:`encode_image`    Hiera image encoder and FPN neck                       z_img
+:meth:`encode_memory`   memory encoder over a mask and its image embedding     ME(y, z_img)
+:meth:`condition`       memory attention                                       MA[...]
+:meth:`decode`          prompt encoder (empty prompt by default), mask decoder D{...}
+======================  =====================================================  =====================
+
+Organs and slices share the batch dimension. This is the only module that touches the ``sam2`` package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from hydra.core.global_hydra import GlobalHydra
+from torch import Tensor, nn
+
+from ..files import sha256_of
+
+MASK_LOGIT = 10.0  # SAM2 hands a given (not predicted) mask to the memory encoder as mask * 20 - 10
+NO_OBJECT_LOGIT = -1024.0  # what SAM2 itself writes into a mask whose object score says "absent"
+EMBEDDING_STRIDE = 16  # pixels of the input image per token of the image embedding
+SIZE_MULTIPLE = 32  # Hiera's positional window of 8 tokens at stride 4
+
+_SAM2_YAML = {
+    f"{release}_hiera_{size}": f"configs/{release}/{release}_hiera_{letter}.yaml"
+    for release in ("sam2.1", "sam2")
+    for size, letter in (("tiny", "t"), ("small", "s"), ("base_plus", "b+"), ("large", "l"))
+}
+
+# The embedded backbone: SAM2.1 tiny's YAML with every width and depth reduced, nothing else changed. About 6 M
+# parameters.
+_NANO_OVERRIDES = {
+    "image_encoder": {
+        "trunk": {"embed_dim": 48, "stages": [1, 2, 3, 1], "global_att_blocks": [4, 5], "window_spec": [8, 4, 8, 4]},
+        "neck": {
+            "d_model": 128,
+            "backbone_channel_list": [384, 192, 96, 48],
+            "position_encoding": {"num_pos_feats": 128},
+        },
+    },
+    "memory_attention": {
+        "d_model": 128,
+        "num_layers": 2,
+        "layer": {
+            "d_model": 128,
+            "dim_feedforward": 512,
+            "dropout": 0.0,
+            "self_attention": {"embedding_dim": 128, "dropout": 0.0},
+            "cross_attention": {"embedding_dim": 128, "kv_in_dim": 32, "dropout": 0.0},
+        },
+    },
+    "memory_encoder": {
+        "out_dim": 32,
+        "in_dim": 128,
+        "position_encoding": {"num_pos_feats": 32},
+        "mask_downsampler": {"embed_dim": 128},
+        "fuser": {"layer": {"dim": 128}},
+    },
+}
+
+BACKBONES = (*_SAM2_YAML, "sam2_nano")
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What the image encoder keeps of a batch of slices.
+
+    Attributes:
+        embedding: image embedding z_img, ``(B, C, S/16, S/16)`` for input slices of S x S pixels.
+        high_res: the two finer maps the mask decoder adds while upscaling, ``(B, C/8, S/4, S/4)`` and
+            ``(B, C/4, S/8, S/8)``.
+    """
+
+    embedding: Tensor
+    high_res: tuple[Tensor, Tensor]
+
+    def __len__(self) -> int:
+        return self.embedding.shape[0]
+
+    def __getitem__(self, index) -> ImageFeatures:
+        """Selects (or repeats) slices: any index of dimension 0, such as a slice, a list or a LongTensor."""
+        return ImageFeatures(self.embedding[index], (self.high_res[0][index], self.high_res[1][index]))
+
+    def to(self, *args, **kwargs) -> ImageFeatures:
+        return ImageFeatures(
+            self.embedding.to(*args, **kwargs), tuple(level.to(*args, **kwargs) for level in self.high_res)
+        )
+
+    def repeat_interleave(self, repeats: int) -> ImageFeatures:
+        """Repeats every slice ``repeats`` times in a row, as when each slice meets each organ."""
+        return ImageFeatures(
+            self.embedding.repeat_interleave(repeats, 0),
+            tuple(level.repeat_interleave(repeats, 0) for level in self.high_res),
+        )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """One memory per item of the batch, as memory attention reads it.
+
+    Attributes:
+        features: ``(B, M, S/16, S/16)``.
+        distance: how many slices away it was made. 0 marks a conditioning memory (in DiffuSAM the slice's own,
+            synthesised one), 1 to 6 a neighbour's.
+        pointer: optional object pointers ``(B, C)``; a synthesised memory has none.
+    """
+
+    features: Tensor
+    distance: int = 0
+    pointer: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What the mask decoder says of each item of the batch.
+
+    Attributes:
+        mask_logits: ``(B, 1, S/4, S/4)``, never gated: the object score is for the caller to apply (see :meth:`gated`).
+        object_score: ``(B, 1)`` logit; positive where the object is in the slice.
+        iou: ``(B, 1)`` the decoder's own estimate of the mask's intersection over union.
+        pointer: ``(B, C)`` object pointer, for :class:`Memory`.
+    """
+
+    mask_logits: Tensor
+    object_score: Tensor
+    iou: Tensor
+    pointer: Tensor
+
+    def gated(self) -> Tensor:
+        """Mask logits with :data:`NO_OBJECT_LOGIT` wherever the object score says the object is absent.
+
+        The gradient through the gate is exactly zero, so losses are taken on ``mask_logits`` instead.
+        """
+        return torch.where(self.object_score[..., None, None] > 0, self.mask_logits, NO_OBJECT_LOGIT)
+
+
+class SAM2(nn.Module):
+    """SAM2 through the four functions that DiffuSAM is made of. Trainable; see :class:`FrozenSAM2` for use.
+
+    Args:
+        name: one of :data:`BACKBONES`. Architectures come from the YAML files of the ``sam2`` package.
+        image_size: side of the square input in pixels, a multiple of 32. Checkpoints fit any size.
+        checkpoint: path of a SAM2 checkpoint (``{"model": state_dict}``; MedSAM2's files have the same keys), or
+            None to keep random weights.
+        sha256: expected SHA-256 of that file, or None to skip the check.
+        require_checkpoint: whether a missing file is an error here. Otherwise the network is built with random weights,
+            so that its shapes can be looked at without the file, and :meth:`check_loaded` raises the error before use.
+        decoder_token: ``"single"`` takes the decoder's single-mask token, ``"best_iou"`` the best of its three
+            multi-mask tokens by its own IoU estimate, as SAM2 does while tracking.
+
+    Raises:
+        ValueError: unknown ``name`` or ``decoder_token``, an ``image_size`` that is no multiple of 32, or a
+            checkpoint that does not fit.
+        FileNotFoundError: the checkpoint is not there.
+    """
+
+    def __init__(
+        self,
+        name: str = "sam2.1_hiera_tiny",
+        image_size: int = 512,
+        checkpoint: str | Path | None = None,
+        sha256: str | None = None,
+        require_checkpoint: bool = True,
+        decoder_token: str = "best_iou",
+    ) -> None:
+        super().__init__()
+        if name not in BACKBONES:
+            raise ValueError(f"Unknown backbone '{name}'. Choose one of: {', '.join(BACKBONES)}.")
+        _check_image_size(image_size)
+        if decoder_token not in ("best_iou", "single"):
+            raise ValueError(f"decoder_token must be 'best_iou' or 'single', got '{decoder_token}'.")
+        self.name = name
+        self.decoder_token = decoder_token
+        self.model = _build_sam2(name, image_size)
+        self.resize(image_size)
+        self.register_buffer("pixel_mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
+        self.checkpoint, self.sha256, self.loaded = checkpoint, sha256, False
+        if checkpoint is not None and (require_checkpoint or Path(checkpoint).is_file()):
+            self.load_checkpoint(checkpoint, sha256)
+
+    @property
+    def embedding_size(self) -> int:
+        """Side of the image embedding and of a memory, in tokens."""
+        return self.image_size // EMBEDDING_STRIDE
+
+    @property
+    def embedding_channels(self) -> int:
+        return self.model.hidden_dim
+
+    @property
+    def memory_channels(self) -> int:
+        return self.model.mem_dim
+
+    @property
+    def max_distance(self) -> int:
+        """Largest slice distance for which SAM2 has a temporal encoding (6 in every released model)."""
+        return self.model.num_maskmem - 1
+
+    def fingerprint(self) -> str:
+        """A short digest of the architecture's name and every weight, at half precision: tells one backbone from
+        another.
+
+        Half precision, so that a checkpoint and its half-precision copy are the same backbone.
+        """
+        digest = hashlib.sha256(self.name.encode())
+        for key, value in sorted(self.model.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(value.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def resize(self, image_size: int) -> None:
+        """Sets the side of the input in pixels; no weight of SAM2 depends on it."""
+        _check_image_size(image_size)
+        tokens = image_size // EMBEDDING_STRIDE
+        self.image_size = self.model.image_size = image_size
+        self.model.sam_image_embedding_size = tokens
+        prompt_encoder = self.model.sam_prompt_encoder
+        prompt_encoder.input_image_size = (image_size, image_size)
+        prompt_encoder.image_embedding_size = (tokens, tokens)
+        prompt_encoder.mask_input_size = (4 * tokens, 4 * tokens)
+
+    def load_checkpoint(self, path: str | Path, sha256: str | None = None) -> None:
+        """Loads a SAM2 checkpoint strictly; half-precision files are widened to the model's own precision.
+
+        Raises:
+            FileNotFoundError, ValueError: naming the file, what was found and what to do.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"SAM2 checkpoint '{path}' for backbone '{self.name}' is not there. Fetch it with `python -m "
+                "monai.bundle download_large_files --bundle_path .` from the bundle's folder (large_files.yml names "
+                "the source), or point `backbone_checkpoint` at your copy. The embedded demo needs no download: add "
+                "'configs/demo.json' to --config_file."
+            )
+        if sha256 is not None:
+            found = sha256_of(path)
+            if found != sha256.lower():
+                raise ValueError(
+                    f"SAM2 checkpoint '{path}' has SHA-256 {found}, expected {sha256.lower()}. The download is "
+                    "incomplete or another file: remove it and fetch it again."
+                )
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, IndexError) as error:
+            raise ValueError(
+                f"'{path}' ({path.stat().st_size} bytes) cannot be read as a PyTorch checkpoint "
+                f"({type(error).__name__}): the download is incomplete or another file. Fetch it again."
+            ) from error
+        state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
+        if not isinstance(state, dict):
+            raise ValueError(f"'{path}' is no SAM2 checkpoint: expected a dictionary with the key 'model'.")
+        own = self.model.state_dict()
+        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        reshaped = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+        if missing or unexpected or reshaped:
+            problem = "; ".join(
+                f"{len(keys)} {what} (such as '{keys[0]}')"
+                for what, keys in (
+                    ("keys missing", missing),
+                    ("keys unexpected", unexpected),
+                    ("shapes differ", sorted(reshaped)),
+                )
+                if keys
+            )
+            raise ValueError(
+                f"Checkpoint '{path}' does not fit backbone '{self.name}': {problem}. Name the backbone it was made "
+                f"for (one of: {', '.join(BACKBONES)})."
+            )
+        self.model.load_state_dict(state, strict=True)
+        self.loaded = True
+
+    def check_loaded(self) -> None:
+        """Raises ``FileNotFoundError``, with the remedy, where a checkpoint was named but is not there."""
+        if self.checkpoint is not None and not self.loaded:
+            self.load_checkpoint(self.checkpoint, self.sha256)
+
+    def encode_image(self, image: Tensor) -> ImageFeatures:
+        """Slices to image features.
+
+        Args:
+            image: ``(B, 1 or 3, S, S)`` with intensities in [0, 1]; one channel is repeated to three. SAM2's pixel
+                normalisation is applied here.
+
+        Raises:
+            ValueError: another shape.
+        """
+        if image.ndim != 4 or image.shape[1] not in (1, 3) or image.shape[-2:] != (self.image_size,) * 2:
+            raise ValueError(
+                f"Expected slices of shape (B, 1 or 3, {self.image_size}, {self.image_size}), got {tuple(image.shape)}."
+            )
+        image = (image.expand(-1, 3, -1, -1) - self.pixel_mean) / self.pixel_std
+        high_res_fine, high_res_coarse, embedding = self.model.forward_image(image)["backbone_fpn"]
+        return ImageFeatures(embedding, (high_res_fine, high_res_coarse))
+
+    def encode_memory(self, features: ImageFeatures, mask_logits: Tensor, object_score: Tensor | None = None) -> Tensor:
+        """Masks of known slices to memories: ME(y, z_img).
+
+        Args:
+            features: of the same B slices.
+            mask_logits: ``(B, 1, H, W)`` at any resolution; resampled to S x S. For a given mask use
+                :func:`mask_to_logits`.
+            object_score: ``(B, 1)`` logit; a negative one adds SAM2's "no object" embedding. Default: positive where
+                any logit is.
+
+        Returns:
+            Memory features ``(B, M, S/16, S/16)``.
+        """
+        if object_score is None:
+            object_score = torch.where(mask_logits.flatten(1).amax(1, keepdim=True) > 0, MASK_LOGIT, -MASK_LOGIT)
+        memory, _ = self.model._encode_new_memory(
+            current_vision_feats=[_to_tokens(features.embedding)],
+            feat_sizes=[features.embedding.shape[-2:]],
+            pred_masks_high_res=resize_logits(mask_logits, self.image_size),
+            object_score_logits=object_score,
+            is_mask_from_pts=False,
+        )
+        return memory
+
+    def condition(self, features: ImageFeatures, memories: Sequence[Memory] = ()) -> Tensor:
+        """Memory attention: the image embedding in the light of any number of memories, MA[...] of Equation 3.
+
+        Args:
+            features: of B slices.
+            memories: each with a batch of B. None at all gives SAM2's "no memory" embedding, for prompted slices.
+
+        Returns:
+            Conditioned embedding ``(B, C, S/16, S/16)``.
+
+        Raises:
+            ValueError: a distance beyond :attr:`max_distance`.
+        """
+        sam2, embedding = self.model, features.embedding
+        if not memories:
+            return embedding + sam2.no_mem_embed.view(1, -1, 1, 1)
+        tokens, positions = [], []
+        for memory in memories:
+            if not 0 <= memory.distance <= self.max_distance:
+                raise ValueError(f"A memory's distance must lie in 0...{self.max_distance}, got {memory.distance}.")
+            # SAM2 counts backwards: the last temporal encoding belongs to conditioning memories (distance 0)
+            temporal = sam2.maskmem_tpos_enc[memory.distance - 1]
+            position = sam2.memory_encoder.position_encoding(memory.features).to(memory.features.dtype)
+            tokens.append(_to_tokens(memory.features))
+            positions.append(_to_tokens(position) + temporal)
+        pointers = [memory for memory in memories if memory.pointer is not None]
+        if pointers:
+            pointer_tokens, pointer_positions = self._pointer_tokens(pointers)
+            tokens.append(pointer_tokens)
+            positions.append(pointer_positions)
+        conditioned = sam2.memory_attention(
+            curr=_to_tokens(embedding),
+            curr_pos=_to_tokens(sam2.image_encoder.neck.position_encoding(embedding).to(embedding.dtype)),
+            memory=torch.cat(tokens),
+            memory_pos=torch.cat(positions),
+            num_obj_ptr_tokens=len(tokens[-1]) if pointers else 0,
+        )
+        return conditioned.permute(1, 2, 0).reshape(embedding.shape)
+
+    def _pointer_tokens(self, memories: Sequence[Memory]) -> tuple[Tensor, Tensor]:
+        """Object pointers as SAM2 appends them: each split into C/M tokens of M channels, with a sine of the
+        distance.
+        """
+        from sam2.modeling.sam2_utils import get_1d_sine_pe
+
+        sam2 = self.model
+        pointers = torch.stack([memory.pointer for memory in memories])
+        distances = torch.tensor([float(memory.distance) for memory in memories], device=pointers.device)
+        position = get_1d_sine_pe(distances / (sam2.max_obj_ptrs_in_encoder - 1), dim=sam2.hidden_dim)
+        position = (
+            sam2.obj_ptr_tpos_proj(position) if sam2.proj_tpos_enc_in_obj_ptrs else position[:, : sam2.mem_dim] * 0
+        )
+        split = sam2.hidden_dim // sam2.mem_dim
+        batch = pointers.shape[1]
+        tokens = pointers.reshape(-1, batch, split, sam2.mem_dim).permute(0, 2, 1, 3).flatten(0, 1)
+        position = position.unsqueeze(1).expand(-1, batch, -1).repeat_interleave(split, dim=0)
+        return tokens, position
+
+    def decode(
+        self,
+        conditioned: Tensor,
+        features: ImageFeatures,
+        points: tuple[Tensor, Tensor] | None = None,
+        mask_prompt: Tensor | None = None,
+        token: str | None = None,
+    ) -> Decoded:
+        """Mask decoder: D{conditioned, z_img}. Without prompts it is driven by the memories alone, as in the paper.
+
+        Args:
+            conditioned: of :meth:`condition`.
+            features: of the same slices; only the high-resolution maps are read.
+            points: optional coordinates ``(B, P, 2)`` as (x, y) in input pixels and labels ``(B, P)``: 1 inside, 0
+                outside, 2 and 3 the corners of a box, -1 padding.
+            mask_prompt: optional mask logits ``(B, 1, H, W)``.
+            token: overrides ``decoder_token`` for this call.
+        """
+        return self._select(self.predict_all_masks(conditioned, features, points, mask_prompt), token)
+
+    def decode_embeddings(
+        self, conditioned: Tensor, features: ImageFeatures, sparse: Tensor, dense: Tensor, token: str | None = None
+    ) -> Decoded:
+        """Mask decoder with prompt embeddings made elsewhere, in place of SAM2's own prompt encoder.
+
+        Args:
+            conditioned: of :meth:`condition`.
+            features: of the same B slices; only the high-resolution maps are read.
+            sparse: P prompt tokens ``(B, P, C)``, as SAM2 makes of points and boxes.
+            dense: one embedding for each image token, ``(B, C, S/16, S/16)``, as SAM2 makes of a mask; it is added to
+                ``conditioned``.
+            token: overrides ``decoder_token`` for this call.
+        """
+        return self._select(self._predict_masks(conditioned, features, sparse, dense), token)
+
+    def _select(self, outputs: tuple[Tensor, Tensor, Tensor, Tensor], token: str | None) -> Decoded:
+        """The one mask that ``token`` asks for, of the four in the outputs of :meth:`predict_all_masks`."""
+        token = token or self.decoder_token
+        masks, ious, tokens, object_score = outputs
+        first = 0 if token == "single" else 1
+        best = ious[:, first : first + 1] if first == 0 else ious[:, 1:]
+        best = best.argmax(1) + first
+        rows = torch.arange(len(masks), device=masks.device)
+        pointer = self.model.obj_ptr_proj(tokens[rows, best])
+        present = (object_score > 0).to(pointer.dtype)
+        pointer = present * pointer + (1 - present) * self.model.no_obj_ptr
+        return Decoded(masks[rows, best][:, None], object_score, ious[rows, best][:, None], pointer)
+
+    def predict_all_masks(
+        self,
+        conditioned: Tensor,
+        features: ImageFeatures,
+        points: tuple[Tensor, Tensor] | None = None,
+        mask_prompt: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Every output of the mask decoder, for training it: the single-mask token first, then the three others.
+
+        Returns:
+            Mask logits ``(B, 4, S/4, S/4)``, IoU estimates ``(B, 4)``, output tokens ``(B, 4, C)``, object score
+            ``(B, 1)``.
+        """
+        sam2, batch = self.model, conditioned.shape[0]
+        if points is None:  # SAM2's empty prompt: one point with the padding label
+            coordinates = conditioned.new_zeros(batch, 1, 2)
+            points = (coordinates, -torch.ones(batch, 1, dtype=torch.int32, device=conditioned.device))
+        if mask_prompt is not None:
+            size = 4 * self.embedding_size
+            mask_prompt = F.interpolate(mask_prompt.float(), (size, size), mode="bilinear", antialias=True)
+        sparse, dense = sam2.sam_prompt_encoder(points=points, boxes=None, masks=mask_prompt)
+        return self._predict_masks(conditioned, features, sparse, dense)
+
+    def _predict_masks(
+        self, conditioned: Tensor, features: ImageFeatures, sparse: Tensor, dense: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.model.sam_mask_decoder.predict_masks(
+            image_embeddings=conditioned,
+            image_pe=self.model.sam_prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            repeat_image=False,
+            high_res_features=list(features.high_res),
+        )
+
+
+class FrozenSAM2(SAM2):
+    """:class:`SAM2` that never changes: no parameter asks for a gradient, and it stays in evaluation mode.
+
+    In training mode SAM2's memory attention would apply dropout, whatever its parent module is doing.
+
+    Example:
+        >>> sam2 = FrozenSAM2("sam2_nano", image_size=64)
+        >>> features = sam2.encode_image(torch.rand(2, 1, 64, 64))
+        >>> memory = sam2.encode_memory(features, mask_to_logits(torch.ones(2, 1, 64, 64)))
+        >>> sam2.decode(sam2.condition(features, [Memory(memory)]), features).mask_logits.shape
+        torch.Size([2, 1, 16, 16])
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> FrozenSAM2:
+        return super().train(False)
+
+
+def mask_to_logits(mask: Tensor) -> Tensor:
+    """A given mask, binary or soft in [0, 1], as the logits SAM2's memory encoder expects of it: -10 ... 10."""
+    return mask.float() * (2 * MASK_LOGIT) - MASK_LOGIT
+
+
+def resize_logits(logits: Tensor, size: int | Sequence[int]) -> Tensor:
+    """Bilinear resampling of ``(B, C, H, W)`` logits to ``size``; a no-op at that size already."""
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    if tuple(logits.shape[-2:]) == size:
+        return logits
+    return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
+
+
+def with_background(logits: Tensor) -> Tensor:
+    """Organ logits ``(B, K, H, W)`` to ``(B, 1 + K, H, W)`` with a background of 0: arg-max is then the label map."""
+    return torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
+
+
+def _check_image_size(image_size: int) -> None:
+    if not isinstance(image_size, int) or image_size < SIZE_MULTIPLE or image_size % SIZE_MULTIPLE:
+        raise ValueError(f"image_size must be a positive multiple of {SIZE_MULTIPLE} pixels, got {image_size}.")
+
+
+def _to_tokens(feature_map: Tensor) -> Tensor:
+    """``(B, C, H, W)`` to ``(H * W, B, C)``."""
+    return feature_map.flatten(2).permute(2, 0, 1)
+
+
+def _build_sam2(name: str, image_size: int) -> nn.Module:
+    """Builds ``SAM2Base`` from the sam2 package's YAML and leaves Hydra's global state as it was found."""
+    hydra_was_initialised = GlobalHydra.instance().is_initialized()
+    import sam2 as sam2_package  # importing it initialises Hydra
+
+    if not hydra_was_initialised:
+        GlobalHydra.instance().clear()
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    yaml = _SAM2_YAML["sam2.1_hiera_tiny" if name == "sam2_nano" else name]
+    config = OmegaConf.load(Path(sam2_package.__path__[0]) / yaml).model
+    OmegaConf.set_struct(config, False)
+    if name == "sam2_nano":
+        config = OmegaConf.merge(config, _NANO_OVERRIDES)
+    tokens = image_size // EMBEDDING_STRIDE
+    config.image_size = image_size
+    # the rotary tables are rebuilt at any other size on the first call; asking for the right one avoids that
+    config.memory_attention.layer.self_attention.feat_sizes = [tokens, tokens]
+    config.memory_attention.layer.cross_attention.feat_sizes = [tokens, tokens]
+    return instantiate(config, _recursive_=True)

@@ -1,0 +1,234 @@
+"""Label maps as DICOM Segmentations: beside the series they belong to, with organs that other programs know."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pydicom
+from ignite.engine import Engine
+from monai.utils import ImageMetaKey
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import generate_uid
+
+from ..data.dicom import series_slices
+from ..data.volumes import result_name
+from ..errors import DatasetError, listed
+from ..files import whole_file
+from ..inference.case_records import DICOM_SEG, bundle_version, is_dicom
+from .pictures import COLOURS
+
+NAME = "DiffuSAM"
+PRIVATE_SCHEME = "99DIFFUSAM"  # DICOM leaves schemes that begin with 99 to everybody's own use
+SNOMED_CT = "SCT"
+CATEGORY = Code("123037004", SNOMED_CT, "Anatomical Structure")
+GRID_TOLERANCE = 1e-3  # millimetres, between the affine of a label map and that of its series
+
+# what a segmentation cannot do without, and what it copies where the series has it
+_REQUIRED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID")
+_COPIED = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+    *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
+)
+
+logger = logging.getLogger(__name__)
+# it tells of every group of elements that it copies
+logging.getLogger("highdicom").setLevel(logging.WARNING)
+
+OrganCodes = Mapping[str, "str | Sequence[str]"]
+
+
+class UnsuitableSeries(DatasetError):
+    """A series that can be read, but to which no segmentation can belong."""
+
+
+class DicomSegSaver:
+    """Writes ``{save_dir}/{case}_seg.dcm`` for a segmented case whose image is a DICOM series.
+
+    Where a series cannot have one, as many that were stripped of their identifiers, a warning says so.
+
+    Args:
+        save_dir: folder of the results.
+        organs: names; label values 1...K in this order.
+        codes: what each organ is in a standard terminology, see :func:`organ_code`.
+        series: the choice among several series that the image was read with.
+        enabled: False writes nothing.
+        prediction_key: of the label map in the engine's output.
+
+    Raises:
+        DatasetError: an unusable entry in ``codes``.
+    """
+
+    def __init__(
+        self,
+        save_dir: str | Path,
+        organs: Sequence[str],
+        codes: OrganCodes | None = None,
+        series: str | int | None = None,
+        enabled: bool = True,
+        prediction_key: str = "pred",
+    ) -> None:
+        self.save_dir, self.organs, self.codes = Path(save_dir), list(organs), dict(codes or {})
+        self.series, self.enabled, self.prediction_key = series, enabled, prediction_key
+        self._uncoded = uncoded(self.organs, self.codes)
+
+    def __call__(self, engine: Engine) -> None:
+        for output in engine.state.output if self.enabled else ():
+            meta, labels = output["image"].meta, output[self.prediction_key]
+            source = Path(meta[ImageMetaKey.FILENAME_OR_OBJ])
+            if is_dicom(source):
+                voxels = labels[0].cpu().numpy().astype(np.uint8 if len(self.organs) < 256 else np.uint16)
+                self._save(source, voxels, np.asarray(labels.affine), result_name(meta))
+
+    def _save(self, source: Path, labels: np.ndarray, affine: np.ndarray, case: str) -> None:
+        path = self.save_dir / DICOM_SEG.format(case=case)
+        try:
+            segmentation = make_segmentation(source, labels, affine, self.organs, self.codes, self.series)
+        except UnsuitableSeries as error:
+            path.unlink(missing_ok=True)  # an older one would not go with the new label map
+            logger.warning("%s: no DICOM SEG, its label map is written as NIfTI alone. %s", case, error)
+            return
+        if self._uncoded:
+            message = "No standard code for %s: DICOM SEG names them by the private scheme %s. Add them to organ_codes."
+            logger.warning(message, listed(self._uncoded), PRIVATE_SCHEME)
+            self._uncoded = []  # said once
+        with whole_file(path) as temporary:
+            segmentation.save_as(temporary)
+
+
+def make_segmentation(
+    source: Path,
+    labels: np.ndarray,
+    affine: np.ndarray,
+    organs: Sequence[str],
+    organ_codes: OrganCodes | None = None,
+    series: str | int | None = None,
+) -> hd.seg.Segmentation:
+    """A label map as a DICOM Segmentation of the series that it belongs to.
+
+    Its frames have the position, direction and spacing of the series' own; those without an organ are left out, as is
+    usual. It belongs to the patient and study of the series, as a new series.
+
+    Args:
+        source: folder or file of the series.
+        labels: ``(columns, rows, slices)``, 0 background, 1...K organs, unsigned integers.
+        affine: ``(4, 4)`` of the label map, to millimetres, RAS+.
+        organs: names of the organs.
+        organ_codes: see :func:`organ_code`.
+        series: see :func:`scripts.data.volumes.load_volume`.
+
+    Raises:
+        DatasetError: the label map is on another grid.
+        UnsuitableSeries: the series does not say which study it is of, or is stored in a way that highdicom refuses.
+    """
+    slices, expected = series_slices(source, None if series is None else str(series))
+    if len(slices) != labels.shape[2] or not np.allclose(affine, expected, atol=GRID_TOLERANCE):
+        raise DatasetError(
+            f"'{source}': the label map of shape {labels.shape} is not on the grid of the series, which has "
+            f"{len(slices)} slices. Were files added or removed meanwhile?"
+        )
+    headers = {file: pydicom.dcmread(file, stop_before_pixels=True, force=True) for file, _ in slices}
+    first = next(iter(headers.values()))
+    _check_headers(source, headers)
+    frames = labels.transpose(2, 1, 0)  # slices, rows, columns
+    if "NumberOfFrames" in first:
+        # frames of one file follow one another as they are stored
+        order = np.argsort([frame for _, frame in slices])
+        frames = frames[order]
+    for header in headers.values():
+        for keyword in _COPIED:
+            if keyword not in header:
+                setattr(header, keyword, None)
+    algorithm = hd.AlgorithmIdentificationSequence(
+        NAME, family=codes.cid7162.ArtificialIntelligence, version=bundle_version()
+    )
+    try:
+        return hd.seg.Segmentation(
+            source_images=list(headers.values()),
+            pixel_array=frames,
+            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=[
+                hd.seg.SegmentDescription(
+                    segment_number=number,
+                    segment_label=organ[:64],
+                    segmented_property_category=CATEGORY,
+                    segmented_property_type=organ_code(organ, organ_codes),
+                    algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+                    algorithm_identification=algorithm,
+                    display_color=hd.color.CIELabColor.from_string(COLOURS[(number - 1) % len(COLOURS)]),
+                )
+                for number, organ in enumerate(organs, start=1)
+            ],
+            series_instance_uid=generate_uid(),
+            # behind the series of the scanner, and the same for every segmentation of one series
+            series_number=100 * (int(first.get("SeriesNumber") or 0) % 10**6) + 1,
+            sop_instance_uid=generate_uid(),
+            instance_number=1,
+            manufacturer=NAME,
+            manufacturer_model_name=NAME,
+            software_versions=bundle_version(),
+            device_serial_number="1",
+            content_label=NAME.upper(),
+            content_description="organs, segmented automatically",
+            series_description=f"{NAME}: {first.get('SeriesDescription') or 'segmentation'}"[:64],
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UnsuitableSeries(f"'{source}': no DICOM SEG can be made of this series ({error}).") from error
+
+
+def organ_code(organ: str, organ_codes: OrganCodes | None = None) -> Code:
+    """What an organ is called in a standard terminology.
+
+    Args:
+        organ: its name.
+        organ_codes: for each organ its code in SNOMED CT, or ``[code, scheme, meaning]`` in any terminology.
+
+    Returns:
+        The code; for an organ that is not in ``organ_codes`` one of the private scheme ``99DIFFUSAM``, which keeps its
+        name but means nothing to other programs.
+
+    Raises:
+        DatasetError: an entry that is neither.
+
+    Example:
+        >>> organ_code("right kidney", {"right kidney": "9846003"})
+        Code(value='9846003', scheme_designator='SCT', meaning='Right kidney', scheme_version=None)
+    """
+    entry = (organ_codes or {}).get(organ)
+    if entry is None:
+        return Code(organ[:64], PRIVATE_SCHEME, organ[:64])
+    if isinstance(entry, (str, int)):
+        entry = [str(entry), SNOMED_CT, organ[:1].upper() + organ[1:]]
+    if not isinstance(entry, Sequence) or len(entry) != 3 or not all(isinstance(each, str) and each for each in entry):
+        raise DatasetError(
+            f"organ_codes has {entry} for {organ}; expected its code in SNOMED CT as text, such as '10200004', or "
+            "['10200004', 'SCT', 'Liver']. Correct it."
+        )
+    return Code(*entry)
+
+
+def uncoded(organs: Sequence[str], organ_codes: OrganCodes | None = None) -> list[str]:
+    """The organs without a standard code.
+
+    Raises:
+        DatasetError: an unusable entry in ``organ_codes``.
+    """
+    return [organ for organ in organs if organ_code(organ, organ_codes).scheme_designator == PRIVATE_SCHEME]
+
+
+def _check_headers(source: Path, headers: Mapping[Path, pydicom.Dataset]) -> None:
+    missing = {keyword for header in headers.values() for keyword in _REQUIRED if not header.get(keyword)}
+    if missing:
+        raise UnsuitableSeries(
+            f"'{source}': no {listed(sorted(missing))} in the series, without which no DICOM SEG can belong to it. "
+            "Export the original series."
+        )
+    if len(headers) > 1 and any("NumberOfFrames" in header for header in headers.values()):
+        raise UnsuitableSeries(
+            f"'{source}': a series of {len(headers)} files that may hold several frames each, expected one such file, "
+            "or one slice a file. Export the series in another way."
+        )

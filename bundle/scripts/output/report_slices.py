@@ -1,0 +1,248 @@
+"""Volumes for a web page: slices on one sprite sheet, organs as SVG paths, and where along the volume they are."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from monai.data import MetaTensor
+from monai.transforms import LoadImage
+from PIL import Image
+from skimage.measure import approximate_polygon, find_contours
+
+from ..data.volumes import VolumeReader
+from ..errors import DatasetError
+from .pictures import radiological
+from .report_content import Case
+
+THUMBNAILS = 6
+DOUBT_LEVELS = 16  # few levels make small files, and no eye tells more of them apart over an image
+DOUBT_COLOURS, DOUBT_OPACITY = "inferno", 0.8
+WEBP_QUALITY = 78
+
+
+@dataclass(frozen=True)
+class SliceView:
+    """What the page needs to show the slices of one case.
+
+    Attributes:
+        width, height: of a slice on the sheet, in pixels that are as wide as they are high on the patient.
+        columns, rows: slices on the sheet.
+        total: slices of the volume; fewer may be shown.
+        indices: of the slices on the sheet, counted from the feet, from 0.
+        image, doubt: the sheets, as data URIs.
+        outlines: for each slice the SVG paths of organs by their label value, and of the truth as ``"truth"``.
+        extents: for each organ the runs of slices on the sheet that hold it, ``(first, number)``.
+        thumbnails, start: positions on the sheet.
+    """
+
+    width: int
+    height: int
+    columns: int
+    rows: int
+    total: int
+    indices: list[int]
+    image: str
+    doubt: str | None
+    outlines: list[dict[str, str]]
+    extents: list[list[tuple[int, int]]]
+    thumbnails: list[int]
+    start: int
+
+    @property
+    def size(self) -> int:
+        """Bytes in the page, about."""
+        paths = sum(len(path) for outlines in self.outlines for path in outlines.values())
+        return len(self.image) + len(self.doubt or "") + paths
+
+
+def view_case(case: Case, organs: Sequence[str], pixels: int, max_slices: int) -> SliceView:
+    """Reads the volumes of a case and draws them.
+
+    Args:
+        case: with an image and a label map.
+        organs: names; label values 1...K in this order.
+        pixels: the longer side of a slice; smaller volumes stay as they are.
+        max_slices: of a volume with more, as many are taken, evenly spread.
+
+    Raises:
+        DatasetError: a file is missing or cannot be read, or they do not fit on one another.
+    """
+    for kind, path in (("image", case.image), ("label map", case.label_map)):
+        if path is None or not path.exists():
+            raise DatasetError(f"the {kind} is not there any more{f' (expected at {path})' if path else ''}.")
+    image = _read(case.image, **case.loading)
+    labels = _read(case.label_map)[0].numpy()
+    truth = None
+    if case.truth is not None and case.truth.exists():
+        values = _read(case.truth, **case.loading)[0].numpy()
+        truth = np.zeros(values.shape, np.uint8)
+        for organ, wanted in enumerate(case.label_values, 1):
+            truth[np.isin(values, wanted)] = organ
+    doubt = None if case.doubt is None else _read(case.doubt)[0].numpy()
+    for kind, voxels in (("label map", labels), ("label", truth), ("doubt", doubt)):
+        if voxels is not None and voxels.shape != image.shape[1:]:
+            raise DatasetError(f"the {kind} has shape {voxels.shape}, the image {tuple(image.shape[1:])}.")
+    return draw_view(image, labels, len(organs), truth, doubt, case.window, pixels, max_slices)
+
+
+def draw_view(
+    image: MetaTensor,
+    labels: np.ndarray,
+    organs: int,
+    truth: np.ndarray | None = None,
+    doubt: np.ndarray | None = None,
+    window: tuple[float, float] | None = None,
+    pixels: int = 288,
+    max_slices: int = 120,
+) -> SliceView:
+    """Draws slices as a radiologist sees them: anterior up, the patient's right on the left, without the air around.
+
+    Args:
+        image: ``(1, H, W, D)`` in that orientation, with its affine.
+        labels: ``(H, W, D)``, values 0...K; ``truth`` likewise.
+        organs: K.
+        doubt: ``(H, W, D)``, 0...1.
+        window: intensities shown as black and white; None takes the 0.5 and 99.5 percentiles.
+        pixels: see :func:`view_case`; ``max_slices`` too.
+    """
+    voxels, spacing = image[0].numpy(), image.pixdim.tolist()
+    total = voxels.shape[2]
+    indices = np.unique(np.linspace(0, total - 1, min(total, max_slices)).round().astype(int))
+    low, high = map(float, window or np.percentile(voxels[::2, ::2, indices], [0.5, 99.5]))
+    shown = [voxels[..., index] > low + 0.1 * (high - low) for index in indices]
+    shown += [each.any(2) for each in (labels, truth) if each is not None]
+    body = _box(np.logical_or.reduce(shown))
+    voxels, labels = voxels[body], labels[body]
+    truth, doubt = (None if each is None else each[body] for each in (truth, doubt))
+    extent = np.array(voxels.shape[:2]) * spacing[:2]
+    height, width = np.maximum(1, (extent * min(pixels / extent.max(), 1 / min(spacing[:2]))).round().astype(int))
+    # in a column for each of the square root, as graphics hardware has the same limit for both sides of a picture
+    columns = math.ceil(math.sqrt(len(indices) * height / width))
+    rows = math.ceil(len(indices) / columns)
+    cells = _Cells(int(width), int(height), columns, rows)
+
+    grey = [_bytes((voxels[..., index] - low) / max(high - low, 1e-6), 255) for index in indices]
+    sheets = {"image": _encoded(cells.sheet(grey, Image.Resampling.LANCZOS), "webp", quality=WEBP_QUALITY, method=4)}
+    if doubt is not None:
+        levels = [_bytes(doubt[..., index], DOUBT_LEVELS - 1) for index in indices]
+        sheet = cells.sheet(levels, Image.Resampling.BOX)
+        sheet.putpalette(*_doubt_palette())
+        sheets["doubt"] = _encoded(sheet, "png", optimize=True, bits=4)
+
+    outlines = []
+    for index in indices:
+        paths = {str(organ): cells.path(labels[..., index] == organ) for organ in range(1, organs + 1)}
+        if truth is not None:
+            paths["truth"] = "".join(cells.path(truth[..., index] == organ) for organ in range(1, organs + 1))
+        outlines.append({key: path for key, path in paths.items() if path})
+
+    areas = np.stack([(labels[..., indices] == organ).sum((0, 1)) for organ in range(1, organs + 1)])
+    held = np.flatnonzero(areas.any(0)) if areas.any() else np.arange(len(indices))
+    spread = np.linspace(0, len(held) - 1, THUMBNAILS + 2).round().astype(int)[1:-1]
+    return SliceView(
+        width=cells.width,
+        height=cells.height,
+        columns=columns,
+        rows=rows,
+        total=total,
+        indices=indices.tolist(),
+        image=sheets["image"],
+        doubt=sheets.get("doubt"),
+        outlines=outlines,
+        extents=[_runs(area > 0) for area in areas],
+        thumbnails=np.unique(held[spread]).tolist(),
+        # the slice that shows most: of those with the most organs, the one where they are largest
+        start=int(np.lexsort((areas.sum(0), (areas > 0).sum(0)))[-1]),
+    )
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """A sheet of slices, row by row."""
+
+    width: int
+    height: int
+    columns: int
+    rows: int
+
+    def sheet(self, planes: Sequence[np.ndarray], resampling: Image.Resampling) -> Image.Image:
+        sheet = Image.new("L", (self.columns * self.width, self.rows * self.height))
+        for number, plane in enumerate(planes):
+            row, column = divmod(number, self.columns)
+            cell = Image.fromarray(plane).resize((self.width, self.height), resampling)
+            sheet.paste(cell, (column * self.width, row * self.height))
+        return sheet
+
+    def path(self, mask: np.ndarray) -> str:
+        """The outline of ``(H, W)`` as an SVG path in the pixels of a cell."""
+        inside = np.argwhere(mask)
+        if not len(inside):
+            return ""
+        first, last = inside.min(0), inside.max(0) + 1
+        padded = np.pad(mask[first[0] : last[0], first[1] : last[1]], 1).astype(np.uint8)
+        scale = np.array([self.height / mask.shape[0], self.width / mask.shape[1]])
+        pieces = []
+        for contour in find_contours(padded, 0.5):
+            # half a voxel is what the steps of a mask's edge are off by
+            points = approximate_polygon((contour + first - 0.5) * scale, max(0.35, 0.5 * scale.max()))
+            if len(points) > 2:
+                pieces.append(
+                    "M" + " ".join(f"{value:.1f}".removesuffix(".0") for value in points[:-1, ::-1].flat) + "Z"
+                )
+        return "".join(pieces)
+
+
+def _read(path: Path, **loading: Any) -> MetaTensor:
+    """A volume ``(1, H, W, D)`` in its own type, anterior up and the patient's right on the left."""
+    return radiological(LoadImage(reader=VolumeReader(**loading), dtype=None, ensure_channel_first=True)(path))
+
+
+def _box(mask: np.ndarray, margin: int = 2) -> tuple[slice, ...]:
+    """The smallest box around what is true in ``(H, W)``, with a margin; all of it where nothing is."""
+    if not mask.any():
+        return tuple(slice(None) for _ in mask.shape)
+    held = [np.flatnonzero(mask.any(1 - axis)) for axis in range(2)]
+    return tuple(slice(max(0, each[0] - margin), each[-1] + 1 + margin) for each in held)
+
+
+def _bytes(plane: np.ndarray, steps: int) -> np.ndarray:
+    return (np.clip(plane, 0, 1) * steps).round().astype(np.uint8)
+
+
+def _doubt_palette() -> tuple[bytes, str]:
+    """Colours from transparent to bright."""
+    share = np.linspace(0, 1, DOUBT_LEVELS)
+    colours = colormaps[DOUBT_COLOURS](0.3 + 0.65 * share)
+    colours[:, 3] = DOUBT_OPACITY * np.sqrt(share)
+    return (colours * 255).round().astype(np.uint8).tobytes(), "RGBA"
+
+
+def doubt_scale() -> list[str]:
+    """The colours of doubt from 0 to 1, as CSS has them."""
+    palette = np.frombuffer(_doubt_palette()[0], np.uint8).reshape(-1, 4)
+    return [f"rgb({red} {green} {blue})" for red, green, blue, _ in palette[::3]]
+
+
+def _runs(held: np.ndarray) -> list[tuple[int, int]]:
+    """Where ``(N,)`` is true: the first of each run and its length."""
+    edges = np.flatnonzero(np.diff(held.astype(int), prepend=0, append=0)).tolist()
+    return [(first, end - first) for first, end in zip(edges[::2], edges[1::2])]
+
+
+def _encoded(image: Image.Image, kind: str, **options: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return data_uri(buffer.getvalue(), kind)
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """A picture as text that stands in a page: ``data:image/png;base64,...``."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"

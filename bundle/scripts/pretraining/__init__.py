@@ -1,0 +1,1 @@
+"""How ``sam2_nano`` is made, from procedurally generated clips alone."""

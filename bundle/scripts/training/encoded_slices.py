@@ -1,0 +1,213 @@
+"""The embedding cache: training slices that have been through the frozen SAM2 once, with augmented variants.
+
+SAM2 never changes, so everything before the prior is computed once: for every training volume and every augmented
+variant of it, the image features and the true memory ME(y, z_img) of each slice and organ, in half precision. In the
+few-shot setting augmentation matters more than anything else, so the cache holds several variants and training draws
+among them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from monai.transforms import Compose
+from monai.utils import convert_to_tensor
+from torch import Tensor
+from torch.utils.data import Dataset, WeightedRandomSampler
+from tqdm import tqdm
+
+from ..data.transforms import AugmentedVariant, describe
+from ..data.volumes import files_of
+from ..files import sha256_of
+from ..networks.sam2_backbone import MASK_LOGIT, FrozenSAM2, mask_to_logits
+from .handlers import save_atomically
+
+logger = logging.getLogger(__name__)
+_LAYOUT = 1  # raise when the content of a cache file changes
+
+
+class EncodedSlices(Dataset):
+    """(slice, organ) pairs of the training volumes, read from the cache and encoded into it on first use.
+
+    A cache file's name holds a digest of everything that changes its content: the files' own SHA-256, the
+    transforms and their parameters, the backbone's weights and size, the organs, seed and variant. A file is written
+    under a temporary name and renamed, so an interrupted run loses at most the volume it was encoding. Of several
+    processes each encodes a share.
+
+    Args:
+        data: ``{"image", "label", "case"}`` for each training volume.
+        transform: deterministic transforms to ``image`` ``(1, S, S, slices)`` in [0, 1] and ``label`` of the same shape
+            with 0 for background and 1...K for the organs.
+        backbone: the frozen SAM2, on the device to encode with.
+        organs: names, in the order of the label values.
+        cache_dir: where the files go.
+        augmentation: random transforms for the variants beyond the first, or None.
+        variants: augmented variants of each volume, besides the volume itself.
+        absent_share: share of pairs drawn whose slice does not hold the organ.
+        batch_size: slices encoded at a time.
+        seed: of the augmentation.
+
+    Each item is a dictionary of ``embedding``, ``high_res_fine``, ``high_res_coarse``, ``memory`` ``(M, h, w)``, all
+    float16, ``mask`` ``(1, S, S)`` bool, ``organ`` (int) and ``present`` (bool).
+
+    Raises:
+        ValueError: a volume that does not come out of ``transform`` in the declared shape, or a share out of [0, 1).
+    """
+
+    def __init__(
+        self,
+        data: Sequence[dict[str, Any]],
+        transform: Compose,
+        backbone: FrozenSAM2,
+        organs: Sequence[str],
+        cache_dir: str | Path,
+        augmentation: Compose | None = None,
+        variants: int = 0,
+        absent_share: float = 0.25,
+        batch_size: int = 8,
+        seed: int = 0,
+    ) -> None:
+        if not 0 <= absent_share < 1:
+            raise ValueError(f"absent_share must lie in [0, 1), got {absent_share}.")
+        if variants and augmentation is None:
+            raise ValueError(f"{variants} augmented variants are asked for, but `augmentation` is None.")
+        self.data, self.transform, self.backbone, self.organs = list(data), transform, backbone, list(organs)
+        self.cache_dir, self.variants, self.absent_share = Path(cache_dir), variants, absent_share
+        self.augment = AugmentedVariant(augmentation, seed) if variants else None
+        self.batch_size = batch_size
+        self.files = self._encode_all()
+        self._open: dict[int, dict[str, Tensor]] = {}
+        self.pairs, self.present = self._list_pairs()
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        file, position, organ = self.pairs[index].tolist()
+        content = self._content(file)
+        item = {key: content[key][position] for key in ("embedding", "high_res_fine", "high_res_coarse")}
+        item["memory"] = content["memory"][position, organ]
+        item["mask"] = (content["label"][position] == organ + 1)[None]
+        return {**item, "organ": organ, "present": bool(self.present[index])}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # worker processes open the files themselves and have no use for the backbone
+        return {**self.__dict__, "_open": {}, "backbone": None, "transform": None, "augment": None}
+
+    def sampler(self, num_samples: int) -> WeightedRandomSampler:
+        """Draws pairs with every organ equally often, ``absent_share`` of them from slices without the organ."""
+        organ = self.pairs[:, 2]
+        weights = torch.zeros(len(self.pairs), dtype=torch.double)
+        for value in range(len(self.organs)):
+            shares = ((True, 1 - self.absent_share), (False, self.absent_share))
+            groups = [((organ == value) & (self.present == present), share) for present, share in shares]
+            drawn = sum(share for group, share in groups if group.any())  # an organ may be in every slice, or in none
+            for group, share in groups:
+                weights[group] = share / (drawn * group.sum().clamp_min(1)) if drawn else 0.0
+        return WeightedRandomSampler(weights, num_samples)
+
+    def statistics_batches(self, batch_size: int = 64):
+        """Memories of present organs and their image embeddings, for ``MemoryPrior.fit_statistics``."""
+        index = self.present.nonzero()[:, 0]
+        for chunk in index.split(batch_size):
+            items = [self[int(position)] for position in chunk]
+            yield tuple(torch.stack([item[key].float() for item in items]) for key in ("memory", "embedding"))
+
+    def _content(self, file: int) -> dict[str, Tensor]:
+        if file not in self._open:  # memory-mapped: only the slices that are drawn are read
+            self._open[file] = torch.load(self.files[file], map_location="cpu", mmap=True, weights_only=True)
+        return self._open[file]
+
+    def _list_pairs(self) -> tuple[Tensor, Tensor]:
+        pairs, present = [], []
+        for file in range(len(self.files)):
+            held = self._content(file)["present"]
+            slices, organs = torch.meshgrid(torch.arange(len(held)), torch.arange(len(self.organs)), indexing="ij")
+            pairs.append(torch.stack([torch.full_like(slices, file), slices, organs], -1).reshape(-1, 3))
+            present.append(held.reshape(-1))
+        return torch.cat(pairs), torch.cat(present)
+
+    def _encode_all(self) -> list[Path]:
+        jobs = [(item, variant) for item in self.data for variant in range(self.variants + 1)]
+        digests = {item["case"]: [_digest(item["image"]), _digest(item["label"])] for item in self.data}
+        common = {
+            "layout": _LAYOUT,
+            "transform": describe(self.transform),
+            "augmentation": describe(self.augment.transform) if self.augment else None,
+            "backbone": [self.backbone.fingerprint(), self.backbone.image_size],
+            "organs": self.organs,
+        }
+        paths = []
+        for item, variant in jobs:
+            key = {**common, "files": digests[item["case"]], "variant": variant}
+            if variant == 0:
+                key["augmentation"] = None
+            else:
+                key["seed"] = self.augment.seed
+            digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
+            paths.append(self.cache_dir / f"{item['case']}_v{variant:03d}_{digest}.pt")
+        missing = [(path, *job) for path, job in zip(paths, jobs) if not path.is_file()]
+        if missing:
+            logger.info("Encoding %d of %d volume variants into '%s'.", len(missing), len(jobs), self.cache_dir)
+        idist.barrier()  # nothing is written before all processes have seen what is missing
+        share = missing[idist.get_rank() :: idist.get_world_size()]
+        loaded: dict[str, Any] = {}
+        for path, item, variant in tqdm(
+            share, desc="encoding", unit="volume", disable=not share or idist.get_rank() > 0
+        ):
+            if loaded.get("case") != item["case"]:
+                loaded = {"case": item["case"], "volume": self.transform(dict(item))}
+            volume = loaded["volume"]
+            if self.augment:
+                volume = self.augment(volume, item["case"], variant)
+            save_atomically(self.encode(volume, item["case"]), path)
+        idist.barrier()
+        return paths
+
+    @torch.no_grad()
+    def encode(self, volume: dict[str, Any], case: str = "") -> dict[str, Tensor]:
+        """Everything the prior's training needs of one transformed volume, slice by slice, on the CPU."""
+        size = self.backbone.image_size
+        image, label = (
+            convert_to_tensor(volume[key], dtype=torch.float32, track_meta=False) for key in ("image", "label")
+        )
+        if image.shape != label.shape or image.ndim != 4 or image.shape[:3] != (1, size, size):
+            raise ValueError(
+                f"Case '{case}': expected image and label of shape (1, {size}, {size}, slices) after the transforms, "
+                f"got {tuple(image.shape)} and {tuple(label.shape)}."
+            )
+        image, label = image.permute(3, 0, 1, 2), label.permute(3, 0, 1, 2).round().to(torch.uint8)
+        device = next(self.backbone.parameters()).device
+        count = len(self.organs)
+        values = torch.arange(1, count + 1).view(1, -1, 1, 1)
+        chunks = []
+        for start in range(0, len(image), self.batch_size):
+            features = self.backbone.encode_image(image[start : start + self.batch_size].to(device))
+            mask = label[start : start + self.batch_size] == values
+            present = mask.flatten(2).any(2)
+            score = torch.where(present.flatten(), MASK_LOGIT, -MASK_LOGIT)[:, None].to(device)
+            memory = self.backbone.encode_memory(
+                features.repeat_interleave(count), mask_to_logits(mask.flatten(0, 1)[:, None]).to(device), score
+            )
+            chunk = {
+                "embedding": features.embedding,
+                "high_res_fine": features.high_res[0],
+                "high_res_coarse": features.high_res[1],
+                "memory": memory.unflatten(0, (-1, count)),
+            }
+            chunk = {key: value.to("cpu", torch.float16) for key, value in chunk.items()}
+            chunks.append({**chunk, "label": label[start : start + self.batch_size, 0], "present": present})
+        return {key: torch.cat([chunk[key] for chunk in chunks]).contiguous() for key in chunks[0]}
+
+
+def _digest(path: str) -> str:
+    """SHA-256 of a file; of a volume of many, such as a DICOM series, SHA-256 of theirs in order of name."""
+    digests = [sha256_of(file) for file in files_of(path)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

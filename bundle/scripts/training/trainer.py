@@ -1,0 +1,106 @@
+"""Training of the memory prior on cached slices: MONAI's supervised trainer with DiffuSAM's iteration (section 2.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine
+from monai.engines import SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+
+from ..networks.diffusam import DiffuSAM
+from ..networks.sam2_backbone import ImageFeatures, Memory, resize_logits
+from .parallel import draw_rows, means_over_processes, noise_like
+
+
+class TrainingStep(nn.Module):
+    """Network, loss and what lies between them as one module, from a batch to losses.
+
+    ``DistributedDataParallel`` averages the gradients of what is computed through it; training calls the parts of the
+    network one by one, so that wrapping the network itself would average nothing.
+
+    Args:
+        network: has the parameters.
+        loss: may have some too.
+        compute: from the network and a batch to the losses.
+    """
+
+    def __init__(self, network: nn.Module, loss: nn.Module, compute: Callable) -> None:
+        super().__init__()
+        self.network, self.loss, self.compute = network, loss, compute
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self.compute(self.network, batch)
+
+
+class DiffuSAMTrainer(SupervisedTrainer):
+    """One iteration: noise the true memory, denoise it, decode the denoised memory, sum both losses, step the prior.
+
+    Takes every argument of MONAI's ``SupervisedTrainer``; ``network`` is :class:`DiffuSAM`, ``loss_function`` is
+    :class:`DiffuSAMLoss`, and batches are those of :class:`EncodedSlices`. ``engine.state.output`` is a list of one
+    dictionary with the losses, as MONAI's handlers and ``from_engine([...], first=True)`` take it.
+
+    In several processes (:mod:`scripts.training.parallel`) gradients are averaged over all of them, and so are the
+    losses.
+
+    Args:
+        max_grad_norm: the prior's gradient is clipped to this norm; None leaves it.
+        timesteps: the diffusion times that are drawn from, such as those that inference visits; None draws from all,
+            as the paper does.
+    """
+
+    def __init__(
+        self, *args: Any, max_grad_norm: float | None = 1.0, timesteps: Sequence[int] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.max_grad_norm = max_grad_norm
+        self.timesteps = None if timesteps is None else torch.tensor(list(timesteps))
+        self.step: nn.Module = TrainingStep(self.network, self.loss_function, self._losses)
+        if idist.get_world_size() > 1:
+            self.step = DistributedDataParallel(self.step, broadcast_buffers=False)
+
+    def _iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        batch = {key: value.to(self.state.device, non_blocking=self.non_blocking) for key, value in batchdata.items()}
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=self.optim_set_to_none)
+        with torch.autocast(self.state.device.type, enabled=self.amp, **self.amp_kwargs):
+            losses = self.step(batch)
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+        if self.amp and self.scaler is not None:
+            self.scaler.scale(losses["loss"]).backward()
+            self.scaler.unscale_(self.optimizer)
+        else:
+            losses["loss"].backward()
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        if self.max_grad_norm is not None:
+            clip_grad_norm_(self.network.prior.parameters(), self.max_grad_norm)
+        if self.amp and self.scaler is not None:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        engine.state.output = [means_over_processes(losses)]
+        return engine.state.output
+
+    def _losses(self, network: DiffuSAM, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        features = ImageFeatures(
+            batch["embedding"].float(), (batch["high_res_fine"].float(), batch["high_res_coarse"].float())
+        )
+        true_memory, organ = batch["memory"].float(), batch["organ"]
+        timestep = draw_rows(lambda rows: self._draw_timesteps(network, rows, organ.device), len(organ))
+        prior_error, memory = network.prior(true_memory, features, organ, timestep, noise_like(true_memory))
+        decoded = network.backbone.decode(network.backbone.condition(features, [Memory(memory)]), features)
+        mask_logits = resize_logits(decoded.mask_logits, network.backbone.image_size)
+        return self.loss_function(prior_error, mask_logits, decoded.object_score, batch["mask"])
+
+    def _draw_timesteps(self, network: DiffuSAM, count: int, device: torch.device) -> Tensor:
+        if self.timesteps is None:
+            return torch.randint(network.prior.scheduler.config.num_train_timesteps, (count,), device=device)
+        return self.timesteps[torch.randint(len(self.timesteps), (count,))].to(device)
