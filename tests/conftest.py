@@ -1,4 +1,4 @@
-"""What several test modules share: the bundle on the path, and small volumes as files."""
+"""What several test modules share: small volumes as files, and a state that no test leaves changed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import torch
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundle"  # the bundle root
-sys.path.insert(0, str(BUNDLE))
 
 # for networks this small, threads cost more than they give: here, and in the processes that tests start
 torch.set_num_threads(1)
@@ -155,7 +154,7 @@ def tiny_dataset(tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def backbone_file(tmp_path_factory) -> Path:
     """A ``sam2_nano`` checkpoint with random weights."""
-    from workflows import nano_checkpoint
+    from tests.helpers.workflows import nano_checkpoint
 
     return nano_checkpoint(tmp_path_factory.mktemp("backbone") / "sam2_nano.pt")
 

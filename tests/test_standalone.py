@@ -13,7 +13,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from scripts.standalone import standalone
-from workflows import BUNDLE, ORGANS, SIZE, command_line, run, train, write_overlay
+
+from tests.helpers.workflows import BUNDLE, ORGANS, SIZE, command_line, run, train, write_overlay
 
 INFERENCE = str(BUNDLE / "configs" / "inference.json")
 NAME = "diffusam_test"

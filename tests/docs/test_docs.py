@@ -1,0 +1,199 @@
+"""Every command of the README and of the pages in docs/ runs, on synthetic data in the places that it names.
+
+Commands run as they are written, but absolute paths lead into the test's folder, a last overlay makes networks small
+and trainings short, four cases stand for many, nothing is downloaded, and tables are only reported, not measured.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scripts.data import datalists
+
+from tests.conftest import save_volume, simple_image, simple_label
+from tests.helpers.archives import zipped
+from tests.helpers.workflows import BUNDLE, ROOT, SETTINGS
+from tests.prepare.test_btcv import BTCV_VALUES
+from tests.prepare.test_chaos import save_chaos_case
+
+PAGES = ["README.md", "docs/data.md"]  # the second prepares BTCV for others
+PAGES += sorted({f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - set(PAGES))
+# what a reader runs in a shell of his own
+SHELL = ("pip install", "cd ", "pytest", "git ")
+# needs several processes, a browser, a prior that finds organs: test_multi_gpu, test_html_report, test_uncertainty
+ELSEWHERE = ("torchrun", "DIFFUSAM_REPORT=", "python ../benchmarks/doubt.py")
+SMALL = {
+    key: SETTINGS[key]
+    for key in ("backbone_name", "backbone_sha256", "image_size", "prior_channels", "attention_levels", "batch_size")
+} | {"device": "$torch.device('cpu')", "variants": 0, "iterations": 2, "iterations_per_epoch": 2, "phantoms": 4}
+SMALL_PRETRAINING = {
+    "stages": [{"epochs": 1, "image_size": 64, "frames": 1, "clips": 1}],
+    **{"iterations_per_epoch": 1, "schedule_iterations": 2, "num_workers": 0, "device": SMALL["device"]},
+}
+BTCV_CASES = [f"{number:04d}" for number in [*range(1, 11), *range(21, 41)]]
+CHAOS_CASES = "1 2 3 5 8 10 13 15 19 20 21 22 31 32 33 34 36 37 38 39".split()
+
+
+def commands(page: str) -> list[str]:
+    """The commands of a page's bash blocks, lines that end with a backslash joined."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, backbone_file) -> Path:
+    """A folder with the bundle, the benchmarks, and what the pages' readers have downloaded or own."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "bundle").mkdir()
+    for path in (*BUNDLE.iterdir(), ROOT / "benchmarks"):
+        if path.name == "models":  # downloads are refused where the way leads out of the bundle
+            shutil.copytree(path, folder / "bundle/models")
+        elif path.name not in ("data", "runs", "__pycache__", "eval"):
+            (folder / ("bundle" if path.parent == BUNDLE else "") / path.name).symlink_to(path)
+    small = {**SMALL, "backbone_checkpoint": str(backbone_file)}
+    pretraining = {**SMALL_PRETRAINING, "backbone_file": str(folder / "pretrained.pt")}
+    for name, settings in (("small", small), ("pretraining", pretraining)):
+        (folder / f"{name}.json").write_text(json.dumps(settings))
+    label = simple_label()
+    for seed, case in enumerate(("a", "b", "c", "d")):
+        save_volume(folder / f"data/mine/images/{case}.nii.gz", simple_image(label, seed))
+        save_volume(folder / f"data/mine/labels/{case}.nii.gz", np.array([0, 1, 0, 0, 6], np.uint8)[label])
+    save_volume(folder / "data/new/scan.nii.gz", simple_image(label, 9))
+    for seed, case in enumerate(BTCV_CASES):
+        save_volume(folder / f"btcv/Training/img/img{case}.nii.gz", simple_image(label, seed))
+        save_volume(folder / f"btcv/Training/label/label{case}.nii.gz", BTCV_VALUES[label].astype(np.uint8))
+    shutil.move(zipped(folder / "btcv"), folder / "bundle/RawData.zip")
+    for seed, case in enumerate(CHAOS_CASES):
+        save_chaos_case(folder / "chaos/Train_Sets/MR" / case, seed)
+    shutil.move(zipped(folder / "chaos"), folder / "bundle/CHAOS_Train_Sets.zip")
+    task = folder / "data/Task09_Spleen"
+    for case in ("1", "2", "3"):
+        save_volume(task / f"imagesTr/spleen_{case}.nii.gz", simple_image(label))
+        save_volume(task / f"labelsTr/spleen_{case}.nii.gz", (label == 1).astype(np.uint8))
+    pairs = [
+        {"image": f"./imagesTr/spleen_{case}.nii.gz", "label": f"./labelsTr/spleen_{case}.nii.gz"} for case in "123"
+    ]
+    content = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "spleen"}, "training": pairs}
+    (task / "dataset.json").write_text(json.dumps(content))
+    for page, name in (("organs", "my_organs"), ("corrections", "corrections")):
+        text = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
+        (folder / f"bundle/{name}.json").write_text(re.search(r"```json\n(.*?)```", text, re.DOTALL)[1])
+    larger = np.random.default_rng(0).integers(-100, 200, (150, 120, 20)).astype(np.int16)
+    save_volume(folder / "data/new/a04.nii.gz", larger)  # the case that docs/corrections.md corrects
+    return folder
+
+
+def arguments(command: str, place: Path) -> list[str]:
+    """What follows ``python``, with absolute paths led into the test's folder, and the last overlay added."""
+    words = shlex.split(re.sub(r"(?<=[\s'\"])/data/", f"{place}/data/", command))[1:]
+    if "--config_file" in words:
+        index = words.index("--config_file") + 1
+        files = ast.literal_eval(words[index]) if words[index].startswith("[") else [words[index]]
+        small = "pretraining" if "pretraining" in words else "small"
+        words[index] = str([*files, str(place / f"{small}.json")])
+        if "configs/sf_uda_demo.json" in files:
+            words += ["--dataset_dir#count", "1"]  # a phantom takes seconds
+    if "run" in words[:3]:
+        words += ["--logging_file", "False"]  # it would silence the loggers of other tests
+    if words[0].endswith("/tables"):
+        words += ["--only_report", "True"]
+    return words
+
+
+def run_python(words: list[str], monkeypatch) -> None:
+    """``python ...`` in this process, which has imported everything already."""
+    if words[0] == "-m":
+        monkeypatch.setattr(sys, "argv", words[1:])
+        run = lambda: runpy.run_module(words[1], run_name="__main__", alter_sys=True)  # noqa: E731
+    else:
+        monkeypatch.setattr(sys, "argv", words)
+        monkeypatch.syspath_prepend(Path(words[0]).parent.resolve())
+        run = lambda: runpy.run_path(words[0], run_name="__main__")  # noqa: E731
+    try:
+        run()
+    except SystemExit as end:
+        assert not end.code, end.code
+
+
+def run_page(page: str, place: Path, monkeypatch, fetched: list) -> None:
+    """Runs the commands of a page, once in this place."""
+    mark = place / f"{Path(page).stem}.done"
+    if mark.exists():
+        return
+    for command in commands(page):
+        if command.startswith((*SHELL, *ELSEWHERE)):
+            continue
+        assert command.startswith("python "), f"not a command that this test knows: {command}"
+        words = arguments(command, place)
+        if "--tracking" in words and not find_spec("mlflow"):
+            continue
+        start = time.perf_counter()
+        run_python(words, monkeypatch)
+        print(f"{time.perf_counter() - start:.1f} s: {command}")
+        if "download_large_files" in words:
+            assert fetched and "https://" in str(fetched.pop())
+    mark.touch()
+
+
+@pytest.mark.parametrize("page", [PAGES[0], *(pytest.param(page, marks=pytest.mark.slow) for page in PAGES[1:])])
+def test_every_command_of_a_page_runs(page, place, monkeypatch):
+    """Pages go on from what a reader of the first two has prepared and trained."""
+    fetched = []
+    monkeypatch.setattr("monai.bundle.scripts.download_url", lambda **options: fetched.append(options))
+    find_cases = datalists.find_cases
+    monkeypatch.setattr(datalists, "find_cases", lambda *args, **options: find_cases(*args, **options)[:4])
+    monkeypatch.chdir(place / "bundle")
+    for each in dict.fromkeys([*PAGES[: min(PAGES.index(page), 2)], page]):
+        run_page(each, place, monkeypatch, fetched)
+
+
+def test_every_benchmark_starts_before_the_bundle_can_be_imported():
+    """The bundle's folder comes onto the path with the configuration; the tests have it there from the beginning."""
+    scripts = [path for path in (ROOT / "benchmarks").rglob("*.py") if "fire.Fire(" in path.read_text("utf-8")]
+    assert len(scripts) > 5
+    code = """
+        import runpy, sys
+        clean = list(sys.path)
+        for path in sys.argv[1:]:
+            sys.path[:] = [path.rpartition("/")[0], *clean]
+            runpy.run_path(path, run_name="imported")
+    """
+    command = [sys.executable, "-P", "-c", textwrap.dedent(code), *map(str, scripts)]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    run = subprocess.run(command, cwd=BUNDLE, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_every_file_that_a_page_links_to_is_there():
+    for page in PAGES:
+        folder = (ROOT / page).parent
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8")):
+            assert "://" in target or (folder / target).exists(), f"{page}: {target}"
+
+
+def test_every_heading_that_a_page_links_to_is_there():
+    for page in PAGES:
+        folder = (ROOT / page).parent
+        for target, anchor in re.findall(r"\]\(([^)#\s:]*)#([^)]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+            text = ((folder / target) if target else ROOT / page).read_text(encoding="utf-8")
+            headings = [
+                re.sub(r"[^\w\- ]", "", line.lstrip("# ")).lower().replace(" ", "-")
+                for line in text.splitlines()
+                if line.startswith("#")
+            ]
+            assert anchor in headings, f"{page}: {target}#{anchor}"

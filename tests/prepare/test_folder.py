@@ -1,0 +1,168 @@
+"""Preparing a user's own images and labels, in whatever format, for training and evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import itk
+import nibabel as nib
+import numpy as np
+import pytest
+from scripts.errors import DatasetError
+from scripts.prepare.folder import prepare_folder
+
+from tests.conftest import save_dicom_series, save_volume, simple_image, simple_label
+from tests.helpers.archives import AXIAL, canonical, overlay_of, train_and_evaluate
+from tests.helpers.workflows import ORGANS
+
+
+def test_nifti_files_stay_where_they_are(tiny_dataset, tmp_path):
+    (tiny_dataset / "label_d.nii.gz").unlink()
+    organs = {"spleen": 1, "liver": 4}
+
+    report = prepare_folder(tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine", organs)
+
+    overlay = overlay_of(tmp_path / "mine")
+    assert overlay["dataset_dir"] == str(tiny_dataset)
+    assert (overlay["train_cases"], overlay["test_cases"]) == (["a", "b", "c"], [])
+    assert (overlay["label_map"], overlay["background_values"]) == (organs, [0, 2, 3])
+    assert "Left out, since they have no label: d." in report and "none is left to evaluate on" in report
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["overlay.json"]
+
+
+def test_labels_beside_the_images_are_no_images(tiny_dataset, tmp_path):
+    for label in tiny_dataset.glob("label_*"):
+        label.rename(tiny_dataset / label.name.replace("label_", "image_").replace(".nii", "_seg.nii"))
+
+    report = prepare_folder(tiny_dataset, "{case}.nii.gz", "{case}_seg.nii.gz", tmp_path / "mine")
+
+    assert overlay_of(tmp_path / "mine")["train_cases"] == ["image_a", "image_b", "image_c"]
+    assert "Left out" not in report
+
+
+def test_label_values_without_a_name_are_organs(tiny_dataset, tmp_path):
+    report = prepare_folder(
+        tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine", train_cases=["d"], modality="mr"
+    )
+
+    overlay = overlay_of(tmp_path / "mine")
+    assert overlay["label_map"] == {f"organ {value}": value for value in (1, 2, 3, 4)}
+    assert (overlay["train_cases"], overlay["test_cases"]) == (["d"], ["a", "b", "c"])
+    assert overlay["intensity"]["_target_"] == "ScaleIntensityRangePercentilesd"
+    assert "look like Hounsfield units" in report
+
+
+def test_an_overlay_that_was_edited_is_kept(tiny_dataset, tmp_path):
+    arguments = (tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine")
+    prepare_folder(*arguments)
+    edited = tmp_path / "mine/overlay.json"
+    edited.write_text(edited.read_text().replace("organ 1", "spleen"))
+
+    with pytest.raises(DatasetError, match="overlay.json'.*--overwrite True"):
+        prepare_folder(*arguments)
+    assert "spleen" in edited.read_text()
+
+
+@pytest.mark.parametrize(
+    "image, label, options, found",
+    [
+        ("image_{case}.nii.gz", "seg_{case}.nii.gz", {}, "None of 4 images has a label.*seg_a.nii.gz"),
+        ("scan_{case}.nii.gz", "label_{case}.nii.gz", {}, "'scan_{case}.nii.gz'.*Set the folder.*or --image to"),
+        ("image_{case}.nii.gz", "label_a.nii.gz", {}, "exactly once"),
+        ("image_{case}.nii.gz", "label_{case}.nii.gz", {"label_map": "spleen"}, "--label_map is 'spleen'"),
+        ("image_{case}.nii.gz", "label_{case}.nii.gz", {"train_cases": ["e"]}, "--train_cases names e, .*a, b, c, d"),
+        ("image_{case}.nii.gz", "label_{case}.nii.gz", {"modality": "pet"}, "expected ct or mr"),
+        ("label_{case}.nii.gz", "image_{case}.nii.gz", {}, "Does --label name the images"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(tiny_dataset, tmp_path, image, label, options, found):
+    with pytest.raises((DatasetError, FileNotFoundError), match=found):
+        prepare_folder(tiny_dataset, image, label, tmp_path / "mine", **options)
+    assert not (tmp_path / "mine").exists()
+
+
+def test_labels_on_another_grid_are_refused(tiny_dataset, tmp_path, write_volume):
+    write_volume(tiny_dataset / "label_b.nii.gz", simple_label()[1:])
+
+    with pytest.raises(DatasetError, match=r"label_b.nii.gz': shape \(39, 36, 8\)"):
+        prepare_folder(tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine")
+
+
+def test_files_that_do_not_say_where_they_lie_take_the_axes_that_are_told(tiny_dataset, tmp_path):
+    for path in tiny_dataset.iterdir():
+        image = nib.load(path)
+        image.set_sform(None, 0)
+        image.set_qform(None, 0)
+        nib.save(image, path)
+    arguments = (tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine", {"spleen": 1})
+
+    with pytest.raises(DatasetError, match="image_a.nii.gz"):
+        prepare_folder(*arguments)
+    prepare_folder(*arguments, default_axcodes="RAS")
+
+    assert overlay_of(tmp_path / "mine")["default_axcodes"] == "RAS"
+
+
+def test_one_of_several_dicom_series_is_converted(tmp_path):
+    label = simple_label()[::-1, ::-1]
+    scout = np.zeros((20, 20, 3), np.int16)
+    for name, array in (("portal", simple_image(label)), ("scout", scout)):
+        save_dicom_series(tmp_path / "data/a", array, AXIAL, name + "{index}.dcm", SeriesDescription=name)
+    save_volume(tmp_path / "data/a.nii.gz", label, AXIAL)
+    arguments = (tmp_path / "data", "{case}", "{case}.nii.gz", tmp_path / "out")
+
+    with pytest.raises(DatasetError, match="(?s)2 DICOM series.*--series.*portal.*scout"):
+        prepare_folder(*arguments)
+    prepare_folder(*arguments, series="portal")
+
+    assert nib.load(tmp_path / "out/image/a.nii.gz").shape == label.shape
+
+
+@pytest.mark.parametrize(
+    "voxels, found",
+    [
+        (np.zeros_like(simple_label()), "hold only 0"),
+        (simple_label() * np.float32(1.5), "label voxels are no integers"),
+        (np.where(simple_label() == 1, np.nan, simple_label()).astype(np.float32), "label voxels are no integers"),
+    ],
+)
+def test_labels_without_organs_are_refused(tmp_path, voxels, found):
+    save_volume(tmp_path / "image_a.nii.gz", simple_image(simple_label()))
+    save_volume(tmp_path / "label_a.nii.gz", voxels)
+
+    with pytest.raises(DatasetError, match=found):
+        prepare_folder(tmp_path, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine")
+
+
+def test_kidneys_on_the_wrong_side_are_noticed(tiny_dataset, tmp_path):
+    swapped = {"right kidney": 3, "left kidney": 2}
+
+    report = prepare_folder(tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine", swapped)
+
+    assert report.count("right kidney is not to the right of left kidney") == 4
+
+
+def save_nrrd(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
+    image = itk.image_from_array(np.ascontiguousarray(array.T))
+    turned = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # NRRD's space is LPS+, as DICOM's
+    spacing = np.linalg.norm(turned[:3, :3], axis=0)
+    image.SetSpacing(spacing)
+    image.SetOrigin(turned[:3, 3])
+    image.SetDirection(itk.matrix_from_array(turned[:3, :3] / spacing))
+    itk.imwrite(image, path)
+
+
+def test_dicom_series_and_nrrd_labels_train_and_evaluate(tmp_path, backbone_file):
+    for seed, case in enumerate(("a", "b", "c", "d")):
+        save_dicom_series(tmp_path / f"mine/{case}/CT", simple_image(simple_label(), seed)[::-1, ::-1], AXIAL)
+        save_nrrd(tmp_path / f"mine/{case}/seg.nrrd", simple_label()[::-1, ::-1], AXIAL)
+    organs = {organ: value for value, organ in enumerate(ORGANS, 1)}
+
+    prepare_folder(tmp_path / "mine", "{case}/CT", "{case}/seg.nrrd", tmp_path / "out", organs)
+    metrics = train_and_evaluate(tmp_path, backbone_file, tmp_path / "out/overlay.json")
+
+    np.testing.assert_array_equal(
+        canonical(tmp_path / "out/image/b.nii.gz").get_fdata(), simple_image(simple_label(), 1)
+    )
+    np.testing.assert_array_equal(canonical(tmp_path / "out/label/b.nii.gz").get_fdata(), simple_label())
+    assert (metrics["organs"], metrics["cases"]) == (ORGANS, ["d"])

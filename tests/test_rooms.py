@@ -1,0 +1,58 @@
+"""The rooms of the bundle's code, the packages of ``scripts``, lie on floors: a room knows those below it alone."""
+
+from __future__ import annotations
+
+import grimp
+import pytest
+
+from tests.helpers.workflows import BUNDLE
+
+# from the ground up; rooms of one floor do not know one another
+FLOORS = (
+    {"errors", "files"},
+    {"networks", "data"},
+    {"training", "segmentation", "prepare", "standalone"},
+    {"inference", "automedsam", "pretraining"},
+    {"output"},
+)
+
+
+@pytest.fixture(scope="module")
+def graph() -> grimp.ImportGraph:
+    """Of every import, those inside functions and those for types alone too."""
+    return grimp.build_graph("scripts", include_external_packages=True, cache_dir=None)
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if module.startswith("scripts.") else ""
+
+
+def test_every_module_is_in_a_room_that_has_a_floor():
+    rooms = {
+        path.stem for path in (BUNDLE / "scripts").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
+    assert rooms - {"__init__"} == set().union(*FLOORS)
+
+
+def test_no_room_knows_one_beside_or_above_it(graph):
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    arrows = {
+        (importer, imported)
+        for importer in graph.modules
+        for imported in graph.find_modules_directly_imported_by(importer)
+        if room_of(importer) and room_of(imported) and room_of(importer) != room_of(imported)
+    }
+
+    upward = [arrow for arrow in arrows if floor[room_of(arrow[1])] >= floor[room_of(arrow[0])]]
+
+    assert len(arrows) > 30  # the graph was found
+    assert sorted(upward) == []
+
+
+def test_one_module_alone_touches_sam2(graph):
+    assert graph.find_modules_that_directly_import("sam2") == {"scripts.networks.sam2_backbone"}
+
+
+@pytest.mark.parametrize("outside", ["tests", "benchmarks"])
+def test_the_bundle_stands_by_itself(graph, outside):
+    assert outside not in graph.modules

@@ -1,0 +1,198 @@
+"""Training and evaluation in two processes, started by ``torchrun`` on the CPU, against the same in one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import ignite.distributed as idist
+import pytest
+import torch
+from ignite.engine import Engine
+from scripts.training import parallel
+from scripts.training.handlers import PriorExporter, ResumableCheckpoint
+from scripts.training.losses import DiffuSAMLoss
+
+from tests.helpers.workflows import BUNDLE, CONFIGS, run, train, write_overlay
+
+PROCESSES = 2
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", f"--nproc_per_node={PROCESSES}"]
+
+
+def run_in_processes(command: str, overlay: Path, multi_gpu: str, **values) -> subprocess.CompletedProcess:
+    """The command of the bundle's page, on the CPU."""
+    files = [*(f"configs/{name}" for name in CONFIGS[command]), str(overlay), f"configs/{multi_gpu}.json"]
+    options = [text for key, value in values.items() for text in (f"--{key}", str(value))]
+    return subprocess.run(
+        [sys.executable, *TORCHRUN, "-m", "monai.bundle", "run", command, "--config_file", str(files), *options],
+        cwd=BUNDLE,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def overlay(tmp_path_factory, write_dataset, backbone_file) -> Path:
+    """Two training cases and three test cases, so that the processes have different numbers of them."""
+    dataset = write_dataset(tmp_path_factory.mktemp("dataset"))
+    for kind in ("image", "label"):
+        shutil.copyfile(dataset / f"{kind}_a.nii.gz", dataset / f"{kind}_e.nii.gz")
+    return write_overlay(tmp_path_factory.mktemp("project"), dataset, backbone_file)
+
+
+# ---- training
+
+
+@pytest.fixture(scope="module")
+def trained(overlay, tmp_path_factory) -> SimpleNamespace:
+    """One process with batches of four, two processes with batches of two."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    train(overlay, output_dir=str(one), batch_size=4)
+    result = run_in_processes("training", overlay, "multi_gpu_train", output_dir=two, batch_size=2)
+    assert result.returncode == 0, result.stderr
+    return SimpleNamespace(one=one, two=two, log=result.stdout + result.stderr)
+
+
+def weights(path: Path, part: str = "model") -> dict[str, torch.Tensor]:
+    state = torch.load(path, weights_only=True)[part]
+    return {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "file, part", [("model.pt", "model"), ("checkpoint.pt", "model"), ("checkpoint.pt", "average")]
+)
+def test_two_processes_train_the_prior_of_one_with_twice_the_batch(trained, file, part):
+    one, two = weights(trained.one / file, part), weights(trained.two / file, part)
+
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-3, atol=2e-5, msg=lambda text: f"{key}: {text}")
+
+
+@pytest.mark.slow
+def test_the_cache_is_the_same_and_nothing_else_lies_beside_it(trained):
+    one, two = ({path.name: path for path in (folder / "cache").iterdir()} for folder in (trained.one, trained.two))
+
+    assert one.keys() == two.keys()
+    for name in one:
+        first, second = (torch.load(files[name], weights_only=True) for files in (one, two))
+        assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+@pytest.mark.slow
+def test_one_process_writes_and_reports(trained):
+    assert len(list(trained.two.glob("events.out.tfevents.*"))) == 1
+    assert trained.log.count("Wrote the trained prior") == 1
+
+
+# ---- evaluation
+
+
+@pytest.mark.slow
+def test_two_processes_report_what_one_reports(overlay, trained, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    prior = trained.one / "model.pt"
+    run("evaluating", overlay, prior_file=str(prior), evaluation_dir=str(one))
+    result = run_in_processes("evaluating", overlay, "multi_gpu_evaluate", prior_file=prior, evaluation_dir=two)
+
+    assert result.returncode == 0, result.stderr
+    assert json.loads((one / "metrics.json").read_text())["cases"] == ["c", "d", "e"]
+    for name in ("metrics.json", "metrics.csv"):
+        assert (two / name).read_text() == (one / name).read_text()
+    written = [sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) for folder in (one, two)]
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize(
+    "name, handlers, muted",
+    [
+        ("train", "train", ["scripts.training.handlers.LossProgressBar", "TensorBoardStatsHandler"]),
+        ("evaluate", "validate", ["ignite.handlers.ProgressBar"]),
+    ],
+)
+def test_the_overlays_mute_what_all_processes_would_say_alike(name, handlers, muted):
+    listed = json.loads((BUNDLE / "configs" / f"{name}.json").read_text())[handlers]["handlers"]
+    overlay = json.loads((BUNDLE / "configs" / f"multi_gpu_{name}.json").read_text())
+
+    places = [int(key.split("#")[2]) for key in overlay if key.endswith("#_disabled_")]
+    assert [listed[place]["_target_"] for place in places] == muted
+
+
+# ---- the parts, in one process that takes itself for each of several
+
+
+@pytest.fixture
+def process(monkeypatch):
+    """``process(rank, size)`` makes this process one of several."""
+
+    def be(rank: int, size: int) -> None:
+        monkeypatch.setattr(idist, "get_rank", lambda: rank)
+        monkeypatch.setattr(idist, "get_world_size", lambda: size)
+
+    return be
+
+
+def test_batches_of_all_processes_are_the_batch_of_one(process):
+    sampler = torch.utils.data.SequentialSampler(range(12))
+    shares = []
+    for rank in range(3):
+        process(rank, 3)
+        loader = torch.utils.data.DataLoader(range(12), batch_size=2, sampler=parallel.ShareOfSampler(sampler))
+        shares.append([batch.tolist() for batch in loader])
+
+    assert [sorted(sum(batches, [])) for batches in zip(*shares)] == [list(range(6)), list(range(6, 12))]
+
+
+def test_every_row_of_the_batch_has_the_noise_that_one_process_draws(process):
+    torch.manual_seed(0)
+    expected = torch.randn(6, 2)
+    rows = torch.empty(6, 2)
+    for rank in range(2):
+        process(rank, 2)
+        torch.manual_seed(0)
+        rows[rank::2] = parallel.noise_like(torch.empty(3, 2))
+
+    assert torch.equal(rows, expected)
+
+
+def test_the_mean_of_the_processes_losses_is_the_loss_of_all_slices(process, monkeypatch):
+    """Though the organ is in three slices of the first process's batch and in one of the second's."""
+    generator = torch.Generator().manual_seed(0)
+    error, logits = torch.rand(8, generator=generator), torch.randn(8, 1, 4, 4, generator=generator)
+    score, mask = torch.randn(8, 1, generator=generator), torch.zeros(8, 1, 4, 4)
+    mask[[0, 2, 4, 7], :, :2] = 1
+    tensors, loss = (error, logits, score, mask), DiffuSAMLoss()
+    expected = loss(*tensors)["loss"]
+
+    process(0, 2)
+    monkeypatch.setattr(idist, "all_reduce", lambda value: mask.flatten(1).amax(1).sum())
+    shares = [loss(*(each[rank::2] for each in tensors))["loss"] for rank in range(2)]
+
+    torch.testing.assert_close(torch.stack(shares).mean(), expected)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_the_first_process_writes_prior_and_checkpoint(process, tmp_path, rank):
+    process(rank, 2)
+    network = torch.nn.ModuleDict({"prior": torch.nn.Linear(2, 1)})
+    engine = Engine(lambda engine, batch: None)
+    PriorExporter(network, tmp_path / "model.pt").attach(engine)
+    ResumableCheckpoint(tmp_path / "checkpoint.pt", {"model": network}).attach(engine)
+
+    engine.run([0])
+
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ([] if rank else ["checkpoint.pt", "model.pt"])
+
+
+def test_without_torchrun_the_overlay_says_how_to_start(monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+
+    with pytest.raises(RuntimeError, match="torchrun --standalone"):
+        parallel.local_device()

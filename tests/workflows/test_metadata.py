@@ -1,0 +1,218 @@
+"""What the bundle says about itself: metadata against the network, and the configs against one another."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "bundle" / "configs"
+# MONAI publishes the schema beside its releases; a workplace may keep a copy beside the checkout
+SCHEMA = ROOT.parent / "shared" / "reference" / "meta_schema_20240725.json"
+
+REQUIRED_BY_SCHEMA = [
+    "schema",
+    "version",
+    "monai_version",
+    "pytorch_version",
+    "numpy_version",
+    "required_packages_version",
+    "task",
+    "description",
+    "authors",
+    "copyright",
+    "network_data_format",
+]
+REQUIRED_BY_MODEL_ZOO = ["name", "changelog", "references"]
+
+# the settings that a prior has been trained with, or that make a network and its input
+SHARED = [
+    "backbone_name",
+    "backbone_checkpoint",
+    "backbone_sha256",
+    "image_size",
+    "decoder_token",
+    "inference_steps",
+    "eta",
+    "memory_samples",
+    "use_high_res",
+    "prior_channels",
+    "attention_levels",
+    "dropout",
+    "scheduler",
+    "intensity",
+    "prior_file",
+    "backbone",
+    "prior",
+    "network_def",
+    "network",
+]
+
+
+def read(name: str) -> dict:
+    return json.loads((CONFIGS / name).read_text())
+
+
+@pytest.fixture(scope="module")
+def metadata() -> dict:
+    return read("metadata.json")
+
+
+@pytest.fixture(scope="module")
+def image_format(metadata) -> dict:
+    return metadata["network_data_format"]["inputs"]["image"]
+
+
+@pytest.fixture(scope="module")
+def prediction_format(metadata) -> dict:
+    return metadata["network_data_format"]["outputs"]["pred"]
+
+
+# ---- metadata
+
+
+@pytest.mark.parametrize("key", REQUIRED_BY_SCHEMA + REQUIRED_BY_MODEL_ZOO)
+def test_required_keys_are_there(metadata, key):
+    assert key in metadata
+
+
+def test_the_changelog_holds_the_present_version(metadata):
+    assert metadata["version"] in metadata["changelog"]
+
+
+def test_metadata_follows_the_published_schema(metadata):
+    jsonschema = pytest.importorskip("jsonschema")
+    if not SCHEMA.is_file():
+        pytest.skip(f"no copy of {metadata['schema']} at {SCHEMA}")
+
+    jsonschema.validate(metadata, json.loads(SCHEMA.read_text()))
+
+
+def test_channels_of_the_network_are_defined_one_by_one(image_format, prediction_format):
+    for described in (image_format, prediction_format):
+        assert list(described["channel_def"]) == [str(channel) for channel in range(described["num_channels"])]
+
+
+def test_required_packages_are_installed(metadata):
+    for package in metadata["required_packages_version"]:
+        importlib.metadata.version(package)  # raises PackageNotFoundError
+
+
+def test_channels_after_the_background_are_the_organs(prediction_format):
+    background, *organs = prediction_format["channel_def"].values()
+
+    assert background == "background"
+    assert organs == list(read("train.json")["label_map"])
+    assert organs == list(read("inference.json")["label_map"])
+
+
+def test_organs_have_the_order_of_the_channels_in_every_overlay(prediction_format):
+    organs = list(prediction_format["channel_def"].values())[1:]
+    overlays = [path for path in CONFIGS.glob("*.json") if "label_map" in read(path.name)]
+
+    assert all(list(read(path.name)["label_map"]) == organs for path in overlays)
+
+
+def test_the_declared_image_size_is_the_configs(image_format, prediction_format):
+    size = read("inference.json")["image_size"]
+
+    assert image_format["spatial_shape"] == prediction_format["spatial_shape"] == [size, size]
+
+
+def inference_parser(*overlays: str) -> ConfigParser:
+    """The configuration of inference, without a backbone's checkpoint."""
+    names = ["inference.json", *overlays]
+    parser = ConfigParser(ConfigParser.load_config_files([str(CONFIGS / name) for name in names]))
+    parser["bundle_root"] = str(CONFIGS.parent)
+    parser["backbone_checkpoint"] = None
+    return parser
+
+
+@pytest.mark.parametrize("overlays", [[], ["automedsam.json"]], ids=["DiffuSAM", "AutoMedSAM"])
+def test_the_network_has_the_declared_shapes_without_its_checkpoint(image_format, prediction_format, overlays):
+    network = inference_parser(*overlays).get_parsed_content("network_def").eval()
+
+    with torch.no_grad():
+        prediction = network(torch.rand(1, image_format["num_channels"], *image_format["spatial_shape"]))
+
+    assert prediction.shape == (1, prediction_format["num_channels"], *prediction_format["spatial_shape"])
+    assert str(prediction.dtype) == f"torch.{prediction_format['dtype']}"
+
+
+def test_the_prior_has_the_declared_channels(metadata):
+    """The second network: what ``memory_data_format`` says of the memories of the default backbone."""
+    parser = inference_parser()
+    described = metadata["memory_data_format"]
+    memory, organ = described["inputs"]["memory"], described["inputs"]["organ"]
+
+    backbone, prior = parser.get_parsed_content("backbone"), parser.get_parsed_content("prior")
+
+    assert memory["num_channels"] == described["outputs"]["memory"]["num_channels"] == prior.memory_channels
+    assert memory["spatial_shape"] == [backbone.embedding_size, backbone.embedding_size]
+    assert organ["value_range"] == [0, prior.organs - 1]
+
+
+def test_automedsams_prompts_have_the_declared_shapes(metadata):
+    """What ``automedsam_data_format`` says of the class prompt encoder beside the default backbone."""
+    parser = inference_parser("automedsam.json")
+    described = metadata["automedsam_data_format"]
+    embedding, organ = described["inputs"]["embedding"], described["inputs"]["organ"]
+    backbone, encoder = parser.get_parsed_content("backbone"), parser.get_parsed_content("prior").eval()
+
+    with torch.no_grad():
+        features = torch.rand(1, embedding["num_channels"], *embedding["spatial_shape"])
+        prompts = encoder(features, torch.tensor(organ["value_range"][1:]))
+
+    assert embedding["num_channels"] == backbone.embedding_channels
+    assert embedding["spatial_shape"] == [backbone.embedding_size, backbone.embedding_size]
+    assert organ["value_range"] == [0, encoder.organs - 1]
+    for output, prompt in zip(described["outputs"].values(), prompts, strict=True):
+        assert prompt.shape == (1, output["num_channels"], *output["spatial_shape"])
+        assert str(prompt.dtype) == f"torch.{output['dtype']}"
+
+
+# ---- configs
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.name)
+def test_configs_are_json_indented_by_four_spaces(path):
+    text = path.read_text()
+
+    assert text == json.dumps(json.loads(text), indent=4, ensure_ascii=False) + "\n"
+
+
+@pytest.mark.parametrize("key", SHARED)
+def test_training_and_inference_agree(key):
+    assert read("inference.json")[key] == read("train.json")[key]
+
+
+@pytest.mark.parametrize("key", ["neighbours", "no_3d"])
+def test_evaluation_and_inference_agree(key):
+    assert read("inference.json")[key] == read("evaluate.json")[key]
+
+
+def test_evaluation_and_inference_prepare_images_alike():
+    evaluation = read("evaluate.json")["validate"]["preprocessing"]["transforms"]
+    inference = read("inference.json")["preprocessing"]["transforms"]
+
+    # they differ in the name of the case and in the label, which come before anything is done to the image
+    assert evaluation[1]["_target_"] == "scripts.data.transforms.NameByCased"
+    assert evaluation[2] == "@map_label"
+    assert evaluation[3:] == inference[1:]
+
+
+def test_training_and_inference_prepare_images_alike():
+    def image_steps(transforms: list) -> list[str]:
+        names = [step if isinstance(step, str) else step["_target_"] for step in transforms]
+        # at inference slices are resized by the inferer, a few at a time
+        return [name for name in names if name not in ("@map_label", "Resized")]
+
+    training = read("train.json")["train"]["preprocessing"]["transforms"]
+    inference = read("inference.json")["preprocessing"]["transforms"]
+
+    assert image_steps(training) == image_steps(inference)
