@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from monai.bundle import ConfigParser
 
 
 def parse(config_file, overrides: dict[str, Any]) -> ConfigParser:
-    """The parsed configuration; ``scripts`` can be imported afterwards.
+    """The parsed configuration.
 
     Args:
         config_file: one path or a list of them, later ones overriding earlier ones.
@@ -18,6 +17,5 @@ def parse(config_file, overrides: dict[str, Any]) -> ConfigParser:
     parser = ConfigParser()
     parser.read_config(config_file)
     parser.update(overrides)
-    sys.path.insert(0, parser.get("bundle_root"))
     parser.parse()
     return parser

@@ -8,7 +8,7 @@ it with each reach, and Dice of the corrected slice alone; and for each case a p
 the click. Run from the bundle's folder, with the configuration of an evaluation:
 
     CONFIG="['configs/train.json','configs/evaluate.json','configs/demo.json']"
-    python ../benchmarks/corrections.py --config_file $CONFIG
+    python -m benchmarks.corrections --config_file $CONFIG
 """
 
 from __future__ import annotations
@@ -21,12 +21,21 @@ from typing import Any
 import fire
 import numpy as np
 import torch
-from baselines.prompts import prompt_points
-from configuration import parse
+from matplotlib.figure import Figure
 from monai.data import list_data_collate
+from monai.utils import set_determinism
 from scipy.ndimage import distance_transform_edt, label
+from scripts import errors
+from scripts.files import whole_file
+from scripts.networks.sam2_backbone import resize_logits, with_background
+from scripts.output.pictures import COLOURS, save_figure
+from scripts.segmentation.corrected_slices import Corrector, SlicePrompt
 from torch import Tensor
 from tqdm import tqdm
+
+from benchmarks.baselines.prompts import prompt_points
+from benchmarks.baselines.slicewise import oriented_like
+from benchmarks.configuration import parse
 
 KINDS = ("click", "box")
 SCORES = ("dice", "slice_dice")
@@ -41,10 +50,6 @@ def main(config_file, output: str | None = None, reaches: Sequence[int] = (0, 1,
         overrides: values of the configuration to change, such as ``--prior_file``.
     """
     parser = parse(config_file, overrides)
-    from baselines.slicewise import oriented_like
-    from monai.utils import set_determinism
-    from scripts import errors
-    from scripts.files import whole_file
 
     errors.install()
     get = parser.get_parsed_content
@@ -88,8 +93,6 @@ class Simulation:
         return True
 
     def __call__(self, source, decoded: Mapping[int, Tensor]) -> Iterator[tuple[int, Tensor]]:
-        from scripts.networks.sam2_backbone import resize_logits
-        from scripts.segmentation.corrected_slices import Corrector
 
         shape = self.truth.shape[:2]
         walk = np.empty_like(self.truth)
@@ -120,8 +123,6 @@ class Simulation:
 
 def simulated_prompt(true: np.ndarray, before: np.ndarray, organ: int, kind: str):
     """The prompt for the worst slice of ``(H, W, slices)`` masks, and what to tell of it; None where there is none."""
-    from scripts.segmentation.corrected_slices import SlicePrompt
-
     wrong = true != before
     index = int(wrong.sum((0, 1)).argmax())
     points = dict.fromkeys(("positive", "negative", "box"), np.empty((0, 2), int))
@@ -144,7 +145,6 @@ def simulated_prompt(true: np.ndarray, before: np.ndarray, organ: int, kind: str
 
 
 def labels_of(logits: Tensor) -> np.ndarray:
-    from scripts.networks.sam2_backbone import with_background
 
     return with_background(logits.cpu())[0].argmax(0).numpy()
 
@@ -176,9 +176,6 @@ def _numbers(values: Sequence[float | None]) -> list[float]:
 
 def save_picture(path: Path, image: Tensor, truth: np.ndarray, clicked: Sequence[tuple]) -> None:
     """Worst slices before (above) and after (below) a click: filled what is predicted, dashed what is true."""
-    from matplotlib.figure import Figure
-    from scripts.output.pictures import COLOURS, save_figure
-
     figure = Figure(figsize=(3 * max(len(clicked), 1), 6), facecolor="black", layout="tight")
     axes = figure.subplots(2, max(len(clicked), 1), squeeze=False)
     for column, (prompt, *masks) in enumerate(clicked):

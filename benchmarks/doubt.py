@@ -3,7 +3,7 @@
 Run from the bundle's folder, with the configuration of an evaluation and a trained prior:
 
     CONFIG="['configs/train.json','configs/evaluate.json','configs/demo.json']"
-    python ../benchmarks/doubt.py --config_file $CONFIG --samples 4
+    python -m benchmarks.doubt --config_file $CONFIG --samples 4
 
 It keeps what it measured of every test case, so that the same command goes on where it was interrupted, and then writes
 
@@ -25,13 +25,23 @@ from typing import Any
 import fire
 import numpy as np
 import torch
-from configuration import parse
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from monai.bundle import ConfigParser
 from monai.transforms import Invertd
 from monai.utils import set_determinism
 from scipy.stats import spearmanr
+from scripts import errors
+from scripts.data.transforms import describe
+from scripts.errors import DatasetError
+from scripts.files import sha256_of, whole_file
+from scripts.inference.calibration import Calibration
+from scripts.inference.quality import Thresholds, find_flags, measure_organs, read_training_volumes
+from scripts.output.metrics import OrganDice
+from scripts.output.pictures import COLOURS
+from scripts.segmentation.uncertainty import DoubtInferer
+
+from benchmarks.configuration import parse
 
 STEPS = 256  # values of a voxel's doubt, stored as a byte
 GOOD, BAD = 0.8, 0.7  # Dice from which on an organ should get no flag, and below which it should
@@ -57,8 +67,6 @@ def main(
         overrides: values of the configuration to change, such as ``--prior_file``.
     """
     parser = parse(config_file, overrides)
-    from scripts import errors
-    from scripts.files import sha256_of, whole_file
 
     errors.install()
     get = parser.get_parsed_content
@@ -83,10 +91,6 @@ def main(
 
 def measure_cases(parser: ConfigParser, samples: int, folder: Path, overwrite: bool) -> dict[str, dict[str, Any]]:
     """What :func:`measure_case` found of every test case, from its file where that is there."""
-    from scripts.data.transforms import describe
-    from scripts.files import sha256_of, whole_file
-    from scripts.segmentation.uncertainty import DoubtInferer
-
     get = parser.get_parsed_content
     options = {key: get(f"validate#inferer#{key}") for key in parser["validate#inferer"] if key != "_target_"}
     inferer = DoubtInferer(samples, **{**options, "output": "labels"})
@@ -116,9 +120,6 @@ def measure_case(item: dict[str, str], transform, inferer, network, prior_file: 
     """The predicted and the real Dice of each organ (null where there is none), how many voxels of each doubt have a
     right and a wrong label, the measures of quality, and the seconds that the inferer took.
     """
-    from scripts.inference.quality import measure_organs, read_training_volumes
-    from scripts.output.metrics import OrganDice
-
     data = transform(dict(item))
     start = time.perf_counter()
     prediction = inferer(data["image"][None], network)[0]
@@ -157,9 +158,6 @@ def summarise(cases: dict[str, dict], kind: str, bins: int, about: dict[str, Any
     Raises:
         DatasetError: without any one case, fewer than two organs are left that were found and are there.
     """
-    from scripts.errors import DatasetError
-    from scripts.inference.calibration import Calibration
-
     rows = [
         {"case": name, "organ": organ, "predicted": predicted, "dice": dice}
         for name, case in cases.items()
@@ -242,8 +240,6 @@ def voxel_calibration(right: np.ndarray, wrong: np.ndarray, bins: int = 10) -> d
 
 def count_flags(cases: dict[str, dict], rows: Sequence[dict]) -> dict[str, Any]:
     """Flagged organs among good and bad ones, with the default thresholds; by the shape alone, and with doubt."""
-    from scripts.inference.quality import Thresholds, find_flags
-
     calibrated = {(row["case"], row["organ"]): row["calibrated"] for row in rows}
     groups: dict[str, dict[str, Any]] = {
         name: {"organs": 0, "flagged": 0, "flagged_without_doubt": 0, "flags": {}} for name in ("good", "bad")
@@ -288,8 +284,6 @@ def as_text(result: dict[str, Any]) -> str:
 
 def draw(result: dict[str, Any], fitted) -> Figure:
     """Predicted against real Dice with the calibration; doubt of voxels against their error rate."""
-    from scripts.output.pictures import COLOURS
-
     figure = Figure(figsize=(11, 5))
     FigureCanvasAgg(figure)
     organs, voxels = figure.subplots(1, 2)

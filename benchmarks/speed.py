@@ -2,9 +2,9 @@
 
 Run from the bundle's folder:
 
-    python ../benchmarks/speed.py cache  --config_file "['configs/train.json','configs/demo.json']"
-    python ../benchmarks/speed.py recipe --device cpu
-    python ../benchmarks/speed.py volume --slices 1500 --config_file "['configs/inference.json','configs/demo.json']"
+    python -m benchmarks.speed cache  --config_file "['configs/train.json','configs/demo.json']"
+    python -m benchmarks.speed recipe --device cpu
+    python -m benchmarks.speed volume --slices 1500 --config_file "['configs/inference.json','configs/demo.json']"
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ import fire
 import nibabel as nib
 import numpy as np
 import torch
-from configuration import parse
+from scripts.training.trainer import DiffuSAMTrainer
+
+from benchmarks.configuration import parse
 
 
 def _machine() -> dict:
@@ -132,7 +134,6 @@ def recipe(
     """
     parser = parse(list(config_file), {"device": f"$torch.device('{device}')", "batch_size": 4, **overrides})
     network = parser.get_parsed_content("network")
-    from scripts.training.trainer import DiffuSAMTrainer
 
     backbone, size = network.backbone, network.backbone.image_size
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ configuration and that one file:
     TARGET="['configs/train.json','configs/evaluate.json','configs/demo.json','configs/sf_uda.json',
              'configs/sf_uda_demo.json','../benchmarks/adaptation/demo_target.json']"
     MODEL=runs/adaptation/source.pt
-    RUN=../benchmarks/adaptation/run.py
+    RUN="-m benchmarks.adaptation.run"
     python $RUN train_source      --config_file "$SOURCE" --source_model $MODEL
     python $RUN source_only       --config_file "$TARGET" --source_model $MODEL --output source_only.json
     python $RUN dpl               --config_file "$TARGET" --source_model $MODEL --output dpl.json
@@ -29,16 +29,19 @@ those of the test. The upper bound trains on the ``train_cases`` with their labe
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import fire
+from monai.utils import set_determinism
+from scripts.errors import DatasetError
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from baselines.evaluation import (  # noqa: E402
+from benchmarks.adaptation.box_search import SearchSettings
+from benchmarks.adaptation.dfg import adapt as adapt_by_dfg
+from benchmarks.adaptation.dpl import adapt as adapt_by_dpl
+from benchmarks.adaptation.source_model import FeatureUNet, load_source
+from benchmarks.adaptation.target_images import adaptation_cases, target_volumes
+from benchmarks.baselines.evaluation import (
     AUGMENTATION,
     CHANNELS,
     Row,
@@ -47,7 +50,8 @@ from baselines.evaluation import (  # noqa: E402
     run_row,
     training_settings,
 )
-from configuration import parse  # noqa: E402
+from benchmarks.baselines.supervised import NetworkInferer, plain_unet, train
+from benchmarks.configuration import parse
 
 
 def train_source(
@@ -78,9 +82,6 @@ def train_source(
         ValueError: the file holds a model of another training.
     """
     parser = parse(config_file, overrides)
-    from adaptation.source_model import FeatureUNet
-    from baselines.supervised import train
-    from monai.utils import set_determinism
 
     layout = {"channels": list(channels), "features": features, "dropout": dropout}
     budget = training_settings(steps, slices_per_step, learning_rate, dice_by_slice)
@@ -124,9 +125,7 @@ def dpl(
     settings |= {"epochs": epochs, "slices_per_step": slices_per_step, "learning_rate": learning_rate}
 
     def adapt(row: Row, source, volumes):
-        from adaptation import dpl as method
-
-        return method.adapt(source, volumes, **settings)
+        return adapt_by_dpl(source, volumes, **settings)
 
     return _adapted("dpl", config_file, source_model, output, settings, overwrite, overrides, adapt)
 
@@ -157,11 +156,9 @@ def dfg(
     search = dict(search or {})
 
     def adapt(row: Row, source, volumes):
-        from adaptation import dfg as method
-
         get = row.parser.get_parsed_content
         backbone = get("backbone").to(get("device"))
-        return method.adapt(source, backbone, volumes, **settings, settings=method.SearchSettings(**search))
+        return adapt_by_dfg(source, backbone, volumes, **settings, settings=SearchSettings(**search))
 
     kept = {**settings, "search": search}
     return _adapted("dfg", config_file, source_model, output, kept, overwrite, overrides, adapt, backbone=True)
@@ -196,7 +193,6 @@ def target_supervised(
     """
     settings = training_settings(steps, slices_per_step, learning_rate, dice_by_slice)
     if not parse(config_file, overrides).get_parsed_content("train_cases"):
-        from scripts.errors import DatasetError
 
         raise DatasetError(
             "The target's configuration names no `train_cases`, so there is nothing to train the upper bound on. Add a "
@@ -212,8 +208,6 @@ def target_supervised(
     overrides = {**overrides, "train_data": labelled}
     settings |= {"channels": list(channels)} | ({"features": features} if features else {})
     row = open_row("target_supervised", config_file, overrides, output, settings, uses=AUGMENTATION)
-    from adaptation.source_model import FeatureUNet
-    from baselines.supervised import NetworkInferer, plain_unet, train
 
     organs = len(row.parser.get_parsed_content("organs"))
     training = open_training("unet", row.parser, network_file or row.folder / "network.pt", settings)
@@ -238,9 +232,6 @@ def _adapted(
 ) -> dict:
     """A row that starts from the source model; ``adapt`` makes its network of the model and of target images."""
     row = open_row(name, config_file, overrides, output, settings, trains=False, backbone=backbone)
-    from adaptation.source_model import load_source
-    from adaptation.target_images import adaptation_cases, target_volumes
-    from baselines.supervised import NetworkInferer
 
     get = row.parser.get_parsed_content
     organs, size = get("organs"), get("image_size")

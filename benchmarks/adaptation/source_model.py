@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from baselines.evaluation import CHANNELS
-from baselines.supervised import plain_unet
 from torch import Tensor, nn
+
+from benchmarks.baselines.evaluation import CHANNELS
+from benchmarks.baselines.supervised import plain_unet
 
 
 class FeatureUNet(nn.Module):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from monai.bundle import ConfigParser
 from monai.transforms import MapTransform
+from scripts.data.datalists import find_cases
 from torch import Tensor
 
 SHARE = 0.25  # of slices that each change happens to
@@ -35,8 +36,6 @@ def target_volumes(parser: ConfigParser) -> dict[str, Tensor]:
 
     Only the images' files are named to the transforms, so no label can be read.
     """
-    from scripts.data.datalists import find_cases
-
     get = parser.get_parsed_content
     items = find_cases(get("dataset_dir"), get("image_pattern"), cases=adaptation_cases(parser))
     preprocessing = get("train#preprocessing").flatten()

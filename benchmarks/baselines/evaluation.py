@@ -14,12 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from configuration import parse
 from monai.bundle import ConfigParser
 from monai.engines import SupervisedEvaluator, default_prepare_batch
 from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type, convert_to_tensor, set_determinism
+from scripts import errors
+from scripts.data.dataset_check import check_disjoint
+from scripts.files import whole_file
+from scripts.output.tables import format_table
 from torch import Tensor, nn
+
+from benchmarks.configuration import parse
 
 # settings that are every row's
 COMMON = ("image_size", "seed", "largest_component")
@@ -83,8 +88,6 @@ def open_row(
         DatasetError, FileNotFoundError: data or a checkpoint is not as declared, or a case is in both lists.
     """
     parser = parse(config_file, overrides)
-    from scripts import errors
-    from scripts.data.dataset_check import check_disjoint
 
     errors.install()
     path = Path(output or f"{parser.get_parsed_content('output_dir')}/baselines/{name}.json")
@@ -134,8 +137,6 @@ def open_training(name: str, parser: ConfigParser, path: str | Path, settings: d
     Raises:
         DatasetError, FileNotFoundError: data is not as declared.
     """
-    from scripts import errors
-
     errors.install()
     get = parser.get_parsed_content
     get("train_data_check")
@@ -189,8 +190,6 @@ def evaluate(
         ``about``, ``seconds_training`` and ``seconds_per_volume``: the mean time of the inferer alone, without reading
         and metrics.
     """
-    from scripts.output.tables import format_table
-
     get = row.parser.get_parsed_content
     organs = get("organs")
     timed = _Timed(inferer, len(organs))
@@ -234,8 +233,6 @@ def not_run(row: Row, needs: str) -> dict[str, Any]:
 
 def write_result(path: Path, content: dict[str, Any]) -> None:
     """Writes JSON through a temporary name, so that a result that is there is whole."""
-    from scripts.files import whole_file
-
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=4) + "\n")
 

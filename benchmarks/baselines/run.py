@@ -3,16 +3,16 @@
 Run from the bundle's folder:
 
     CONFIG="['configs/train.json','configs/evaluate.json','configs/demo.json']"
-    python ../benchmarks/baselines/run.py unet        --config_file $CONFIG
-    python ../benchmarks/baselines/run.py unetr       --config_file $CONFIG
-    python ../benchmarks/baselines/run.py sam2_points --config_file $CONFIG
-    python ../benchmarks/baselines/run.py sam2_click  --config_file $CONFIG
-    python ../benchmarks/baselines/run.py sam2_box    --config_file $CONFIG
-    python ../benchmarks/baselines/run.py propagated  --config_file $CONFIG
-    python ../benchmarks/baselines/run.py fate_sam    --config_file $CONFIG
-    python ../benchmarks/baselines/run.py true_memory --config_file $CONFIG
-    python ../benchmarks/baselines/run.py diffusam    --config_file $CONFIG
-    python ../benchmarks/baselines/run.py sam         --config_file $CONFIG --checkpoint sam_vit_b_01ec64.pth
+    python -m benchmarks.baselines.run unet        --config_file $CONFIG
+    python -m benchmarks.baselines.run unetr       --config_file $CONFIG
+    python -m benchmarks.baselines.run sam2_points --config_file $CONFIG
+    python -m benchmarks.baselines.run sam2_click  --config_file $CONFIG
+    python -m benchmarks.baselines.run sam2_box    --config_file $CONFIG
+    python -m benchmarks.baselines.run propagated  --config_file $CONFIG
+    python -m benchmarks.baselines.run fate_sam    --config_file $CONFIG
+    python -m benchmarks.baselines.run true_memory --config_file $CONFIG
+    python -m benchmarks.baselines.run diffusam    --config_file $CONFIG
+    python -m benchmarks.baselines.run sam         --config_file $CONFIG --checkpoint sam_vit_b_01ec64.pth
 
 A result that is there is not made again, and a training that was interrupted goes on. In every command
 
@@ -25,17 +25,16 @@ A result that is there is not made again, and a training that was interrupted go
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import fire
 import torch
 from monai.networks.nets import UNETR
 from monai.utils import optional_import
+from scripts.files import sha256_of
+from scripts.networks.diffusam import check_prior_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from baselines.evaluation import (  # noqa: E402
+from benchmarks.baselines.evaluation import (
     AUGMENTATION,
     CHANNELS,
     not_run,
@@ -44,7 +43,12 @@ from baselines.evaluation import (  # noqa: E402
     run_row,
     training_settings,
 )
-from configuration import parse  # noqa: E402
+from benchmarks.baselines.fate_sam import FateSamInferer, SupportBank
+from benchmarks.baselines.prompted import PromptedInferer, PromptedSAM, PromptedSAM2
+from benchmarks.baselines.propagated import PropagatedInferer
+from benchmarks.baselines.supervised import NetworkInferer, plain_unet, train
+from benchmarks.baselines.true_memory import TrueMemoryInferer
+from benchmarks.configuration import parse
 
 _SAM_NEEDS = (
     "needs a SAM checkpoint and the package segment-anything: fetch sam_vit_b_01ec64.pth (or vit_l, vit_h) from "
@@ -78,7 +82,6 @@ def unet(
     settings = training_settings(steps, slices_per_step, learning_rate, dice_by_slice) | {"channels": list(channels)}
 
     def build(size: int, outputs: int):
-        from baselines.supervised import plain_unet
 
         return plain_unet(outputs, channels)
 
@@ -131,7 +134,6 @@ def _supervised(
     row = open_row(name, config_file, overrides, output, settings, uses=AUGMENTATION)
     if name == "unetr" and not optional_import("einops")[1]:
         return not_run(row, "needs the package einops: `pip install einops`")
-    from baselines.supervised import NetworkInferer, train
 
     size, organs = row.about["image_size"], len(row.parser.get_parsed_content("organs"))
     training = open_training(name, row.parser, network_file or row.folder / "network.pt", settings)
@@ -165,7 +167,6 @@ def sam2_box(config_file, output: str | None = None, token: str = "auto", **opti
 
 def _sam2(name: str, config_file, output, settings: dict, overwrite: bool = False, **overrides) -> dict:
     row = open_row(name, config_file, overrides, output, settings, trains=False, backbone=True)
-    from baselines.prompted import PromptedInferer, PromptedSAM2
 
     get = row.parser.get_parsed_content
 
@@ -198,7 +199,6 @@ def sam(
     row = open_row("sam", config_file, overrides, output, settings, trains=False)
     if checkpoint is None or not optional_import("segment_anything")[1]:
         return not_run(row, _SAM_NEEDS)
-    from baselines.prompted import PromptedInferer, PromptedSAM
 
     get = row.parser.get_parsed_content
 
@@ -233,7 +233,6 @@ def fate_sam(
     settings |= {"object_pointers": object_pointers, "support_variants": support_variants}
     overrides = {**overrides, "variants": support_variants}
     row = open_row("fate_sam", config_file, overrides, output, settings, backbone=True)
-    from baselines.fate_sam import FateSamInferer, SupportBank
 
     get = row.parser.get_parsed_content
 
@@ -250,7 +249,6 @@ def fate_sam(
 def true_memory(config_file, output: str | None = None, overwrite: bool = False, **overrides) -> dict:
     """The upper bound of DiffuSAM without 3D: every slice decoded from the memory of its own true masks."""
     row = open_row("true_memory", config_file, overrides, output, {}, trains=False, backbone=True)
-    from baselines.true_memory import TrueMemoryInferer
 
     get = row.parser.get_parsed_content
 
@@ -271,7 +269,6 @@ def propagated(
     row = open_row(
         "propagated", config_file, overrides, output, {"neighbours": neighbours}, trains=False, backbone=True
     )
-    from baselines.propagated import PropagatedInferer
 
     get = row.parser.get_parsed_content
 
@@ -289,8 +286,6 @@ def diffusam(config_file, output: str | None = None, overwrite: bool = False, **
     """DiffuSAM itself, or AutoMedSAM with its overlay: the trained prior that ``prior_file`` names."""
     trains = bool(parse(config_file, overrides).get("train_data"))  # an adaptation's configuration knows no source
     row = open_row("diffusam", config_file, overrides, output, {}, uses=INFERENCE, trains=trains, backbone=True)
-    from scripts.files import sha256_of
-    from scripts.networks.diffusam import check_prior_file
 
     get = row.parser.get_parsed_content
     check_prior_file(get("prior_file"))

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from configuration import parse
 from matplotlib.figure import Figure
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
+from scripts import errors
+from scripts.files import whole_file
+from scripts.networks.diffusam import check_prior_file
+from scripts.output.pictures import save_figure
 from torch import Tensor
+
+from benchmarks.configuration import parse
 
 
 def open_configuration(config_file: str | Sequence[str], overrides: dict[str, Any]) -> ConfigParser:
@@ -26,7 +31,6 @@ def open_configuration(config_file: str | Sequence[str], overrides: dict[str, An
         DatasetError, FileNotFoundError: data or the backbone's checkpoint is not as declared.
     """
     parser = parse(config_file, overrides)
-    from scripts import errors
 
     errors.install()
     set_determinism(parser.get_parsed_content("seed"))
@@ -50,8 +54,6 @@ def load_prior(network, path: str | Path) -> None:
         FileNotFoundError: it is not there.
         ValueError: it is of another network, backbone or list of organs.
     """
-    from scripts.networks.diffusam import check_prior_file
-
     check_prior_file(path)
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
     network.eval()
@@ -59,9 +61,6 @@ def load_prior(network, path: str | Path) -> None:
 
 def write(folder: str | Path, name: str, figure: Figure, content: dict[str, Any]) -> None:
     """Writes ``{name}.png`` and ``{name}.json`` into ``folder``, each whole or not at all."""
-    from scripts.files import whole_file
-    from scripts.output.pictures import save_figure
-
     save_figure(figure, Path(folder) / f"{name}.png")
     with whole_file(Path(folder) / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")

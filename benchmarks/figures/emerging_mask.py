@@ -3,7 +3,7 @@
 Run from the bundle's folder, with one list of config files for each block of columns:
 
     DEMO="'configs/train.json','configs/evaluate.json','configs/demo.json'"
-    python ../benchmarks/figures/emerging_mask.py --output runs/figures \\
+    python -m benchmarks.figures.emerging_mask --output runs/figures \\
         --config_files "{'CT': [$DEMO], 'MR': [$DEMO,'configs/sf_uda.json','configs/sf_uda_demo.json']}"
 
 Slices are decoded each by itself (no 3D). The first row reads pure noise as a memory; each further row reads the memory
@@ -13,10 +13,8 @@ the clean memory that the prior predicts at that step. Below a panel stands the 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import fire
@@ -24,11 +22,11 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from monai.metrics import compute_dice
+from scripts.networks.sam2_backbone import resize_logits, with_background
+from scripts.output.pictures import add_legend, draw_slice
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from figures.common import load_prior, open_configuration, volumes, write  # noqa: E402
+from benchmarks.figures.common import load_prior, open_configuration, volumes, write
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,6 @@ def main(
 def open_block(name, config_file, overrides, steps: int, shown: Sequence[int], columns: int, show: str) -> Block:
     """Segments the slices of one configuration, once for each row."""
     parser = open_configuration(config_file, overrides)
-    from scripts.networks.sam2_backbone import resize_logits, with_background
 
     network, prior_file = parser.get_parsed_content("network"), parser.get_parsed_content("prior_file")
     load_prior(network, prior_file)
@@ -157,8 +154,6 @@ def slice_dice(predicted: Tensor, true: Tensor, organs: int) -> Tensor:
 
 def draw(blocks: Sequence[Block], rows: Sequence[str]) -> Figure:
     """Rows of the chain, columns of slices; the blocks side by side."""
-    from scripts.output.pictures import add_legend, draw_slice
-
     columns = sum(len(block.slices) for block in blocks)
     figure = Figure(figsize=(1.8 * columns + 0.3, 1.95 * len(rows) + 0.6), facecolor="black")
     FigureCanvasAgg(figure)

@@ -2,7 +2,7 @@
 
 Run from the bundle's folder, after a training with ``--snapshots "[25]"``, which keeps the prior after 25 iterations:
 
-    python ../benchmarks/figures/memories.py \\
+    python -m benchmarks.figures.memories \\
         --config_file "['configs/train.json','configs/evaluate.json','configs/demo.json']" \\
         --priors "{'25 iterations': 'runs/demo/model_000025.pt', '500 iterations': 'runs/demo/model.pt'}"
 
@@ -18,10 +18,8 @@ memories themselves, standardised per channel as the prior sees them:
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import fire
@@ -29,14 +27,14 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from scripts.networks.sam2_backbone import MASK_LOGIT, mask_to_logits
+from scripts.output.pictures import COLOURS
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from figures.common import load_prior, open_configuration, volumes, write  # noqa: E402
+from benchmarks.figures.common import load_prior, open_configuration, volumes, write
 
 SETTINGS = ("backbone_name", "image_size", "inference_steps", "eta", "memory_samples")
 
@@ -89,8 +87,6 @@ def memories(parser, priors: Mapping[str, str], slices: int) -> tuple[list[str],
     Returns:
         Names of the cases, organ labels ``(N,)``, true memories ``(N, d)``, and those of each stage ``(N, d)``.
     """
-    from scripts.networks.sam2_backbone import MASK_LOGIT, mask_to_logits
-
     network = parser.get_parsed_content("network")
     stages = {}
     for stage, path in priors.items():
@@ -149,8 +145,6 @@ def project(memories: Tensor, perplexity: float, seed: int) -> Tensor:
 
 def draw(true: Tensor, generated: Mapping[str, Tensor], organ: Tensor, organs) -> Figure:
     """A panel for each stage: true memories, the same in all panels, as rings, generated ones as crosses."""
-    from scripts.output.pictures import COLOURS
-
     figure = Figure(figsize=(4.6 * len(generated), 4.9), facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(generated), squeeze=False, sharex=True, sharey=True)[0]

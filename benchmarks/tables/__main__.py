@@ -2,10 +2,10 @@
 
 Run from the bundle's folder:
 
-    python ../benchmarks/tables phantoms                                   # Table 1 on phantoms
-    python ../benchmarks/tables chaos --dataset_dir /data/chaos_t2spir     # Table 1 on CHAOS
-    python ../benchmarks/tables phantoms_adaptation                        # Table 2 on phantoms
-    python ../benchmarks/tables btcv --dataset_dir /data/btcv              # Table 1 as the paper has it
+    python -m benchmarks.tables phantoms                                   # Table 1 on phantoms
+    python -m benchmarks.tables chaos --dataset_dir /data/chaos_t2spir     # Table 1 on CHAOS
+    python -m benchmarks.tables phantoms_adaptation                        # Table 2 on phantoms
+    python -m benchmarks.tables btcv --dataset_dir /data/btcv              # Table 1 as the paper has it
 
 The same command goes on where it was interrupted: a result that is there is not made again. The folder of results holds
 one JSON file a row and run, what each command printed, and ``table.json``, ``table.md`` and ``table.png``, which are
@@ -15,15 +15,11 @@ written anew after every command.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import fire
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path.cwd()))
-
-from tables import report  # noqa: E402
-from tables.plan import Table, TableError, run_steps  # noqa: E402
+from benchmarks.tables import report
+from benchmarks.tables.plan import Table, TableError, run_steps
 
 
 def main(

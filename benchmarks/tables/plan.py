@@ -40,7 +40,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-BENCHMARKS = Path(__file__).resolve().parents[1]
+from scripts.files import sha256_of
+
 TABLES = Path(__file__).resolve().parent / "definitions"
 # the option by which a row gets the file of a training by this command, and the file's name
 TRAINING_FILES = {
@@ -213,8 +214,6 @@ class Table:
 
     def _told(self, run: str, name: str) -> str:
         """Of the command, and of the trained file that it is given, which may have been trained anew since."""
-        from scripts.files import sha256_of
-
         step, training = self.row_step(run, name), self.rows[name].get("training")
         file = self.trained(run, training) if training else None
         trained = [sha256_of(file)] if file and file.is_file() else []
@@ -332,7 +331,7 @@ def _script(command: str) -> list[str]:
     if command == "training":
         return ["-m", "monai.bundle", "run", "training"]
     folder = "adaptation" if command in ADAPTATION else "baselines"
-    return [str(BENCHMARKS / folder / "run.py"), command]
+    return ["-m", f"benchmarks.{folder}.run", command]
 
 
 def _file_name(name: str) -> str:

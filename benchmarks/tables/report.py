@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from scripts.files import whole_file
+from scripts.output.pictures import save_figure
 
 from .plan import Table
 
@@ -257,9 +259,6 @@ def draw(content: dict[str, Any]) -> Figure:
 
 def write(table: Table) -> dict[str, Any]:
     """Writes ``table.json``, ``table.md`` and ``table.png`` into the table's folder, each as a whole."""
-    from scripts.files import whole_file
-    from scripts.output.pictures import save_figure
-
     content = collect(table)
     for name, text in (("table.json", json.dumps(content, indent=4) + "\n"), ("table.md", to_markdown(content))):
         with whole_file(Path(table.output) / name) as temporary:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-from adaptation.box_search import (  # noqa: E402
+from benchmarks.adaptation.box_search import (
     SearchSettings,
     bounding_box,
     grow_by_affinity,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -13,11 +12,10 @@ import pytest
 import torch
 from scripts.errors import DatasetError
 
+from benchmarks.adaptation import run
+from benchmarks.adaptation.target_images import adaptation_cases, target_volumes
+from benchmarks.configuration import parse
 from tests.helpers.workflows import BUNDLE, ORGANS, SIZE, write_overlay
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-from adaptation import run  # noqa: E402
 
 CONFIGS = BUNDLE / "configs"
 SMALL = {"steps": 2, "slices_per_step": 4, "channels": (4, 8)}
@@ -128,9 +126,6 @@ def test_rows_need_the_source_model_alone_and_never_the_labels(
 
 def test_adaptation_reads_images_alone(tmp_path, write_dataset, backbone_file):
     """Where there is no label at all, images of adaptation are those that the configuration's training would see."""
-    from adaptation.target_images import target_volumes
-    from configuration import parse
-
     dataset = write_dataset(tmp_path / "dataset")
     files = target_config(tmp_path / "overlay", dataset, backbone_file)
     labelled = parse(files, {"bundle_root": str(BUNDLE)}).get_parsed_content("train#preprocessing")
@@ -145,8 +140,6 @@ def test_adaptation_reads_images_alone(tmp_path, write_dataset, backbone_file):
 
 
 def test_a_target_without_training_cases_is_adapted_to_on_its_test_images(tmp_path, target, backbone_file):
-    from adaptation.target_images import adaptation_cases
-    from configuration import parse
 
     files = target_config(tmp_path, target, backbone_file, train_cases=[])
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from scripts.networks.sam2_backbone import FrozenSAM2
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-from adaptation import dfg  # noqa: E402
-from adaptation.box_search import SearchSettings  # noqa: E402
-from adaptation.source_model import FeatureUNet  # noqa: E402
+from benchmarks.adaptation import dfg
+from benchmarks.adaptation.box_search import SearchSettings
+from benchmarks.adaptation.source_model import FeatureUNet
 
 SIZE = 64
 

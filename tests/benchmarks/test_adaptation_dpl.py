@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-from adaptation.dpl import DenoisedLabels, Estimates, adapt, denoise, masked_loss, monte_carlo  # noqa: E402
-from adaptation.source_model import FeatureUNet  # noqa: E402
+from benchmarks.adaptation.dpl import DenoisedLabels, Estimates, adapt, denoise, masked_loss, monte_carlo
+from benchmarks.adaptation.source_model import FeatureUNet
 
 SIZE = 16
 ORGAN = torch.zeros(SIZE, SIZE, dtype=torch.bool)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,8 @@ from monai.transforms import Compose, Lambda
 from scripts.networks.sam2_backbone import FrozenSAM2
 from scripts.training.encoded_slices import EncodedSlices
 
-from tests.helpers.workflows import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from baselines.fate_sam import FateSamInferer, SupportBank  # noqa: E402
-from baselines.true_memory import decode_true_memories  # noqa: E402
+from benchmarks.baselines.fate_sam import FateSamInferer, SupportBank
+from benchmarks.baselines.true_memory import decode_true_memories
 
 SIZE, SLICES, ORGANS = 64, 8, ["spleen", "liver"]
 CPU = torch.device("cpu")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -11,12 +9,9 @@ from monai.data import MetaTensor
 from monai.transforms import Resized
 from scripts.networks.sam2_backbone import FrozenSAM2
 
-from tests.helpers.workflows import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from baselines.prompted import PromptedInferer, PromptedSAM2  # noqa: E402
-from baselines.prompts import prompt_points  # noqa: E402
-from baselines.slicewise import network_slices  # noqa: E402
+from benchmarks.baselines.prompted import PromptedInferer, PromptedSAM2
+from benchmarks.baselines.prompts import prompt_points
+from benchmarks.baselines.slicewise import network_slices
 
 SIZE = 64
 MASK = np.zeros((12, 20), bool)

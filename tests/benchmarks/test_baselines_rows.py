@@ -16,15 +16,13 @@ from monai.inferers import Inferer
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scripts.networks.sam2_backbone import FrozenSAM2
 
-from tests.helpers.workflows import BUNDLE, ORGANS, ROOT, SIZE, Killed, write_overlay
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from baselines import supervised  # noqa: E402
-from baselines.evaluation import Row, evaluate, open_row, open_training, run_row, training_settings  # noqa: E402
-from baselines.propagated import propagate  # noqa: E402
-from baselines.run import COMMANDS  # noqa: E402
-from baselines.slicewise import oriented_like  # noqa: E402
-from configuration import parse  # noqa: E402
+from benchmarks.baselines import supervised
+from benchmarks.baselines.evaluation import Row, evaluate, open_row, open_training, run_row, training_settings
+from benchmarks.baselines.propagated import propagate
+from benchmarks.baselines.run import COMMANDS
+from benchmarks.baselines.slicewise import oriented_like
+from benchmarks.configuration import parse
+from tests.helpers.workflows import BUNDLE, ORGANS, SIZE, Killed, write_overlay
 
 METRICS = {"dice", "dice_fate", "dice_dfg", "hd95_mm", "asd_mm", "surface_dice_2mm", "missed", "invented"}
 CONFIGS = [str(BUNDLE / "configs" / name) for name in ("train.json", "evaluate.json")]

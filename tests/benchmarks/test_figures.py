@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,11 +12,10 @@ import torch
 from matplotlib.image import imread
 
 from tests.helpers.networks import TOKENS, make_backbone, make_diffusam
-from tests.helpers.workflows import BUNDLE, ORGANS, ROOT, train, write_overlay
+from tests.helpers.workflows import BUNDLE, ORGANS, train, write_overlay
 
 pytest.importorskip("sklearn")
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from figures import emerging_mask, memories  # noqa: E402
+from benchmarks.figures import emerging_mask, memories  # noqa: E402
 
 
 @pytest.fixture(scope="module")

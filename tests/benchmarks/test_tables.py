@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from monai.bundle import ConfigParser
 
+from benchmarks.adaptation.run import COMMANDS as ADAPTATION
+from benchmarks.baselines.run import COMMANDS as BASELINES
+from benchmarks.tables import report
+from benchmarks.tables.plan import TABLES, Table, TableError
 from tests.helpers.workflows import BUNDLE, ROOT, write_overlay
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from tables import report  # noqa: E402
-from tables.plan import TABLES, Table, TableError  # noqa: E402
 
 CONFIGS = ["configs/train.json", "configs/evaluate.json"]
 
@@ -36,8 +36,9 @@ def write_result(table: Table, run: str, row: str, organs: list[float | None], *
 
 
 def run_table(table: Path, output: Path, *options: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "benchmarks" / "tables"), str(table), "--output", str(output), *options]
-    return subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, timeout=900)
+    command = [sys.executable, "-m", "benchmarks.tables", str(table), "--output", str(output), *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # of this checkout, whatever is installed
+    return subprocess.run(command, cwd=BUNDLE, env=environment, capture_output=True, text=True, timeout=900)
 
 
 def test_rows_are_trained_for_run_and_marked_by_one_command(tmp_path, write_dataset, backbone_file):
@@ -381,8 +382,6 @@ def test_an_unknown_row_is_refused_before_anything_runs(tmp_path):
 
 @pytest.mark.parametrize("path", sorted(TABLES.glob("*.json")), ids=lambda path: path.stem)
 def test_the_tables_that_come_with_the_benchmarks_name_what_there_is(path):
-    from adaptation.run import COMMANDS as ADAPTATION
-    from baselines.run import COMMANDS as BASELINES
 
     table = Table.read(path, None, {})
     for row in table.rows.values():

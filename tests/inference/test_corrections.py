@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -23,10 +22,8 @@ from scripts.networks.sam2_backbone import Decoded, FrozenSAM2
 from scripts.segmentation.corrected_slices import Corrector, SlicePrompt, corrected_mask
 from scripts.segmentation.propagation import VolumetricInferer
 
-from tests.helpers.workflows import ORGANS, ROOT, SIZE, new_workflow, run, write_overlay
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from corrections import simulated_prompt  # noqa: E402
+from benchmarks.corrections import simulated_prompt
+from tests.helpers.workflows import ORGANS, SIZE, new_workflow, run, write_overlay
 
 SHAPE = (6, 7, 5)
 TILT = nib.eulerangles.euler2mat(z=0.3, y=0.2, x=-0.25)

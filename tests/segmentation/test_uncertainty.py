@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -19,10 +18,8 @@ from scripts.networks.sam2_backbone import Decoded, FrozenSAM2
 from scripts.segmentation.propagation import VolumetricInferer
 from scripts.segmentation.uncertainty import DoubtInferer, SampleAgreement, SplitDoubtd, doubt_of_samples
 
-from tests.helpers.workflows import BUNDLE, ROOT, run, write_overlay, write_prior
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import doubt as benchmark  # noqa: E402
+from benchmarks import doubt as benchmark
+from tests.helpers.workflows import BUNDLE, run, write_overlay, write_prior
 
 SIZE = 64
 ORGANS = ["spleen", "liver"]

@@ -1,0 +1,1 @@
+"""The tables: what is in them, how their rows are run, and how results are shown."""
