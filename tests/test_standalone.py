@@ -59,6 +59,10 @@ def test_the_configuration_needs_no_overlay_and_no_place_of_the_training(folder,
     assert Path(parser.get_parsed_content("prior_file")).is_file()
 
 
+def test_the_architecture_of_the_embedded_backbone_goes_along(folder):
+    assert (folder / "models" / "sam2_nano.yaml").read_bytes() == (BUNDLE / "models" / "sam2_nano.yaml").read_bytes()
+
+
 def test_the_metadata_describe_the_network_of_the_overlay(folder):
     network = monai.bundle.verify_net_in_out(
         net_id="network_def",

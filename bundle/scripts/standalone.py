@@ -26,7 +26,7 @@ from .files import BUNDLE
 from .networks.diffusam import check_prior_file
 
 PRIOR = "model.pt"  # the name by which MONAI Label and the Model Zoo look for weights
-COPIED = ("LICENSE", "docs", "scripts", "configs/logging.conf")
+COPIED = ("LICENSE", "docs", "scripts", "configs/logging.conf", "models/sam2_nano.yaml")
 # what an overlay says about a training's places means nothing elsewhere
 PLACES = ("bundle_root", "input", "dataset_dir", "output", "output_dir")
 

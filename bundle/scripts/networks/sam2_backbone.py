@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor, nn
 
-from ..files import sha256_of
+from ..files import BUNDLE, sha256_of
 
 MASK_LOGIT = 10.0  # SAM2 hands a given (not predicted) mask to the memory encoder as mask * 20 - 10
 NO_OBJECT_LOGIT = -1024.0  # what SAM2 itself writes into a mask whose object score says "absent"
@@ -41,36 +41,7 @@ _SAM2_YAML = {
     for size, letter in (("tiny", "t"), ("small", "s"), ("base_plus", "b+"), ("large", "l"))
 }
 
-# The embedded backbone: SAM2.1 tiny's YAML with every width and depth reduced, nothing else changed. About 6 M
-# parameters.
-_NANO_OVERRIDES = {
-    "image_encoder": {
-        "trunk": {"embed_dim": 48, "stages": [1, 2, 3, 1], "global_att_blocks": [4, 5], "window_spec": [8, 4, 8, 4]},
-        "neck": {
-            "d_model": 128,
-            "backbone_channel_list": [384, 192, 96, 48],
-            "position_encoding": {"num_pos_feats": 128},
-        },
-    },
-    "memory_attention": {
-        "d_model": 128,
-        "num_layers": 2,
-        "layer": {
-            "d_model": 128,
-            "dim_feedforward": 512,
-            "dropout": 0.0,
-            "self_attention": {"embedding_dim": 128, "dropout": 0.0},
-            "cross_attention": {"embedding_dim": 128, "kv_in_dim": 32, "dropout": 0.0},
-        },
-    },
-    "memory_encoder": {
-        "out_dim": 32,
-        "in_dim": 128,
-        "position_encoding": {"num_pos_feats": 32},
-        "mask_downsampler": {"embed_dim": 128},
-        "fuser": {"layer": {"dim": 128}},
-    },
-}
+_NANO_YAML = BUNDLE / "models" / "sam2_nano.yaml"  # the embedded backbone, beside its weights
 
 BACKBONES = (*_SAM2_YAML, "sam2_nano")
 
@@ -525,7 +496,7 @@ def _to_tokens(feature_map: Tensor) -> Tensor:
 
 
 def _build_sam2(name: str, image_size: int) -> nn.Module:
-    """Builds ``SAM2Base`` from the sam2 package's YAML and leaves Hydra's global state as it was found."""
+    """Builds ``SAM2Base`` from its YAML, sam2's or the bundle's; Hydra's global state stays as it was found."""
     hydra_was_initialised = GlobalHydra.instance().is_initialized()
     import sam2 as sam2_package  # importing it initialises Hydra
 
@@ -534,11 +505,8 @@ def _build_sam2(name: str, image_size: int) -> nn.Module:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    yaml = _SAM2_YAML["sam2.1_hiera_tiny" if name == "sam2_nano" else name]
-    config = OmegaConf.load(Path(sam2_package.__path__[0]) / yaml).model
-    OmegaConf.set_struct(config, False)
-    if name == "sam2_nano":
-        config = OmegaConf.merge(config, _NANO_OVERRIDES)
+    yaml = _NANO_YAML if name == "sam2_nano" else Path(sam2_package.__path__[0]) / _SAM2_YAML[name]
+    config = OmegaConf.load(yaml).model
     tokens = image_size // EMBEDDING_STRIDE
     config.image_size = image_size
     # the rotary tables are rebuilt at any other size on the first call; asking for the right one avoids that
