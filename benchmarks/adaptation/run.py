@@ -193,7 +193,6 @@ def target_supervised(
     """
     settings = training_settings(steps, slices_per_step, learning_rate, dice_by_slice)
     if not parse(config_file, overrides).get_parsed_content("train_cases"):
-
         raise DatasetError(
             "The target's configuration names no `train_cases`, so there is nothing to train the upper bound on. Add a "
             "split, such as configs/splits/chaos_dfg.json, or give --train_cases and --test_cases."

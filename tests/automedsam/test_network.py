@@ -386,8 +386,9 @@ def test_results_of_either_network_are_told_apart(project):
 
 @pytest.mark.parametrize("case", ["c", "d"])
 def test_label_maps_lie_on_the_files_grid(project, dataset, case):
-    labels, image = nib.load(project / "automedsam" / "evaluation" / f"{case}_seg.nii.gz"), nib.load(
-        dataset / f"image_{case}.nii.gz"
+    labels, image = (
+        nib.load(project / "automedsam" / "evaluation" / f"{case}_seg.nii.gz"),
+        nib.load(dataset / f"image_{case}.nii.gz"),
     )
 
     assert labels.shape == image.shape

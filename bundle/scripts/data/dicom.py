@@ -379,8 +379,9 @@ def _read_pixels(where: str, slices: Sequence[_Slice]) -> np.ndarray:
     file, frames = None, None
     for index, each in enumerate(slices):
         if each.file != file:
-            file, frames = each.file, _read_file(
-                where, each.file, [one.rescale for one in slices if one.file == each.file]
+            file, frames = (
+                each.file,
+                _read_file(where, each.file, [one.rescale for one in slices if one.file == each.file]),
             )
         plane = frames[each.frame].T
         if plane.dtype.kind == "f":

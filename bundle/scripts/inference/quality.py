@@ -214,14 +214,20 @@ def _problems(
         if not low <= organ["volume_ml"] <= high:
             yield "volume", f"{organ['volume_ml']:.0f} ml, expected {low:.0f} to {high:.0f} ml by the training volumes"
     if organ["outside"] > thresholds.max_outside:
-        yield "components", (
-            f"{organ['components']} separate pieces with {organ['outside']:.0%} of the voxels outside the largest, "
-            f"at most {thresholds.max_outside:.0%} expected"
+        yield (
+            "components",
+            (
+                f"{organ['components']} separate pieces with {organ['outside']:.0%} of the voxels outside the largest, "
+                f"at most {thresholds.max_outside:.0%} expected"
+            ),
         )
     if organ["largest_jump"] > thresholds.max_jump:
-        yield "jump", (
-            f"its area or position jumps between two slices by {organ['largest_jump']:.2f} of its size, at most "
-            f"{thresholds.max_jump:.2f} expected"
+        yield (
+            "jump",
+            (
+                f"its area or position jumps between two slices by {organ['largest_jump']:.2f} of its size, at most "
+                f"{thresholds.max_jump:.2f} expected"
+            ),
         )
     if thresholds.edge and organ["touches_edge"]:
         yield "edge", "it reaches the edge of the volume and may be cut off"
