@@ -42,7 +42,8 @@ SCORES = ("dice", "slice_dice")
 
 
 def main(config_file, output: str | None = None, reaches: Sequence[int] = (0, 1, 2, 3), **overrides) -> None:
-    """
+    """Simulates the corrections, and writes what they change.
+
     Args:
         config_file: config files as for ``monai.bundle run evaluating``.
         output: JSON file of the result, by default ``corrections.json`` in ``output_dir``.

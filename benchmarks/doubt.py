@@ -56,7 +56,8 @@ def main(
     overwrite: bool = False,
     **overrides,
 ) -> None:
-    """
+    """Measures every test case, and writes what doubt is worth.
+
     Args:
         config_file: config files as for ``monai.bundle run evaluating``.
         samples: of the memory, 2 or more.

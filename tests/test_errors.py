@@ -37,7 +37,7 @@ def wrapped_in_passing():
     try:
         bundle_error()
     except ValueError:
-        raise RuntimeError("Failed to instantiate")
+        raise RuntimeError("Failed to instantiate")  # noqa: B904 - raised while another is handled
 
 
 def hidden():

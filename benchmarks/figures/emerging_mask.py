@@ -1,9 +1,9 @@
-"""Figure 3: the mask as it emerges while the memory is sampled, from noise to the last step.
+r"""Figure 3: the mask as it emerges while the memory is sampled, from noise to the last step.
 
 Run from the bundle's folder, with one list of config files for each block of columns:
 
     DEMO="'configs/train.json','configs/evaluate.json','configs/demo.json'"
-    python -m benchmarks.figures.emerging_mask --output runs/figures \\
+    python -m benchmarks.figures.emerging_mask --output runs/figures \
         --config_files "{'CT': [$DEMO], 'MR': [$DEMO,'configs/sf_uda.json','configs/sf_uda_demo.json']}"
 
 Slices are decoded each by itself (no 3D). The first row reads pure noise as a memory; each further row reads the memory
@@ -65,7 +65,8 @@ def main(
     show: str = "sample",
     **overrides,
 ) -> dict[str, Any]:
-    """
+    """Draws the figure, and writes its numbers.
+
     Args:
         config_files: for each block of columns its name and its config files, as for ``monai.bundle run evaluating``.
             The first test case is shown; ``prior_file`` is the prior.

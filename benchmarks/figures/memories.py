@@ -1,9 +1,9 @@
-"""Figure 2: generated memories and true ones, organ by organ, at several stages of training.
+r"""Figure 2: generated memories and true ones, organ by organ, at several stages of training.
 
 Run from the bundle's folder, after a training with ``--snapshots "[25]"``, which keeps the prior after 25 iterations:
 
-    python -m benchmarks.figures.memories \\
-        --config_file "['configs/train.json','configs/evaluate.json','configs/demo.json']" \\
+    python -m benchmarks.figures.memories \
+        --config_file "['configs/train.json','configs/evaluate.json','configs/demo.json']" \
         --priors "{'25 iterations': 'runs/demo/model_000025.pt', '500 iterations': 'runs/demo/model.pt'}"
 
 A t-SNE map shows neighbourhoods and no distances, and can be drawn until it pleases. So numbers stand beside it, of the
@@ -47,7 +47,8 @@ def main(
     perplexity: float = 30.0,
     **overrides,
 ) -> dict[str, Any]:
-    """
+    """Draws the figure, and writes its numbers.
+
     Args:
         config_file: config files as for ``monai.bundle run evaluating``.
         priors: files of trained priors by the name of their stage, in the order of the panels.

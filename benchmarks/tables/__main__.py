@@ -31,7 +31,8 @@ def main(
     only_report: bool = False,
     **overrides,
 ) -> None:
-    """
+    """Runs the rows of a table that can run, and writes the table.
+
     Args:
         table: name of a table in ``benchmarks/tables/definitions``, or path of another such file.
         output: folder of the results; by default ``runs/tables/{table}``.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -282,9 +283,8 @@ def test_images_are_checked_as_the_reader_reads_them(tmp_path, write_dicom_serie
 
 def test_truncated_file_is_named(items):
     path = items[1]["image"]
-    content = open(path, "rb").read()
-    with open(path, "wb") as file:
-        file.write(content[: len(content) // 2])
+    content = Path(path).read_bytes()
+    Path(path).write_bytes(content[: len(content) // 2])
     message = problems(items)
     assert f"'{path}': cannot be read" in message and "copy or download it again" in message
     assert message.startswith("1 problem in the training data:")

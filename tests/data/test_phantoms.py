@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -79,7 +80,7 @@ def test_every_organ_is_present_inside_and_in_one_piece(patients, seed):
     assert set(np.unique(label)) == {0, 1, 2, 3, 4}
     for organ in range(1, 5):
         mask = label == organ
-        assert all(0 < index.min() and index.max() < size - 1 for index, size in zip(np.nonzero(mask), mask.shape))
+        assert all(index.min() > 0 and index.max() < size - 1 for index, size in zip(np.nonzero(mask), mask.shape))
         pieces, found = ndimage.label(mask, np.ones((3, 3, 3)))
         assert np.bincount(pieces.ravel())[1:].max() > 0.98 * mask.sum(), f"{ORGANS[organ - 1]} in {found} pieces"
 
@@ -163,7 +164,7 @@ def test_existing_cases_stay_and_incomplete_ones_are_completed(tmp_path):
             file.write(b"kept")
     (tmp_path / "label_ct001.nii.gz").unlink()
     assert write_phantoms(tmp_path, 2, **GRID) == [first, second]
-    assert all(open(path, "rb").read() == b"kept" for path in first.values())
+    assert all(Path(path).read_bytes() == b"kept" for path in first.values())
     assert nib.load(second["label"]).shape == GRID["shape"]
 
 

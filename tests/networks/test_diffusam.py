@@ -9,9 +9,8 @@ import torch
 from scripts.networks.diffusam import DiffuSAM, check_prior_file
 from scripts.networks.sam2_backbone import NO_OBJECT_LOGIT, Decoded
 
-from tests.helpers.networks import MEMORY_CHANNELS, SIZE, TOKENS, make_backbone
+from tests.helpers.networks import MEMORY_CHANNELS, SIZE, TOKENS, make_backbone, make_prior
 from tests.helpers.networks import make_diffusam as make_network
-from tests.helpers.networks import make_prior
 
 ORGANS = ("spleen", "liver")
 

@@ -19,11 +19,12 @@ from torch.nn.functional import interpolate
 
 SHAPE = (24, 20, 12)
 SPACING = (0.8, 1.3, 4.0)
+AFFINE = np.diag([*SPACING, 1])
 EVERYWHERE = ((0, 24), (0, 20), (0, 12))
 CENTRE = ((6, 18), (5, 15), (3, 9))
 
 
-def label_map(boxes: dict[int, tuple], shape=SHAPE, affine=np.diag([*SPACING, 1])) -> MetaTensor:
+def label_map(boxes: dict[int, tuple], shape=SHAPE, affine=AFFINE) -> MetaTensor:
     """``(1, H, W, D)`` with a box of voxels for each label value."""
     labels = torch.zeros(1, *shape)
     for value, box in boxes.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -46,10 +47,8 @@ def train(path, kill_at: int | None = None, max_epochs: int = EPOCHS, resume: bo
             if engine.state.iteration == kill_at:
                 raise Killed
 
-    try:
+    with contextlib.suppress(Killed):
         engine.run(DataLoader(data, batch_size=2, shuffle=True), max_epochs=max_epochs)
-    except Killed:
-        pass
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()]), steps
 
 

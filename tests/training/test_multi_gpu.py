@@ -73,7 +73,7 @@ def test_two_processes_train_the_prior_of_one_with_twice_the_batch(trained, file
 
     assert one.keys() == two.keys()
     for key, value in one.items():
-        torch.testing.assert_close(two[key], value, rtol=1e-3, atol=2e-5, msg=lambda text: f"{key}: {text}")
+        torch.testing.assert_close(two[key], value, rtol=1e-3, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}")
 
 
 @pytest.mark.slow

@@ -76,7 +76,8 @@ class AutoMedSAMLoss(nn.Module):
         self.uncertainty = UncertaintyWeights(("pixel", "region", "distribution"))
 
     def forward(self, mask_logits: Tensor, object_score: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """
+        """The loss of a batch of slices.
+
         Args:
             mask_logits: ``(B, 1, S, S)``, not gated by the object score.
             object_score: ``(B, 1)`` logits.

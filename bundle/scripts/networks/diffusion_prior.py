@@ -8,6 +8,7 @@ memories standardised per channel. This is the only module that touches diffuser
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -48,7 +49,7 @@ def conditional_unet(
     attention_levels: int,
     dropout: float,
 ) -> UNet2DModel:
-    """diffusers' UNet with a learned embedding of the organ label; see :class:`MemoryPrior` for the arguments."""
+    """The UNet of diffusers with a learned embedding of the organ label; see :class:`MemoryPrior` for the arguments."""
     plain = len(block_out_channels) - attention_levels
     return UNet2DModel(
         in_channels=in_channels,
@@ -332,8 +333,8 @@ class MemoryPrior(StandardisingModule):
         Raises:
             ValueError: a number of steps out of range.
         """
-        for _, memory in self.denoise(features, organ, steps, eta, generator, noise):
-            pass  # of the chain, only the end counts
+        chain = self.denoise(features, organ, steps, eta, generator, noise)
+        ((_, memory),) = deque(chain, maxlen=1)  # only its end counts
         return memory
 
     @torch.no_grad()

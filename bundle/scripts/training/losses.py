@@ -44,7 +44,8 @@ class DiffuSAMLoss(nn.Module):
     def forward(
         self, prior_error: Tensor, mask_logits: Tensor, object_score: Tensor, mask: Tensor
     ) -> dict[str, Tensor]:
-        """
+        """The loss of a batch of slices.
+
         Args:
             prior_error: ``(B,)`` squared error of Equation 1 for each item.
             mask_logits: ``(B, 1, S, S)``, not gated by the object score.
