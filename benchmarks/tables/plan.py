@@ -13,7 +13,8 @@ A table's file names
 * ``rows``: each a ``command`` of ``baselines`` or ``adaptation``, and may have ``config_file``, ``options``, a
   ``training`` whose file, configuration and settings it gets, and ``published`` numbers: a value for each organ, and
   their mean, in percent. A row of an option that is gone has ``recorded`` instead, its result as the table had it
-  (pairs of mean and deviation, and the mean of each run), and ``repeat_with``, the commit that repeats it;
+  (pairs of mean and deviation, of organs by their names, and the mean of each run), and ``repeat_with``, the commit
+  that repeats it;
 * ``published``: what those numbers are of;
 * ``gap``: the rows between which the share of a gap that others close is given, ``from`` and ``to``.
 

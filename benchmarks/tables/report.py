@@ -31,7 +31,7 @@ def collect(table: Table) -> dict[str, Any]:
     """
     organs = _organs(table)
     rows = {
-        name: _recorded_row(row) if "recorded" in row else _collect_row(table, name, organs)
+        name: _recorded_row(row, organs) if "recorded" in row else _collect_row(table, name, organs)
         for name, row in table.rows.items()
     }
     gap = table.content.get("gap")
@@ -79,7 +79,7 @@ def _collect_row(table: Table, name: str, organs: Sequence[str]) -> dict[str, An
     return row
 
 
-def _recorded_row(entry: dict[str, Any]) -> dict[str, Any]:
+def _recorded_row(entry: dict[str, Any], organs: Sequence[str]) -> dict[str, Any]:
     """A row of an option that is gone, as the table had it when its commit ran it."""
     recorded, runs = entry["recorded"], {run: {"mean": mean / 100} for run, mean in entry["recorded"]["runs"].items()}
 
@@ -89,7 +89,7 @@ def _recorded_row(entry: dict[str, Any]) -> dict[str, Any]:
         return {"mean": mean, "sd": sd, "n": 0 if value is None else len(runs)}
 
     row: dict[str, Any] = {"runs": runs, "published": None, "repeat_with": entry["repeat_with"]}
-    row["organs"] = [spread("organs", value) for value in recorded["organs"]]
+    row["organs"] = [spread("organs", recorded["organs"].get(organ)) for organ in organs]
     keys = ("mean", "gap_closed", *OTHER_METRICS, *SECONDS)
     return row | {key: spread(key, recorded.get(key)) for key in keys}
 
@@ -114,14 +114,14 @@ def _hours(table: Table, rows: dict[str, Any]) -> float:
 
 
 def _organs(table: Table) -> list[str]:
-    """Of the first result that is there; before there is any, none are known."""
+    """Of the first result that is there, or else of a recorded row; before there is any, none are known."""
     for run in table.runs:
         for name in table.rows:
             path = table.result(run, name)
             content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
             if "organs" in content:
                 return content["organs"]
-    return []
+    return next((list(row["recorded"]["organs"]) for row in table.rows.values() if "recorded" in row), [])
 
 
 def _reason(table: Table, run: str, name: str) -> str:
