@@ -23,7 +23,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ..data.datalists import Item
 from ..data.dataset_check import voxel_problem
 from ..data.volumes import Volume, VolumeReader, VolumeWriter
-from ..errors import DatasetError, user_error
+from ..errors import DatasetError, one_line, user_error
 from ..segmentation.uncertainty import PROBABILITY_STEPS
 from .case_records import CaseRecords
 
@@ -167,7 +167,7 @@ class CaseProgress:
 
     def _begin(self, engine: Engine) -> None:
         case, number = item_of(engine.state.batch)["case"], engine.state.iteration
-        self.case, self.finished = f"{case} ({number} of {engine.state.epoch_length})", number - 1
+        self.case, self.finished = f"{one_line(case)} ({number} of {engine.state.epoch_length})", number - 1
         self.bar.set_description_str(self.case, refresh=False)
 
     def _slices(self, done: int, total: int) -> None:

@@ -9,7 +9,7 @@ from ..data.dataset_check import CaseSummary
 from ..data.volumes import VolumeReader
 from ..errors import DatasetError, listed
 from .report import notes_on, report
-from .targets import Target, store_json
+from .targets import Target, store_overlay
 
 TRAIN_CASES = 3  # the few shots of the default suggestion
 
@@ -43,7 +43,7 @@ def write_overlay(
     run = target.folder / "run"
     places = {**files, "output_dir": str(run), "prior_file": str(run / "model.pt")}
     overlay = {**places, "train_cases": list(train), "test_cases": test, **meanings}
-    store_json(target, "overlay.json", overlay)
+    store_overlay(target, "overlay.json", overlay, evaluated=["intensity"])
     tested = f"{len(test)} are evaluated" if test else "none is left to evaluate on"
     split = f"Of {len(items)} labelled volumes, {len(train)} are for training ({listed(train)}), {tested}."
     return report(
