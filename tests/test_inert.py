@@ -171,7 +171,14 @@ def test_files_of_any_name_are_segmented(tmp_path, project, tiny_dataset):
 
 @pytest.mark.parametrize(
     "typed, read_as",
-    [("Doe,Jane", ("Doe", "Jane")), ("7", 7), ("2024", 2024), ("a#1", "a"), ("/b/a#1.mha", "/b/a::1.mha"), ("[a]", ["a"])],
+    [
+        ("Doe,Jane", ("Doe", "Jane")),
+        ("7", 7),
+        ("2024", 2024),
+        ("a#1", "a"),
+        ("/b/a#1.mha", "/b/a::1.mha"),
+        ("[a]", ["a"]),
+    ],
 )
 @pytest.mark.parametrize("form", [lambda text: ["--input", text], lambda text: [f"--input={text}"]])
 def test_a_text_of_the_command_line_is_taken_as_it_was_typed(monkeypatch, typed, read_as, form):
@@ -217,7 +224,10 @@ def test_a_hostile_name_on_the_command_line_is_refused_before_it_is_run(tmp_path
 def test_what_moves_a_cursor_or_turns_the_writing_is_escaped(text):
     shown = [printable(f"a{text}b"), one_line(f"a{text}b"), listed([Path(f"a{text}b")]), str(DatasetError(text))]
 
-    assert all(text not in each for each in shown) and shown[0] == f"a{text.encode('unicode_escape', 'surrogatepass').decode()}b"
+    assert (
+        all(text not in each for each in shown)
+        and shown[0] == f"a{text.encode('unicode_escape', 'surrogatepass').decode()}b"
+    )
 
 
 def test_letters_of_every_writing_stay():

@@ -254,7 +254,7 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 
 
 def _loading(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: settings[key] for key in ("series", "default_axcodes") if key in settings}
+    return {key: settings[key] for key in ("series", "default_axcodes", "trusted_form") if key in settings}
 
 
 def _window(intensity: Any) -> tuple[float, float] | None:

@@ -18,7 +18,7 @@ from scripts.prepare.decathlon import prepare_decathlon  # noqa: E402
 from scripts.prepare.folder import prepare_folder  # noqa: E402
 
 # texts that Fire passes on as they are: it would take {case} for a Python set
-TEXTS = ("source", "output", "image", "label", "modality", "series", "default_axcodes")
+TEXTS = ("source", "output", "image", "label", "modality", "series", "default_axcodes", "trusted_form")
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ def prepare_folder(
     train_cases: Sequence[str] | None = None,
     series: str | None = None,
     default_axcodes: str | None = None,
+    trusted_form: str | None = None,
     overwrite: bool = False,
 ) -> str:
     """Your own images and labels: checks them, converts what is not NIfTI, and writes an overlay for the commands.
@@ -43,6 +44,7 @@ def prepare_folder(
         train_cases: cases to train on; without it, the first three. The others are evaluated.
         series: which of several DICOM series in one folder; see :func:`~scripts.data.volumes.load_volume`.
         default_axcodes: where the axes of a file point that does not say so itself; see there.
+        trusted_form: which statement of a NIfTI header is right where two contradict each other; see there.
         overwrite: whether files in ``output`` that differ are replaced.
 
     Returns:
@@ -52,7 +54,7 @@ def prepare_folder(
         DatasetError: a pattern, file or label value that cannot be used; all problems of the files at once.
         FileNotFoundError: the folder or every image is missing.
     """
-    reader = VolumeReader(series, default_axcodes)
+    reader = VolumeReader(series, default_axcodes, trusted_form)
     intensity = intensity_of(modality)
     items, without = _labelled(source, image, label)
     train_cases = chosen_train_cases([item["case"] for item in items], train_cases)
@@ -68,6 +70,8 @@ def prepare_folder(
     meanings = {"label_map": dict(label_map), "background_values": background, **intensity}
     if default_axcodes:
         meanings["default_axcodes"] = default_axcodes
+    if trusted_form:
+        meanings["trusted_form"] = trusted_form
     return write_overlay(target, files, items, summaries, train_cases, meanings, reader, remarks)
 
 
