@@ -14,8 +14,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from scripts.arguments import as_typed, refuse_expressions
-from scripts.corrections import Corrections
-from scripts.datalists import inference_inputs
+from scripts.inference.corrections import Corrections
+from scripts.data.datalists import inference_inputs
 from scripts.errors import DatasetError, indented, listed, one_line, printable
 from scripts.inert import inert, inert_json
 from scripts.prepare.decathlon import prepare_decathlon
