@@ -459,7 +459,7 @@ def test_file_is_one_input(tiny_dataset):
 def test_folder_is_every_supported_image_in_it(tmp_path):
     touch(tmp_path, "b10.nii", "b2.nii.gz", "c.nrrd", "a.mha", "d.mhd", "d.raw", "e.nhdr", "e.raw.gz")
     touch(tmp_path, "notes.txt", ".hidden.nii.gz", "deeper/f.nii.gz")
-    assert cases_of(inference_inputs(tmp_path)) == ["a", "b2", "b10", "c", "d", "e"]
+    assert cases_of(inference_inputs(tmp_path)) == ["a", "b2", "b10", "c", "d", "deeper_f", "e"]
 
 
 def test_dots_inside_a_name_stay(tmp_path):

@@ -33,6 +33,7 @@ _TAGS = [
     *("EchoTime", "TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime"),
     *TAGS,
 ]
+_FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # of elements, at the beginning of a file without preamble
 _NO_IMAGE = ("SEG", "RTDOSE")  # modalities with pixels that are not the patient's image
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -72,13 +73,26 @@ class _Slice:
 
 
 def is_dicom_file(path: Path) -> bool:
-    """By its suffix or, since many archives give none, by its preamble; DICOMDIR is an index, not a slice."""
+    """By its suffix, its preamble, or what it begins with; DICOMDIR is an index, not a slice.
+
+    Many archives give no suffix, and some files have no preamble either.
+    """
     if not path.is_file() or path.name == "DICOMDIR" or path.name.startswith("."):
         return False
     if path.suffix.lower() == ".dcm":
         return True
     with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
+        start = file.read(132)
+        if start[128:] == b"DICM":
+            return True
+        if start[:2] not in _FIRST_GROUPS:
+            return False
+        file.seek(0)
+        try:
+            header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=["SOPClassUID", "Rows"])
+        except Exception:  # of any kind: bytes that happen to begin like an element
+            return False
+    return "SOPClassUID" in header and "Rows" in header
 
 
 def dicom_files(folder: Path) -> Iterator[Path]:
@@ -123,6 +137,7 @@ def series_slices(path: Path, series: str | None = None) -> tuple[list[tuple[Pat
 
 def _find_slices(path: Path, series: str | None) -> tuple[str, list[_Slice], np.ndarray]:
     """A name for messages, the slices of one series in the order of their positions, and the affine to LPS+."""
+    _check_links(path)
     headers = {file: _read_header(file) for file in ([path] if path.is_file() else dicom_files(path))}
     if not headers:
         raise DatasetError(
@@ -134,6 +149,19 @@ def _find_slices(path: Path, series: str | None) -> tuple[str, list[_Slice], np.
     for file, header in headers.items():
         check_header(where, file, header)
     return where, *_stacked(where, [each for file, header in headers.items() for each in _slices_of(file, header)])
+
+
+def _check_links(folder: Path) -> None:
+    """Refuses a folder in which a link leads nowhere: it may be a slice, and of the last one nothing tells that it is
+    missing.
+    """
+    entries = folder.iterdir() if folder.is_dir() else ()
+    broken = sorted(each for each in entries if each.is_symlink() and not each.exists() and each.name[0] != ".")
+    if broken:
+        raise DatasetError(
+            f"'{folder}': {count(len(broken), 'link')} to files that are not there: "
+            f"{listed(file.name for file in broken)}. Expected every slice. Restore the files, or remove the links."
+        )
 
 
 def _read_header(file: Path) -> pydicom.Dataset:

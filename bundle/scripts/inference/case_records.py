@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from ..data.datalists import Item
 from ..data.dicom import is_dicom_file
 from ..data.transforms import describe
 from ..data.volumes import files_of
-from ..errors import DatasetError, count
+from ..errors import DatasetError, count, listed
 from ..files import BUNDLE, sha256_of, whole_file
 
 RECORDS = "results.json"
@@ -101,30 +102,56 @@ class CaseRecords:
             items: of :func:`scripts.data.datalists.inference_inputs`.
         """
         cases, pending, outdated = self._read()["cases"], [], 0
+        interrupted: list[Item] = []
         self.there = []
-        for item in items:
-            problem = _cheap_problem(Path(item["image"]))
+        for item in self._told_apart(items, cases):
+            problem = item.get("problem") or _cheap_problem(Path(item["image"]))
             if problem:
                 self.fail(item, problem)
                 continue
             record = cases.get(item["case"], {})
             same = record.get("configuration") == self.digest and record.get("input") == _input_digest(item)
-            same = same and record.get("corrections") == self.corrections.get(item["case"])
+            same = same and record.get("corrections") == self.corrections.get(item.get("named", item["case"]))
             if record.get("status") == "done" and not self.overwrite:
                 if same and self._has_results(item, record):
                     self.there.append(item["case"])
                     continue
                 outdated += not same
-            pending.append(item)
+            (interrupted if record.get("status") == "running" else pending).append(item)
+        if interrupted:
+            cases_then = listed(item["case"] for item in interrupted)
+            logger.warning("A run ended while it was at %s: read again, after all others.", cases_then)
         if self.there:
             logger.info("%d of %d were there already, in '%s'.", len(self.there), len(items), self.output)
         if outdated:
             changed = "were made from another input, or with another prior, settings or version"
             logger.info("%d of %d %s: segmented again.", outdated, len(items), changed)
-        return pending
+        # what ends the program itself, such as damaged pixels in a decoder, does not keep the others from their turn
+        return pending + interrupted
+
+    def _told_apart(self, items: Sequence[Item], cases: Mapping[str, Mapping[str, Any]]) -> list[Item]:
+        """The same cases; one whose name the results of another image bear already is named after its folder too.
+
+        Files of two patients have the same name in many an archive, and results of the first are not to be lost.
+        """
+        apart, taken = [], {item["case"] for item in items}
+        for item in items:
+            name, folder = item["case"], Path(item["image"]).parent
+            place = hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]
+            for candidate in (name, f"{folder.name}_{name}", f"{name}_{place}"):
+                if _is_of(item, cases.get(candidate, {})) and (candidate == name or candidate not in taken):
+                    break
+            if candidate != name:
+                other = cases[name]["image"]
+                logger.warning(
+                    "%s: results of '%s' bear this name here, so those of '%s' are called %s.",
+                    *(name, other, item["image"], candidate),
+                )
+            apart.append(item if candidate == name else {**item, "case": candidate, "named": name})
+        return apart
 
     def begin(self, item: Item) -> None:
-        """Work on a case begins: what results it has do not count any more."""
+        """Work on a case begins, before it is read: what results it has do not count any more."""
         self._record(item, status="running")
 
     def complete(
@@ -207,7 +234,7 @@ class CaseRecords:
     def _record(self, item: Item, **record: Any) -> None:
         content = self._read()
         configurations, cases = content["configurations"], content["cases"]
-        corrections = self.corrections.get(item["case"])
+        corrections = self.corrections.get(item.get("named", item["case"]))
         configurations[self.digest] = self.configuration
         cases[item["case"]] = {
             "image": item["image"],
@@ -240,6 +267,12 @@ def _cheap_problem(path: Path) -> str | None:
     if path.is_file() and not path.stat().st_size:
         return f"'{path}': the file is empty. Copy or export it again."
     return None
+
+
+def _is_of(item: Item, record: Mapping[str, Any]) -> bool:
+    """Whether a record is of the image of an item, is of an image that is gone, as when it was moved, or says nothing."""
+    image = record.get("image")
+    return image is None or os.path.realpath(image) == os.path.realpath(item["image"]) or not os.path.lexists(image)
 
 
 def _input_digest(item: Item) -> str | None:

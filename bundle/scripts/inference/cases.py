@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TextIO
 
 import nibabel as nib
@@ -17,6 +17,7 @@ from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
 from monai.transforms import MapTransform
 from torch import Tensor
+from torch.utils.data import get_worker_info
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -58,10 +59,21 @@ class CaseDataset(Dataset):
     """``monai.data.Dataset`` in which an item that cannot be loaded is ``{"item": ..., "error": reason}``.
 
     Other items get ``"item"`` too, and the name of the case in the ``meta`` of ``"image"``, by which results are named.
+
+    Args:
+        data: the items.
+        transform: of each.
+        records: which note that a case has begun before it is read, since reading may end the program.
     """
+
+    def __init__(self, data: Sequence[Item], transform: Callable, records: CaseRecords | None = None) -> None:
+        super().__init__(data, transform)
+        self.records = records
 
     def _transform(self, index: int) -> dict[str, Any]:
         item = dict(self.data[index])
+        if self.records is not None and get_worker_info() is None:  # workers read ahead, and share no records
+            self.records.begin(item)
         try:
             data = super()._transform(index)
         except Exception as error:  # of any kind: the other cases do not depend on it
