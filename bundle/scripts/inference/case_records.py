@@ -155,7 +155,12 @@ class CaseRecords:
         self._record(item, status="running")
 
     def complete(
-        self, item: Item, seconds: float, shape: Iterable[int], quality: Mapping[str, Any] | None = None
+        self,
+        item: Item,
+        seconds: float,
+        shape: Iterable[int],
+        quality: Mapping[str, Any] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         """All results of a case are written.
 
@@ -164,6 +169,7 @@ class CaseRecords:
             seconds: that it took, with reading and writing.
             shape: voxels of the label map along its axes.
             quality: what a :class:`~scripts.inference.quality.QualityCheck` found.
+            notes: what is odd about the image.
         """
         files = {**self._wanted(item), "picture": PICTURE.format(case=item["case"])}
         # None: it could not be made, and trying again would not help
@@ -173,6 +179,8 @@ class CaseRecords:
             record["doubt_samples"] = self.doubt
         if quality is not None:
             record["quality"] = quality
+        if notes:
+            record["warnings"] = list(notes)
         self._record(item, status="done", **record)
         self.done.append(item["case"])
 

@@ -23,6 +23,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..data.datalists import Item
 from ..data.dataset_check import voxel_problem
+from ..data.intensity import NOTES
 from ..data.volumes import Volume, VolumeReader, VolumeWriter
 from ..errors import DatasetError, one_line, user_error
 from ..segmentation.uncertainty import PROBABILITY_STEPS
@@ -125,7 +126,8 @@ class CaseEvaluator(SupervisedEvaluator):
         else:
             (output,) = engine.state.output
             seconds = time.perf_counter() - self._started
-            self.records.complete(item, seconds, output["pred"].shape[1:], output.get("quality"))
+            notes = output["image"].meta.get(NOTES, "").splitlines()
+            self.records.complete(item, seconds, output["pred"].shape[1:], output.get("quality"), notes)
         if not engine.state.output and torch.cuda.is_available():
             torch.cuda.empty_cache()  # after running out of memory, a smaller volume may well fit
         return engine.state.output

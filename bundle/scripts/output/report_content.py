@@ -188,7 +188,10 @@ def _recorded_case(folder: Path, name: str, record: Mapping[str, Any], settings:
         seconds=record.get("seconds"),
         shape=tuple(record.get("shape", ())),
         measures=quality.get("organs", {}),
-        flags=[_flag(flag) for flag in quality.get("flags", [])],
+        flags=[
+            *({"organ": None, "message": note} for note in record.get("warnings", [])),
+            *(_flag(flag) for flag in quality.get("flags", [])),
+        ],
         image=Path(record["image"]) if "image" in record else None,
         label_map=_file(folder, files.get("label_map")),
         doubt=_file(folder, files.get("doubt")),

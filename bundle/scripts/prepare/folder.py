@@ -9,6 +9,7 @@ import numpy as np
 
 from ..data.datalists import Item, LabelMap, find_cases
 from ..data.dataset_check import check_dataset
+from ..data.intensity import hounsfield_units, no_hounsfield_units
 from ..data.volumes import NIFTI_SUFFIXES, VolumeReader
 from ..errors import DatasetError, listed
 from .configs import CASE, intensity_of
@@ -61,7 +62,7 @@ def prepare_folder(
     target = Target(output, overwrite)
     label_map, background, remarks = _meanings(items, label_map, reader)
     summaries = check_dataset(items, label_map, background, purpose="prepared", reader=reader)
-    remarks += _modality_warning(items[0]["image"], modality, reader)
+    remarks += _unit_warnings(items, modality, reader)
     if without:
         remarks.insert(0, f"Left out, since they have no label: {listed(without)}.")
     files = {"dataset_dir": str(Path(source).expanduser().resolve()), "image_pattern": image, "label_pattern": label}
@@ -138,12 +139,14 @@ def _label_values(path: str, reader: VolumeReader) -> set[int]:
     return {int(value) for value in values[np.isfinite(values)]}
 
 
-def _modality_warning(image: str, modality: str, reader: VolumeReader) -> list[str]:
-    lowest = float(reader.load(image).voxels.min())
-    if modality == "ct" and lowest >= 0:
-        return [f"Warning: no value below 0 in '{image}', so these are no Hounsfield units. MR needs --modality mr."]
-    if modality == "mr" and lowest <= -900:
-        return [
-            f"Warning: values down to {lowest:.0f} in '{image}' look like Hounsfield units. CT needs --modality ct."
-        ]
-    return []
+def _unit_warnings(items: Sequence[Item], modality: str, reader: VolumeReader) -> list[str]:
+    """Images whose numbers are of another unit than their modality has."""
+    warnings = []
+    for item in items:
+        voxels = reader.load(item["image"]).voxels
+        problem = no_hounsfield_units(voxels) if modality == "ct" else hounsfield_units(voxels)
+        if problem:
+            warnings.append(
+                f"Warning: '{item['image']}': {problem}, with --modality {'mr' if modality == 'ct' else 'ct'}."
+            )
+    return warnings
