@@ -148,7 +148,10 @@ def hounsfield_units(image: Any) -> str | None:
     """Why voxels look like Hounsfield units, though they are scaled like MR; None if they do not."""
     values = _tensor(image)
     air, fat = ((values >= low) & (values < high) for low, high in ((-1100, -900), (-200, -20)))
-    if air.float().mean().item() < 0.01 or fat.float().mean().item() < 0.005:
+    if air.float().mean().item() < 0.01:
+        return None
+    # padding of MR may be -1000 as well, but is of one value, and has no fat beside it
+    if fat.float().mean().item() < 0.005 and _is_single(values, -1100, -900):
         return None
     return (
         f"values from {values.min().item():g} to {values.max().item():g} look like Hounsfield units, but are scaled "
