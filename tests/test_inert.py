@@ -14,14 +14,15 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from scripts.arguments import as_typed, refuse_expressions
-from scripts.inference.corrections import Corrections
 from scripts.data.datalists import inference_inputs
 from scripts.errors import DatasetError, indented, listed, one_line, printable
 from scripts.inert import inert, inert_json
+from scripts.inference.corrections import Corrections
 from scripts.prepare.decathlon import prepare_decathlon
 from scripts.prepare.folder import prepare_folder
 from scripts.standalone import describe
-from workflows import BUNDLE, new_workflow, run, write_overlay
+
+from tests.helpers.workflows import BUNDLE, new_workflow, run, write_overlay
 
 RUNS = "__import__('pathlib').Path('ran').touch()"
 HOSTILE = {
@@ -236,9 +237,9 @@ def test_letters_of_every_writing_stay():
 
 def test_no_line_of_a_log_can_be_forged():
     program = (
-        "import logging, sys; sys.path.insert(0, %r); from scripts.errors import install; install()\n"
-        "logging.basicConfig(format='%%(levelname)s - %%(message)s')\n"
-        "logging.getLogger('x').error('%%s failed', 'a\\x1b[2J\\nINFO - 99 cases segmented')" % str(BUNDLE)
+        f"import logging, sys; sys.path.insert(0, {str(BUNDLE)!r}); from scripts.errors import install; install()\n"
+        "logging.basicConfig(format='%(levelname)s - %(message)s')\n"
+        "logging.getLogger('x').error('%s failed', 'a\\x1b[2J\\nINFO - 99 cases segmented')"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
 

@@ -1,8 +1,8 @@
 """Texts on the command line, as they were typed.
 
-``python -m monai.bundle`` has its arguments read by Fire and by MONAI's parser of configurations: ``Doe,Jane`` becomes a
-tuple, ``7`` a number, ``a#1`` becomes ``a::1``, and what begins with ``$`` is evaluated. A folder of a patient may well be
-called any of these.
+``python -m monai.bundle`` has its arguments read by Fire and by MONAI's parser of configurations: ``Doe,Jane`` becomes
+a tuple, ``7`` a number, ``a#1`` becomes ``a::1``, and what begins with ``$`` is evaluated. A folder of a patient may
+well be called any of these.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def as_typed(option: str, value: Any, path: bool = False) -> Any:
     Args:
         option: its name.
         value: what Fire and MONAI made of it, or what a configuration or a caller says; None stays None.
-        path: whether it names a file or folder: ``~`` at its beginning becomes the user's own folder, which a shell does
-            not do in ``--output=~/results``.
+        path: whether it names a file or folder: ``~`` at its beginning becomes the user's own folder, which a shell
+            does not do in ``--output=~/results``.
 
     Raises:
         DatasetError: a value that is no text and was not typed.

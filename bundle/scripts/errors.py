@@ -10,6 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,14 +29,14 @@ class DatasetError(ValueError):
 
 
 def printable(text: object) -> str:
-    """A text in which nothing moves a terminal's cursor, changes its colours or turns the writing round.
+    r"""A text in which nothing moves a terminal's cursor, changes its colours or turns the writing round.
 
-    Names of files, organs and DICOM series may hold such characters. They become escapes such as ``\\x1b``; line breaks
+    Names of files, organs and DICOM series may hold such characters. They become escapes such as ``\x1b``; line breaks
     stay, see :func:`one_line`.
 
     Example:
-        >>> printable("a\\x1b[2Jb")
-        'a\\\\x1b[2Jb'
+        >>> printable("a\x1b[2Jb")
+        'a\\x1b[2Jb'
     """
     text = str(text)
     if text.isascii() and text.isprintable():
@@ -115,10 +116,8 @@ def _escape_logs() -> None:
 
     def record(*args: Any, **kwargs: Any) -> logging.LogRecord:
         made = make(*args, **kwargs)
-        try:
+        with suppress(TypeError, ValueError, KeyError):  # a message and values that do not fit, as logging itself says
             made.msg, made.args = indented(printable(made.getMessage())), None
-        except (TypeError, ValueError, KeyError):  # a message and values that do not fit, which logging itself reports
-            pass
         return made
 
     record.escapes = True  # type: ignore[attr-defined]

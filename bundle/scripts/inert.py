@@ -1,8 +1,8 @@
 """JSON that MONAI reads, with names from outside in it.
 
-MONAI evaluates a string that begins with ``$``, takes ``@name`` and ``%name`` for references, and turns every ``#`` into
-``::``. Names of files, folders, cases and organs come from whoever named them, so each goes through :func:`inert` before
-it is written where MONAI will read it.
+MONAI evaluates a string that begins with ``$``, takes ``@name`` and ``%name`` for references, and turns every ``#``
+into ``::``. Names of files, folders, cases and organs come from whoever named them, so each goes through :func:`inert`
+before it is written where MONAI will read it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _KEY_SPECIAL = ("$", "@", "%", "#", "::")
 
 
 def inert(value: Any) -> Any:
-    """The value as JSON of which MONAI makes exactly this value, whatever its texts say.
+    r"""The value as JSON of which MONAI makes exactly this value, whatever its texts say.
 
     Texts without a meaning to MONAI stay as they are. Others become an expression that is nothing but a quoted text, in
     which none of MONAI's characters occurs; a mapping with such a key becomes one expression as a whole.
@@ -32,7 +32,7 @@ def inert(value: Any) -> Any:
 
     Example:
         >>> inert({"image_pattern": "{case}.nii.gz", "train_cases": ["a", "$b"]})
-        {'image_pattern': '{case}.nii.gz', 'train_cases': ['a', "$'\\\\x24b'"]}
+        {'image_pattern': '{case}.nii.gz', 'train_cases': ['a', "$'\\x24b'"]}
     """
     value = _plain(value)
     if isinstance(value, dict):

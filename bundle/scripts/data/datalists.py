@@ -97,9 +97,9 @@ def inference_inputs(path: str | Path, leave_out: str | Path | None = None) -> l
 
     Args:
         path: an image file, a folder with the DICOM slices of one image, a folder of image files and such folders,
-            however deep they lie in it, a glob pattern, or a JSON file that lists images: a list, or an object that has it as ``"test"``,
-            ``"testing"`` or its only list (Decathlon's ``dataset.json``). An entry is a path, relative to the file's
-            folder, or ``{"image": path}``, with ``"case"`` for a name of its own.
+            however deep they lie in it, a glob pattern, or a JSON file that lists images: a list, or an object that has
+            it as ``"test"``, ``"testing"`` or its only list (Decathlon's ``dataset.json``). An entry is a path,
+            relative to the file's folder, or ``{"image": path}``, with ``"case"`` for a name of its own.
         leave_out: a folder that no image is taken from, such as the one that results go to.
 
     Returns:
@@ -303,8 +303,8 @@ def _items_at(path: Path, leave_out: Path | None) -> list[dict[str, str]]:
         files = sorted((image for image in found.images if image.parent == path and image.is_file()), key=natural_order)
         if path in found.images and files:
             raise DatasetError(
-                f"Input '{path}' holds DICOM slices, which are one image, and image files: {listed(files)}. Move either "
-                "to a folder of its own, or give the files themselves, such as by a glob pattern in quotes."
+                f"Input '{path}' holds DICOM slices, which are one image, and image files: {listed(files)}. Move "
+                "either to a folder of its own, or give the files themselves, such as by a glob pattern in quotes."
             )
     else:
         matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
@@ -332,7 +332,7 @@ def _name_below(image: Path, top: Path | None, suffix: str | None = None) -> str
 
 
 def _say_what_is_left(found: Found) -> None:
-    for file, reason in found.problems.items():
+    for reason in found.problems.values():
         logger.warning("Not taken: %s", reason)
     if found.others:
         logger.info("No images, and not looked into: %s.", listed(found.others))

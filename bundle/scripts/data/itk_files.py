@@ -1,4 +1,4 @@
-"""NRRD and MetaImage files, whose headers may name other files: read where all that is declared is there, and no more."""
+"""NRRD and MetaImage files, whose headers may name others: read where all that is declared is there, and no more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NIfTI files: read to their end, so that a checksum is reached, and with both statements of where voxels lie compared."""
+"""NIfTI files: read to their end, where checksums are, and with both statements of where voxels lie compared."""
 
 from __future__ import annotations
 

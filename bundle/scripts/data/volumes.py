@@ -61,10 +61,7 @@ class Volume:
 
 
 def load_volume(
-    path: PathLike,
-    series: str | None = None,
-    default_axcodes: str | None = None,
-    trusted_form: str | None = None,
+    path: PathLike, series: str | None = None, default_axcodes: str | None = None, trusted_form: str | None = None
 ) -> Volume:
     """Reads one volume.
 
@@ -81,7 +78,8 @@ def load_volume(
         DatasetError: there is nothing, or nothing that can be read to its end; voxels that are damaged, fewer or more
             than the header declares, or in a file that it must not name; not one greyscale volume of three dimensions;
             spacing or axes that are missing, cannot be used or are stated twice in contradiction; several DICOM series
-            and no choice among them; a series with slices that are missing, repeated, unevenly spaced, or of different size or direction.
+            and no choice among them; a series with slices that are missing, repeated, unevenly spaced, or of different
+            size or direction.
     """
     path = Path(path)
     if not path.exists():

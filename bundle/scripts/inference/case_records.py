@@ -278,7 +278,7 @@ def _cheap_problem(path: Path) -> str | None:
 
 
 def _is_of(item: Item, record: Mapping[str, Any]) -> bool:
-    """Whether a record is of the image of an item, is of an image that is gone, as when it was moved, or says nothing."""
+    """Whether a record is of the image of an item, of an image that is gone, as when it was moved, or of none."""
     image = record.get("image")
     return image is None or os.path.realpath(image) == os.path.realpath(item["image"]) or not os.path.lexists(image)
 

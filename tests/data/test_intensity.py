@@ -8,13 +8,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import BUNDLE, save_dataset, save_volume, simple_image, simple_label
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose, LoadImaged, ScaleIntensityRangePercentilesd
 from scripts.data.intensity import NOTES, CheckUnitsd, LeaveOutPaddingd, hounsfield_units, no_hounsfield_units
 from scripts.data.volumes import VolumeReader
 from scripts.prepare.folder import prepare_folder
+
+from tests.conftest import BUNDLE, save_dataset, save_volume, simple_image, simple_label
 
 SHAPE = (1, 48, 40, 12)
 

@@ -12,9 +12,10 @@ import itk
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import save_volume
-from scripts.errors import DatasetError
 from scripts.data.volumes import files_of, load_volume
+from scripts.errors import DatasetError
+
+from tests.conftest import save_volume
 
 SHAPE = (12, 11, 9)
 VOXELS = np.random.default_rng(0).integers(-1000, 1000, SHAPE).astype("<i2")

@@ -9,7 +9,6 @@ import itk
 import numpy as np
 import pydicom
 import pytest
-from conftest import save_dicom_series
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     CTImageStorage,
@@ -19,8 +18,10 @@ from pydicom.uid import (
     RLELossless,
     generate_uid,
 )
-from scripts.errors import DatasetError
 from scripts.data.volumes import load_volume
+from scripts.errors import DatasetError
+
+from tests.conftest import save_dicom_series
 
 SHAPE = (40, 36, 4)
 HU = np.random.default_rng(0).integers(-1000, 1500, SHAPE).astype(np.int16)

@@ -1,4 +1,4 @@
-"""Whatever lies in an input is taken, or listed with the reason: in the log, in the record, and by how the program ends."""
+"""Whatever lies in an input is taken, or listed with the reason, in the log, the record and the program's exit code."""
 
 from __future__ import annotations
 
