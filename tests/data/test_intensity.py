@@ -10,9 +10,10 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
-from monai.transforms import Compose, LoadImaged, ScaleIntensityRangePercentilesd
+from monai.transforms import Compose, LoadImaged, ScaleIntensityRanged, ScaleIntensityRangePercentilesd
 from scripts.data.intensity import NOTES, CheckUnitsd, LeaveOutPaddingd, hounsfield_units, no_hounsfield_units
 from scripts.data.volumes import VolumeReader
+from scripts.errors import DatasetError
 from scripts.prepare.folder import prepare_folder
 
 from tests.conftest import BUNDLE, save_dataset, save_volume, simple_image, simple_label
@@ -170,3 +171,14 @@ def test_every_image_that_is_prepared_is_checked(tmp_path):
 
     warnings = [line for line in report.splitlines() if line.startswith("Warning")]
     assert len(warnings) == 1 and "image_c.nii.gz" in warnings[0] and "no Hounsfield units" in warnings[0]
+
+
+@pytest.mark.parametrize("a_min, a_max", [(0, 0), (275, -125)])
+def test_a_window_without_width_is_refused(a_min, a_max):
+    with pytest.raises(DatasetError, match="no range. Set a_max above a_min"):
+        CheckUnitsd("image", ScaleIntensityRanged("image", a_min, a_max, 0, 1, clip=True))
+
+
+def test_an_image_of_one_value_is_said(caplog):
+    CheckUnitsd("image", intensity("ct"))({"image": MetaTensor(torch.full(SHAPE, -1000.0))})
+    assert "all voxels are -1000" in caplog.text

@@ -54,7 +54,7 @@ def find_cases(
 
     Raises:
         FileNotFoundError: the folder, every image, or a file of a wanted case is missing.
-        DatasetError: a pattern without exactly one ``{case}``.
+        DatasetError: a pattern without exactly one ``{case}``; a case that is named like a path.
 
     Example:
         >>> find_cases("/data/btcv", "img/img{case}.nii.gz", cases=["0001"])  # doctest: +SKIP
@@ -82,6 +82,7 @@ def find_cases(
         wanted = [case for case in available if case not in excluded]
     else:
         wanted = [str(case) for case in cases]
+        _check_names(wanted)
     items = [
         {key: str(_case_path(folder, pattern, case)) for key, pattern in patterns.items()} | {"case": case}
         for case in wanted
@@ -197,9 +198,7 @@ def _with_names_of_their_own(items: list[dict[str, str]]) -> list[dict[str, str]
         DatasetError: two of them have one name, or a name that cannot be a file's.
     """
     names = [item["case"] for item in items]
-    unusable = [name or "nothing" for name in names if name in ("", "..") or "\0" in name or Path(name).name != name]
-    if unusable:
-        raise DatasetError(f"Cases are named {listed(unusable)}; expected names that files can have. Rename them.")
+    _check_names(names)
     for item in items:
         longer = len(os.fsencode(item["case"])) - LONGEST_NAME
         if longer > 0:
@@ -216,6 +215,13 @@ def _with_names_of_their_own(items: list[dict[str, str]]) -> list[dict[str, str]
             'with a "case" of its own.'
         )
     return items
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Refuses names of cases that lead elsewhere, since results are written under them."""
+    unusable = [name or "nothing" for name in names if name in ("", "..") or "\0" in name or Path(name).name != name]
+    if unusable:
+        raise DatasetError(f"Cases are named {listed(unusable)}; expected names that files can have. Rename them.")
 
 
 def _check_patterns(patterns: Mapping[str, str]) -> None:

@@ -3,8 +3,8 @@
 What is not compressed is decoded here. ITK decodes the rest, since it has decoders for every compression in use (JPEG,
 JPEG-LS, JPEG 2000, RLE). Its rescaling is taken where it is the header's; for what ITK leaves out or decides by itself
 (tables in place of a slope, inverted greys), it gets a copy of the file without these, and what the header says is
-applied here. Headers are checked before any pixel is touched: a decoder that is told of a thousand million frames, or of
-colours that are not there, hangs or ends the program.
+applied here. Headers are checked before any pixel is touched: a decoder that is told of a thousand million frames, or
+of colours that are not there, hangs or ends the program.
 """
 
 from __future__ import annotations

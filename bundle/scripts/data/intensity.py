@@ -18,6 +18,8 @@ from monai.transforms import MapTransform, ScaleIntensityRanged, ScaleIntensityR
 from monai.utils import ImageMetaKey
 from torch import Tensor
 
+from ..errors import DatasetError
+
 NOTES = "notes"  # in the meta of an image: what is odd about it, a line each
 
 _BINS = 2000
@@ -104,17 +106,27 @@ class CheckUnitsd(MapTransform):
         keys: images, as they are stored.
         intensity: the transform that scales them. In a window that begins below 0, which is one of CT, they are to be
             Hounsfield units; scaled by their own percentiles, as MR is, they are not.
+
+    Raises:
+        DatasetError: a window without width.
     """
 
     def __init__(self, keys: KeysCollection, intensity: Any) -> None:
         super().__init__(keys)
+        if isinstance(intensity, ScaleIntensityRanged) and not intensity.scaler.a_min < intensity.scaler.a_max:
+            raise DatasetError(
+                f"intensity scales {intensity.scaler.a_min} ... {intensity.scaler.a_max} (a_min, a_max), which is no "
+                "range. Set a_max above a_min."
+            )
         self.window = intensity.scaler.a_min if isinstance(intensity, ScaleIntensityRanged) else None
         self.own_range = isinstance(intensity, ScaleIntensityRangePercentilesd)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         for key in self.key_iterator(dict(data)):
-            problem = None
-            if self.window is not None and self.window < 0:
+            problem, values = None, _tensor(data[key])
+            if values.min() == values.max():
+                problem = f"all voxels are {values.min().item():g}: there is no image in it"
+            elif self.window is not None and self.window < 0:
                 problem = no_hounsfield_units(data[key])
             elif self.own_range:
                 problem = hounsfield_units(data[key])

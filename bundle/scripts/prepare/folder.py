@@ -13,7 +13,7 @@ from ..data.intensity import hounsfield_units, no_hounsfield_units
 from ..data.volumes import NIFTI_SUFFIXES, VolumeReader
 from ..errors import DatasetError, listed
 from .configs import CASE, intensity_of
-from .overlays import chosen_train_cases, write_overlay
+from .overlays import cases_with_organs, chosen_train_cases, write_overlay
 from .targets import Target, convert
 
 MOST_LABEL_VALUES = 50  # more than these are intensities
@@ -58,10 +58,12 @@ def prepare_folder(
     reader = VolumeReader(series, default_axcodes, trusted_form)
     intensity = intensity_of(modality)
     items, without = _labelled(source, image, label)
+    stated = train_cases is not None
     train_cases = chosen_train_cases([item["case"] for item in items], train_cases)
     target = Target(output, overwrite)
     label_map, background, remarks = _meanings(items, label_map, reader)
     summaries = check_dataset(items, label_map, background, purpose="prepared", reader=reader)
+    train_cases = cases_with_organs(train_cases, summaries, stated)
     remarks += _unit_warnings(items, modality, reader)
     if without:
         remarks.insert(0, f"Left out, since they have no label: {listed(without)}.")

@@ -28,6 +28,32 @@ def chosen_train_cases(cases: Sequence[str], wanted: Sequence[str] | None) -> li
     return wanted
 
 
+def cases_with_organs(train: Sequence[str], summaries: Sequence[CaseSummary], stated: bool) -> list[str]:
+    """The same cases as far as a training can use them: each with an organ, and each organ that any label holds.
+
+    Args:
+        train: of :func:`chosen_train_cases`.
+        summaries: of all cases.
+        stated: whether a user named them, who then is told what is wrong instead.
+
+    Raises:
+        DatasetError: a case that a user named has no organ.
+    """
+    labelled = {summary.case: {organ for organ, voxels in summary.voxels.items() if voxels} for summary in summaries}
+    empty = [case for case in train if not labelled.get(case)]
+    if stated:
+        if empty:
+            raise DatasetError(
+                f"--train_cases names {listed(empty)}, whose labels hold no organ. Name others, or correct --label_map."
+            )
+        return list(train)
+    chosen = [case for case, organs in labelled.items() if organs][: len(train)]
+    for organ in dict.fromkeys(organ for organs in labelled.values() for organ in sorted(organs)):
+        if not any(organ in labelled[case] for case in chosen):
+            chosen.append(next(case for case, organs in labelled.items() if organ in organs))
+    return chosen
+
+
 def write_overlay(
     target: Target,
     files: Mapping[str, str],
