@@ -22,7 +22,7 @@ from ..data.datalists import Item
 from ..data.dicom import is_dicom_file
 from ..data.transforms import describe
 from ..data.volumes import files_of
-from ..errors import DatasetError, count, listed
+from ..errors import DatasetError, count, listed, one_line
 from ..files import BUNDLE, sha256_of, whole_file
 
 RECORDS = "results.json"
@@ -30,6 +30,7 @@ RECORDS = "results.json"
 LABEL_MAP, DICOM_SEG, PROBABILITIES = "{case}_seg.nii.gz", "{case}_seg.dcm", "{case}_prob.nii.gz"
 DOUBT = "{case}_doubt.nii.gz"
 PICTURE = "pictures/{case}.png"
+LOST_SEG = "lost_dicom_seg"  # in the output of a case, and in its record: why there is no DICOM SEG
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class CaseRecords:
         self.path = self.output / RECORDS
         self.there: list[str] = []
         self.done: list[str] = []
+        self.lost: dict[str, str] = {}
         self.failures: dict[str, str] = {}
 
     @cached_property
@@ -115,6 +117,8 @@ class CaseRecords:
             if record.get("status") == "done" and not self.overwrite:
                 if same and self._has_results(item, record):
                     self.there.append(item["case"])
+                    if self.dicom_seg and LOST_SEG in record:
+                        self.lost[item["case"]] = record[LOST_SEG]
                     continue
                 outdated += not same
             (interrupted if record.get("status") == "running" else pending).append(item)
@@ -161,6 +165,7 @@ class CaseRecords:
         shape: Iterable[int],
         quality: Mapping[str, Any] | None = None,
         notes: Sequence[str] = (),
+        lost_seg: str | None = None,
     ) -> None:
         """All results of a case are written.
 
@@ -170,6 +175,7 @@ class CaseRecords:
             shape: voxels of the label map along its axes.
             quality: what a :class:`~scripts.inference.quality.QualityCheck` found.
             notes: what is odd about the image.
+            lost_seg: why there is no DICOM SEG, where there should be one.
         """
         files = {**self._wanted(item), "picture": PICTURE.format(case=item["case"])}
         # None: it could not be made, and trying again would not help
@@ -181,6 +187,8 @@ class CaseRecords:
             record["quality"] = quality
         if notes:
             record["warnings"] = list(notes)
+        if lost_seg:
+            record[LOST_SEG] = self.lost[item["case"]] = lost_seg
         self._record(item, status="done", **record)
         self.done.append(item["case"])
 
@@ -194,19 +202,24 @@ class CaseRecords:
         """Ends a run.
 
         Raises:
-            FailedCases: cases have failed.
+            FailedCases: cases have failed, or lack their DICOM SEG.
         """
         there = f", {len(self.there)} there already" if self.there else ""
         failed = f", {len(self.failures)} failed" if self.failures else ""
         logger.info("%s segmented%s%s; results are in '%s'.", count(len(self.done), "case"), there, failed, self.output)
+        texts = []
         if self.failures:
             total = len(self.done) + len(self.there) + len(self.failures)
-            reasons = [
-                f"  {number}. {case}: {reason}" for number, (case, reason) in enumerate(self.failures.items(), 1)
-            ]
             without = " without --overwrite" if self.overwrite else ""
-            again = f"The same command{without} tries these again, and no others."
-            raise FailedCases("\n".join([f"{len(self.failures)} of {count(total, 'case')} failed:", *reasons, again]))
+            texts += [f"{len(self.failures)} of {count(total, 'case')} failed:", *_numbered(self.failures)]
+            texts.append(f"The same command{without} tries these again, and no others.")
+        if self.lost:
+            texts += [
+                f"{count(len(self.lost), 'case')} with a label map, but without a DICOM SEG:",
+                *_numbered(self.lost),
+            ]
+        if texts:
+            raise FailedCases("\n".join(texts))
 
     def _wanted(self, item: Item) -> dict[str, str]:
         """Files that a case must have, by kind."""
@@ -255,6 +268,10 @@ class CaseRecords:
         content["configurations"] = {digest: each for digest, each in configurations.items() if digest in used}
         with whole_file(self.path) as temporary:
             temporary.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+
+
+def _numbered(reasons: Mapping[str, str]) -> list[str]:
+    return [f"  {number}. {one_line(case)}: {reason}" for number, (case, reason) in enumerate(reasons.items(), 1)]
 
 
 def is_dicom(path: str | Path) -> bool:

@@ -27,7 +27,7 @@ from ..data.intensity import NOTES
 from ..data.volumes import Volume, VolumeReader, VolumeWriter
 from ..errors import DatasetError, one_line, user_error
 from ..segmentation.uncertainty import PROBABILITY_STEPS
-from .case_records import CaseRecords
+from .case_records import LOST_SEG, CaseRecords
 
 
 class CaseEvents(EventEnum):
@@ -127,7 +127,8 @@ class CaseEvaluator(SupervisedEvaluator):
             (output,) = engine.state.output
             seconds = time.perf_counter() - self._started
             notes = output["image"].meta.get(NOTES, "").splitlines()
-            self.records.complete(item, seconds, output["pred"].shape[1:], output.get("quality"), notes)
+            shape = output["pred"].shape[1:]
+            self.records.complete(item, seconds, shape, output.get("quality"), notes, output.get(LOST_SEG))
         if not engine.state.output and torch.cuda.is_available():
             torch.cuda.empty_cache()  # after running out of memory, a smaller volume may well fit
         return engine.state.output
