@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from gzip import BadGzipFile
+from itertools import product
 from pathlib import Path
 
 import numpy as np
-from nibabel.affines import voxel_sizes
+from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.orientations import axcodes2ornt
 
 from ..errors import DatasetError
@@ -112,6 +113,23 @@ def is_sheared(affine: np.ndarray) -> bool:
     """Whether axes are not perpendicular, as in CT with a tilted gantry; some programs open no such grid."""
     axes = affine[:3, :3] / voxel_sizes(affine)
     return not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3)
+
+
+def upright_grid(affine: np.ndarray, shape: Sequence[int]) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine of a grid with perpendicular axes that holds all of a sheared one, with its voxels as far apart.
+
+    Args:
+        affine: ``(4, 4)``.
+        shape: of the sheared grid, along its three axes.
+    """
+    axes, _ = np.linalg.qr(affine[:3, :3])
+    axes = axes * np.sign((axes * affine[:3, :3]).sum(0))  # each still to the same side
+    spacing = (axes * affine[:3, :3]).sum(0)
+    corners = apply_affine(affine, list(product(*((0, size - 1) for size in shape)))) @ axes
+    low, high = corners.min(0), corners.max(0)
+    upright = np.eye(4)
+    upright[:3, :3], upright[:3, 3] = axes * spacing, axes @ low
+    return tuple(int(size) for size in np.ceil((high - low) / spacing - 1e-6) + 1), upright
 
 
 def unreadable(path: Path, error: Exception, kind: str) -> str:

@@ -20,16 +20,18 @@ from monai.config import PathLike
 from monai.data import ImageReader, NibabelWriter
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, ensure_tuple
 from nibabel.affines import voxel_sizes
+from nibabel.processing import resample_from_to
 
 from ..arguments import as_typed
 from ..errors import DatasetError, listed
 from ..files import whole_file
 from .dicom import dicom_files, is_dicom_file, load_series
-from .grids import is_usable, oriented, unreadable
+from .grids import is_sheared, is_usable, oriented, unreadable, upright_grid
 from .itk_files import NRRD_SUFFIXES, data_files, header_fields, load_itk
 from .nifti import FORMS, SCANNER, load_nifti
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
+UPRIGHT = "_upright.nii.gz"  # the end of the name of what is written beside results on a sheared grid
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *NRRD_SUFFIXES, ".mha", ".mhd")
 
 logger = logging.getLogger(__name__)
@@ -174,7 +176,8 @@ class VolumeWriter(NibabelWriter):
 
     Beyond what MONAI's own writer does, a volume of one slice stays a volume, and the header says that the unit is
     millimetres and in which space the image was. An affine that is sheared, as in CT with a tilted gantry, goes into
-    the sform alone: a qform cannot hold it.
+    the sform alone: a qform cannot hold it. Since ITK and 3D Slicer refuse such a file, or misplace it, the same on a
+    grid with perpendicular axes is written beside it, as ``..._upright.nii.gz``.
     """
 
     def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **kwargs: Any) -> None:
@@ -203,6 +206,24 @@ class VolumeWriter(NibabelWriter):
         image.header.set_xyzt_units("mm")
         with whole_file(filename) as temporary:
             nib.save(image, temporary)
+        # what is scaled, as probabilities are, stays on the image's own grid alone
+        if is_sheared(image.affine) and image.header.get_slope_inter()[0] is None:
+            self._write_upright(Path(filename), image)
+
+    def _write_upright(self, path: Path, image: nib.Nifti1Image) -> None:
+        beside = path.with_name(case_name(path) + UPRIGHT)
+        resampled = resample_from_to(image, upright_grid(image.affine, image.shape), order=0)
+        upright = nib.Nifti1Image(np.asarray(resampled.dataobj).astype(image.get_data_dtype()), resampled.affine)
+        upright.set_sform(upright.affine, self.space)
+        upright.set_qform(upright.affine, self.space)
+        upright.header.set_xyzt_units("mm")
+        with whole_file(beside) as temporary:
+            nib.save(upright, temporary)
+        logger.warning(
+            "'%s': its grid is sheared, as by a tilted gantry, which ITK and 3D Slicer do not open; '%s' holds the "
+            "same on a grid with perpendicular axes.",
+            *(path, beside.name),
+        )
 
 
 def _in_tensor_order(voxels: np.ndarray) -> np.ndarray:
