@@ -25,7 +25,7 @@ from ..data.datalists import Item
 from ..data.dataset_check import voxel_problem
 from ..data.intensity import NOTES
 from ..data.volumes import Volume, VolumeReader, VolumeWriter
-from ..errors import DatasetError, one_line, user_error
+from ..errors import DatasetError, one_line, system_error, user_error
 from ..segmentation.uncertainty import PROBABILITY_STEPS
 from .case_records import LOST_SEG, CaseRecords
 
@@ -245,6 +245,10 @@ def reason(error: Exception) -> str:
     found = user_error(error)
     if found is not None:
         return str(found)
+    machine = system_error(error)
+    if machine is not None and not isinstance(error, torch.OutOfMemoryError):
+        smaller = " Set --encode_batch_size to a smaller number, or resample the volume."
+        return machine + (smaller if machine.startswith("out of memory") else "")
     while error.__cause__ is not None:  # MONAI says which transform failed; what was wrong is further down
         error = error.__cause__
     text = (str(error).strip().splitlines() or [""])[-1].strip()

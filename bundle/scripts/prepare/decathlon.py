@@ -15,8 +15,10 @@ from ..errors import DatasetError
 from .configs import CASE, intensity_of
 from .overlays import cases_with_organs, chosen_train_cases, write_overlay
 from .targets import Target, convert
+from .words import DECATHLON, in_words_of
 
 
+@in_words_of(DECATHLON)
 def prepare_decathlon(
     source: str,
     output: str,

@@ -15,10 +15,12 @@ from ..errors import DatasetError, listed
 from .configs import CASE, intensity_of
 from .overlays import cases_with_organs, chosen_train_cases, write_overlay
 from .targets import Target, convert
+from .words import FOLDER, in_words_of
 
 MOST_LABEL_VALUES = 50  # more than these are intensities
 
 
+@in_words_of(FOLDER)
 def prepare_folder(
     source: str,
     image: str,
@@ -80,23 +82,17 @@ def prepare_folder(
 
 def _labelled(source: str, image: str, label: str) -> tuple[list[dict[str, str]], list[str]]:
     """The cases that have an image and a label, and the names of those that have no label."""
-    try:
-        images = find_cases(source, image)
-        labels = {
-            item["case"]: Path(source).expanduser().resolve() / label.replace(CASE, item["case"]) for item in images
-        }
-        # '{case}.nii.gz' also names the labels that '{case}_seg.nii.gz' keeps beside the images
-        cases = [item["case"] for item in images if Path(item["image"]) not in labels.values()]
-        with_label = [case for case in cases if labels[case].exists()]
-        if not with_label and cases:
-            raise DatasetError(
-                f"None of {len(cases)} images has a label, expected such as '{labels[cases[0]]}'. Set --label to where "
-                "the labels are."
-            )
-        return find_cases(source, image, label, with_label), [case for case in cases if case not in with_label]
-    except (DatasetError, FileNotFoundError) as error:  # the same problems have other names in the configurations
-        message = str(error).replace("--image_pattern", "--image").replace("--label_pattern", "--label")
-        raise type(error)(message.replace("--dataset_dir", "the folder")) from error
+    images = find_cases(source, image)
+    labels = {item["case"]: Path(source).expanduser().resolve() / label.replace(CASE, item["case"]) for item in images}
+    # '{case}.nii.gz' also names the labels that '{case}_seg.nii.gz' keeps beside the images
+    cases = [item["case"] for item in images if Path(item["image"]) not in labels.values()]
+    with_label = [case for case in cases if labels[case].exists()]
+    if not with_label and cases:
+        raise DatasetError(
+            f"None of {len(cases)} images has a label, expected such as '{labels[cases[0]]}'. Set --label to where the "
+            "labels are."
+        )
+    return find_cases(source, image, label, with_label), [case for case in cases if case not in with_label]
 
 
 def _meanings(
