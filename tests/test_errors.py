@@ -126,3 +126,82 @@ def test_an_interruption_prints_no_traceback():
 
     assert result.returncode != 0
     assert result.stderr.strip() == "interrupted: given again, training and inference go on where they were"
+
+
+MACHINE = {
+    "a full disk": (
+        "raise OSError(28, 'No space left on device', '/x/a.pt')",
+        "'/x/a.pt': no space left on device. Free",
+    ),
+    "a folder of others": (
+        "raise PermissionError(13, 'Permission denied', '/x')",
+        "'/x': permission denied. Ask for permission",
+    ),
+    "read-only": (
+        "raise OSError(30, 'Read-only file system', '/x')",
+        "'/x': read-only file system. Write to another folder.",
+    ),
+    "a long name": ("open('n' * 300)", "file name too long. Choose a shorter name."),
+    "wrapped": (
+        "try:\n    open('/nowhere/x')\nexcept OSError as error:\n    raise RuntimeError('x') from error",
+        "'/nowhere/x': no such file",
+    ),
+    "numpy's memory": ("import numpy; numpy.empty(1 << 60, 'u1')", "out of memory (Unable to allocate"),
+    "torch's memory": ("import torch; torch.empty(1 << 60, dtype=torch.uint8)", "out of memory ("),
+    "torch's files": (
+        "raise RuntimeError('[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file data/0')",
+        "Is the disk full?",
+    ),
+}
+
+
+@pytest.mark.parametrize("program, said", MACHINE.values(), ids=MACHINE)
+def test_what_the_machine_cannot_do_is_one_line(program, said):
+    result = run(program)
+
+    lines = result.stderr.strip().splitlines()
+    assert result.returncode == 1 and len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ") and said in lines[0] and "DIFFUSAM_TRACEBACK=1" in lines[0]
+
+
+CONFIGURATIONS = {
+    "a name that is not there": {"a": "$b + 1"},
+    "a reference to nothing": {"a": "@nothing"},
+    "no Python": {"a": "$1 +"},
+    "a wrong argument": {"a": {"_target_": "torch.nn.Linear", "wrong": 1}},
+    "a class that is not there": {"a": {"_target_": "torch.nn.Nothing"}},
+    "an expression that fails": {"a": "$1 / 0"},
+}
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
+def test_what_is_wrong_with_a_configuration_is_one_line(configuration):
+    result = run(f"from monai.bundle import ConfigParser; ConfigParser({configuration!r}).get_parsed_content('a')")
+
+    lines = [line for line in result.stderr.strip().splitlines() if line]
+    assert result.returncode == 1 and len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: the configuration cannot be used")
+
+
+def test_what_a_configuration_calls_keeps_its_traceback():
+    configuration = "{'a': '$json.loads(3)'}, globals={'json': 'json'}"
+    program = f"from monai.bundle import ConfigParser; ConfigParser({configuration}).get_parsed_content('a')"
+    assert "Traceback" in run(program).stderr
+
+
+def test_a_signal_to_end_says_that_the_work_goes_on_and_removes_what_is_half_written(tmp_path):
+    program = (
+        "import time; from scripts.files import whole_file\n"
+        f"with whole_file({str(tmp_path / 'a.txt')!r}) as temporary:\n"
+        "    temporary.touch(); print('ready', flush=True); time.sleep(60)"
+    )
+    start = f"import sys; sys.path.insert(0, {str(BUNDLE)!r})\nfrom scripts.errors import install; install()\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", start + program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    _, said = process.communicate(timeout=30)
+
+    assert process.returncode == 143 and said.strip().startswith("terminated: given again") and "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []

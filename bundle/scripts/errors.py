@@ -4,21 +4,84 @@ parser.
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
+import signal
 import sys
+import threading
 import traceback
+import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
+from typing import Any
 
 SHOWN = 10  # names or values that a message lists before it says "and n more"
 
 _SCRIPTS = Path(__file__).resolve().parent
 _USER_ERRORS = (ValueError, FileNotFoundError, RuntimeError)
+_GOES_ON = "given again, training and inference go on where they were"
+# in what torch says of the CPU's memory, and of files that it cannot write
+_OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "not enough memory: you tried to allocate")
+_TORCH_CANNOT_WRITE = ("PytorchStreamWriter failed", "iostream error", "unexpected pos ")
+_SYSTEM_REMEDIES = {
+    errno.ENOSPC: "Free some space, or write to another disk.",
+    errno.EDQUOT: "Your quota is used up: free some space, or write to another disk.",
+    errno.EROFS: "Write to another folder.",
+    errno.EACCES: "Ask for permission, or use another folder.",
+    errno.EPERM: "Ask for permission, or use another folder.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ENOTDIR: "Name a folder in its place.",
+    errno.EISDIR: "Name a file in its place.",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n), or set --num_workers to a smaller number.",
+}
+# where MONAI reads configurations and builds what they declare
+_PARSER, _INSTANTIATION = os.path.join("monai", "bundle", ""), os.path.join("monai", "utils", "module.py")
 
 
 class DatasetError(ValueError):
     """Data that cannot be used as declared. The message names each file, what was found and expected, the remedy."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+def printable(text: object) -> str:
+    r"""A text in which nothing moves a terminal's cursor, changes its colours or turns the writing round.
+
+    Names of files, organs and DICOM series may hold such characters. They become escapes such as ``\x1b``; line breaks
+    stay, see :func:`one_line`.
+
+    Example:
+        >>> printable("a\x1b[2Jb")
+        'a\\x1b[2Jb'
+    """
+    text = str(text)
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(each if each == "\n" or each == "\t" or _is_harmless(each) else _escape(each) for each in text)
+
+
+def one_line(text: object) -> str:
+    """The same, with line breaks as escapes too: for a name, which cannot then begin a line that looks like another."""
+    return "".join(_escape(each) if each in "\n\t" else each for each in printable(text))
+
+
+def indented(text: str) -> str:
+    """Every line but the first set in, by which it can be told from the beginning of a message."""
+    first, *rest = text.split("\n")
+    return "\n".join([first, *(line if not line or line[0] in " \t" else f"  {line}" for line in rest)])
+
+
+def _is_harmless(character: str) -> bool:
+    # isprintable is False for controls, for the marks that reverse the order of writing, and for all spaces but one
+    return character.isprintable() or character == "\u00a0" or character == "\u3000"
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:
@@ -28,7 +91,7 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
 
 def listed(values: Iterable[object], shown: int = SHOWN) -> str:
     """Values one after another; of many, the first few."""
-    texts = [f"'{value}'" if isinstance(value, Path) else str(value) for value in values]
+    texts = [one_line(f"'{value}'" if isinstance(value, Path) else value) for value in values]
     rest = f" and {len(texts) - shown} more" if len(texts) > shown else ""
     return ", ".join(texts[:shown]) + rest
 
@@ -44,8 +107,45 @@ def user_error(error: BaseException | None) -> BaseException | None:
     return found
 
 
+def system_error(error: BaseException | None) -> str | None:
+    """What the machine could not do, in a line: write to a full disk, open a file, find memory; None for others."""
+    while error is not None:
+        text = str(error).strip()
+        if isinstance(error, MemoryError) or any(each in text for each in _OUT_OF_MEMORY):
+            return f"out of memory ({(text.splitlines() or ['no more could be had'])[-1].strip()[:200]})."
+        if isinstance(error, OSError) and error.errno:
+            names = " and ".join(f"'{name}'" for name in (error.filename, error.filename2) if name is not None)
+            remedy = _SYSTEM_REMEDIES.get(error.errno, "")
+            return f"{names or 'a file'}: {(error.strerror or text).lower()}.{remedy and ' '}{remedy}"
+        if any(each in text for each in _TORCH_CANNOT_WRITE):
+            return f"a file could not be written to its end ({text.splitlines()[0][:200]}). Is the disk full?"
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
+
+
+def configuration_error(error: BaseException | None) -> str | None:
+    """What is wrong with a configuration, where MONAI's parser or an expression found it; None for other errors."""
+    found, parsed = None, False
+    while error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        deepest = frames[-1].filename if frames else ""
+        parsed = parsed or any(_PARSER in frame.filename for frame in frames)
+        in_text = deepest == "<string>" or isinstance(error, SyntaxError)
+        if in_text or _PARSER in deepest or deepest.endswith(_INSTANTIATION):
+            found = error
+        elif frames:  # found elsewhere, and only passed on by the parser
+            found = None
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if found is None or not parsed:
+        return None
+    text = (str(found).strip().splitlines() or [""])[0][:400]
+    return f"the configuration cannot be used ({type(found).__name__}: {text}). Correct it in the JSON or its option."
+
+
 def install() -> None:
-    """Makes uncaught errors that this bundle raised, and interruptions, end the program with a message alone.
+    """Makes errors of this bundle, of the machine and of the configuration end the program with a message alone.
+
+    So do interruptions, and the signal by which queues of jobs end a program.
 
     Set ``DIFFUSAM_TRACEBACK=1`` to see the whole traceback.
     """
@@ -53,12 +153,42 @@ def install() -> None:
 
     def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if issubclass(kind, KeyboardInterrupt):
-            print("\ninterrupted: given again, training and inference go on where they were", file=sys.stderr)
+            print(f"\ninterrupted: {_GOES_ON}", file=sys.stderr)
             return
-        found = user_error(error)
+        found: object = user_error(error)
+        for other in (system_error, configuration_error):
+            if found is None and (text := other(error)):
+                found = f"{text} Set DIFFUSAM_TRACEBACK=1 to see where."
         if found is None or os.environ.get("DIFFUSAM_TRACEBACK"):
             default(kind, error, trace)
         else:
-            print(f"\nerror: {found}", file=sys.stderr)
+            print(f"\nerror: {indented(printable(found))}", file=sys.stderr)
 
     sys.excepthook = excepthook
+    _escape_logs()
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminated)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """Ends the program as after an interruption: temporary files are removed on the way out."""
+    print(f"\nterminated: {_GOES_ON}", file=sys.stderr)
+    raise SystemExit(128 + number)
+
+
+def _escape_logs() -> None:
+    """Makes every message of a log printable, with its further lines set in, whoever writes it and wherever it goes."""
+    make = logging.getLogRecordFactory()
+    if getattr(make, "escapes", False):
+        return
+
+    def record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        made = make(*args, **kwargs)
+        with suppress(TypeError, ValueError, KeyError):  # a message and values that do not fit, as logging itself says
+            made.msg, made.args = indented(printable(made.getMessage())), None
+        return made
+
+    record.escapes = True  # type: ignore[attr-defined]
+    logging.setLogRecordFactory(record)
+    show = warnings.formatwarning
+    warnings.formatwarning = lambda message, *args, **kwargs: show(printable(message), *args, **kwargs)

@@ -125,7 +125,10 @@ def draw_slice(
 
 def add_legend(figure: Figure, organs: Sequence[str], with_truth: bool) -> None:
     """A line below the panels: the organs' colours and, with ``with_truth``, the dashed outline."""
-    handles = [Line2D([], [], color=COLOURS[i % len(COLOURS)], lw=3, label=organ) for i, organ in enumerate(organs)]
+    handles = [
+        Line2D([], [], color=COLOURS[i % len(COLOURS)], lw=3, label=organ.replace("$", r"\$"))
+        for i, organ in enumerate(organs)
+    ]
     if with_truth:
         handles.append(Line2D([], [], color="white", lw=1, linestyle="dashed", label="true outline"))
     figure.legend(
