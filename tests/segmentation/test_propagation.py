@@ -9,8 +9,8 @@ import torch
 from monai.transforms import Resize
 from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
-from scripts.networks.sam2_backbone import Decoded, FrozenSAM2, ImageFeatures
-from scripts.segmentation.propagation import VolumetricInferer
+from scripts.networks.sam2_backbone import NO_OBJECT_LOGIT, Decoded, FrozenSAM2, ImageFeatures, resize_logits
+from scripts.segmentation.propagation import VolumetricInferer, merged_labels
 
 SIZE, TOKENS, CHANNELS, MEMORY_CHANNELS = 64, 4, 128, 32
 ORGANS = ("spleen", "liver")
@@ -61,6 +61,7 @@ def run_traced(network, monkeypatch, slices: int, **options) -> tuple[Trace, tor
         return ImageFeatures(embedding, (embedding, embedding))
 
     def condition(features, memories):
+        features = features.repeat_interleave(len(ORGANS))
         per_memory = [slice_of(memory.features) for memory in memories]
         for row, index in enumerate(slice_of(features.embedding)):
             trace.decoded.append(index)
@@ -78,7 +79,9 @@ def run_traced(network, monkeypatch, slices: int, **options) -> tuple[Trace, tor
     monkeypatch.setattr(backbone, "encode_image", encode_image)
     monkeypatch.setattr(backbone, "condition", condition)
     monkeypatch.setattr(backbone, "decode", decode)
-    monkeypatch.setattr(backbone, "encode_memory", lambda features, logits, score=None: features.embedding)
+    monkeypatch.setattr(
+        backbone, "encode_memory", lambda features, *_: features.repeat_interleave(len(ORGANS)).embedding
+    )
     monkeypatch.setattr(network, "synthesise", synthesise)
     volume = (torch.arange(slices) * STEP).expand(1, 1, SIZE, SIZE, slices)
     return trace, logits_of(volume, network, **options)
@@ -301,6 +304,13 @@ def test_merged_masks_are_the_label_map_of_the_output(network, remembered):
     assert torch.equal(logits > 0, torch.stack([labels == organ for organ in (1, 2)], 1))
 
 
+def test_walk_over_a_volume_without_organs(network, monkeypatch):
+    monkeypatch.setattr(
+        network, "organ_logits", lambda decoded: DiffuSAM.organ_logits(network, decoded).fill_(NO_OBJECT_LOGIT)
+    )
+    assert not VolumetricInferer()(make_volume(3), network).any()
+
+
 def test_object_score_of_a_remembered_mask_says_whether_it_is_empty(network, remembered, monkeypatch):
     def logits_without_spleen(decoded):
         logits = DiffuSAM.organ_logits(network, decoded)
@@ -336,3 +346,24 @@ def test_the_progress_callback_may_be_set_later(network):
     inferer(make_volume(5), network)
 
     assert reported == [(done, 5) for done in (1, 3, 5)]
+
+
+# ---- label maps
+
+
+def test_merged_labels_are_the_highest_positive_logit_and_bits_every_positive_one():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(9, 8, 8, generator=generator) - 0.5
+    logits[3] = -logits[3].abs()  # an organ that is nowhere
+
+    labels, bits = merged_labels(logits, (20, 14), torch.int32)
+
+    full = resize_logits(logits[None], (20, 14))
+    expected = torch.cat([torch.zeros(1, 1, 20, 14), full], 1).argmax(1)[0]
+    assert torch.equal(labels, expected.int())
+    assert torch.equal(bits, ((full[0] > 0) * 2 ** torch.arange(9).view(-1, 1, 1)).sum(0).int())
+
+
+def test_merged_labels_of_a_slice_without_organs_are_background():
+    labels, bits = merged_labels(torch.full((2, 4, 4), NO_OBJECT_LOGIT), (5, 6))
+    assert labels.shape == bits.shape == (5, 6) and not labels.any() and not bits.any()

@@ -67,8 +67,7 @@ class DiffuSAM(FrozenBackboneNetwork):
             memory: of :meth:`synthesise`, or in its place; synthesised when None.
         """
         memories = [Memory(self.synthesise(features) if memory is None else memory)]
-        repeated, _ = self.each_organ(features)
-        return self.organ_logits(self.backbone.decode(self.backbone.condition(repeated, memories), repeated))
+        return self.organ_logits(self.backbone.decode(self.backbone.condition(features, memories), features))
 
     def synthesise(self, features: ImageFeatures, sample: int = 0) -> Tensor:
         """One memory for every slice and organ: ``(B * organs, M, h, w)``, organs running fastest.
@@ -80,12 +79,12 @@ class DiffuSAM(FrozenBackboneNetwork):
             features: of B slices.
             sample: which of many independent memories; its noise is that of ``seed + sample``.
         """
-        repeated, organ = self.each_organ(features)
+        organ = torch.arange(len(self.organs), device=features.embedding.device).repeat(len(features))
         generator = self.generator(sample)
         shape = (self.samples, len(self.organs), self.prior.memory_channels, *features.embedding.shape[-2:])
         noise = torch.randn(shape, generator=generator)
         memories = [
-            self.prior.sample(repeated, organ, self.steps, self.eta, generator, each.repeat(len(features), 1, 1, 1))
+            self.prior.sample(features, organ, self.steps, self.eta, generator, each.repeat(len(features), 1, 1, 1))
             for each in noise
         ]
         return torch.stack(memories).mean(0)

@@ -140,29 +140,27 @@ class VolumetricInferer(Inferer):
                 self.on_slices(decoded, source.count * len(self.views))
 
     def _empty_output(self, volume: Tensor, organs: int) -> Tensor:
+        """``(1, channels, H, W, slices)``, of which each slice lies together in memory, as it is written."""
+        channels, dtype = OUTPUTS.index(self.output) + 1, torch.uint8 if organs <= 8 else torch.int32
         if self.output == "logits":
-            return torch.empty((1, 1 + organs, *volume.shape), dtype=torch.float32, device=volume.device)
-        dtype = torch.uint8 if organs <= 8 else torch.int32
-        return torch.empty((1, OUTPUTS.index(self.output) + 1, *volume.shape), dtype=dtype, device=volume.device)
+            channels, dtype = 1 + organs, torch.float32
+        *size, slices = volume.shape
+        return torch.empty((1, channels, slices, *size), dtype=dtype, device=volume.device).permute(0, 1, 3, 4, 2)
 
     def _write(self, output: Tensor, indices: Sequence[int], logits: Tensor) -> None:
         """Puts the organ logits ``(n, K, S/4, S/4)`` of some slices into the volume, at its own size."""
-        logits = resize_logits(logits, output.shape[2:4])
-        merged = with_background(logits)
-        if self.output == "logits":
-            channels = merged
-        else:
-            channels = merged.argmax(1, keepdim=True)
-            if self.output == "labels_and_organs":
-                bits = 2 ** torch.arange(logits.shape[1], device=logits.device).view(1, -1, 1, 1)
-                channels = torch.cat([channels, ((logits > 0) * bits).sum(1, keepdim=True)], 1)
-        output[0, ..., list(indices)] = channels.permute(1, 2, 3, 0).to(output)
+        size = output.shape[2:4]
+        for index, each in zip(indices, logits):
+            if self.output == "logits":
+                channels = with_background(resize_logits(each[None], size))[0]
+            else:
+                channels = torch.stack(merged_labels(each, size, output.dtype)[: output.shape[1]])
+            output[0, ..., index] = channels.to(output)
 
     def _walk_independent(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:
         for indices in source.chunks():
             features, memory = source.encode(indices)
-            here = features.repeat_interleave(len(source.network.organs))
-            yield indices, self._decode(source.network, here, memory.flatten(0, 1), [()])
+            yield indices, self._decode(source.network, features, memory.flatten(0, 1), [()])
 
     def _walk_outward(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:
         """Yields the slices from the middle one outward; both directions advance together in one batch."""
@@ -179,7 +177,7 @@ class VolumetricInferer(Inferer):
             for step in batch:
                 rows = [indices.index(index) for index in step]
                 sides = [0 if index <= middle else 1 for index in step]
-                here, own = features[rows].repeat_interleave(count), memory[rows].flatten(0, 1)
+                here, own = features[rows], memory[rows].flatten(0, 1)
                 logits = self._decode(network, here, own, [fronts[side] for side in sides])
                 yield step, logits
                 remembered = self._remember(network, here, logits)
@@ -205,12 +203,14 @@ class VolumetricInferer(Inferer):
         """ME(y, z_img): memories ``(slices * organs, M, h, w)`` of the masks just decoded, merged: every voxel belongs
         to one organ at most.
         """
-        logits = resize_logits(logits, network.backbone.image_size)
-        best = logits.argmax(1, keepdim=True)
-        organ = torch.arange(logits.shape[1], device=logits.device).view(1, -1, 1, 1)
-        logits = torch.where((best != organ) & (logits > 0), NO_OBJECT_LOGIT, logits)
-        score = torch.where(logits.flatten(2).amax(2) > 0, 1.0, -1.0).reshape(-1, 1)
-        return network.backbone.encode_memory(features, logits.flatten(0, 1)[:, None], score)
+        size = network.backbone.image_size
+        there = logits.amax((2, 3)) > NO_OBJECT_LOGIT
+        masks = logits.new_full((*there.shape, size, size), NO_OBJECT_LOGIT)
+        if there.any():
+            masks[there] = resize_logits(logits[there][None], size)[0].to(masks)
+        masks.masked_fill_((masks > 0) & (masks < masks.amax(1, keepdim=True)), NO_OBJECT_LOGIT)
+        score = torch.where(masks.amax((2, 3)) > 0, 1.0, -1.0)
+        return network.backbone.encode_memory(features, masks.flatten(0, 1)[:, None], score.view(-1, 1))
 
 
 class _Slices:
@@ -248,6 +248,30 @@ class _Slices:
         """Indices of all slices in their order, ``batch_size`` at a time."""
         for indices in torch.arange(self.count).split(self.batch_size):
             yield indices.tolist()
+
+
+def merged_labels(logits: Tensor, size: Sequence[int], dtype: torch.dtype = torch.uint8) -> tuple[Tensor, Tensor]:
+    """A slice's label map, and its organs before they are merged.
+
+    Only the masks of organs that are there are resized: between logits that are not positive none is.
+
+    Args:
+        logits: of K organs, ``(K, h, w)``.
+        size: (H, W) of the results.
+        dtype: of the results.
+
+    Returns:
+        ``(H, W)``: 1 + the organ of the highest logit where any is positive, or else 0; and a number whose bit i is set
+        where the logit of organ i is positive.
+    """
+    labels = torch.zeros(tuple(size), dtype=dtype, device=logits.device)
+    bits, highest = torch.zeros_like(labels), 0.0
+    there = (logits.amax((1, 2)) > 0).nonzero()[:, 0].tolist()
+    for organ, values in zip(there, resize_logits(logits[there][None], size)[0] if there else ()):
+        labels[values > highest] = organ + 1
+        bits += (values > 0) * 2**organ
+        highest = values.clamp_min(highest)
+    return labels, bits
 
 
 def needed(corrector: Corrector | None, indices: Sequence[int], logits: Tensor) -> dict[int, Tensor]:
