@@ -306,14 +306,14 @@ def test_merged_masks_are_the_label_map_of_the_output(network, remembered):
 
 def test_walk_over_a_volume_without_organs(network, monkeypatch):
     monkeypatch.setattr(
-        network, "organ_logits", lambda decoded: DiffuSAM.organ_logits(network, decoded).fill_(NO_OBJECT_LOGIT)
+        network, "organ_logits", lambda *args: DiffuSAM.organ_logits(network, *args).fill_(NO_OBJECT_LOGIT)
     )
     assert not VolumetricInferer()(make_volume(3), network).any()
 
 
 def test_object_score_of_a_remembered_mask_says_whether_it_is_empty(network, remembered, monkeypatch):
-    def logits_without_spleen(decoded):
-        logits = DiffuSAM.organ_logits(network, decoded)
+    def logits_without_spleen(*args):
+        logits = DiffuSAM.organ_logits(network, *args)
         logits[:, 0] = -5
         return logits
 
