@@ -13,8 +13,8 @@ method                  SAM2 block                                             s
 ======================  =====================================================  =====================
 
 Organs and slices share the batch dimension, organs running fastest: features are of B slices, and what is particular to
-an organ has a batch of B * K, for any K. What is the same for all organs of a slice is computed once. This module and
-:mod:`scripts.networks.sam2_blocks` are the only ones that touch the ``sam2`` package.
+an organ has a batch of B * K, for any K. What is the same for all organs of a slice is computed once. This is the only
+module that touches the ``sam2`` package; :mod:`scripts.networks.sam2_blocks` computes with what it has built.
 """
 
 from __future__ import annotations

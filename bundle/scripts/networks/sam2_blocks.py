@@ -126,17 +126,19 @@ def _average(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 def _rotate(attention: nn.Module, queries: Tensor, keys: Tensor, pointers: int) -> tuple[Tensor, Tensor]:
     """SAM2's rotary position encoding of queries ``(B, N, C)`` and of all keys ``(B', T, C)`` but the pointers'."""
-    from sam2.modeling.position_encoding import apply_rotary_enc
-
-    if len(attention.freqs_cis) != queries.shape[1]:
-        side = isqrt(queries.shape[1])
-        attention.freqs_cis = attention.compute_cis(end_x=side, end_y=side)
+    count = queries.shape[1]
+    if len(attention.freqs_cis) != count:
+        attention.freqs_cis = attention.compute_cis(end_x=isqrt(count), end_y=isqrt(count))
     attention.freqs_cis = attention.freqs_cis.to(queries.device)
     memories = keys.shape[1] - pointers
-    queries, rotated = apply_rotary_enc(
-        queries[:, None], keys[:, None, :memories], attention.freqs_cis, repeat_freqs_k=True
-    )
-    return queries[:, 0], torch.cat([rotated[:, 0], keys[:, memories:]], 1) if pointers else rotated[:, 0]
+    turned = _turn(keys[:, :memories].unflatten(1, (-1, count)), attention.freqs_cis).flatten(1, 2)
+    return _turn(queries, attention.freqs_cis), torch.cat([turned, keys[:, memories:]], 1) if pointers else turned
+
+
+def _turn(tokens: Tensor, angles: Tensor) -> Tensor:
+    """Turns pairs of channels, taken as complex numbers; ``(..., N, C)`` by ``(N, C/2)``."""
+    pairs = torch.view_as_complex(tokens.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * angles).flatten(-2).type_as(tokens)
 
 
 def decode_mask(
