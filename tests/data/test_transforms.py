@@ -7,8 +7,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.transforms import (
     Compose,
+    KeepLargestConnectedComponent,
     LoadImaged,
     RandAdjustContrastd,
     RandAffined,
@@ -17,7 +19,13 @@ from monai.transforms import (
     Resized,
     ScaleIntensityRanged,
 )
-from scripts.data.transforms import AugmentedVariant, RandInPlaneDeformd, RandOrganContrastd, describe
+from scripts.data.transforms import (
+    AugmentedVariant,
+    KeepLargestComponentsd,
+    RandInPlaneDeformd,
+    RandOrganContrastd,
+    describe,
+)
 from scripts.data.volumes import VolumeReader
 
 KEYS = ["image", "label"]
@@ -212,3 +220,21 @@ def test_what_a_reader_was_told_is_part_of_a_description(options):
         return describe(LoadImaged("image", reader=VolumeReader(**options)))
 
     assert described(**options) == described(**options) != described()
+
+
+# -------------------------------------------------------------------------------- largest components
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_largest_components_within_boxes_are_monais(seed):
+    rng = np.random.default_rng(seed)
+    labels = torch.from_numpy((rng.integers(0, 4, (1, 9, 8, 7)) * (rng.random((1, 9, 8, 7)) < 0.3)).astype(np.uint8))
+    expected = KeepLargestConnectedComponent(applied_labels=[1, 2, 3, 4], is_onehot=False)(labels.clone())
+    found = KeepLargestComponentsd("pred", organs=4)({"pred": MetaTensor(labels.clone())})["pred"]
+    assert torch.equal(found.as_tensor(), expected.as_tensor()) and not torch.equal(expected.as_tensor(), labels)
+    assert found.dtype == torch.uint8
+
+
+def test_largest_components_of_an_empty_label_map():
+    labels = torch.zeros(1, 3, 4, 5, dtype=torch.uint8)
+    assert not KeepLargestComponentsd("pred", organs=2)({"pred": MetaTensor(labels)})["pred"].any()

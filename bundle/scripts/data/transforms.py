@@ -13,8 +13,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
-from monai.transforms import Compose, MapTransform, RandomizableTransform, Transform
+from monai.transforms import (
+    Compose,
+    MapTransform,
+    RandomizableTransform,
+    Transform,
+    get_largest_connected_component_mask,
+)
 from monai.utils import convert_to_dst_type, convert_to_tensor, ensure_tuple_rep
+from scipy.ndimage import find_objects
 
 
 class AugmentedVariant(Transform):
@@ -57,6 +64,31 @@ class NameByCased(MapTransform):
         result = dict(data)
         for key in self.key_iterator(result):
             result[key].meta["case"] = result[self.case_key]
+        return result
+
+
+class KeepLargestComponentsd(MapTransform):
+    """MONAI's ``KeepLargestConnectedComponentd`` of label maps, each organ looked at within its bounding box alone.
+
+    A component is as large there as in the whole volume, of which an organ takes a small part.
+
+    Args:
+        keys: label maps ``(1, ...)`` of integers; changed in place, as by MONAI's transform.
+        organs: K; values 1...K are organs, of each of which the largest component of full connectivity stays.
+    """
+
+    def __init__(self, keys: KeysCollection, organs: int) -> None:
+        super().__init__(keys)
+        self.organs = organs
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            labels = convert_to_tensor(result[key], track_meta=False)[0].numpy()
+            for value, box in enumerate(find_objects(labels, self.organs), 1):
+                if box is not None:
+                    organ = labels[box] == value
+                    labels[box][organ & ~get_largest_connected_component_mask(organ)] = 0
         return result
 
 

@@ -362,8 +362,8 @@ class SAM2(nn.Module):
         Args:
             conditioned: of :meth:`condition`, ``(B * K, C, S/16, S/16)``.
             features: of the same B slices; only the high-resolution maps are read.
-            points: optional coordinates ``(B * K, P, 2)`` as (x, y) in input pixels and labels ``(B * K, P)``: 1 inside,
-                0 outside, 2 and 3 the corners of a box, -1 padding.
+            points: optional coordinates ``(B * K, P, 2)`` as (x, y) in input pixels and labels ``(B * K, P)``: 1
+                inside, 0 outside, 2 and 3 the corners of a box, -1 padding.
             mask_prompt: optional mask logits ``(B * K, 1, H, W)``.
             token: overrides ``decoder_token`` for this call.
         """
@@ -378,8 +378,8 @@ class SAM2(nn.Module):
             conditioned: of :meth:`condition`, ``(B * K, C, S/16, S/16)``.
             features: of the same B slices; only the high-resolution maps are read.
             sparse: P prompt tokens ``(B * K, P, C)``, as SAM2 makes of points and boxes.
-            dense: one embedding for each image token, ``(B * K, C, S/16, S/16)``, as SAM2 makes of a mask; it is added to
-                ``conditioned``.
+            dense: one embedding for each image token, ``(B * K, C, S/16, S/16)``, as SAM2 makes of a mask; it is added
+                to ``conditioned``.
             token: overrides ``decoder_token`` for this call.
         """
         single = (token or self.decoder_token) == "single"

@@ -52,8 +52,8 @@ class VolumetricInferer(Inferer):
             all (every slice counts once for each view), for a progress bar. It may be set later.
 
     Raises:
-        ValueError: a number of neighbours that SAM2 has no temporal encoding for, an ``ended_after`` below 0, views that
-            are none, or an unknown ``output``.
+        ValueError: a number of neighbours that SAM2 has no temporal encoding for, an ``ended_after`` below 0, views
+            that are none, or an unknown ``output``.
     """
 
     def __init__(
