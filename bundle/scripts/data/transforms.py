@@ -17,6 +17,7 @@ from monai.transforms import (
     Compose,
     MapTransform,
     RandomizableTransform,
+    ScaleIntensityRanged,
     Transform,
     get_largest_connected_component_mask,
 )
@@ -64,6 +65,37 @@ class NameByCased(MapTransform):
         result = dict(data)
         for key in self.key_iterator(result):
             result[key].meta["case"] = result[self.case_key]
+        return result
+
+
+class InSlabsd(MapTransform):
+    """Applies a transform of intensities to float32 volumes, a few slices at a time where it can.
+
+    MONAI's scaling makes three copies of what it scales: of whole volumes these would be the most memory that
+    inference ever takes.
+
+    Args:
+        transform: over a dictionary, which keeps shapes. One that looks at each voxel by itself, which is
+            ``ScaleIntensityRanged``, is given a few slices at a time; any other the whole volume.
+        slices: at a time, along the last axis.
+    """
+
+    def __init__(self, transform: MapTransform, slices: int = 16) -> None:
+        super().__init__(transform.keys)
+        self.transform, self.slices = transform, slices
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        if not isinstance(self.transform, ScaleIntensityRanged):
+            for key in self.key_iterator(result):
+                result[key] = convert_to_dst_type(result[key], result[key], dtype=torch.float32)[0]
+            return dict(self.transform(result))
+        for key in self.key_iterator(result):
+            stored = convert_to_tensor(result[key], track_meta=False)
+            scaled = torch.empty_like(stored, dtype=torch.float32)
+            for into, slab in zip(scaled.split(self.slices, -1), stored.split(self.slices, -1)):
+                into.copy_(self.transform({**data, key: slab.float()})[key])
+            result[key] = convert_to_dst_type(scaled, result[key], dtype=torch.float32)[0]
         return result
 
 
