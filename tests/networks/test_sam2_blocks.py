@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from scripts.networks.sam2_backbone import NO_OBJECT_LOGIT, SAM2, FrozenSAM2, ImageFeatures, Memory, mask_to_logits
+from scripts.networks.sam2_backbone import NO_OBJECT_LOGIT, SAM2, FrozenSAM2, ImageFeatures, Memory
 from torch import Tensor
 
 SIZE, ORGANS = 64, 3
