@@ -1,7 +1,9 @@
-"""Speed and memory: training with the embedding cache and without it, the paper's recipe end to end, long volumes.
+"""Speed and memory: a volume beside SAM2's own encoder and video predictor, training with and without the cache, the
+paper's recipe end to end, long volumes.
 
-Run from the bundle's folder:
+Run from the bundle's folder; for ratios that mean something, with one thread (`OMP_NUM_THREADS=1`):
 
+    python -m benchmarks.speed table  --config_file "['configs/train.json','configs/evaluate.json','configs/demo.json']"
     python -m benchmarks.speed cache  --config_file "['configs/train.json','configs/demo.json']"
     python -m benchmarks.speed recipe --device cpu
     python -m benchmarks.speed volume --slices 1500 --config_file "['configs/inference.json','configs/demo.json']"
@@ -25,6 +27,7 @@ import torch
 from scripts.training.trainer import DiffuSAMTrainer
 
 from benchmarks.configuration import parse
+from benchmarks.speed_table import memory, table
 
 
 def _machine() -> dict:
@@ -182,4 +185,4 @@ def recipe(
 
 
 if __name__ == "__main__":
-    fire.Fire({"cache": cache, "recipe": recipe, "volume": volume})
+    fire.Fire({"table": table, "cache": cache, "recipe": recipe, "volume": volume, "memory": memory})

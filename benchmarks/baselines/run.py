@@ -279,7 +279,10 @@ def propagated(
 
 
 # what the configuration says of inference, kept with the result
-INFERENCE = (*("inference_steps", "eta", "memory_samples", "decoder_token"), *("neighbours", "no_3d", "views"))
+INFERENCE = (
+    *("inference_steps", "eta", "memory_samples", "decoder_token"),
+    *("neighbours", "no_3d", "ended_after", "views"),
+)
 
 
 def diffusam(config_file, output: str | None = None, overwrite: bool = False, **overrides) -> dict:

@@ -10,6 +10,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import (
     Compose,
+    KeepLargestConnectedComponent,
     LoadImaged,
     RandAdjustContrastd,
     RandAffined,
@@ -17,8 +18,17 @@ from monai.transforms import (
     RandGaussianNoised,
     Resized,
     ScaleIntensityRanged,
+    ScaleIntensityRangePercentilesd,
 )
-from scripts.data.transforms import AugmentedVariant, RandInPlaneDeformd, RandOrganContrastd, ResizeLabeld, describe
+from scripts.data.transforms import (
+    AugmentedVariant,
+    InSlabsd,
+    KeepLargestComponentsd,
+    RandInPlaneDeformd,
+    RandOrganContrastd,
+    ResizeLabeld,
+    describe,
+)
 from scripts.data.volumes import VolumeReader
 
 KEYS = ["image", "label"]
@@ -261,3 +271,59 @@ def test_the_place_of_a_shrunk_label_is_that_of_the_image():
     resized = ResizeLabeld("label", (24, 20, -1))({"label": label})["label"]
     expected = Resized("label", (24, 20, -1), mode="trilinear")({"label": label})["label"]
     assert torch.equal(resized.affine, expected.affine)
+
+
+# -------------------------------------------------------------------------------- largest components
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_largest_components_within_boxes_are_monais(seed):
+    rng = np.random.default_rng(seed)
+    labels = torch.from_numpy((rng.integers(0, 4, (1, 9, 8, 7)) * (rng.random((1, 9, 8, 7)) < 0.3)).astype(np.uint8))
+    expected = KeepLargestConnectedComponent(applied_labels=[1, 2, 3, 4], is_onehot=False)(labels.clone())
+    found = KeepLargestComponentsd("pred", organs=4)({"pred": MetaTensor(labels.clone())})["pred"]
+    assert torch.equal(found.as_tensor(), expected.as_tensor()) and not torch.equal(expected.as_tensor(), labels)
+    assert found.dtype == torch.uint8
+
+
+def test_largest_components_of_an_empty_label_map():
+    labels = torch.zeros(1, 3, 4, 5, dtype=torch.uint8)
+    assert not KeepLargestComponentsd("pred", organs=2)({"pred": MetaTensor(labels)})["pred"].any()
+
+
+# ------------------------------------------------------------------------------------------- in slabs
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.float64, torch.uint8], ids=str)
+@pytest.mark.parametrize(
+    "transform",
+    [
+        ScaleIntensityRanged("image", a_min=-125, a_max=275, b_min=0, b_max=1, clip=True),
+        ScaleIntensityRangePercentilesd("image", lower=0, upper=99.5, b_min=0, b_max=1, clip=True),
+    ],
+    ids=["range", "percentiles"],
+)
+def test_intensities_in_slabs_are_those_of_the_whole(transform, dtype):
+    generator = torch.Generator().manual_seed(0)
+    stored = (torch.randn(1, 7, 6, 11, generator=generator) * 100 + 100).to(dtype)
+    image = MetaTensor(stored.flip(1).transpose(1, 2), affine=torch.diag(torch.tensor([1.0, 2.0, 3.0, 1.0])))
+    expected = transform({"image": image.float()})["image"]
+
+    found = InSlabsd(transform, slices=4)({"image": image, "case": "a"})
+
+    assert torch.equal(found["image"].as_tensor(), expected.as_tensor()) and found["image"].dtype == torch.float32
+    assert torch.equal(found["image"].affine, image.affine) and found["case"] == "a"
+    assert torch.equal(image.as_tensor(), stored.flip(1).transpose(1, 2))
+
+
+def test_no_more_than_a_slab_is_scaled_at_once():
+    seen = []
+
+    class Recording(ScaleIntensityRanged):
+        def __call__(self, data):
+            seen.append(data["image"].shape[-1])
+            return super().__call__(data)
+
+    transform = Recording("image", a_min=0, a_max=1, b_min=0, b_max=1)
+    InSlabsd(transform, slices=4)({"image": MetaTensor(torch.rand(1, 2, 3, 10))})
+    assert seen == [4, 4, 2]

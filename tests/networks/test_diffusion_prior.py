@@ -161,6 +161,16 @@ def test_organ_label_changes_the_sample(prior):
     assert (sample[0] - sample[1]).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_organs_of_a_slice_share_its_features(prior, eta):
+    features, organ = make_features(), torch.tensor([0, 1, 0, 1])
+    shared, repeated = (
+        prior.sample(each, organ, 2, eta, torch.Generator().manual_seed(5))
+        for each in (features, features.repeat_interleave(2))
+    )
+    torch.testing.assert_close(shared, repeated)
+
+
 @pytest.mark.parametrize("use_high_res", [False, True])
 def test_odd_number_of_tokens_is_padded_for_the_unet(use_high_res):
     prior = make_prior(use_high_res=use_high_res)

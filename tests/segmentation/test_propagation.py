@@ -9,8 +9,8 @@ import torch
 from monai.transforms import Resize
 from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
-from scripts.networks.sam2_backbone import Decoded, FrozenSAM2, ImageFeatures
-from scripts.segmentation.propagation import VolumetricInferer
+from scripts.networks.sam2_backbone import NO_OBJECT_LOGIT, Decoded, FrozenSAM2, ImageFeatures, resize_logits
+from scripts.segmentation.propagation import VolumetricInferer, merged_labels
 
 SIZE, TOKENS, CHANNELS, MEMORY_CHANNELS = 64, 4, 128, 32
 ORGANS = ("spleen", "liver")
@@ -61,6 +61,7 @@ def run_traced(network, monkeypatch, slices: int, **options) -> tuple[Trace, tor
         return ImageFeatures(embedding, (embedding, embedding))
 
     def condition(features, memories):
+        features = features.repeat_interleave(len(ORGANS))
         per_memory = [slice_of(memory.features) for memory in memories]
         for row, index in enumerate(slice_of(features.embedding)):
             trace.decoded.append(index)
@@ -78,7 +79,9 @@ def run_traced(network, monkeypatch, slices: int, **options) -> tuple[Trace, tor
     monkeypatch.setattr(backbone, "encode_image", encode_image)
     monkeypatch.setattr(backbone, "condition", condition)
     monkeypatch.setattr(backbone, "decode", decode)
-    monkeypatch.setattr(backbone, "encode_memory", lambda features, logits, score=None: features.embedding)
+    monkeypatch.setattr(
+        backbone, "encode_memory", lambda features, *_: features.repeat_interleave(len(ORGANS)).embedding
+    )
     monkeypatch.setattr(network, "synthesise", synthesise)
     volume = (torch.arange(slices) * STEP).expand(1, 1, SIZE, SIZE, slices)
     return trace, logits_of(volume, network, **options)
@@ -301,9 +304,16 @@ def test_merged_masks_are_the_label_map_of_the_output(network, remembered):
     assert torch.equal(logits > 0, torch.stack([labels == organ for organ in (1, 2)], 1))
 
 
+def test_walk_over_a_volume_without_organs(network, monkeypatch):
+    monkeypatch.setattr(
+        network, "organ_logits", lambda *args: DiffuSAM.organ_logits(network, *args).fill_(NO_OBJECT_LOGIT)
+    )
+    assert not VolumetricInferer()(make_volume(3), network).any()
+
+
 def test_object_score_of_a_remembered_mask_says_whether_it_is_empty(network, remembered, monkeypatch):
-    def logits_without_spleen(decoded):
-        logits = DiffuSAM.organ_logits(network, decoded)
+    def logits_without_spleen(*args):
+        logits = DiffuSAM.organ_logits(network, *args)
         logits[:, 0] = -5
         return logits
 
@@ -336,3 +346,112 @@ def test_the_progress_callback_may_be_set_later(network):
     inferer(make_volume(5), network)
 
     assert reported == [(done, 5) for done in (1, 3, 5)]
+
+
+# ---- label maps
+
+
+def test_merged_labels_are_the_highest_positive_logit_and_bits_every_positive_one():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(9, 8, 8, generator=generator) - 0.5
+    logits[3] = -logits[3].abs()  # an organ that is nowhere
+
+    labels, bits = merged_labels(logits, (20, 14), torch.int32)
+
+    full = resize_logits(logits[None], (20, 14))
+    expected = torch.cat([torch.zeros(1, 1, 20, 14), full], 1).argmax(1)[0]
+    assert torch.equal(labels, expected.int())
+    assert torch.equal(bits, ((full[0] > 0) * 2 ** torch.arange(9).view(-1, 1, 1)).sum(0).int())
+
+
+def test_merged_labels_of_a_slice_without_organs_are_background():
+    labels, bits = merged_labels(torch.full((2, 4, 4), NO_OBJECT_LOGIT), (5, 6))
+    assert labels.shape == bits.shape == (5, 6) and not labels.any() and not bits.any()
+
+
+# ---- organs that have ended
+
+
+def walk_over(network, monkeypatch, extents, slices: int = 13, **options):
+    """Walks through a volume whose organs are where ``extents`` says, for each organ a set of slices.
+
+    Returns the label map's organs ``{organ: slices}``, those that were looked for likewise, and the slices encoded.
+    """
+    looked_for, encoded = {organ: set() for organ in range(len(ORGANS))}, []
+
+    def encode_image(image):
+        embedding = image[:, :, :TOKENS, :TOKENS].expand(-1, CHANNELS, -1, -1)
+        encoded.extend(round(value.mean().item() / STEP) for value in embedding)
+        return ImageFeatures(embedding, (embedding, embedding))
+
+    def synthesise(features, sample=0, organs=None):
+        numbers = torch.tensor(range(len(ORGANS)) if organs is None else organs).repeat(len(features)).float()
+        return numbers.view(-1, 1, 1, 1).expand(-1, MEMORY_CHANNELS, TOKENS, TOKENS)
+
+    def decode(self, network, features, own, adjacent):
+        numbers = own[:, 0, 0, 0].view(len(features), -1).int().tolist()
+        logits = torch.full((len(features), len(numbers[0]), 4 * TOKENS, 4 * TOKENS), -1.0)
+        for row, organs in enumerate(numbers):
+            index = round(features.embedding[row].mean().item() / STEP)
+            for column, organ in enumerate(organs):
+                looked_for[organ].add(index)
+                if index in extents[organ]:
+                    logits[row, column, :, organ * 8 : organ * 8 + 8] = 1.0  # side by side
+        return logits
+
+    monkeypatch.setattr(network.backbone, "encode_image", encode_image)
+    monkeypatch.setattr(network, "synthesise", synthesise)
+    monkeypatch.setattr(VolumetricInferer, "_decode", decode)
+    volume = (torch.arange(slices) * STEP).expand(1, 1, SIZE, SIZE, slices)
+    labels = VolumetricInferer(**options)(volume, network)[0, 0]
+    found = {organ: set((labels == organ + 1).any(0).any(0).nonzero()[:, 0].tolist()) for organ in looked_for}
+    return found, looked_for, sorted(encoded)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_organ_is_over_after_so_many_slices_without_it(network, monkeypatch, batch_size):
+    extents = {0: {5, 6, 7}, 1: set(range(13))}
+    found, looked_for, _ = walk_over(network, monkeypatch, extents, ended_after=2, batch_size=batch_size)
+    assert found == extents
+    assert looked_for == {0: set(range(3, 10)), 1: set(range(13))}
+
+
+def test_organ_may_be_missing_from_fewer_slices(network, monkeypatch):
+    extents = {0: {2, 3, 5, 6, 8, 9}, 1: set(range(13))}
+    assert walk_over(network, monkeypatch, extents, ended_after=2)[0] == extents
+
+
+def test_organ_that_was_not_seen_yet_is_looked_for_to_the_end(network, monkeypatch):
+    extents = {0: {0, 1}, 1: {12}}
+    found, looked_for, encoded = walk_over(network, monkeypatch, extents, ended_after=2)
+    assert found == extents and encoded == list(range(13))
+    assert looked_for == {0: set(range(13)), 1: set(range(13))}
+
+
+def test_organ_that_ends_on_one_side_is_looked_for_on_the_other(network, monkeypatch):
+    extents = {0: {5, 6}, 1: {5, 6, 9, 10}}
+    found, looked_for, _ = walk_over(network, monkeypatch, extents, ended_after=4)
+    assert found == extents
+    assert looked_for[1] == set(range(1, 13))
+
+
+def test_slices_in_which_nothing_is_looked_for_are_not_encoded(network, monkeypatch):
+    extents = {0: {6}, 1: {5, 6, 7}}
+    found, _, encoded = walk_over(network, monkeypatch, extents, ended_after=2, batch_size=1)
+    assert found == extents and encoded == list(range(3, 10))
+
+
+def test_every_organ_is_looked_for_in_every_slice_unless_asked_otherwise(network, monkeypatch):
+    extents = {0: {6}, 1: {6}}
+    _, looked_for, encoded = walk_over(network, monkeypatch, extents)
+    assert looked_for == {0: set(range(13)), 1: set(range(13))} and encoded == list(range(13))
+
+
+def test_an_option_that_ends_nothing_changes_nothing(network):
+    volume = make_volume(7)
+    assert torch.equal(logits_of(volume, network), logits_of(volume, network, ended_after=7))
+
+
+def test_ended_after_must_not_be_negative():
+    with pytest.raises(ValueError, match="ended_after must be 0 or more slices, got -1"):
+        VolumetricInferer(ended_after=-1)

@@ -13,8 +13,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
-from monai.transforms import Compose, MapTransform, RandomizableTransform, Resize, Transform
+from monai.transforms import (
+    Compose,
+    MapTransform,
+    RandomizableTransform,
+    Resize,
+    ScaleIntensityRanged,
+    Transform,
+    get_largest_connected_component_mask,
+)
 from monai.utils import convert_to_dst_type, convert_to_tensor, ensure_tuple_rep
+from scipy.ndimage import find_objects
 from torch import Tensor
 
 _SAME_SHARE = 1e-4  # of a voxel's place: what two labels have of it differs by rounding alone
@@ -101,6 +110,62 @@ def shrink_labels(planes: Tensor, size: Sequence[int]) -> Tensor:
         more = share > best + _SAME_SHARE
         best[more], labels[more] = share[more], value
     return labels
+
+
+class InSlabsd(MapTransform):
+    """Applies a transform of intensities to float32 volumes, a few slices at a time where it can.
+
+    MONAI's scaling makes three copies of what it scales: of whole volumes these would be the most memory that
+    inference ever takes.
+
+    Args:
+        transform: over a dictionary, which keeps shapes. One that looks at each voxel by itself, which is
+            ``ScaleIntensityRanged``, is given a few slices at a time; any other the whole volume.
+        slices: at a time, along the last axis.
+    """
+
+    def __init__(self, transform: MapTransform, slices: int = 16) -> None:
+        super().__init__(transform.keys)
+        self.transform, self.slices = transform, slices
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        if not isinstance(self.transform, ScaleIntensityRanged):
+            for key in self.key_iterator(result):
+                result[key] = convert_to_dst_type(result[key], result[key], dtype=torch.float32)[0]
+            return dict(self.transform(result))
+        for key in self.key_iterator(result):
+            stored = convert_to_tensor(result[key], track_meta=False)
+            scaled = torch.empty_like(stored, dtype=torch.float32)
+            for into, slab in zip(scaled.split(self.slices, -1), stored.split(self.slices, -1)):
+                into.copy_(self.transform({**data, key: slab.float()})[key])
+            result[key] = convert_to_dst_type(scaled, result[key], dtype=torch.float32)[0]
+        return result
+
+
+class KeepLargestComponentsd(MapTransform):
+    """MONAI's ``KeepLargestConnectedComponentd`` of label maps, each organ looked at within its bounding box alone.
+
+    A component is as large there as in the whole volume, of which an organ takes a small part.
+
+    Args:
+        keys: label maps ``(1, ...)`` of integers; changed in place, as by MONAI's transform.
+        organs: K; values 1...K are organs, of each of which the largest component of full connectivity stays.
+    """
+
+    def __init__(self, keys: KeysCollection, organs: int) -> None:
+        super().__init__(keys)
+        self.organs = organs
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            labels = convert_to_tensor(result[key], track_meta=False)[0].numpy()
+            for value, box in enumerate(find_objects(labels, self.organs), 1):
+                if box is not None:
+                    organ = labels[box] == value
+                    labels[box][organ & ~get_largest_connected_component_mask(organ)] = 0
+        return result
 
 
 class RandInPlaneDeformd(RandomizableTransform, MapTransform):

@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 from monai.config import PathLike
 from monai.data import ImageReader, NibabelWriter
-from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, ensure_tuple
+from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, convert_data_type, ensure_tuple
 from nibabel.affines import voxel_sizes
 from nibabel.processing import resample_from_to
 
@@ -187,7 +187,11 @@ class VolumeWriter(NibabelWriter):
         self.data_obj = self.data_obj[..., 0] if self.data_obj.shape[-1] == 1 else self.data_obj
 
     def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
-        super().set_metadata(meta_dict, resample=resample, **options)
+        if resample:
+            super().set_metadata(meta_dict, resample=resample, **options)
+        else:  # without the copy in float32 that MONAI makes before it finds that there is nothing to do
+            affine = self.get_meta_info(meta_dict)[1]
+            self.affine = np.eye(4) if affine is None else convert_data_type(affine, np.ndarray, dtype=np.float64)[0]
         self.space = int((meta_dict or {}).get("nifti_space", SCANNER))
 
     def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:

@@ -67,10 +67,9 @@ class DiffuSAM(FrozenBackboneNetwork):
             memory: of :meth:`synthesise`, or in its place; synthesised when None.
         """
         memories = [Memory(self.synthesise(features) if memory is None else memory)]
-        repeated, _ = self.each_organ(features)
-        return self.organ_logits(self.backbone.decode(self.backbone.condition(repeated, memories), repeated))
+        return self.organ_logits(self.backbone.decode(self.backbone.condition(features, memories), features))
 
-    def synthesise(self, features: ImageFeatures, sample: int = 0) -> Tensor:
+    def synthesise(self, features: ImageFeatures, sample: int = 0, organs: Sequence[int] | None = None) -> Tensor:
         """One memory for every slice and organ: ``(B * organs, M, h, w)``, organs running fastest.
 
         Every slice starts from the same noise (of ``seed``), which makes neighbouring slices' memories agree and the
@@ -79,13 +78,17 @@ class DiffuSAM(FrozenBackboneNetwork):
         Args:
             features: of B slices.
             sample: which of many independent memories; its noise is that of ``seed + sample``.
+            organs: indices of those to make memories of, by default all. An organ's memory is the same among any.
         """
-        repeated, organ = self.each_organ(features)
+        wanted = torch.arange(len(self.organs)) if organs is None else torch.tensor(organs)
+        organ = wanted.to(features.embedding.device).repeat(len(features))
         generator = self.generator(sample)
         shape = (self.samples, len(self.organs), self.prior.memory_channels, *features.embedding.shape[-2:])
         noise = torch.randn(shape, generator=generator)
         memories = [
-            self.prior.sample(repeated, organ, self.steps, self.eta, generator, each.repeat(len(features), 1, 1, 1))
+            self.prior.sample(
+                features, organ, self.steps, self.eta, generator, each[wanted].repeat(len(features), 1, 1, 1)
+            )
             for each in noise
         ]
         return torch.stack(memories).mean(0)

@@ -321,14 +321,14 @@ class MemoryPrior(StandardisingModule):
 
         Args:
             features: of B slices.
-            organ: ``(B,)``.
+            organ: ``(B * K,)``, for K organs in each slice, running fastest.
             steps: denoising steps, usually 1...50; two walk 999 -> 499 -> clean.
             eta: 0 is DDIM, 1 the ancestral noise of DDPM.
             generator: of the noise, on the CPU so that every device draws the same.
-            noise: ``(B, M, h, w)`` to start from, instead of drawing it.
+            noise: ``(B * K, M, h, w)`` to start from, instead of drawing it.
 
         Returns:
-            ``(B, M, h, w)``.
+            ``(B * K, M, h, w)``.
 
         Raises:
             ValueError: a number of steps out of range.
@@ -348,10 +348,10 @@ class MemoryPrior(StandardisingModule):
         noise: Tensor | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The chain of :meth:`sample`, whose arguments it has: after every step the clean memory that was predicted and
-        the sample, each ``(B, M, h, w)``. After the last step they are the same.
+        the sample, each ``(B * K, M, h, w)``. After the last step they are the same.
         """
         self._check_steps(steps)
-        condition = self.project(features)
+        condition = self.project(features).repeat_interleave(len(organ) // len(features), 0)
         shape = (len(organ), self.memory_channels, *features.embedding.shape[-2:])
         if noise is None:
             noise = torch.randn(shape, generator=generator)

@@ -81,10 +81,16 @@ class FrozenBackboneNetwork(nn.Module, ABC):
         """
         return None if self.seed is None else torch.Generator().manual_seed(self.seed + sample)
 
-    def organ_logits(self, decoded: Decoded) -> Tensor:
-        """Mask logits of each slice's organs, gated by the object score: ``(B, organs, S/4, S/4)``."""
+    def organ_logits(self, decoded: Decoded, slices: int | None = None) -> Tensor:
+        """Mask logits of each slice's organs, gated by the object score: ``(B, organs, S/4, S/4)``.
+
+        Args:
+            decoded: of all organs in B slices, or of as many organs in each of ``slices``.
+            slices: B, where organs are left out.
+        """
         logits = decoded.gated() if self.object_gate else decoded.mask_logits
-        return logits.reshape(-1, len(self.organs), *logits.shape[-2:])
+        count = len(logits) // len(self.organs) if slices is None else slices
+        return logits.reshape(count, -1, *logits.shape[-2:])
 
     def get_extra_state(self) -> dict:
         return {

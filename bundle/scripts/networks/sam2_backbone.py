@@ -12,7 +12,9 @@ method                  SAM2 block                                             s
 :meth:`decode`          prompt encoder (empty prompt by default), mask decoder D{...}
 ======================  =====================================================  =====================
 
-Organs and slices share the batch dimension. This is the only module that touches the ``sam2`` package.
+Organs and slices share the batch dimension, organs running fastest: features are of B slices, and what is particular to
+an organ has a batch of B * K, for any K. What is the same for all organs of a slice is computed once. This is the only
+module that touches the ``sam2`` package; :mod:`scripts.networks.sam2_blocks` computes with what it has built.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor, nn
 
 from ..files import BUNDLE, sha256_of
+from .sam2_blocks import attend_to_memories, decode_mask, encode_masks, image_features
 
 MASK_LOGIT = 10.0  # SAM2 hands a given (not predicted) mask to the memory encoder as mask * 20 - 10
 NO_OBJECT_LOGIT = -1024.0  # what SAM2 itself writes into a mask whose object score says "absent"
@@ -276,42 +279,35 @@ class SAM2(nn.Module):
                 f"Expected slices of shape (B, 1 or 3, {self.image_size}, {self.image_size}), got {tuple(image.shape)}."
             )
         image = (image.expand(-1, 3, -1, -1) - self.pixel_mean) / self.pixel_std
-        high_res_fine, high_res_coarse, embedding = self.model.forward_image(image)["backbone_fpn"]
-        return ImageFeatures(embedding, (high_res_fine, high_res_coarse))
+        fine, coarse, embedding = image_features(self.model, image)
+        return ImageFeatures(embedding, (fine, coarse))
 
     def encode_memory(self, features: ImageFeatures, mask_logits: Tensor, object_score: Tensor | None = None) -> Tensor:
         """Masks of known slices to memories: ME(y, z_img).
 
         Args:
-            features: of the same B slices.
-            mask_logits: ``(B, 1, H, W)`` at any resolution; resampled to S x S. For a given mask use
+            features: of B slices.
+            mask_logits: ``(B * K, 1, H, W)`` at any resolution; resampled to S x S. For a given mask use
                 :func:`mask_to_logits`.
-            object_score: ``(B, 1)`` logit; a negative one adds SAM2's "no object" embedding. Default: positive where
-                any logit is.
+            object_score: ``(B * K, 1)`` logit; a negative one adds SAM2's "no object" embedding. Default: positive
+                where any logit is.
 
         Returns:
-            Memory features ``(B, M, S/16, S/16)``.
+            Memory features ``(B * K, M, S/16, S/16)``.
         """
         if object_score is None:
-            object_score = torch.where(mask_logits.flatten(1).amax(1, keepdim=True) > 0, MASK_LOGIT, -MASK_LOGIT)
-        memory, _ = self.model._encode_new_memory(
-            current_vision_feats=[_to_tokens(features.embedding)],
-            feat_sizes=[features.embedding.shape[-2:]],
-            pred_masks_high_res=resize_logits(mask_logits, self.image_size),
-            object_score_logits=object_score,
-            is_mask_from_pts=False,
-        )
-        return memory
+            object_score = mask_logits.flatten(1).amax(1, keepdim=True)
+        return encode_masks(self.model, features.embedding, mask_logits, object_score > 0)
 
     def condition(self, features: ImageFeatures, memories: Sequence[Memory] = ()) -> Tensor:
         """Memory attention: the image embedding in the light of any number of memories, MA[...] of Equation 3.
 
         Args:
             features: of B slices.
-            memories: each with a batch of B. None at all gives SAM2's "no memory" embedding, for prompted slices.
+            memories: each with a batch of B * K. None at all gives SAM2's "no memory" embedding, for prompted slices.
 
         Returns:
-            Conditioned embedding ``(B, C, S/16, S/16)``.
+            Conditioned embedding ``(B * K, C, S/16, S/16)``, or of B slices without memories.
 
         Raises:
             ValueError: a distance beyond :attr:`max_distance`.
@@ -325,22 +321,16 @@ class SAM2(nn.Module):
                 raise ValueError(f"A memory's distance must lie in 0...{self.max_distance}, got {memory.distance}.")
             # SAM2 counts backwards: the last temporal encoding belongs to conditioning memories (distance 0)
             temporal = sam2.maskmem_tpos_enc[memory.distance - 1]
-            position = sam2.memory_encoder.position_encoding(memory.features).to(memory.features.dtype)
+            position = sam2.memory_encoder.position_encoding(memory.features[:1]).to(memory.features.dtype)
             tokens.append(_to_tokens(memory.features))
-            positions.append(_to_tokens(position) + temporal)
+            positions.append(_to_tokens(position)[0] + temporal.flatten())
         pointers = [memory for memory in memories if memory.pointer is not None]
         if pointers:
             pointer_tokens, pointer_positions = self._pointer_tokens(pointers)
             tokens.append(pointer_tokens)
             positions.append(pointer_positions)
-        conditioned = sam2.memory_attention(
-            curr=_to_tokens(embedding),
-            curr_pos=_to_tokens(sam2.image_encoder.neck.position_encoding(embedding).to(embedding.dtype)),
-            memory=torch.cat(tokens),
-            memory_pos=torch.cat(positions),
-            num_obj_ptr_tokens=len(tokens[-1]) if pointers else 0,
-        )
-        return conditioned.permute(1, 2, 0).reshape(embedding.shape)
+        count = tokens[-1].shape[1] if pointers else 0
+        return attend_to_memories(sam2, embedding, torch.cat(tokens, 1), torch.cat(positions), count)
 
     def _pointer_tokens(self, memories: Sequence[Memory]) -> tuple[Tensor, Tensor]:
         """Object pointers as SAM2 appends them: each split into C/M tokens of M channels, with a sine of the
@@ -356,10 +346,8 @@ class SAM2(nn.Module):
             sam2.obj_ptr_tpos_proj(position) if sam2.proj_tpos_enc_in_obj_ptrs else position[:, : sam2.mem_dim] * 0
         )
         split = sam2.hidden_dim // sam2.mem_dim
-        batch = pointers.shape[1]
-        tokens = pointers.reshape(-1, batch, split, sam2.mem_dim).permute(0, 2, 1, 3).flatten(0, 1)
-        position = position.unsqueeze(1).expand(-1, batch, -1).repeat_interleave(split, dim=0)
-        return tokens, position
+        tokens = pointers.unflatten(2, (split, sam2.mem_dim)).transpose(0, 1).flatten(1, 2)
+        return tokens, position.repeat_interleave(split, dim=0)
 
     def decode(
         self,
@@ -372,14 +360,14 @@ class SAM2(nn.Module):
         """Mask decoder: D{conditioned, z_img}. Without prompts it is driven by the memories alone, as in the paper.
 
         Args:
-            conditioned: of :meth:`condition`.
-            features: of the same slices; only the high-resolution maps are read.
-            points: optional coordinates ``(B, P, 2)`` as (x, y) in input pixels and labels ``(B, P)``: 1 inside, 0
-                outside, 2 and 3 the corners of a box, -1 padding.
-            mask_prompt: optional mask logits ``(B, 1, H, W)``.
+            conditioned: of :meth:`condition`, ``(B * K, C, S/16, S/16)``.
+            features: of the same B slices; only the high-resolution maps are read.
+            points: optional coordinates ``(B * K, P, 2)`` as (x, y) in input pixels and labels ``(B * K, P)``: 1
+                inside, 0 outside, 2 and 3 the corners of a box, -1 padding.
+            mask_prompt: optional mask logits ``(B * K, 1, H, W)``.
             token: overrides ``decoder_token`` for this call.
         """
-        return self._select(self.predict_all_masks(conditioned, features, points, mask_prompt), token)
+        return self.decode_embeddings(conditioned, features, *self._prompt(conditioned, points, mask_prompt), token)
 
     def decode_embeddings(
         self, conditioned: Tensor, features: ImageFeatures, sparse: Tensor, dense: Tensor, token: str | None = None
@@ -387,27 +375,39 @@ class SAM2(nn.Module):
         """Mask decoder with prompt embeddings made elsewhere, in place of SAM2's own prompt encoder.
 
         Args:
-            conditioned: of :meth:`condition`.
+            conditioned: of :meth:`condition`, ``(B * K, C, S/16, S/16)``.
             features: of the same B slices; only the high-resolution maps are read.
-            sparse: P prompt tokens ``(B, P, C)``, as SAM2 makes of points and boxes.
-            dense: one embedding for each image token, ``(B, C, S/16, S/16)``, as SAM2 makes of a mask; it is added to
-                ``conditioned``.
+            sparse: P prompt tokens ``(B * K, P, C)``, as SAM2 makes of points and boxes.
+            dense: one embedding for each image token, ``(B * K, C, S/16, S/16)``, as SAM2 makes of a mask; it is added
+                to ``conditioned``.
             token: overrides ``decoder_token`` for this call.
         """
-        return self._select(self._predict_masks(conditioned, features, sparse, dense), token)
+        single = (token or self.decoder_token) == "single"
+        sam2 = self.model
+        mask, iou, output, object_score = decode_mask(
+            sam2,
+            conditioned,
+            features.high_res,
+            sparse,
+            dense,
+            lambda ious: torch.zeros_like(ious[:, 0], dtype=torch.long) if single else ious[:, 1:].argmax(1) + 1,
+        )
+        present = (object_score > 0).to(output.dtype)
+        pointer = present * sam2.obj_ptr_proj(output) + (1 - present) * sam2.no_obj_ptr
+        return Decoded(mask, object_score, iou, pointer)
 
-    def _select(self, outputs: tuple[Tensor, Tensor, Tensor, Tensor], token: str | None) -> Decoded:
-        """The one mask that ``token`` asks for, of the four in the outputs of :meth:`predict_all_masks`."""
-        token = token or self.decoder_token
-        masks, ious, tokens, object_score = outputs
-        first = 0 if token == "single" else 1
-        best = ious[:, first : first + 1] if first == 0 else ious[:, 1:]
-        best = best.argmax(1) + first
-        rows = torch.arange(len(masks), device=masks.device)
-        pointer = self.model.obj_ptr_proj(tokens[rows, best])
-        present = (object_score > 0).to(pointer.dtype)
-        pointer = present * pointer + (1 - present) * self.model.no_obj_ptr
-        return Decoded(masks[rows, best][:, None], object_score, ious[rows, best][:, None], pointer)
+    def _prompt(
+        self, conditioned: Tensor, points: tuple[Tensor, Tensor] | None, mask_prompt: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """SAM2's embeddings of a prompt, sparse and dense, for every row of ``conditioned``."""
+        batch = len(conditioned)
+        if points is None:  # SAM2's empty prompt: one point with the padding label
+            coordinates = conditioned.new_zeros(batch, 1, 2)
+            points = (coordinates, -torch.ones(batch, 1, dtype=torch.int32, device=conditioned.device))
+        if mask_prompt is not None:
+            size = 4 * self.embedding_size
+            mask_prompt = F.interpolate(mask_prompt.float(), (size, size), mode="bilinear", antialias=True)
+        return self.model.sam_prompt_encoder(points=points, boxes=None, masks=mask_prompt)
 
     def predict_all_masks(
         self,
@@ -422,19 +422,7 @@ class SAM2(nn.Module):
             Mask logits ``(B, 4, S/4, S/4)``, IoU estimates ``(B, 4)``, output tokens ``(B, 4, C)``, object score
             ``(B, 1)``.
         """
-        sam2, batch = self.model, conditioned.shape[0]
-        if points is None:  # SAM2's empty prompt: one point with the padding label
-            coordinates = conditioned.new_zeros(batch, 1, 2)
-            points = (coordinates, -torch.ones(batch, 1, dtype=torch.int32, device=conditioned.device))
-        if mask_prompt is not None:
-            size = 4 * self.embedding_size
-            mask_prompt = F.interpolate(mask_prompt.float(), (size, size), mode="bilinear", antialias=True)
-        sparse, dense = sam2.sam_prompt_encoder(points=points, boxes=None, masks=mask_prompt)
-        return self._predict_masks(conditioned, features, sparse, dense)
-
-    def _predict_masks(
-        self, conditioned: Tensor, features: ImageFeatures, sparse: Tensor, dense: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        sparse, dense = self._prompt(conditioned, points, mask_prompt)
         return self.model.sam_mask_decoder.predict_masks(
             image_embeddings=conditioned,
             image_pe=self.model.sam_prompt_encoder.get_dense_pe(),
@@ -491,8 +479,8 @@ def _check_image_size(image_size: int) -> None:
 
 
 def _to_tokens(feature_map: Tensor) -> Tensor:
-    """``(B, C, H, W)`` to ``(H * W, B, C)``."""
-    return feature_map.flatten(2).permute(2, 0, 1)
+    """``(B, C, H, W)`` to ``(B, H * W, C)``."""
+    return feature_map.flatten(2).transpose(1, 2)
 
 
 def _build_sam2(name: str, image_size: int) -> nn.Module:

@@ -10,7 +10,7 @@ masks.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 
 import torch
@@ -39,6 +39,9 @@ class VolumetricInferer(Inferer):
         neighbours: memories of previously decoded slices that a slice sees, 0 (the same as ``no_3d``) to 6.
         no_3d: every slice by itself, the paper's "DiffuSAM-no 3D".
         batch_size: slices encoded at a time.
+        ended_after: an organ that was seen in one direction of the walk, and then was on none of so many slices in a
+            row, is over: it is not looked for any further in that direction. A slice in which nothing is looked for is
+            not even encoded. 0 looks for every organ in every slice.
         views: pairs of degrees and scale; the volume is segmented once in each, turned and enlarged in plane by so
             much, and the organs' probabilities are averaged. As many times the time. A user's corrections are made in
             the volume as it is. Not in the paper.
@@ -49,8 +52,8 @@ class VolumetricInferer(Inferer):
             all (every slice counts once for each view), for a progress bar. It may be set later.
 
     Raises:
-        ValueError: a number of neighbours that SAM2 has no temporal encoding for, views that are none, or an unknown
-            ``output``.
+        ValueError: a number of neighbours that SAM2 has no temporal encoding for, an ``ended_after`` below 0, views
+            that are none, or an unknown ``output``.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class VolumetricInferer(Inferer):
         neighbours: int = 1,
         no_3d: bool = False,
         batch_size: int = 8,
+        ended_after: int = 0,
         views: Sequence[Sequence[float]] = ((0, 1),),
         output: str = "labels",
         on_slices: Callable[[int, int], None] | None = None,
@@ -65,10 +69,13 @@ class VolumetricInferer(Inferer):
         super().__init__()
         if not 0 <= neighbours <= 6:
             raise ValueError(f"neighbours must lie in 0...6, got {neighbours}.")
+        if ended_after < 0:
+            raise ValueError(f"ended_after must be 0 or more slices, got {ended_after}.")
         if output not in OUTPUTS:
             raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got '{output}'.")
         self.neighbours = 0 if no_3d else neighbours
-        self.batch_size, self.output, self.on_slices = batch_size, output, on_slices
+        self.batch_size, self.ended_after = batch_size, ended_after
+        self.output, self.on_slices = output, on_slices
         self.views = read_views(views)
 
     @torch.no_grad()
@@ -140,77 +147,132 @@ class VolumetricInferer(Inferer):
                 self.on_slices(decoded, source.count * len(self.views))
 
     def _empty_output(self, volume: Tensor, organs: int) -> Tensor:
+        """``(1, channels, H, W, slices)``, of which each slice lies together in memory, as it is written."""
+        channels, dtype = OUTPUTS.index(self.output) + 1, torch.uint8 if organs <= 8 else torch.int32
         if self.output == "logits":
-            return torch.empty((1, 1 + organs, *volume.shape), dtype=torch.float32, device=volume.device)
-        dtype = torch.uint8 if organs <= 8 else torch.int32
-        return torch.empty((1, OUTPUTS.index(self.output) + 1, *volume.shape), dtype=dtype, device=volume.device)
+            channels, dtype = 1 + organs, torch.float32
+        *size, slices = volume.shape
+        return torch.empty((1, channels, slices, *size), dtype=dtype, device=volume.device).permute(0, 1, 3, 4, 2)
 
     def _write(self, output: Tensor, indices: Sequence[int], logits: Tensor) -> None:
         """Puts the organ logits ``(n, K, S/4, S/4)`` of some slices into the volume, at its own size."""
-        logits = resize_logits(logits, output.shape[2:4])
-        merged = with_background(logits)
-        if self.output == "logits":
-            channels = merged
-        else:
-            channels = merged.argmax(1, keepdim=True)
-            if self.output == "labels_and_organs":
-                bits = 2 ** torch.arange(logits.shape[1], device=logits.device).view(1, -1, 1, 1)
-                channels = torch.cat([channels, ((logits > 0) * bits).sum(1, keepdim=True)], 1)
-        output[0, ..., list(indices)] = channels.permute(1, 2, 3, 0).to(output)
+        size = output.shape[2:4]
+        for index, each in zip(indices, logits):
+            if self.output == "logits":
+                channels = with_background(resize_logits(each[None], size))[0]
+            else:
+                channels = torch.stack(merged_labels(each, size, output.dtype)[: output.shape[1]])
+            output[0, ..., index] = channels.to(output)
 
     def _walk_independent(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:
         for indices in source.chunks():
             features, memory = source.encode(indices)
-            here = features.repeat_interleave(len(source.network.organs))
-            yield indices, self._decode(source.network, here, memory.flatten(0, 1), [()])
+            yield indices, self._decode(source.network, features, memory.flatten(0, 1), ())
 
     def _walk_outward(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:
         """Yields the slices from the middle one outward; both directions advance together in one batch."""
-        network, slices, count = source.network, source.count, len(source.network.organs)
+        slices, organs = source.count, len(source.network.organs)
         middle = slices // 2
-        # the memories of one front per direction, each slice's neighbours being those between it and the middle
-        fronts = [deque(maxlen=self.neighbours), deque(maxlen=self.neighbours)]
+        sides = [_Side(self.neighbours, organs, self.ended_after) for _ in range(2)]
         steps = [[middle]] + [
             [index for index in (middle - step, middle + step) if 0 <= index < slices] for step in range(1, middle + 1)
         ]
         for batch in _batched(steps, self.batch_size):
-            indices = [index for step in batch for index in step]
-            features, memory = source.encode(indices)
+            own = _OwnMemories(source, {index: sides[index > middle].organs for step in batch for index in step})
             for step in batch:
-                rows = [indices.index(index) for index in step]
-                sides = [0 if index <= middle else 1 for index in step]
-                here, own = features[rows].repeat_interleave(count), memory[rows].flatten(0, 1)
-                logits = self._decode(network, here, own, [fronts[side] for side in sides])
+                ahead = [sides[index > middle] for index in step]
+                logits = self._decode_step(own, step, ahead)
                 yield step, logits
-                remembered = self._remember(network, here, logits)
-                for side, entry in zip(sides, remembered.split(count)):
-                    fronts[side].appendleft(entry)
-                    if step == [middle]:  # both directions leave from the middle
-                        fronts[1 - side].appendleft(entry)
+                if step == [middle]:  # both directions leave from the middle
+                    sides[1].follow(sides[0])
+
+    def _decode_step(self, own: _OwnMemories, indices: list[int], sides: list[_Side]) -> Tensor:
+        """Organ logits ``(n, K, S/4, S/4)`` of n slices, which their sides of the walk then remember."""
+        network, size = own.network, 4 * own.network.backbone.embedding_size
+        logits = torch.full((len(indices), len(network.organs), size, size), NO_OBJECT_LOGIT, device=own.device)
+        # together where the same organs are looked for
+        groups = (
+            [list(range(len(sides)))] if sides[0].organs == sides[-1].organs else [[row] for row in range(len(sides))]
+        )
+        for rows in groups:
+            organs, of_group = sides[rows[0]].organs, [sides[row] for row in rows]
+            if not organs:
+                continue
+            features, memory = own.of([indices[row] for row in rows], organs)
+            decoded = self._decode(network, features, memory, [side.memories(organs) for side in of_group])
+            remembered = self._remember(network, features, decoded).split(len(organs))
+            for row, side, each, entry in zip(rows, of_group, decoded, remembered):
+                logits[row, list(organs)] = each.to(logits)
+                side.add(each, entry)
+        return logits
 
     def _decode(
-        self, network: DiffuSAM, features: ImageFeatures, own: Tensor, fronts: Sequence[Sequence[Tensor]]
+        self, network: DiffuSAM, features: ImageFeatures, own: Tensor, adjacent: Sequence[Sequence[Tensor]]
     ) -> Tensor:
-        """Equation 3 for the slices of one step; ``fronts`` hold each slice's neighbours, nearest first.
+        """Equation 3 for some slices.
 
-        Returns the organ logits ``(slices, organs, S/4, S/4)``.
+        Args:
+            network: of the walk.
+            features: of n slices.
+            own: their synthesised memories, ``(n * organs, M, h, w)``.
+            adjacent: for each slice its neighbours' memories ``(organs, M, h, w)``, nearest first.
+
+        Returns:
+            Organ logits ``(n, organs, S/4, S/4)``.
         """
         memories = [Memory(own)]
-        for distance in range(1, 1 + min(len(front) for front in fronts)):
-            memories.append(Memory(torch.cat([front[distance - 1] for front in fronts]), distance))
+        for distance, entries in enumerate(zip(*adjacent), 1):  # as many as the slice with the fewest has
+            memories.append(Memory(torch.cat(entries), distance))
         backbone = network.backbone
-        return network.organ_logits(backbone.decode(backbone.condition(features, memories), features))
+        decoded = backbone.decode(backbone.condition(features, memories), features)
+        return network.organ_logits(decoded, len(features))
 
     def _remember(self, network: DiffuSAM, features: ImageFeatures, logits: Tensor) -> Tensor:
         """ME(y, z_img): memories ``(slices * organs, M, h, w)`` of the masks just decoded, merged: every voxel belongs
         to one organ at most.
         """
-        logits = resize_logits(logits, network.backbone.image_size)
-        best = logits.argmax(1, keepdim=True)
-        organ = torch.arange(logits.shape[1], device=logits.device).view(1, -1, 1, 1)
-        logits = torch.where((best != organ) & (logits > 0), NO_OBJECT_LOGIT, logits)
-        score = torch.where(logits.flatten(2).amax(2) > 0, 1.0, -1.0).reshape(-1, 1)
-        return network.backbone.encode_memory(features, logits.flatten(0, 1)[:, None], score)
+        size = network.backbone.image_size
+        there = logits.amax((2, 3)) > NO_OBJECT_LOGIT
+        masks = logits.new_full((*there.shape, size, size), NO_OBJECT_LOGIT)
+        if there.any():
+            masks[there] = resize_logits(logits[there][None], size)[0].to(masks)
+        masks.masked_fill_((masks > 0) & (masks < masks.amax(1, keepdim=True)), NO_OBJECT_LOGIT)
+        score = torch.where(masks.amax((2, 3)) > 0, 1.0, -1.0)
+        return network.backbone.encode_memory(features, masks.flatten(0, 1)[:, None], score.view(-1, 1))
+
+
+class _Side:
+    """One direction of the walk: memories of the slices just decoded, and the organs that are still looked for.
+
+    Args:
+        neighbours: how many slices' memories are kept.
+        organs: K.
+        ended_after: see :class:`VolumetricInferer`.
+    """
+
+    def __init__(self, neighbours: int, organs: int, ended_after: int) -> None:
+        self.organs = tuple(range(organs))
+        self.ended_after = ended_after
+        self._memories: deque[dict[int, Tensor]] = deque(maxlen=neighbours)  # of each organ, ``(M, h, w)``
+        self._empty: dict[int, int] = {}  # for organs that have been seen, slices without them since
+
+    def memories(self, organs: Sequence[int]) -> list[Tensor]:
+        """Of the slices just decoded, nearest first, each ``(organs, M, h, w)``."""
+        return [torch.stack([memory[organ] for organ in organs]) for memory in self._memories]
+
+    def add(self, logits: Tensor, memories: Tensor) -> None:
+        """Takes what was found in the next slice of the organs looked for: logits ``(organs, s, s)``, memories."""
+        self._memories.appendleft(dict(zip(self.organs, memories)))
+        if not self.ended_after:
+            return
+        for organ, there in zip(self.organs, (logits.amax((1, 2)) > 0).tolist()):
+            if there or organ in self._empty:
+                self._empty[organ] = 0 if there else self._empty[organ] + 1
+        self.organs = tuple(organ for organ in self.organs if self._empty.get(organ, 0) < self.ended_after)
+
+    def follow(self, other: _Side) -> None:
+        """Starts where another side has started."""
+        self.organs, self._memories, self._empty = other.organs, other._memories.copy(), dict(other._empty)
 
 
 class _Slices:
@@ -236,8 +298,12 @@ class _Slices:
     def encode(self, indices: list[int]) -> tuple[ImageFeatures, Tensor]:
         """Image features of some slices and their synthesised memories ``(n, organs, M, h, w)``."""
         features = self.features(indices)
-        memories = self.network.synthesise(features, sample=self.sample)
-        return features, memories.unflatten(0, (len(indices), -1))
+        return features, self.synthesise(features)
+
+    def synthesise(self, features: ImageFeatures, organs: Sequence[int] | None = None) -> Tensor:
+        """Memories ``(n, organs, M, h, w)`` of all organs, or of those named."""
+        memories = self.network.synthesise(features, sample=self.sample, organs=organs)
+        return memories.unflatten(0, (len(features), -1))
 
     def features(self, indices: list[int]) -> ImageFeatures:
         image = self.resize(self.volume[..., indices].permute(2, 0, 1).float())
@@ -248,6 +314,62 @@ class _Slices:
         """Indices of all slices in their order, ``batch_size`` at a time."""
         for indices in torch.arange(self.count).split(self.batch_size):
             yield indices.tolist()
+
+
+class _OwnMemories:
+    """Image features of a batch of slices, and the synthesised memories of the organs that may be in them.
+
+    Args:
+        source: of the slices.
+        organs: for each slice the organs to look for; a slice without any is not encoded.
+    """
+
+    def __init__(self, source: _Slices, organs: Mapping[int, tuple[int, ...]]) -> None:
+        self.network, self.device = source.network, source.device
+        self._rows = {index: row for row, index in enumerate(index for index, each in organs.items() if each)}
+        self._memories: dict[tuple[int, int], Tensor] = {}  # of each slice and organ, ``(M, h, w)``
+        if not self._rows:
+            return
+        self._features = source.features(list(self._rows))
+        for wanted in dict.fromkeys(organs[index] for index in self._rows):
+            indices = [index for index in self._rows if organs[index] == wanted]
+            whole = len(wanted) == len(self.network.organs)
+            memories = source.synthesise(self._select(indices), None if whole else wanted)
+            for index, of_slice in zip(indices, memories):
+                self._memories |= {(index, organ): memory for organ, memory in zip(wanted, of_slice)}
+
+    def of(self, indices: Sequence[int], organs: Sequence[int]) -> tuple[ImageFeatures, Tensor]:
+        """Features of some slices, and memories ``(n * organs, M, h, w)`` of some organs."""
+        memories = [self._memories[index, organ] for index in indices for organ in organs]
+        return self._select(indices), torch.stack(memories)
+
+    def _select(self, indices: Sequence[int]) -> ImageFeatures:
+        rows = [self._rows[index] for index in indices]
+        return self._features if rows == list(range(len(self._rows))) else self._features[rows]
+
+
+def merged_labels(logits: Tensor, size: Sequence[int], dtype: torch.dtype = torch.uint8) -> tuple[Tensor, Tensor]:
+    """A slice's label map, and its organs before they are merged.
+
+    Only the masks of organs that are there are resized: between logits that are not positive none is.
+
+    Args:
+        logits: of K organs, ``(K, h, w)``.
+        size: (H, W) of the results.
+        dtype: of the results.
+
+    Returns:
+        ``(H, W)``: 1 + the organ of the highest logit where any is positive, or else 0; and a number whose bit i is set
+        where the logit of organ i is positive.
+    """
+    labels = torch.zeros(tuple(size), dtype=dtype, device=logits.device)
+    bits, highest = torch.zeros_like(labels), 0.0
+    there = (logits.amax((1, 2)) > 0).nonzero()[:, 0].tolist()
+    for organ, values in zip(there, resize_logits(logits[there][None], size)[0] if there else ()):
+        labels[values > highest] = organ + 1
+        bits += (values > 0) * 2**organ
+        highest = values.clamp_min(highest)
+    return labels, bits
 
 
 def needed(corrector: Corrector | None, indices: Sequence[int], logits: Tensor) -> dict[int, Tensor]:

@@ -99,9 +99,12 @@ class _Sample(_Slices):
         self.sample, self.shared = sample, shared
 
     def features(self, indices: list[int]) -> ImageFeatures:
-        if self.shared.get("shown") != (self.view, indices):
+        view, encoded = self.shared.get("shown", (None, []))
+        if view != self.view or not set(indices) <= set(encoded):
             self.shared.update(shown=(self.view, indices), features=super().features(indices))
-        return self.shared["features"]
+            encoded = indices
+        features = self.shared["features"]
+        return features if indices == encoded else features[[encoded.index(index) for index in indices]]
 
 
 class SampleAgreement:

@@ -1,0 +1,284 @@
+"""SAM2's four blocks over its own modules and weights, without anything computed twice.
+
+sam2's code takes each object by itself. Here K organs are looked for in each slice, and much of what they need is the
+same for all of them or not needed at all:
+
+* :func:`image_features`: the neck's projection of a fine level and the mask decoder's projection of its result are one
+  linear map; position encodings that nobody reads are left out;
+* :func:`attend_to_memories`: up to the queries of its first cross-attention, memory attention knows nothing of the
+  organ; and with one head, what it reads of a memory is linear in it, so that attention weights can average the M
+  channels of the memory itself in place of C projected ones;
+* :func:`decode_mask`: of the decoder's four masks one is wanted, and the position encoding of the image is projected
+  once;
+* :func:`encode_masks`: the image embedding is projected once a slice, and all organs that are absent from a slice have
+  one memory.
+
+All of it is exact up to rounding, tested against sam2's own modules. Products of weights are formed anew in each call,
+which costs next to nothing: so they are never stale, and gradients flow through everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+QUERIES_AT_ONCE = 128  # whose attention weights stay in a core's cache
+
+
+def image_features(sam2: nn.Module, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``SAM2Base.forward_image`` keeps of normalised slices ``(B, 3, S, S)``, finest level first.
+
+    Returns:
+        ``(B, C/8, S/4, S/4)``, ``(B, C/4, S/8, S/8)`` and the image embedding ``(B, C, S/16, S/16)``.
+    """
+    encoder, decoder = sam2.image_encoder, sam2.sam_mask_decoder
+    neck = encoder.neck
+    fine, middle, coarse, coarsest = encoder.trunk(image)
+    to_coarsest, to_coarse, to_middle, to_fine = (projection.conv for projection in neck.convs)
+    above = F.interpolate(to_coarsest(coarsest).float(), scale_factor=2.0, mode=neck.fpn_interp_model)
+    return (
+        F.conv2d(fine, *_one_projection(to_fine, decoder.conv_s0)),
+        F.conv2d(middle, *_one_projection(to_middle, decoder.conv_s1)),
+        to_coarse(coarse) + above,
+    )
+
+
+def _one_projection(first: nn.Conv2d, second: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that two of one pixel each, one after the other, amount to."""
+    weight, bias = _one_linear(first.weight.flatten(1), first.bias, second.weight.flatten(1), second.bias)
+    return weight[..., None, None], bias
+
+
+def _one_linear(first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor) -> tuple[Tensor, Tensor]:
+    return second @ first, second @ first_bias + second_bias
+
+
+def attend_to_memories(sam2: nn.Module, embedding: Tensor, memory: Tensor, position: Tensor, pointers: int) -> Tensor:
+    """``MemoryAttention`` of B slices for K organs each.
+
+    Dropout is left out, which is SAM2's memory attention in evaluation mode.
+
+    Args:
+        embedding: of the slices, ``(B, C, h, w)``.
+        memory: T tokens for every organ, organs running fastest, ``(B * K, T, M)``: first those of memories, then those
+            of object pointers.
+        position: their position encoding, ``(T, M)``.
+        pointers: how many of them are of object pointers.
+
+    Returns:
+        ``(B * K, C, h, w)``.
+    """
+    attention = sam2.memory_attention
+    organs = len(memory) // len(embedding)
+    tokens = embedding.flatten(2).transpose(1, 2)
+    if attention.pos_enc_at_input:
+        encoding = sam2.image_encoder.neck.position_encoding(embedding[:1]).to(tokens.dtype)
+        tokens = tokens + 0.1 * encoding.flatten(2).transpose(1, 2)
+    placed = memory + position
+    for number, layer in enumerate(attention.layers):
+        normed = layer.norm1(tokens)
+        tokens = tokens + _read(layer.self_attn, normed, normed, normed)
+        normed = layer.norm2(tokens)
+        if number == 0:  # from here on, organs go their own ways
+            tokens = tokens.repeat_interleave(organs, 0)
+        tokens = tokens + _read(layer.cross_attn_image, normed, placed, memory, pointers)
+        tokens = tokens + layer.linear2(layer.activation(layer.linear1(layer.norm3(tokens))))
+    return attention.norm(tokens).transpose(1, 2).unflatten(2, embedding.shape[-2:])
+
+
+def _read(attention: nn.Module, tokens: Tensor, keys: Tensor, values: Tensor, pointers: int = 0) -> Tensor:
+    """``RoPEAttention`` of one head, its two projections of values put behind the average over them.
+
+    Args:
+        tokens: that ask, ``(B, N, C)``.
+        keys: ``(B * K, T, M)``, before their projection.
+        values: ``(B * K, T, M)``, before theirs.
+        pointers: at the end of the keys, which have no place in the image.
+
+    Returns:
+        ``(B * K, N, C)``.
+    """
+    queries, keys = _rotate(attention, attention.q_proj(tokens), attention.k_proj(keys), pointers)
+    queries = queries.repeat_interleave(len(keys) // len(queries), 0)
+    value, out = attention.v_proj, attention.out_proj
+    return F.linear(_average(queries, keys, values), *_one_linear(value.weight, value.bias, out.weight, out.bias))
+
+
+def _average(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Scaled dot-product attention, ``(B, N, C), (B, T, C), (B, T, M) -> (B, N, M)``.
+
+    On the CPU, PyTorch's own is fast only where M is C.
+    """
+    if queries.is_cuda or queries.requires_grad or keys.requires_grad or queries.shape[-1] == values.shape[-1]:
+        return F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None])[:, 0]
+    queries = queries * queries.shape[-1] ** -0.5
+    return torch.stack(
+        [
+            torch.cat([(part @ key.T).softmax(-1) @ value for part in query.split(QUERIES_AT_ONCE)])
+            for query, key, value in zip(queries, keys, values, strict=True)
+        ]
+    )
+
+
+def _rotate(attention: nn.Module, queries: Tensor, keys: Tensor, pointers: int) -> tuple[Tensor, Tensor]:
+    """SAM2's rotary position encoding of queries ``(B, N, C)`` and of all keys ``(B', T, C)`` but the pointers'."""
+    count = queries.shape[1]
+    if len(attention.freqs_cis) != count:
+        attention.freqs_cis = attention.compute_cis(end_x=isqrt(count), end_y=isqrt(count))
+    attention.freqs_cis = attention.freqs_cis.to(queries.device)
+    memories = keys.shape[1] - pointers
+    turned = _turn(keys[:, :memories].unflatten(1, (-1, count)), attention.freqs_cis).flatten(1, 2)
+    return _turn(queries, attention.freqs_cis), torch.cat([turned, keys[:, memories:]], 1) if pointers else turned
+
+
+def _turn(tokens: Tensor, angles: Tensor) -> Tensor:
+    """Turns pairs of channels, taken as complex numbers; ``(..., N, C)`` by ``(N, C/2)``."""
+    pairs = torch.view_as_complex(tokens.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * angles).flatten(-2).type_as(tokens)
+
+
+def decode_mask(
+    sam2: nn.Module,
+    conditioned: Tensor,
+    high_res: tuple[Tensor, Tensor],
+    sparse: Tensor,
+    dense: Tensor,
+    choose: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``MaskDecoder.predict_masks`` of one mask for each of B * K organs.
+
+    Args:
+        conditioned: ``(B * K, C, h, w)``.
+        high_res: the two finer maps of the B slices.
+        sparse: prompt tokens ``(B * K, P, C)``.
+        dense: ``(B * K, C, h, w)``, or of one pixel or one organ for all.
+        choose: given the estimated IoU of all masks, ``(B * K, 4)``, says which is wanted, ``(B * K,)``.
+
+    Returns:
+        Mask logits ``(B * K, 1, 4h, 4w)``, their estimated IoU ``(B * K, 1)``, the mask's output token ``(B * K, C)``
+        and the object score ``(B * K, 1)``.
+    """
+    decoder = sam2.sam_mask_decoder
+    count, height, width = len(conditioned), *conditioned.shape[-2:]
+    output = torch.cat([decoder.obj_score_token.weight, decoder.iou_token.weight, decoder.mask_tokens.weight])
+    tokens = torch.cat([output.expand(count, -1, -1), sparse], 1)
+    position = sam2.sam_prompt_encoder.get_dense_pe().flatten(2).transpose(1, 2)
+    image = (conditioned + dense).flatten(2).transpose(1, 2)
+    tokens, image = _two_ways(decoder.transformer, tokens, image, position)
+
+    ious = decoder.iou_prediction_head(tokens[:, 1])
+    rows, chosen = torch.arange(count, device=ious.device), choose(ious)
+    token = tokens[rows, 2 + chosen]
+    weights = torch.stack([mlp(tokens[:, 2 + index]) for index, mlp in enumerate(decoder.output_hypernetworks_mlps)], 1)
+    mask = _upscale(decoder, image.unflatten(1, (height, width)), high_res, weights[rows, chosen])
+    return mask[:, None], ious[rows, chosen][:, None], token, decoder.pred_obj_score_head(tokens[:, 0])
+
+
+def _two_ways(transformer: nn.Module, tokens: Tensor, image: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+    """``TwoWayTransformer`` with one position encoding ``(1, N, C)`` for the images ``(B, N, C)`` of all items."""
+    asked = tokens
+    for layer in transformer.layers:
+        if layer.skip_first_layer_pe:
+            tokens = layer.self_attn(tokens, tokens, tokens)
+        else:
+            placed = tokens + asked
+            tokens = tokens + layer.self_attn(placed, placed, tokens)
+        tokens = layer.norm1(tokens)
+        to_image, to_tokens = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
+        # the image asks, in the second of these, as it was when it was asked in the first
+        keys, queries, values = _project(image, position, to_image.k_proj, to_tokens.q_proj, plain=to_image.v_proj)
+        tokens = layer.norm2(tokens + _heads(to_image, to_image.q_proj(tokens + asked), keys, values))
+        tokens = layer.norm3(tokens + layer.mlp(tokens))
+        keys, values = to_tokens.k_proj(tokens + asked), to_tokens.v_proj(tokens)
+        image = layer.norm4(image + _heads(to_tokens, queries, keys, values))
+    final = transformer.final_attn_token_to_image
+    keys, values = _project(image, position, final.k_proj, plain=final.v_proj)
+    return transformer.norm_final_attn(tokens + _heads(final, final.q_proj(tokens + asked), keys, values)), image
+
+
+def _project(image: Tensor, position: Tensor, *placed: nn.Linear, plain: nn.Linear) -> tuple[Tensor, ...]:
+    """Projections of the image with its position encoding, and last one without it, in one product."""
+    weight = torch.cat([linear.weight for linear in (*placed, plain)])
+    shift = torch.cat([*(linear(position) for linear in placed), plain.bias.expand(*position.shape[:2], -1)], -1)
+    projected = torch.baddbmm(shift.expand(len(image), -1, -1), image, weight.T.expand(len(image), -1, -1))
+    return projected.split([linear.out_features for linear in (*placed, plain)], -1)
+
+
+def _heads(attention: nn.Module, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """``Attention`` after its projections of queries, keys and values."""
+    parts = [attention._separate_heads(each, attention.num_heads) for each in (queries, keys, values)]
+    return attention.out_proj(attention._recombine_heads(F.scaled_dot_product_attention(*parts)))
+
+
+def _upscale(decoder: nn.Module, image: Tensor, high_res: tuple[Tensor, Tensor], weights: Tensor) -> Tensor:
+    """Mask logits ``(B * K, 4h, 4w)`` of image tokens ``(B * K, h, w, C)`` and a mask's weights ``(B * K, C/8)``.
+
+    Both transposed convolutions make four pixels of each by itself: as linear maps they leave the channels last, where
+    they are normalised, and each pixel beside the others of its token, ``(..., h, w, 2, 2, 2, 2, C/8)``.
+    """
+    first, norm, first_activation, second, second_activation = decoder.output_upscaling
+    slices = len(high_res[0])
+
+    def added(pixels: Tensor, features: Tensor) -> Tensor:
+        return (pixels.unflatten(0, (slices, -1)) + features[:, None]).flatten(0, 1)
+
+    fine, coarse = high_res
+    coarse = coarse.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 2, 4, 3, 5, 1)
+    fine = fine.unflatten(3, (-1, 2, 2)).unflatten(2, (-1, 2, 2)).permute(0, 2, 5, 3, 6, 4, 7, 1)
+    pixels = added(_four_pixels(image, first), coarse + first.bias)
+    pixels = first_activation(F.layer_norm(pixels, norm.weight.shape, norm.weight, norm.bias, norm.eps))
+    pixels = second_activation(added(_four_pixels(pixels, second), fine + second.bias))
+    mask = (pixels.flatten(1, -2) @ weights[..., None]).view(pixels.shape[:-1])
+    return mask.permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 6).flatten(1, 3)
+
+
+def _four_pixels(pixels: Tensor, transposed: nn.ConvTranspose2d) -> Tensor:
+    """``(..., C)`` to ``(..., 2, 2, C')`` by a transposed convolution of stride and size 2, without its bias."""
+    weight = transposed.weight.permute(2, 3, 1, 0)  # rows, columns, C', C
+    return F.linear(pixels, weight.flatten(0, 2)).unflatten(-1, weight.shape[:3])
+
+
+def encode_masks(sam2: nn.Module, embedding: Tensor, logits: Tensor, present: Tensor) -> Tensor:
+    """``SAM2Base._encode_new_memory`` of masks that come from no prompt, for K organs in each of B slices.
+
+    Masks of one and the same value everywhere, which is what absent organs have, are encoded once a slice.
+
+    Args:
+        embedding: image embedding of the slices, ``(B, C, h, w)``.
+        logits: of the masks, organs running fastest, ``(B * K, 1, H, W)`` at any resolution.
+        present: ``(B * K, 1)`` bool; where it is False SAM2's embedding of "no object" is added.
+
+    Returns:
+        Memory features ``(B * K, M, h, w)``.
+    """
+    encoder = sam2.memory_encoder
+    pixels = encoder.pix_feat_proj(embedding)
+    of_slice = torch.arange(len(logits), device=logits.device) // (len(logits) // len(embedding))
+    values = logits.detach().flatten(1)
+    lowest, highest = _as_encoded(sam2, values.amin(1)), _as_encoded(sam2, values.amax(1))
+    uniform = lowest == highest
+    if uniform.any():  # those of another value than the first's are encoded one by one
+        uniform &= lowest == lowest[uniform][0]
+    single, slices = (~uniform).nonzero()[:, 0], of_slice[uniform].unique()
+    encoded = torch.cat([single, uniform.nonzero()[:1, 0]])
+    masks, size = logits[encoded], (sam2.image_size,) * 2
+    if masks.shape[-2:] != size:
+        masks = F.interpolate(masks.float(), size, mode="bilinear")
+    maps = encoder.mask_downsampler(_as_encoded(sam2, masks))
+    count = len(single)
+    maps = torch.cat([maps[:count], maps[count:].expand(len(slices), -1, -1, -1)])
+    memory = encoder.out_proj(encoder.fuser(pixels[torch.cat([of_slice[single], slices])] + maps))
+
+    where = torch.empty_like(of_slice)
+    where[single] = torch.arange(count, device=where.device)
+    where[uniform] = count + torch.searchsorted(slices, of_slice[uniform])
+    return memory[where] + (~present)[..., None, None] * sam2.no_obj_embed_spatial[..., None, None]
+
+
+def _as_encoded(sam2: nn.Module, logits: Tensor) -> Tensor:
+    """Mask logits as the memory encoder gets them."""
+    return logits.sigmoid() * sam2.sigmoid_scale_for_mem_enc + sam2.sigmoid_bias_for_mem_enc

@@ -1,0 +1,210 @@
+"""SAM2's blocks without anything computed twice, against sam2's own modules organ by organ."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from scripts.networks.sam2_backbone import NO_OBJECT_LOGIT, SAM2, FrozenSAM2, ImageFeatures, Memory
+from torch import Tensor
+
+SIZE, ORGANS = 64, 3
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def lively(model: SAM2) -> SAM2:
+    """Parameters that start at or near zero would make comparisons blind to them."""
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if any(part in key for part in ("tpos_enc", "no_mem_embed", "no_obj", "obj_ptr_tpos", "gamma", "bias")):
+                parameter.normal_()
+    return model
+
+
+@pytest.fixture(scope="module", params=["sam2_nano", "sam2.1_hiera_tiny"])
+def backbone(request) -> FrozenSAM2:
+    torch.manual_seed(0)
+    return lively(FrozenSAM2(request.param, SIZE))
+
+
+@pytest.fixture(scope="module")
+def features(backbone) -> ImageFeatures:
+    return backbone.encode_image(torch.rand(2, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)))
+
+
+def make_memories(backbone: SAM2, distances=(0, 1), pointers: bool = False) -> list[Memory]:
+    generator = torch.Generator().manual_seed(1)
+    shape = (2 * ORGANS, backbone.memory_channels, backbone.embedding_size, backbone.embedding_size)
+    return [
+        Memory(
+            torch.randn(shape, generator=generator),
+            distance,
+            torch.randn(2 * ORGANS, backbone.embedding_channels, generator=generator) if pointers else None,
+        )
+        for distance in distances
+    ]
+
+
+def sam2_condition(backbone: SAM2, embedding: Tensor, memories: list[Memory]) -> Tensor:
+    """sam2's memory attention without object pointers, every organ for itself."""
+    model = backbone.model
+
+    def tokens(each: Tensor) -> Tensor:
+        return each.flatten(2).permute(2, 0, 1)
+
+    positions = [
+        tokens(model.memory_encoder.position_encoding(memory.features)) + model.maskmem_tpos_enc[memory.distance - 1]
+        for memory in memories
+    ]
+    conditioned = model.memory_attention(
+        curr=tokens(embedding),
+        curr_pos=tokens(model.image_encoder.neck.position_encoding(embedding)),
+        memory=torch.cat([tokens(memory.features) for memory in memories]),
+        memory_pos=torch.cat(positions),
+    )
+    return conditioned.permute(1, 2, 0).reshape(embedding.shape)
+
+
+def sam2_memory(backbone: SAM2, embedding: Tensor, logits: Tensor, score: Tensor) -> Tensor:
+    """sam2's memories of masks at full resolution, every organ for itself."""
+    memory, _ = backbone.model._encode_new_memory(
+        current_vision_feats=[embedding.flatten(2).permute(2, 0, 1)],
+        feat_sizes=[embedding.shape[-2:]],
+        pred_masks_high_res=logits,
+        object_score_logits=score,
+        is_mask_from_pts=False,
+    )
+    return memory
+
+
+def test_image_features_are_those_of_sam2(backbone):
+    image = torch.rand(2, 3, SIZE, SIZE)
+    expected = backbone.model.forward_image((image - backbone.pixel_mean) / backbone.pixel_std)["backbone_fpn"]
+    features = backbone.encode_image(image)
+    torch.testing.assert_close([*features.high_res, features.embedding], expected, **CLOSE)
+
+
+@pytest.mark.parametrize("distances", [(0,), (0, 1), (0, 1, 6)])
+def test_memory_attention_of_all_organs_is_sam2s_of_each(backbone, features, distances):
+    memories = make_memories(backbone, distances)
+    expected = sam2_condition(backbone, features.repeat_interleave(ORGANS).embedding, memories)
+    torch.testing.assert_close(backbone.condition(features, memories), expected, **CLOSE)
+
+
+def test_memory_attention_with_pointers_is_the_same_for_repeated_slices(backbone, features):
+    memories = make_memories(backbone, (0, 2), pointers=True)
+    expected = backbone.condition(features.repeat_interleave(ORGANS), memories)
+    torch.testing.assert_close(backbone.condition(features, memories), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_memory_attention_follows_the_size_of_the_image(backbone, size):
+    backbone.resize(size)
+    features = backbone.encode_image(torch.rand(2, 1, size, size))
+    memories = make_memories(backbone)
+    expected = sam2_condition(backbone, features.repeat_interleave(ORGANS).embedding, memories)
+    torch.testing.assert_close(backbone.condition(features, memories), expected, **CLOSE)
+    backbone.resize(SIZE)
+
+
+@pytest.mark.parametrize("token", ["best_iou", "single"])
+def test_decoded_mask_is_the_one_that_sam2_would_choose(backbone, features, token):
+    conditioned = backbone.condition(features, make_memories(backbone))
+    masks, ious, tokens, score = backbone.predict_all_masks(conditioned, features.repeat_interleave(ORGANS))
+    chosen = torch.zeros(len(ious), dtype=torch.long) if token == "single" else ious[:, 1:].argmax(1) + 1
+    rows = torch.arange(len(ious))
+
+    decoded = backbone.decode(conditioned, features, token=token)
+
+    torch.testing.assert_close(decoded.mask_logits[:, 0], masks[rows, chosen], **CLOSE)
+    torch.testing.assert_close(decoded.iou[:, 0], ious[rows, chosen], **CLOSE)
+    torch.testing.assert_close(decoded.object_score, score, **CLOSE)
+
+
+@pytest.mark.parametrize("empty", [NO_OBJECT_LOGIT, -10.0], ids=["absent", "given"])
+def test_memories_with_absent_organs_are_sam2s_of_each(backbone, features, empty):
+    logits = torch.randn(2 * ORGANS, 1, SIZE, SIZE)
+    logits[[1, 3, 5]] = empty  # one organ of the first slice, two of the second
+    score = torch.tensor([[1.0], [-1.0], [1.0], [-1.0], [1.0], [-1.0]])
+    expected = sam2_memory(backbone, features.repeat_interleave(ORGANS).embedding, logits, score)
+    torch.testing.assert_close(backbone.encode_memory(features, logits, score), expected, **CLOSE)
+
+
+def test_uniform_masks_of_several_values_are_told_apart(backbone, features):
+    values = torch.tensor([-10.0, NO_OBJECT_LOGIT, 10.0, -10.0, 10.0, 10.0])
+    logits = values.view(-1, 1, 1, 1).expand(-1, 1, SIZE, SIZE)
+    expected = sam2_memory(backbone, features.repeat_interleave(ORGANS).embedding, logits, values[:, None])
+    torch.testing.assert_close(backbone.encode_memory(features, logits), expected, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "absent, encoded", [([], 6), ([0, 1], 5), ([0, 1, 2, 3, 4, 5], 2)], ids=["none", "two of a slice", "all"]
+)
+def test_absent_organs_of_a_slice_share_one_encoding(backbone, features, absent, encoded):
+    logits = torch.randn(2 * ORGANS, 1, SIZE, SIZE)
+    logits[absent] = NO_OBJECT_LOGIT
+    seen = []
+    hook = backbone.model.memory_encoder.fuser.register_forward_hook(lambda *call: seen.append(len(call[1][0])))
+    backbone.encode_memory(features, logits)
+    hook.remove()
+    assert seen == [encoded]
+
+
+def test_masks_of_low_resolution_are_resized(backbone, features):
+    logits = torch.randn(2 * ORGANS, 1, SIZE // 4, SIZE // 4)
+    full = torch.nn.functional.interpolate(logits, (SIZE, SIZE), mode="bilinear")
+    torch.testing.assert_close(
+        backbone.encode_memory(features, logits), backbone.encode_memory(features, full), **CLOSE
+    )
+
+
+def chain(backbone: SAM2, image: Tensor, memories: list[Memory], logits: Tensor, own: bool) -> Tensor:
+    """A scalar to which everything contributes: by the backbone's four functions, or by sam2's own modules."""
+    if own:
+        features = backbone.encode_image(image)
+        memory = backbone.encode_memory(features, logits, torch.ones(len(logits), 1))
+        conditioned = backbone.condition(features, [*memories, Memory(memory, 2)])
+        return backbone.decode(conditioned, features, token="single").mask_logits.square().mean()
+    pixels = (image.expand(-1, 3, -1, -1) - backbone.pixel_mean) / backbone.pixel_std
+    fine, coarse, embedding = backbone.model.forward_image(pixels)["backbone_fpn"]
+    repeated = ImageFeatures(embedding, (fine, coarse)).repeat_interleave(ORGANS)
+    memory = sam2_memory(backbone, repeated.embedding, logits, torch.ones(len(logits), 1))
+    conditioned = sam2_condition(backbone, repeated.embedding, [*memories, Memory(memory, 2)])
+    return backbone.predict_all_masks(conditioned, repeated)[0][:, 0].square().mean()
+
+
+def test_gradients_of_every_weight_and_memory_are_those_through_sam2():
+    torch.manual_seed(0)
+    backbone = lively(SAM2("sam2_nano", SIZE)).eval()
+    image, logits = torch.rand(2, 1, SIZE, SIZE), torch.randn(2 * ORGANS, 1, SIZE, SIZE)
+    gradients = []
+    for own in (True, False):
+        backbone.zero_grad()
+        memories = [replace(each, features=each.features.requires_grad_()) for each in make_memories(backbone)]
+        chain(backbone, image, memories, logits, own).backward()
+        weights = {name: each.grad for name, each in backbone.named_parameters() if each.grad is not None}
+        gradients.append([weights, [memory.features.grad for memory in memories]])
+    (weights, of_memories), (expected, expected_of_memories) = gradients
+    # sam2 computes masks that nobody asked for, and gives their weights gradients of exactly zero
+    found = {name: weights.get(name, torch.zeros_like(gradient)) for name, gradient in expected.items()}
+    largest = max(gradient.abs().max().item() for gradient in expected.values())
+    assert sum(gradient.any().item() for gradient in expected.values()) > 200
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6 * largest)
+    torch.testing.assert_close(of_memories, expected_of_memories, rtol=1e-3, atol=1e-6)
+
+
+def test_weights_that_have_changed_are_used():
+    """Products of weights are formed in every call: an optimiser's step is seen at once."""
+    torch.manual_seed(0)
+    backbone = lively(SAM2("sam2_nano", SIZE)).eval()
+    image, logits = torch.rand(2, 1, SIZE, SIZE), torch.randn(2 * ORGANS, 1, SIZE, SIZE)
+    memories = make_memories(backbone)
+    with torch.no_grad():
+        before = chain(backbone, image, memories, logits, own=True)
+        for parameter in backbone.parameters():
+            parameter.mul_(1.01)
+        after = chain(backbone, image, memories, logits, own=True)
+        expected = chain(backbone, image, memories, logits, own=False)
+    torch.testing.assert_close(after, expected, rtol=1e-4, atol=1e-5)
+    assert (after - before).abs() > 1e-3 * before
