@@ -1,0 +1,263 @@
+"""Pretraining of ``sam2_nano`` on anatomy: SAM2's task, and beside it a prior and a head that must name what is seen.
+
+On clips of painted patients (:mod:`.contrasts`) the backbone learns three things together:
+
+* SAM2's own task, as on random shapes (:class:`.pretraining.ClipModel`);
+* to be read by a memory prior: from the image embedding a small :class:`.diffusion_prior.MemoryPrior` predicts each
+  organ's memory, which is decoded like any other, alone and beside the neighbours' (Equation 3), so that the decoder
+  learns to live with a prior's mistakes and the embedding to tell organs apart;
+* to name the structure of every pixel, through a head that is thrown away afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .contrasts import CLASSES
+from .diffusion_prior import MemoryPrior
+from .phantoms import ORGANS
+from .pretraining import ClipModel
+from .sam2_backbone import MASK_LOGIT, SAM2, ImageFeatures, mask_to_logits
+
+
+def with_neighbours(image: Tensor) -> Tensor:
+    """Slices ``(V, T, 1, S, S)`` with the slice before and the one after as first and third channel, ``(V, T, 3, S, S)``.
+
+    SAM2's encoder has three channels, of which a grey image needs one. At the ends the slice is its own neighbour.
+    """
+    return torch.cat([image[:, :1], image, image[:, -1:]], 1).unfold(1, 3, 1).movedim(-1, 2).flatten(2, 3)
+
+
+class NamingHead(nn.Module):
+    """Names the structure of every pixel: from the embedding alone at its stride, and with the finer maps at stride 4.
+
+    Args:
+        channels: C of the backbone's embedding.
+        classes: number of structures.
+        width: of the head.
+    """
+
+    def __init__(self, channels: int, classes: int, width: int = 96) -> None:
+        super().__init__()
+        self.coarse = nn.Conv2d(channels, classes, 1)
+        self.embedding = nn.Conv2d(channels, width, 1)
+        self.eighth = nn.Conv2d(channels // 4, width, 1)
+        self.quarter = nn.Conv2d(channels // 8, width, 1)
+        self.mix = nn.Conv2d(width, width, 3, padding=1)
+        self.fine = nn.Conv2d(width, classes, 1)
+
+    def forward(self, features: ImageFeatures) -> tuple[Tensor, Tensor]:
+        """Logits ``(B, classes, S/16, S/16)`` and ``(B, classes, S/4, S/4)``."""
+        hidden = F.interpolate(self.embedding(features.embedding), scale_factor=2, mode="bilinear")
+        hidden = F.relu(hidden + self.eighth(features.high_res[1]))
+        hidden = F.interpolate(hidden, scale_factor=2, mode="bilinear") + self.quarter(features.high_res[0])
+        return self.coarse(features.embedding), self.fine(F.relu(self.mix(F.relu(hidden))))
+
+
+class AnatomyModel(ClipModel):
+    """SAM2 with its pretraining losses, a prior's and a naming head's.
+
+    ``forward`` takes what :class:`ClipModel` takes and, for clips of anatomy, ``classes``; of those the first objects are
+    the prior's organs.
+
+    Args:
+        backbone: the trainable SAM2.
+        prior: of the organs that come first among a clip's objects.
+        prior_weight, naming_weight: of the added losses.
+        context_share: of batches in which each slice is shown between its neighbours, as :func:`with_neighbours` does.
+        kwargs: of :class:`ClipModel`.
+    """
+
+    def __init__(
+        self,
+        backbone: SAM2,
+        prior: MemoryPrior,
+        prior_weight: float = 0.5,
+        naming_weight: float = 0.5,
+        context_share: float = 0.5,
+        **kwargs,
+    ) -> None:
+        super().__init__(backbone, **kwargs)
+        self.context_share = context_share
+        self.prior, self.prior_weight, self.naming_weight = prior, prior_weight, naming_weight
+        self.head = NamingHead(backbone.embedding_channels, len(CLASSES))
+
+    def forward(
+        self, image: Tensor, mask: Tensor, prompt_share: float | Tensor = 0.4, classes: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Losses of a batch of clips.
+
+        Args:
+            image, mask, prompt_share: see :class:`ClipModel`.
+            classes: ``(V, T, S, S)``, indices into :data:`.contrasts.CLASSES`; None for clips of random shapes.
+        """
+        if classes is None:
+            return super().forward(image, mask, prompt_share)
+        clips, objects, frames = mask.shape[:3]
+        organs = self.prior.organs
+        if torch.rand(()) < self.context_share:
+            image = with_neighbours(image)
+        encoded = self.encode(image)
+        predicted, prior_error = self._predict_memories(encoded, mask[:, :organs])
+        predicted = predicted.unflatten(0, (clips, frames, organs))
+        others = predicted.new_full((clips, objects - organs, *predicted.shape[3:]), torch.nan)
+
+        def own(frame: int) -> Tensor:
+            return torch.cat([predicted[:, frame], others], 1).flatten(0, 1)
+
+        self._encoded = encoded  # what super().forward asks encode() for; encoding twice would double the cost
+        losses = super().forward(image, mask, prompt_share, own)
+        losses["naming"] = self._naming_loss(encoded, classes)
+        losses["prior"] = prior_error
+        losses["loss"] = (
+            losses["loss"] + self.prior_weight * losses["prior"] + self.naming_weight * losses["naming"]
+        )
+        return losses
+
+    def encode(self, image: Tensor) -> ImageFeatures:
+        kept, self._encoded = getattr(self, "_encoded", None), None
+        return super().encode(image) if kept is None else kept
+
+    def _predict_memories(self, encoded: ImageFeatures, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The prior's memories ``(V * T * organs, M, h, w)``, from pure noise, and the error of Equation 1."""
+        organs = self.prior.organs
+        target = mask.transpose(1, 2).flatten(0, 2)[:, None].float()  # organs run fastest, then frames
+        repeated = encoded.repeat_interleave(organs)
+        with torch.no_grad():
+            score = torch.where(target.flatten(1).amax(1, keepdim=True) > 0, MASK_LOGIT, -MASK_LOGIT)
+            memory = self.backbone.encode_memory(repeated, mask_to_logits(target), score).float()
+        organ = torch.arange(organs, device=mask.device).repeat(len(encoded))
+        last = torch.full_like(organ, self.prior.scheduler.config.num_train_timesteps - 1)
+        error, predicted = self.prior(memory, repeated, organ, last)
+        return predicted, error.mean()
+
+    def _naming_loss(self, encoded: ImageFeatures, classes: Tensor) -> Tensor:
+        coarse, fine = self.head(encoded)
+        classes = classes.flatten(0, 1)
+        step = classes.shape[-1] // fine.shape[-1]
+        at_quarter = classes[:, step // 2 :: step, step // 2 :: step]
+        shares = F.one_hot(at_quarter, fine.shape[1]).permute(0, 3, 1, 2).float()
+        shares = F.adaptive_avg_pool2d(shares, coarse.shape[-2:])
+        weight = torch.full((fine.shape[1],), 1.0, device=fine.device)
+        weight[: len(ORGANS)] = 3.0
+        named = F.cross_entropy(fine.float(), at_quarter, weight)
+        return named + F.cross_entropy(coarse.float(), shares, weight)
+
+    @torch.no_grad()
+    def fit_statistics(self, batches: Iterable[dict[str, Tensor]]) -> None:
+        """Fits the prior's statistics to memories and embeddings of clips."""
+        self.prior.fit_statistics(self._memories_of(batches))
+
+    def _memories_of(self, batches: Iterable[dict[str, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in batches:
+            encoded = self.encode(batch["image"])
+            mask = batch["mask"][:, : self.prior.organs].transpose(1, 2).flatten(0, 2)[:, None].float()
+            present = mask.flatten(1).any(1)
+            repeated = encoded.repeat_interleave(self.prior.organs)[present]
+            if present.any():
+                yield self.backbone.encode_memory(repeated, mask_to_logits(mask[present])), repeated.embedding
+
+
+class ClipMix:
+    """Batches of two kinds of clips in turn: of every ``every`` batches one of random shapes, the others of anatomy.
+
+    Args:
+        anatomy: yields batches.
+        shapes: yields batches; when it is at its end it begins anew.
+        every: 0 leaves shapes out.
+    """
+
+    def __init__(self, anatomy, shapes: Iterable | None = None, every: int = 3) -> None:
+        self.anatomy, self.shapes, self.every = anatomy, shapes, every if shapes is not None else 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.anatomy.set_epoch(epoch)
+        if self.every:
+            self.shapes.dataset.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.anatomy)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        shapes = iter(self.shapes) if self.every else None
+        for index in range(len(self)):
+            yield next(shapes) if self.every and index % self.every == self.every - 1 else self.anatomy.batch(index)
+
+
+class EncodedAnatomy:
+    """(slice, organ) pairs of painted patients, drawn and encoded anew in every batch: what
+    :class:`.trainer.DiffuSAMTrainer` takes in place of cached slices of labelled volumes.
+
+    Args:
+        anatomy: clips with three frames each, on the device that holds the backbone; the middle one counts.
+        backbone: frozen.
+        organs: names, in the order of the clips' first objects.
+        batch_size: pairs in a batch, drawn from all slices and organs of a batch of clips.
+        absent_share: of pairs whose slice does not hold the organ.
+        context_share: of batches in which the slice is shown between its neighbours.
+        seed: of the pairs drawn.
+    """
+
+    def __init__(
+        self,
+        anatomy,
+        backbone: SAM2,
+        organs,
+        batch_size: int,
+        absent_share: float = 0.25,
+        context_share: float = 0.5,
+        seed: int = 0,
+    ) -> None:
+        if list(organs) != list(ORGANS):
+            raise ValueError(f"Painted patients have the organs {list(ORGANS)}, in this order; got {list(organs)}.")
+        self.anatomy, self.backbone, self.batch_size, self.absent_share = anatomy, backbone, batch_size, absent_share
+        self.context_share, self.seed = context_share, seed
+
+    def set_epoch(self, epoch: int) -> None:
+        self.anatomy.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.anatomy)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for index in range(len(self)):
+            yield self.batch(index)
+
+    @torch.no_grad()
+    def batch(self, index: int) -> dict[str, Tensor]:
+        """Batch ``index`` of the present epoch, with the keys of :class:`.encoded_slices.EncodedSlices`' items."""
+        drawn = self.anatomy.batch(index)
+        mask = drawn["mask"][:, : len(ORGANS), 1]  # (V, organs, S, S)
+        present = mask.flatten(2).any(2).flatten()
+        seed = np.random.SeedSequence([self.seed, self.anatomy.epoch, index, 1]).generate_state(1)[0]
+        generator = torch.Generator().manual_seed(int(seed))
+        weight = torch.where(
+            present, (1 - self.absent_share) / present.sum().clamp_min(1), self.absent_share / (~present).sum().clamp_min(1)
+        )
+        chosen = torch.multinomial(weight.cpu(), self.batch_size, replacement=True, generator=generator)
+        chosen = chosen.to(mask.device)
+        context = torch.rand((), generator=generator) < self.context_share
+        image = with_neighbours(drawn["image"])[:, 1] if context else drawn["image"][:, 1]
+        features = self.backbone.encode_image(image)[chosen // len(ORGANS)]
+        mask, present = mask.flatten(0, 1)[chosen][:, None], present[chosen]
+        score = torch.where(present, MASK_LOGIT, -MASK_LOGIT)[:, None]
+        return {
+            "embedding": features.embedding,
+            "high_res_fine": features.high_res[0],
+            "high_res_coarse": features.high_res[1],
+            "memory": self.backbone.encode_memory(features, mask_to_logits(mask), score),
+            "mask": mask,
+            "organ": chosen % len(ORGANS),
+            "present": present,
+        }
+
+    def statistics_batches(self, count: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
+        """Memories of present organs and their image embeddings, for ``MemoryPrior.fit_statistics``."""
+        for index in range(count):
+            batch = self.batch(index)
+            yield batch["memory"][batch["present"]], batch["embedding"][batch["present"]]
