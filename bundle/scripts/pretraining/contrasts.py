@@ -1,29 +1,24 @@
-"""Clips of painted patients in random contrasts: the anatomical half of what ``sam2_nano`` and its prior learn from.
+"""Random contrasts: an image of what is a map of tissues, as some scanner might have made it.
 
-A patient (:mod:`.anatomy`) is a map of tissues. A clip is a few parallel slices of one, bent, tilted, scaled and cut
-as scans are, in which each tissue has drawn its grey anew: at random most of the time, else in the order of CT or of T1-
-or T2-weighted MR. Everything runs on the device that trains, in tensors, and follows one seed.
+Each tissue draws its grey anew: at random most of the time, else in the order of CT or of T1- or T2-weighted MR. Touching
+organs differ, or have fat between them, as they do in bodies; then come texture, partial volume, blur, shading, ghosts
+and noise. Everything is computed in tensors on the device that trains.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .anatomy import LABELS, SPACING, TISSUES
-from .phantoms import ORGANS
-from .phantoms import TISSUES as PHANTOM_TISSUES
+from ..data.phantom_anatomy import ORGANS
+from ..data.phantom_rendering import TISSUES as PHANTOM_TISSUES
+from .patient import TISSUE_INDEX as _T
+from .patient import TISSUES
 
-_T = {name: index for index, name in enumerate(TISSUES)}
-_L = {name: index for index, name in enumerate(LABELS)}
-#: What an auxiliary head names in every pixel: the labels, and of the rest the kind of tissue.
-CLASSES = (*LABELS[1:], "air", "skin and fat", "muscle", "bone", "vessel", "other")
 
 # Greys of T1- and T2-weighted MR without fat saturation, roughly, air 0 and the brightest usual tissue 1; what is not
 # named is drawn at random. T2 with fat saturation and CT come from the phantoms' table.
@@ -44,22 +39,6 @@ _T2 = {
     **{"effusion": 0.9, "gland": 0.5, "adrenal": 0.35, "stone": 0.03, "lesion": 0.5},
 }
 _FLUIDS = ("cyst", "ascites", "effusion")
-
-
-def _class_table() -> Tensor:
-    """For each tissue the index into :data:`CLASSES` that it has where no label names it."""
-    kinds = {
-        "air": ("air", "gas", "table"),
-        "skin and fat": ("skin", "fat", "gland"),
-        "muscle": ("muscle",),
-        "bone": ("cortical bone", "marrow", "cartilage", "disc"),
-        "vessel": ("vein", "aorta", "hepatic vessel"),
-    }
-    table = torch.full((len(TISSUES),), CLASSES.index("other"))
-    for kind, tissues in kinds.items():
-        for tissue in tissues:
-            table[_T[tissue]] = CLASSES.index(kind)
-    return table
 
 
 class Draw:
@@ -84,182 +63,6 @@ class Draw:
         return torch.randint(0, stop, shape, generator=self.generator, device=self.device)
 
 
-class PatientPool:
-    """Tissues and labels of many patients, as ``(N, Z, H, W)`` uint8 with H towards the back and W to the left.
-
-    Args:
-        files: of :func:`anatomy.write_patients`.
-        device: that holds them: 5.5 MB a patient.
-    """
-
-    def __init__(self, files: Sequence[str | Path], device: torch.device | str = "cpu") -> None:
-        maps: dict[str, list[np.ndarray]] = {"tissue": [], "label": []}
-        for path in files:
-            with np.load(path) as content:
-                for name, arrays in maps.items():
-                    arrays.append(np.ascontiguousarray(content[name][::-1, ::-1].transpose(2, 1, 0)))
-        self.tissue, self.label = (torch.from_numpy(np.stack(arrays)).to(device) for arrays in maps.values())
-        air, table = self.tissue == _T["air"], self.tissue == _T["table"]
-        body = ~(air | table)
-        # where the body lies in plane, and where along z organs are, in mm from the middle of the volume
-        self.box = torch.stack([_extent(body.any(1).any(2), SPACING[1]), _extent(body.any(1).any(1), SPACING[0])], 1)
-        organs = (self.label > 0) & (self.label <= len(ORGANS))
-        self.organs = _extent(organs.any(3).any(2), SPACING[2])
-
-    def __len__(self) -> int:
-        return len(self.tissue)
-
-    def sample(self, patient: Tensor, z: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Tissue and label, long, of the voxels nearest to positions in mm from the middle; air outside.
-
-        Args:
-            patient: ``(V,)``.
-            z, y, x: ``(V, ...)``, broadcastable to one shape.
-        """
-        places, outside = [], torch.zeros((), dtype=torch.bool, device=z.device)
-        for position, length, step in zip((z, y, x), self.tissue.shape[1:], (SPACING[2], SPACING[1], SPACING[0])):
-            index = (position / step + (length - 1) / 2).round().long()
-            outside = outside | (index < 0) | (index >= length)
-            places.append(index.clamp(0, length - 1))
-        patient = patient.view(-1, *[1] * (x.ndim - 1))
-        tissue = self.tissue[patient, places[0], places[1], places[2]].long().masked_fill(outside, _T["air"])
-        label = self.label[patient, places[0], places[1], places[2]].long().masked_fill(outside, 0)
-        return tissue, label
-
-
-def _extent(present: Tensor, step: float) -> Tensor:
-    """First and last True of each row of ``(N, L)``, in mm from the middle: ``(N, 2)``."""
-    length = present.shape[1]
-    first = present.float().argmax(1)
-    last = length - 1 - present.flip(1).float().argmax(1)
-    return (torch.stack([first, last], 1) - (length - 1) / 2) * step
-
-
-class AnatomyClips:
-    """Batches of clips of painted patients, deterministic by seed, epoch and index.
-
-    Args:
-        pool: the patients.
-        clips, frames, image_size: of a batch.
-        extra_objects: structures followed beside the organs.
-        length: batches in an epoch.
-        seed: of everything drawn.
-
-    Iterating gives ``image`` ``(clips, frames, 1, S, S)`` in [0, 1], ``mask`` ``(clips, organs + extra_objects, frames, S,
-    S)`` bool, the organs first, and ``classes`` ``(clips, frames, S, S)``, indices into :data:`CLASSES`.
-    """
-
-    def __init__(
-        self,
-        pool: PatientPool,
-        clips: int,
-        frames: int,
-        image_size: int,
-        extra_objects: int = 2,
-        length: int = 100,
-        seed: int = 0,
-    ) -> None:
-        self.pool, self.clips, self.frames, self.image_size = pool, clips, frames, image_size
-        self.extra_objects, self.length, self.seed = extra_objects, length, seed
-        self.epoch = 1
-        self.class_table = _class_table().to(pool.tissue.device)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for index in range(self.length):
-            yield self.batch(index)
-
-    def batch(self, index: int) -> dict[str, Tensor]:
-        """Batch ``index`` of the present epoch."""
-        seed = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)[0]
-        draw = Draw(int(seed), self.pool.tissue.device)
-        tissue, label = self._slices(draw)
-        image = render(tissue, label, draw)
-        centre = tissue[:, :, 0]
-        classes = torch.where(label > 0, label - 1, self.class_table[centre])
-        return {"image": image, "mask": self._objects(label, draw), "classes": classes}
-
-    def _slices(self, draw: Draw, samples: int = 4) -> tuple[Tensor, Tensor]:
-        """Tissues ``(V, T, samples, S, S)``, the first sample the slice's middle, and labels ``(V, T, S, S)``.
-
-        The other samples lie off the middle, across the slice's thickness and within the voxel: their mean grey has
-        the partial volume of thick slices.
-        """
-        count, frames, size, device = self.clips, self.frames, self.image_size, draw.device
-        patient = draw.integer(len(self.pool), count)
-        step = torch.exp(draw.uniform(math.log(1.2), math.log(10.0), count))
-        low, high = self.pool.organs[patient].unbind(1)
-        centre = low + (high - low) * draw.uniform(-0.12, 1.12, count)
-        direction = torch.where(draw.chance(0.5, count), 1.0, -1.0)
-        along = (torch.arange(frames, device=device) - draw.integer(frames, count)[:, None]) * (direction * step)[:, None]
-        z = (centre[:, None] + along)[..., None, None]
-
-        y, x = self._plane(patient, draw)
-        tilt = draw.normal(0.05, count, 2)
-        y, x = y[:, None], x[:, None]
-        z = z + tilt[:, 0].view(-1, 1, 1, 1) * y + tilt[:, 1].view(-1, 1, 1, 1) * x
-        # two smooth fields, of which the clip's slices see more and more of the second
-        share = ((z.mean((2, 3), keepdim=True) - centre.view(-1, 1, 1, 1)) / 90 + 0.5).clamp(0, 1)
-        for knots, spread in ((5, 7.0), (12, 2.2)):
-            field = draw.normal(spread, 2 * count, 3, knots, knots)
-            field = F.interpolate(field, (size, size), mode="bicubic", align_corners=True).view(count, 2, 3, size, size)
-            field = field * draw.uniform(0, 1, count).view(-1, 1, 1, 1, 1)
-            bent = [torch.lerp(field[:, 0, None, axis], field[:, 1, None, axis], share) for axis in range(3)]
-            z, y, x = z + 0.7 * bent[0], y + bent[1], x + bent[2]
-
-        thickness = torch.minimum(step * draw.uniform(0.3, 1.1, count), torch.tensor(9.0, device=device))
-        offsets = draw.uniform(-0.5, 0.5, samples, 3)
-        offsets[0] = 0
-        spread = torch.stack([thickness, torch.full_like(step, SPACING[1]), torch.full_like(step, SPACING[0])], 1)
-        tissues = []
-        for sample in range(samples):
-            shift = (spread * offsets[sample]).view(count, 3, 1, 1, 1)
-            tissue, found = self.pool.sample(patient, z + shift[:, 0], y + shift[:, 1], x + shift[:, 2])
-            tissues.append(tissue)
-            if sample == 0:
-                label = found
-        return torch.stack(tissues, 2), label
-
-    def _plane(self, patient: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-        """Positions ``(V, S, S)`` in mm of the pixels: a field of view about the body, turned, stretched and cut."""
-        count, device = len(patient), draw.device
-        box = self.pool.box[patient]  # (V, 2, 2): back-front and left-right, from and to
-        middle, extent = box.mean(2), box[:, :, 1] - box[:, :, 0]
-        # the body fills the width in most scans; some show much air, some cut its sides
-        width = extent[:, 1] * torch.where(
-            draw.chance(0.7, count), draw.uniform(0.98, 1.25, count), draw.uniform(0.82, 1.9, count)
-        )
-        square = torch.maximum(width, extent[:, 0] * 1.02)
-        tight = torch.maximum(extent[:, 0] * draw.uniform(0.95, 1.25, count), 0.55 * width)
-        kind = draw.uniform(0, 1, count)
-        height = torch.where(kind < 0.6, square, torch.where(kind < 0.9, tight, width * draw.uniform(0.75, 1.0, count)))
-        middle = middle + draw.normal(0.03, count, 2) * extent
-        line = (torch.arange(self.image_size, device=device) + 0.5) / self.image_size - 0.5
-        v = line.view(1, -1, 1) * height.view(-1, 1, 1)
-        u = line.view(1, 1, -1) * width.view(-1, 1, 1)
-        angle = torch.where(draw.chance(0.08, count), draw.normal(0.35, count), draw.normal(0.07, count)).view(-1, 1, 1)
-        cosine, sine = torch.cos(angle), torch.sin(angle)
-        return (
-            cosine * v + sine * u + middle[:, 0].view(-1, 1, 1),
-            cosine * u - sine * v + middle[:, 1].view(-1, 1, 1),
-        )
-
-    def _objects(self, label: Tensor, draw: Draw) -> Tensor:
-        masks = [label == organ for organ in range(1, 1 + len(ORGANS))]
-        names = ("gallbladder", "stomach", "aorta", "vena cava", "pancreas", "spine", "heart", "collection")
-        others = torch.tensor([_L[name] for name in names], device=label.device)
-        seen = (label[..., None, ::2, ::2] == others.view(-1, 1, 1)).flatten(3).float().mean(3).amax(1)  # (V, others)
-        weight = (seen > 0.001).float() + 1e-4
-        chosen = torch.multinomial(weight, self.extra_objects, generator=draw.generator)
-        masks += [label == others[chosen[:, index]].view(-1, 1, 1, 1) for index in range(self.extra_objects)]
-        return torch.stack(masks, 1)
-
-
 def _table(greys: Mapping[str, float], draw: Draw, count: int) -> Tensor:
     """``(count, tissues)`` of a table of greys; what it does not name is random."""
     means = draw.uniform(0, 1, count, len(TISSUES))
@@ -277,7 +80,9 @@ def draw_means(draw: Draw, count: int) -> tuple[Tensor, Tensor]:
     random[:, _T["lung"]] *= 0.3
     random = _told_apart(random, draw)
 
-    hounsfield = torch.tensor([PHANTOM_TISSUES[name].ct[0] for name in PHANTOM_TISSUES], device=device, dtype=torch.float)
+    hounsfield = torch.tensor(
+        [PHANTOM_TISSUES[name].ct[0] for name in PHANTOM_TISSUES], device=device, dtype=torch.float
+    )
     extra = {"lesion": 70, "cyst": 8, "stone": 600, "ascites": 10, "effusion": 12, "gland": -20, "adrenal": 70}
     extra |= {"table": 200, "spleen pulp": 150, "liver fat": 50}
     hounsfield = torch.cat([hounsfield, torch.tensor([float(value) for value in extra.values()], device=device)])
@@ -405,7 +210,9 @@ def _scanner(image: Tensor, count: int, frames: int, draw: Draw) -> Tensor:
         image = F.interpolate(F.interpolate(image, coarse, mode="area"), (size, size), mode="bilinear")
     image = image.view(count, frames, size, size)
     shade = _field(draw, count, frames, 4, size) * draw.uniform(0, 0.45, count, 1, 1, 1)
-    shade = shade + torch.linspace(-1, 1, frames, device=image.device).view(1, -1, 1, 1) * draw.normal(0.15, count, 1, 1, 1)
+    shade = shade + torch.linspace(-1, 1, frames, device=image.device).view(1, -1, 1, 1) * draw.normal(
+        0.15, count, 1, 1, 1
+    )
     image = torch.where(draw.chance(0.6, count, 1, 1, 1), image * torch.exp(shade), image)
     ghost = draw.uniform(0, 0.12, count, 1, 1, 1) * draw.chance(0.1, count, 1, 1, 1)
     shift = int(draw.host.integers(size // 8, size // 2))
