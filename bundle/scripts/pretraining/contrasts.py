@@ -112,16 +112,16 @@ def draw_means(draw: Draw, count: int) -> tuple[Tensor, Tensor]:
         mr[enhanced, _T[name]] *= gain
 
     kind = draw.uniform(0, 1, count)
-    means = torch.where((kind < 0.45)[:, None], random, torch.where((kind < 0.72)[:, None], mr, ct))
+    means = torch.where((kind < 0.4)[:, None], random, torch.where((kind < 0.77)[:, None], mr, ct))
     # the pulp and patchy fat are variations of their organ
     for part, whole in (("spleen pulp", "spleen"), ("liver fat", "liver")):
         means[:, _T[part]] = means[:, _T[whole]] * torch.exp(draw.normal(0.25, count))
     # what bodies usually share: vessels near their organ, medulla near cortex, fluid alike
     for part, whole, share in (("hepatic vessel", "liver", 0.6), ("renal medulla", "renal cortex", 0.7)):
-        near = draw.chance(share, count) & (kind < 0.45)
+        near = draw.chance(share, count) & (kind < 0.4)
         means[:, _T[part]] = torch.where(near, means[:, _T[whole]] + draw.normal(0.09, count), means[:, _T[part]])
     means[:, _T["table"]] *= draw.chance(0.6, count)
-    return means.clamp_min(0), kind >= 0.72
+    return means.clamp_min(0), kind >= 0.77
 
 
 def _told_apart(means: Tensor, draw: Draw) -> Tensor:

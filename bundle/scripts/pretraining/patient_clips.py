@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -49,12 +50,9 @@ class PatientPool:
     """
 
     def __init__(self, files: Sequence[str | Path], device: torch.device | str = "cpu") -> None:
-        maps: dict[str, list[np.ndarray]] = {"tissue": [], "label": []}
-        for path in files:
-            with np.load(path) as content:
-                for name, arrays in maps.items():
-                    arrays.append(np.ascontiguousarray(content[name][::-1, ::-1].transpose(2, 1, 0)))
-        self.tissue, self.label = (torch.from_numpy(np.stack(arrays)).to(device) for arrays in maps.values())
+        with ThreadPoolExecutor(8) as pool:  # most of the time goes into decompression, which threads share
+            maps = list(pool.map(_read_patient, files))
+        self.tissue, self.label = (torch.from_numpy(np.stack(arrays)).to(device) for arrays in zip(*maps))
         air, table = self.tissue == TISSUE_INDEX["air"], self.tissue == TISSUE_INDEX["table"]
         body = ~(air | table)
         # where the body lies in plane, and where along z organs are, in mm from the middle of the volume
@@ -81,6 +79,11 @@ class PatientPool:
         tissue = self.tissue[patient, places[0], places[1], places[2]].long().masked_fill(outside, TISSUE_INDEX["air"])
         label = self.label[patient, places[0], places[1], places[2]].long().masked_fill(outside, 0)
         return tissue, label
+
+
+def _read_patient(path: str | Path) -> list[np.ndarray]:
+    with np.load(path) as content:
+        return [np.ascontiguousarray(content[name][::-1, ::-1].transpose(2, 1, 0)) for name in ("tissue", "label")]
 
 
 def _extent(present: Tensor, step: float) -> Tensor:
