@@ -211,7 +211,7 @@ def _scanner(image: Tensor, count: int, frames: int, draw: Draw) -> Tensor:
     image = image.view(count, frames, size, size)
     shade = _field(draw, count, frames, 4, size) * draw.uniform(0, 0.45, count, 1, 1, 1)
     shade = shade + torch.linspace(-1, 1, frames, device=image.device).view(1, -1, 1, 1) * draw.normal(
-        0.15, count, 1, 1, 1
+        0.3, count, 1, 1, 1
     )
     image = torch.where(draw.chance(0.6, count, 1, 1, 1), image * torch.exp(shade), image)
     ghost = draw.uniform(0, 0.12, count, 1, 1, 1) * draw.chance(0.1, count, 1, 1, 1)
