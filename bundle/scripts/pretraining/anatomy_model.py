@@ -87,22 +87,28 @@ class AnatomyModel(ClipModel):
         self.head = NamingHead(backbone.embedding_channels, len(CLASSES))
 
     def forward(
-        self, image: Tensor, mask: Tensor, prompt_share: float | Tensor = 0.4, classes: Tensor | None = None
+        self,
+        image: Tensor,
+        mask: Tensor,
+        prompt_share: float | Tensor = 0.4,
+        organ: Tensor | None = None,
+        classes: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Losses of a batch of clips.
 
         Args:
             image, mask, prompt_share: see :class:`ClipModel`.
-            classes: ``(V, T, S, S)``, indices into :data:`.patient_clips.CLASSES`; None for clips of random shapes.
+            organ: ``(V, n)``, which organs the first n objects of each clip are; None for clips of random shapes.
+            classes: ``(V, T, S, S)``, indices into :data:`.patient_clips.CLASSES`.
         """
-        if classes is None:
+        if organ is None or classes is None:
             return super().forward(image, mask, prompt_share)
         clips, objects, frames = mask.shape[:3]
-        organs = self.prior.organs
+        organs = organ.shape[1]
         if torch.rand(()) < self.context_share:
             image = with_neighbours(image)
         encoded = self.encode(image)
-        predicted, prior_error = self._predict_memories(encoded, mask[:, :organs])
+        predicted, prior_error = self._predict_memories(encoded, mask[:, :organs], organ)
         predicted = predicted.unflatten(0, (clips, frames, organs))
         others = predicted.new_full((clips, objects - organs, *predicted.shape[3:]), torch.nan)
 
@@ -120,18 +126,27 @@ class AnatomyModel(ClipModel):
         kept, self._encoded = getattr(self, "_encoded", None), None
         return super().encode(image) if kept is None else kept
 
-    def _predict_memories(self, encoded: ImageFeatures, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The prior's memories ``(V * T * organs, M, h, w)``, from pure noise, and the error of Equation 1."""
-        organs = self.prior.organs
+    def _predict_memories(self, encoded: ImageFeatures, mask: Tensor, organ: Tensor) -> tuple[Tensor, Tensor]:
+        """The prior's memories ``(V * T * n, M, h, w)``, from pure noise, and the error of Equation 1."""
+        frames, organs = mask.shape[2], organ.shape[1]
         target = mask.transpose(1, 2).flatten(0, 2)[:, None].float()  # organs run fastest, then frames
         repeated = encoded.repeat_interleave(organs)
         with torch.no_grad():
             score = torch.where(target.flatten(1).amax(1, keepdim=True) > 0, MASK_LOGIT, -MASK_LOGIT)
             memory = self.backbone.encode_memory(repeated, mask_to_logits(target), score).float()
-        organ = torch.arange(organs, device=mask.device).repeat(len(encoded))
+            self._follow_statistics(memory, encoded.embedding.float())
+        organ = organ[:, None].expand(-1, frames, -1).flatten()
         last = torch.full_like(organ, self.prior.scheduler.config.num_train_timesteps - 1)
         error, predicted = self.prior(memory, repeated, organ, last)
         return predicted, error.mean()
+
+    def _follow_statistics(self, memory: Tensor, embedding: Tensor, momentum: float = 0.02) -> None:
+        """Memories and embeddings change as the backbone learns: the prior's statistics of them follow slowly."""
+        if self.training:
+            for name, values in (("memory", memory), ("embedding", embedding)):
+                std, mean = torch.std_mean(values, (0, 2, 3), keepdim=True)
+                getattr(self.prior, f"{name}_mean").lerp_(mean, momentum)
+                getattr(self.prior, f"{name}_std").lerp_(std.clamp_min(1e-4), momentum)
 
     def _naming_loss(self, encoded: ImageFeatures, classes: Tensor) -> Tensor:
         coarse, fine = self.head(encoded)
@@ -153,8 +168,8 @@ class AnatomyModel(ClipModel):
     def _memories_of(self, batches: Iterable[dict[str, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in batches:
             encoded = self.encode(batch["image"])
-            mask = batch["mask"][:, : self.prior.organs].transpose(1, 2).flatten(0, 2)[:, None].float()
+            mask = batch["mask"][:, : batch["organ"].shape[1]].transpose(1, 2).flatten(0, 2)[:, None].float()
             present = mask.flatten(1).any(1)
-            repeated = encoded.repeat_interleave(self.prior.organs)[present]
+            repeated = encoded.repeat_interleave(batch["organ"].shape[1])[present]
             if present.any():
                 yield self.backbone.encode_memory(repeated, mask_to_logits(mask[present])), repeated.embedding

@@ -8,7 +8,7 @@ or T2-weighted MR. Everything runs on the device that trains, in tensors, and fo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from ..data.phantom_anatomy import ORGANS
 from .contrasts import Draw, render
 from .patient import LABEL_INDEX, LABELS, SPACING, TISSUE_INDEX, TISSUES
+from .synthetic_clips import stage_of
 
 #: What an auxiliary head names in every pixel: the labels, and of the rest the kind of tissue.
 CLASSES = (*LABELS[1:], "air", "skin and fat", "muscle", "bone", "vessel", "other")
@@ -99,27 +100,30 @@ class AnatomyClips:
 
     Args:
         pool: the patients.
-        clips, frames, image_size: of a batch.
+        stages: the curriculum, as :class:`.synthetic_clips.SyntheticClips` takes it: dictionaries of ``epochs``, ``clips``,
+            ``frames`` and ``image_size``; the last one stays after its end.
+        organs_per_clip: organs followed in a clip; fewer than there are are drawn at random, those in sight more often.
         extra_objects: structures followed beside the organs.
         length: batches in an epoch.
         seed: of everything drawn.
 
-    Iterating gives ``image`` ``(clips, frames, 1, S, S)`` in [0, 1], ``mask`` ``(clips, organs + extra_objects, frames, S,
-    S)`` bool, the organs first, and ``classes`` ``(clips, frames, S, S)``, indices into :data:`CLASSES`.
+    Iterating gives ``image`` ``(clips, frames, 1, S, S)`` in [0, 1], ``mask`` ``(clips, organs_per_clip + extra_objects,
+    frames, S, S)`` bool, the organs first, ``organ`` ``(clips, organs_per_clip)``, which organs they are from 0, and
+    ``classes`` ``(clips, frames, S, S)``, indices into :data:`CLASSES`.
     """
 
     def __init__(
         self,
         pool: PatientPool,
-        clips: int,
-        frames: int,
-        image_size: int,
+        stages: Sequence[Mapping[str, int]],
+        organs_per_clip: int = len(ORGANS),
         extra_objects: int = 2,
         length: int = 100,
         seed: int = 0,
     ) -> None:
-        self.pool, self.clips, self.frames, self.image_size = pool, clips, frames, image_size
-        self.extra_objects, self.length, self.seed = extra_objects, length, seed
+        self.pool, self.stages = pool, list(stages)
+        self.organs_per_clip, self.extra_objects = organs_per_clip, extra_objects
+        self.length, self.seed = length, seed
         self.epoch = 1
         self.class_table = _class_table().to(pool.tissue.device)
 
@@ -139,9 +143,11 @@ class AnatomyClips:
         draw = Draw(int(seed), self.pool.tissue.device)
         tissue, label = self._slices(draw)
         image = render(tissue, label, draw)
-        centre = tissue[:, :, 0]
-        classes = torch.where(label > 0, label - 1, self.class_table[centre])
-        return {"image": image, "mask": self._objects(label, draw), "classes": classes}
+        classes = torch.where(label > 0, label - 1, self.class_table[tissue[:, :, 0]])
+        organ = self._organs(label, draw)
+        organ_masks = label[:, None] == (organ + 1)[..., None, None, None]
+        mask = torch.cat([organ_masks, self._others(label, draw)], 1)
+        return {"image": image, "mask": mask, "organ": organ, "classes": classes}
 
     def _slices(self, draw: Draw, samples: int = 4) -> tuple[Tensor, Tensor]:
         """Tissues ``(V, T, samples, S, S)``, the first sample the slice's middle, and labels ``(V, T, S, S)``.
@@ -149,7 +155,8 @@ class AnatomyClips:
         The other samples lie off the middle, across the slice's thickness and within the voxel: their mean grey has
         the partial volume of thick slices.
         """
-        count, frames, size, device = self.clips, self.frames, self.image_size, draw.device
+        stage, device = stage_of(self.stages, self.epoch), draw.device
+        count, frames, size = stage["clips"], stage["frames"], stage["image_size"]
         patient = draw.integer(len(self.pool), count)
         step = torch.exp(draw.uniform(math.log(1.2), math.log(10.0), count))
         low, high = self.pool.organs[patient].unbind(1)
@@ -160,7 +167,7 @@ class AnatomyClips:
         ]
         z = (centre[:, None] + along)[..., None, None]
 
-        y, x = self._plane(patient, draw)
+        y, x = self._plane(patient, size, draw)
         tilt = draw.normal(0.05, count, 2)
         y, x = y[:, None], x[:, None]
         z = z + tilt[:, 0].view(-1, 1, 1, 1) * y + tilt[:, 1].view(-1, 1, 1, 1) * x
@@ -186,7 +193,7 @@ class AnatomyClips:
                 label = found
         return torch.stack(tissues, 2), label
 
-    def _plane(self, patient: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+    def _plane(self, patient: Tensor, size: int, draw: Draw) -> tuple[Tensor, Tensor]:
         """Positions ``(V, S, S)`` in mm of the pixels: a field of view about the body, turned, stretched and cut."""
         count, device = len(patient), draw.device
         box = self.pool.box[patient]  # (V, 2, 2): back-front and left-right, from and to
@@ -200,7 +207,7 @@ class AnatomyClips:
         kind = draw.uniform(0, 1, count)
         height = torch.where(kind < 0.6, square, torch.where(kind < 0.9, tight, width * draw.uniform(0.75, 1.0, count)))
         middle = middle + draw.normal(0.03, count, 2) * extent
-        line = (torch.arange(self.image_size, device=device) + 0.5) / self.image_size - 0.5
+        line = (torch.arange(size, device=device) + 0.5) / size - 0.5
         v = line.view(1, -1, 1) * height.view(-1, 1, 1)
         u = line.view(1, 1, -1) * width.view(-1, 1, 1)
         angle = torch.where(draw.chance(0.08, count), draw.normal(0.35, count), draw.normal(0.07, count)).view(-1, 1, 1)
@@ -210,12 +217,23 @@ class AnatomyClips:
             cosine * u - sine * v + middle[:, 1].view(-1, 1, 1),
         )
 
-    def _objects(self, label: Tensor, draw: Draw) -> Tensor:
-        masks = [label == organ for organ in range(1, 1 + len(ORGANS))]
+    def _organs(self, label: Tensor, draw: Draw) -> Tensor:
+        """Which organs are followed in each clip, ``(V, organs_per_clip)``, from 0."""
+        every = torch.arange(len(ORGANS), device=label.device)
+        if self.organs_per_clip == len(ORGANS):
+            return every.expand(len(label), -1)
+        seen = _seen(label, every + 1) > 0
+        return torch.multinomial(seen.float() + 0.3, self.organs_per_clip, generator=draw.generator)
+
+    def _others(self, label: Tensor, draw: Draw) -> Tensor:
+        """Masks ``(V, extra_objects, T, S, S)`` of structures that are no organs of the prior's."""
         names = ("gallbladder", "stomach", "aorta", "vena cava", "pancreas", "spine", "heart", "collection")
         others = torch.tensor([LABEL_INDEX[name] for name in names], device=label.device)
-        seen = (label[..., None, ::2, ::2] == others.view(-1, 1, 1)).flatten(3).float().mean(3).amax(1)  # (V, others)
-        weight = (seen > 0.001).float() + 1e-4
+        weight = (_seen(label, others) > 0.001).float() + 1e-4
         chosen = torch.multinomial(weight, self.extra_objects, generator=draw.generator)
-        masks += [label == others[chosen[:, index]].view(-1, 1, 1, 1) for index in range(self.extra_objects)]
-        return torch.stack(masks, 1)
+        return label[:, None] == others[chosen][..., None, None, None]
+
+
+def _seen(label: Tensor, values: Tensor) -> Tensor:
+    """The largest share of a slice that each value takes in each clip, ``(V, values)``."""
+    return (label[..., None, ::2, ::2] == values.view(-1, 1, 1)).flatten(3).float().mean(3).amax(1)
