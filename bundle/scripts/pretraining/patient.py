@@ -30,7 +30,9 @@ POPULATION = {
 }
 TISSUE_INDEX = {name: index for index, name in enumerate(TISSUES)}
 LABEL_INDEX = {name: index for index, name in enumerate(LABELS)}
-_OF_AN_ORGAN = len(shapes.ORGANS)  # labels up to this one are kept when fat or a vessel is laid over them
+_OF_AN_ORGAN = len(shapes.ORGANS)  # labels up to this one are organs
+# what organs are made of, inside
+_PARTS = {"hepatic vessel", "renal medulla", "renal sinus", "renal pelvis", "stone"}
 
 
 class Patient(shapes.Body):
@@ -57,15 +59,16 @@ class Patient(shapes.Body):
         self.wall = rng.uniform(8.0, 20.0)
         self.cavity, self.dome = self._cavity(), self._dome() + rng.uniform(-16, 8)
 
-    def paint(self, tissue: str, distance: np.ndarray, region, label: int | None = None) -> None:
+    def paint(self, tissue: str, distance: np.ndarray, region: shapes.Region, label: int | None = None) -> None:
         """Lays a tissue over what is there; see :meth:`~scripts.data.phantom_anatomy.Body.paint`.
 
-        Without a label, and outside :meth:`labelled`, organs keep theirs and everything else loses it.
+        Without a label, and outside :meth:`labelled`, what is painted belongs to nothing, but for the parts of an organ,
+        which keep its label.
         """
         inside = distance < 0
         self.tissue[region][inside] = TISSUE_INDEX[tissue]
         labels = self.label[region]
-        if label is None and self.context is None:
+        if label is None and self.context is None and tissue in _PARTS:
             inside = inside & (labels > _OF_AN_ORGAN)
         labels[inside] = label or self.context or 0
 
