@@ -14,8 +14,8 @@ from scipy.spatial.transform import Rotation
 
 ORGANS = ("spleen", "right kidney", "left kidney", "liver")
 
-_SPLEEN, _RIGHT_KIDNEY, _LEFT_KIDNEY, _LIVER = range(1, 5)
-_LARGEST_WARP = 14.0  # mm; bounding boxes of shapes are widened by it
+SPLEEN, RIGHT_KIDNEY, LEFT_KIDNEY, LIVER = range(1, 5)
+LARGEST_WARP = 14.0  # mm; bounding boxes of shapes are widened by it
 _EDGE = 2.0  # mm over which a surface fades, the in-plane partial volume of the default spacing
 
 Region = tuple[slice, slice, slice]
@@ -36,7 +36,7 @@ def smooth_field(rng: np.random.Generator, axes: Sequence[np.ndarray], knots: fl
     return field.astype(np.float32)
 
 
-def _ellipsoid(points: Sequence[np.ndarray], centre: Sequence[float], radii: Sequence[float]) -> np.ndarray:
+def ellipsoid(points: Sequence[np.ndarray], centre: Sequence[float], radii: Sequence[float]) -> np.ndarray:
     """Approximate distance to an ellipsoid: exact in sign, and in millimetres near its surface."""
     scaled = [(axis - middle) / radius for axis, middle, radius in zip(points, centre, radii)]
     inner = np.sqrt(sum(axis * axis for axis in scaled))
@@ -45,13 +45,13 @@ def _ellipsoid(points: Sequence[np.ndarray], centre: Sequence[float], radii: Seq
     return inner * (inner - 1) / np.maximum(slope, 1e-6)
 
 
-def _smooth_maximum(first: np.ndarray, second: np.ndarray, width: float) -> np.ndarray:
+def smooth_maximum(first: np.ndarray, second: np.ndarray, width: float) -> np.ndarray:
     """Intersection of two shapes whose common edge is rounded over about ``width`` millimetres."""
     return 0.5 * (first + second + np.sqrt((first - second) ** 2 + width**2))
 
 
-def _smooth_minimum(first: np.ndarray, second: np.ndarray, width: float) -> np.ndarray:
-    return -_smooth_maximum(-first, -second, width)
+def smooth_minimum(first: np.ndarray, second: np.ndarray, width: float) -> np.ndarray:
+    return -smooth_maximum(-first, -second, width)
 
 
 class Body:
@@ -74,7 +74,7 @@ class Body:
         self.points = []
         for line, amplitude in zip(mesh, (5.0, 5.0, 4.0)):
             warp = amplitude * smooth_field(rng, self.axes, 75.0) + 1.2 * smooth_field(rng, self.axes, 35.0)
-            self.points.append(line + np.clip(warp, -_LARGEST_WARP, _LARGEST_WARP))
+            self.points.append(line + np.clip(warp, -LARGEST_WARP, LARGEST_WARP))
         self.bumps = smooth_field(rng, self.axes, 22.0)  # unevenness of surfaces
         self.label = np.zeros(self.shape, np.uint8)
         self.layers: list[tuple[str, Region, np.ndarray]] = []
@@ -103,7 +103,7 @@ class Body:
 
     def near(self, low: Sequence[float], high: Sequence[float]) -> Region:
         """The part of the grid that can hold a shape within ``low`` ... ``high`` (reference millimetres)."""
-        margin = _LARGEST_WARP + _EDGE + 4.0  # for the bumps
+        margin = LARGEST_WARP + _EDGE + 4.0  # for the bumps
         bounds = []
         for axis, start, stop in zip(self.axes, low, high):
             bounds.append(slice(*np.searchsorted(axis, (start - margin, stop + margin))))
@@ -126,7 +126,7 @@ class Body:
         """Paints an ellipsoid inside the cavity or out of it, with an uneven surface."""
         centre, radii = np.asarray(centre, float), np.asarray(radii, float)
         region = self.near(centre - radii, centre + radii)
-        self.paint(tissue, _ellipsoid(self.at(region), centre, radii) + self.bumps[region], region, label)
+        self.paint(tissue, ellipsoid(self.at(region), centre, radii) + self.bumps[region], region, label)
 
     def tube_distance(self, points: Sequence[Sequence[float]], radii: Sequence[float]) -> tuple[np.ndarray, Region]:
         """Distance to a tube along straight pieces between ``points``, its radius linear between ``radii``."""
@@ -159,18 +159,18 @@ def build_body(rng: np.random.Generator, axes: Sequence[np.ndarray]) -> Body:
     """Paints a patient from the outside in; the order decides what cuts into what."""
     body = Body(rng, axes)
     _paint_trunk(body)
-    _paint_chest(body)
-    _paint_bowel(body)
+    paint_chest(body)
+    paint_bowel(body)
     _paint_stomach(body)
-    _paint_pancreas(body)
+    paint_pancreas(body)
     _paint_spleen(body)
     _paint_liver(body)
-    _paint_renal_vessels(body)
-    for side, label in ((1, _RIGHT_KIDNEY), (-1, _LEFT_KIDNEY)):
+    paint_renal_vessels(body)
+    for side, label in ((1, RIGHT_KIDNEY), (-1, LEFT_KIDNEY)):
         _paint_kidney(body, side, label)
     _paint_great_vessels(body)
-    _paint_spine(body)
-    _paint_ribs(body)
+    paint_spine(body)
+    paint_ribs(body)
     return body
 
 
@@ -198,21 +198,21 @@ def _paint_trunk(body: Body) -> None:
         body.paint("muscle", np.maximum(sheet, 40 - body.points[1][rectus]), rectus)
 
 
-def _paint_chest(body: Body) -> None:
+def paint_chest(body: Body) -> None:
     """Lung bases over the diaphragm, the mediastinum between them, and the heart on the diaphragm."""
     x, y, z = body.points
     everywhere = body.everywhere
-    lung = _smooth_maximum(body.cavity + 1.5, -body.dome, 4.0)
-    mediastinum = _ellipsoid((x, y), (-3, -28), (36, 34))
+    lung = smooth_maximum(body.cavity + 1.5, -body.dome, 4.0)
+    mediastinum = ellipsoid((x, y), (-3, -28), (36, 34))
     body.paint("muscle", np.maximum(body.cavity, np.maximum(np.abs(body.dome) - 2, 20 - z)), everywhere)
-    body.paint("lung", _smooth_maximum(lung, -mediastinum, 4.0), everywhere)
+    body.paint("lung", smooth_maximum(lung, -mediastinum, 4.0), everywhere)
     centre = np.array([-22, 34, 104]) + body.jitter(8, 5, 3)
     body.ellipsoid("fat", centre, (63, 50, 46))
     body.ellipsoid("heart", centre + (0, 0, 4), (56, 43, 42))
     body.tube("muscle", [(-6, 2, 120), (-8, 4, 55), (-24, 12, 46)], (8, 8, 7))  # oesophagus
 
 
-def _paint_loop(
+def paint_loop(
     body: Body, points: Sequence[Sequence[float]], radii: Sequence[float], content: str, gas: float, haustra: float = 0
 ) -> None:
     """A piece of bowel: wall, content, and gas in the share ``gas`` of its calibre that lies most anterior."""
@@ -233,7 +233,7 @@ def _paint_loop(
         body.paint("gas", np.maximum(distance + 2.6, level - y), region)
 
 
-def _paint_bowel(body: Body) -> None:
+def paint_bowel(body: Body) -> None:
     """Small bowel in the lower middle with mesenteric vessels, and the colon around it."""
     rng = body.rng
     for _ in range(36):
@@ -241,7 +241,7 @@ def _paint_bowel(body: Body) -> None:
         steps = rng.normal(0, 1, (2, 3)) * (17, 13, 9)
         points = start + np.vstack([np.zeros(3), np.cumsum(steps, 0)])
         content = ("bowel fluid", "bowel oral", "bowel oral")[rng.integers(3)]
-        _paint_loop(body, points, np.full(3, rng.uniform(9, 13)), content, rng.choice([0, 0, 0, 0.25]))
+        paint_loop(body, points, np.full(3, rng.uniform(9, 13)), content, rng.choice([0, 0, 0, 0.25]))
     for _ in range(26):
         start = np.array([rng.uniform(-70, 60), rng.uniform(-5, 50), rng.uniform(-120, -15)])
         body.tube("vein", [start, start + rng.normal(0, 1, 3) * (13, 9, 18)], np.full(2, rng.uniform(1.4, 2.6)))
@@ -254,7 +254,7 @@ def _paint_bowel(body: Body) -> None:
     )
     for points, width in zip(colon, (1.15, 1.0, 0.95, 0.75)):
         radii = width * calibre * rng.uniform(0.8, 1.1, 3)
-        _paint_loop(body, points, radii, "stool", rng.uniform(0, 0.5), haustra=1.6)
+        paint_loop(body, points, radii, "stool", rng.uniform(0, 0.5), haustra=1.6)
 
 
 def _paint_stomach(body: Body) -> None:
@@ -274,11 +274,11 @@ def _paint_stomach(body: Body) -> None:
     body.paint("gas", np.maximum(inner, level - body.points[1][region]), region)
 
 
-def _paint_pancreas(body: Body) -> None:
+def paint_pancreas(body: Body) -> None:
     """Duodenum, pancreas, the splenic vein along its back and the mesenteric vessels through it."""
     shift = body.jitter(4, 4, 6)
     head, neck, tail = np.array([36, 8, -18]) + shift, np.array([4, 22, 2]) + shift, np.array([-66, -8, 20]) + shift
-    _paint_loop(body, [head + (12, 8, 16), head + (20, 2, -8), head + (8, -6, -30)], (11, 12, 11), "bowel oral", 0)
+    paint_loop(body, [head + (12, 8, 16), head + (20, 2, -8), head + (8, -6, -30)], (11, 12, 11), "bowel oral", 0)
     thickness = body.rng.uniform(0.85, 1.15)
     points = [head + (0, 0, -12), head, neck, neck + (-34, -8, 10), tail]
     body.tube("pancreas", points, np.array([10, 13, 9, 10, 8]) * thickness, uneven=2.2)
@@ -296,17 +296,17 @@ def _paint_spleen(body: Body) -> None:
     reach = radii.max()
     region = body.near(centre - reach, centre + reach)
     turn = Rotation.from_euler("zyx", [-18, 8, 12] + body.jitter(12, 8, 10), degrees=True).as_matrix()
-    local = _turned(body.at(region), centre, turn)
-    distance = _ellipsoid(local, (0, 0, 0), radii) + 1.3 * body.bumps[region]
-    hollow = _ellipsoid(local, (48 * size + rng.uniform(-2, 7), 13, 0), (37, 42, 75))
-    distance = _smooth_maximum(distance, -hollow, 7.0)
-    distance = _smooth_maximum(distance, body.cavity[region] + 2.5, 4.0)
-    distance = _smooth_maximum(distance, body.dome[region] + 2, 4.0)
+    local = turned(body.at(region), centre, turn)
+    distance = ellipsoid(local, (0, 0, 0), radii) + 1.3 * body.bumps[region]
+    hollow = ellipsoid(local, (48 * size + rng.uniform(-2, 7), 13, 0), (37, 42, 75))
+    distance = smooth_maximum(distance, -hollow, 7.0)
+    distance = smooth_maximum(distance, body.cavity[region] + 2.5, 4.0)
+    distance = smooth_maximum(distance, body.dome[region] + 2, 4.0)
     body.paint("fat", distance - rng.uniform(1, 3), region)
-    body.paint("spleen", distance, region, _SPLEEN)
+    body.paint("spleen", distance, region, SPLEEN)
 
 
-def _turned(points: Sequence[np.ndarray], centre: Sequence[float], matrix: np.ndarray) -> list[np.ndarray]:
+def turned(points: Sequence[np.ndarray], centre: Sequence[float], matrix: np.ndarray) -> list[np.ndarray]:
     """Coordinates around ``centre`` along the columns of a rotation matrix, float32."""
     offset = [axis - np.float32(middle) for axis, middle in zip(points, centre)]
     return [sum(axis * np.float32(weight) for axis, weight in zip(offset, column)) for column in matrix.T]
@@ -319,26 +319,26 @@ def _paint_liver(body: Body) -> None:
     x, y, z = points = body.at(region)
     size = rng.uniform(0.93, 1.05)
     tip = -52 + rng.uniform(-12, 12)
-    right = _ellipsoid(points, np.array([80, 2, 14]) + body.jitter(3, 4, 3), np.array([76, 88, 92]) * size)
+    right = ellipsoid(points, np.array([80, 2, 14]) + body.jitter(3, 4, 3), np.array([76, 88, 92]) * size)
     # the visceral surface rises from the tip towards the middle, and its back is cut by the kidney's bed
     floor = tip + np.minimum(0.56 * (110 - x) + 0.12 * (y - 10), 70 + 0.1 * (110 - x))
-    right = _smooth_maximum(right, 0.8 * (floor - z), 14.0)
+    right = smooth_maximum(right, 0.8 * (floor - z), 14.0)
     # the kidney lies behind the liver, never within it
-    right = _smooth_maximum(right, -_ellipsoid(points, (58, -64, -30), (38, 40, 52)), 6.0)
+    right = smooth_maximum(right, -ellipsoid(points, (58, -64, -30), (38, 40, 52)), 6.0)
     reach = rng.uniform(-85, -35)  # how far the left lobe goes beyond the midline
     middle = (reach + 70) / 2
-    left = _ellipsoid(points, (middle, 48 + rng.uniform(-4, 4), 27 + rng.uniform(-4, 4)), (70 - middle, 37, 35))
+    left = ellipsoid(points, (middle, 48 + rng.uniform(-4, 4), 27 + rng.uniform(-4, 4)), (70 - middle, 37, 35))
     # the left lobe thins towards its end
-    left = _smooth_maximum(left, 0.85 * (3 - 0.22 * (x - 30) - z), 8.0)
-    caudate = _ellipsoid(points, (20, 12, 30), (24, 19, 27))
-    distance = _smooth_minimum(_smooth_minimum(right, left, 12.0), caudate, 6.0) + 1.2 * body.bumps[region]
-    distance = _smooth_maximum(distance, body.cavity[region] + 2.5, 4.0)
-    distance = _smooth_maximum(distance, body.dome[region] + 1.5, 3.0)
+    left = smooth_maximum(left, 0.85 * (3 - 0.22 * (x - 30) - z), 8.0)
+    caudate = ellipsoid(points, (20, 12, 30), (24, 19, 27))
+    distance = smooth_minimum(smooth_minimum(right, left, 12.0), caudate, 6.0) + 1.2 * body.bumps[region]
+    distance = smooth_maximum(distance, body.cavity[region] + 2.5, 4.0)
+    distance = smooth_maximum(distance, body.dome[region] + 1.5, 3.0)
     # crura, oesophagus and spine keep the posterior middle free
-    distance = _smooth_maximum(distance, -_ellipsoid((x, y), (-4, -24), (31, 31)), 6.0)
+    distance = smooth_maximum(distance, -ellipsoid((x, y), (-4, -24), (31, 31)), 6.0)
     body.paint("fat", distance - rng.uniform(0.5, 2), region)
-    body.paint("liver", distance, region, _LIVER)
-    _paint_hepatic_vessels(body, distance, region)
+    body.paint("liver", distance, region, LIVER)
+    paint_hepatic_vessels(body, distance, region)
     # the fissure of the falciform ligament, and the gallbladder in its bed
     fissure = rng.uniform(14, 26)
     body.tube("fat", [(fissure, 84, 22), (fissure - 2, 58, 14), (fissure - 2, 46, 8)], (5, 4, 3), 0)
@@ -346,7 +346,7 @@ def _paint_liver(body: Body) -> None:
     body.tube("gallbladder", [bed + (-10, -14, 12), bed + (4, 12, -10)], (6, rng.uniform(10, 16)), 0)
 
 
-def _paint_hepatic_vessels(body: Body, liver: np.ndarray, region: Region) -> None:
+def paint_hepatic_vessels(body: Body, liver: np.ndarray, region: Region) -> None:
     """Portal branches from the hilum and hepatic veins into the cava; they belong to the liver's label inside it."""
     hilum, cava = np.array([28, 14, 14]), np.array([21, -2, 60])
     ends = {
@@ -364,14 +364,14 @@ def _paint_hepatic_vessels(body: Body, liver: np.ndarray, region: Region) -> Non
     body.tube("vein", [(6, 12, -4), hilum], (7, 7), 0)
 
 
-def _kidney_centre(side: int) -> np.ndarray:
+def kidney_centre(side: int) -> np.ndarray:
     """Reference position in millimetres; ``side`` is 1 on the right, -1 on the left. The right one lies lower."""
     return np.array([65.0 * side, -41.0, -27.0 if side > 0 else -14.0])
 
 
-def _paint_renal_vessels(body: Body) -> None:
+def paint_renal_vessels(body: Body) -> None:
     for side, trunk in ((1, (20, -4)), (-1, (-9, -2))):
-        hilum = _kidney_centre(side) + (-18 * side, 10, 0)
+        hilum = kidney_centre(side) + (-18 * side, 10, 0)
         body.tube("vein", [hilum, (*trunk, hilum[2] + 6)], (4.5, 5))
         body.tube("aorta", [hilum + (0, -6, 2), (-9 + 8 * side, -12, hilum[2] + 8)], (2.4, 2.8))
     # the left renal vein crosses in front of the aorta
@@ -381,18 +381,18 @@ def _paint_renal_vessels(body: Body) -> None:
 def _paint_kidney(body: Body, side: int, label: int) -> None:
     """A bean with cortex, medulla, sinus and pelvis; the label is the whole bean, as in BTCV and CHAOS."""
     rng = body.rng
-    centre = _kidney_centre(side) + body.jitter(4, 5, 6)
+    centre = kidney_centre(side) + body.jitter(4, 5, 6)
     radii = np.array([28.0, 25.0, 50.0]) * rng.uniform(0.92, 1.07) * rng.uniform(0.95, 1.05, 3)
     region = body.near(centre - radii.max(), centre + radii.max())
     # local axes: medial, anterior, superior; upper poles lean medially and backwards, the hilum looks forward
     x, y, z = (axis - np.float32(middle) for axis, middle in zip(body.at(region), centre))
     turn = Rotation.from_euler("zyx", [28, 13, 12] + body.jitter(10, 5, 5), degrees=True).as_matrix()
-    medial, anterior, long = _turned((-side * x, y, z), (0, 0, 0), turn)
+    medial, anterior, long = turned((-side * x, y, z), (0, 0, 0), turn)
     bent = medial - 9 * (long / radii[2]) ** 2 + 3
-    distance = _ellipsoid((bent, anterior, long), (0, 0, 0), radii) + 0.9 * body.bumps[region]
+    distance = ellipsoid((bent, anterior, long), (0, 0, 0), radii) + 0.9 * body.bumps[region]
     local = (medial, anterior, long)
-    notch = _ellipsoid(local, (radii[0] + 1, 0, 0), (17, 8.5, 17))
-    distance = _smooth_maximum(distance, -notch, 4.0)
+    notch = ellipsoid(local, (radii[0] + 1, 0, 0), (17, 8.5, 17))
+    distance = smooth_maximum(distance, -notch, 4.0)
     body.paint("fat", distance - rng.uniform(2.0, 6.0), region, 0)  # perirenal fat parts it from liver and spleen
     # the vessels of the hilum reach through that fat
     hilum = [(radii[0] - 6, 1, 2), (radii[0] + 20, 2, 4)]
@@ -402,9 +402,9 @@ def _paint_kidney(body: Body, side: int, label: int) -> None:
     body.paint("renal cortex", distance, region, label)
     pyramids = np.cos(long * (2 * np.pi / 15)) * 1.6 + 1.4 * body.bumps[region]
     body.paint("renal medulla", distance + rng.uniform(6.5, 8.5) + pyramids, region)
-    sinus = _ellipsoid(local, (11, 0, 0), (15, 8, 22)) + 1.5 * body.bumps[region]
+    sinus = ellipsoid(local, (11, 0, 0), (15, 8, 22)) + 1.5 * body.bumps[region]
     body.paint("renal sinus", np.maximum(sinus, distance + 1), region)
-    pelvis = _ellipsoid(local, (14, 0, -4), (12, 4.5, rng.uniform(8, 14)))
+    pelvis = ellipsoid(local, (14, 0, -4), (12, 4.5, rng.uniform(8, 14)))
     body.paint("renal pelvis", np.maximum(pelvis, distance + 1), region)
 
 
@@ -416,7 +416,7 @@ def _paint_great_vessels(body: Body) -> None:
     body.tube("vein", cava, np.array([12, 11.5, 10.5, 10]) * body.rng.uniform(0.85, 1.1), 0)
 
 
-def _paint_spine(body: Body) -> None:
+def paint_spine(body: Body) -> None:
     """Vertebrae and discs, one every 33 mm or so, with arch, processes and the canal."""
     rng = body.rng
     region = body.near((-55, -115, -400), (55, -15, 400))
@@ -424,28 +424,28 @@ def _paint_spine(body: Body) -> None:
     period = rng.uniform(31, 35)
     phase = np.mod(z + rng.uniform(0, period), period) - period / 2  # 0 in the middle of a vertebra
     height = np.abs(phase)
-    column = _ellipsoid((x, y), (0, -37), (24, 18))
+    column = ellipsoid((x, y), (0, -37), (24, 18))
     # a waist in the middle of each vertebra; the flat back faces the canal
-    column = _smooth_maximum(column + 1.5 - 0.006 * phase**2, -52 - y, 2.0)
-    canal = _ellipsoid((x, y), (0, -61), (10, 8))
-    arch = _ellipsoid((x, y), (0, -62), (17, 13.5))
+    column = smooth_maximum(column + 1.5 - 0.006 * phase**2, -52 - y, 2.0)
+    canal = ellipsoid((x, y), (0, -61), (10, 8))
+    arch = ellipsoid((x, y), (0, -62), (17, 13.5))
     spinous = np.maximum(np.abs(x) - 3.2, np.abs(y + 84) - 14)
     spinous = np.maximum(spinous, np.abs(phase + 5) - 10)
     transverse = np.maximum(np.hypot(y + 64 - 0.06 * np.abs(x), phase - 4) - 5, np.abs(x) - 37)
     body.paint("disc", column, region, 0)
     body.paint("cortical bone", np.maximum(column, height - period / 2 + 4.0), region)
     body.paint("marrow", np.maximum(column + 2.5, height - period / 2 + 6.0), region)
-    bones = _smooth_minimum(np.minimum(arch, transverse), spinous, 3.0)
+    bones = smooth_minimum(np.minimum(arch, transverse), spinous, 3.0)
     body.paint("cortical bone", np.maximum(bones, y + 50), region)
     body.paint("marrow", np.maximum(bones + 3, y + 53), region)
     # between two arches there are joints and ligaments rather than bone
     body.paint("muscle", np.maximum(np.maximum(arch, y + 56), period / 2 - 4.5 - height), region)
     body.paint("fat", canal, region)
     body.paint("canal", canal + 1.8, region)
-    body.paint("cord", np.maximum(_ellipsoid((x, y), (0, -61), (4.5, 3.8)), -30 - z), region)
+    body.paint("cord", np.maximum(ellipsoid((x, y), (0, -61), (4.5, 3.8)), -30 - z), region)
 
 
-def _paint_ribs(body: Body) -> None:
+def paint_ribs(body: Body) -> None:
     """Ribs inside the wall: they fall towards the front, so a slice cuts several as ovals; cartilage ends them."""
     x, y, z = body.points
     rng = body.rng

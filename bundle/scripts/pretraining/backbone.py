@@ -3,8 +3,8 @@
 Every object of a clip is decoded on each frame, and each time the mask decoder has something else to go by:
 
 * first frame: either the memory of the object's mask on that very frame, or clicks, a box or a mask as a prompt;
-* later frames: the memories of one or two earlier frames, made of true or of predicted masks, alone (SAM2's tracking)
-  or beside the frame's own memory (Equation 3 of the paper), with or without object pointers.
+* later frames: the memories of earlier frames, made of true or of predicted masks, alone (SAM2's tracking: the frame
+  that was shown, and those decoded last) or beside the frame's own memory (Equation 3 of the paper).
 
 The frame's own memory is what a diffusion prior will supply, imperfectly: so it is made of a warped, shifted or
 softened mask, mixed with another's and given noise, while the true mask stays the target.
@@ -12,7 +12,7 @@ softened mask, mixed with another's and given noise, while the true mask stays t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -23,6 +23,9 @@ from torch import Tensor, nn
 
 from ..networks.sam2_backbone import MASK_LOGIT, SAM2, ImageFeatures, Memory, mask_to_logits, resize_logits
 from ..training.handlers import save_atomically
+
+
+OwnMemories = Callable[[int], Tensor]  # of a frame, memories (V * K, M, h, w) of a prior, NaN where it has none
 
 
 class ClipModel(nn.Module):
@@ -52,7 +55,9 @@ class ClipModel(nn.Module):
         self.mask_weight, self.dice_weight = mask_weight, dice_weight
         self.iou_weight, self.object_weight = iou_weight, object_weight
 
-    def forward(self, image: Tensor, mask: Tensor, prompt_share: float | Tensor = 0.4) -> dict[str, Tensor]:
+    def forward(
+        self, image: Tensor, mask: Tensor, prompt_share: float | Tensor = 0.4, own: OwnMemories | None = None
+    ) -> dict[str, Tensor]:
         """Losses of a batch of clips.
 
         Args:
@@ -65,23 +70,22 @@ class ClipModel(nn.Module):
             ``dice_frame_0`` ... without gradient.
         """
         clips, objects, frames = mask.shape[:3]
-        if image.shape[-1] != self.backbone.image_size:  # the curriculum has reached a stage of another size
-            self.backbone.resize(image.shape[-1])
-        encoded = self.backbone.encode_image(image.flatten(0, 1))
+        encoded = self.encode(image)
         truth = mask.flatten(0, 1).float().transpose(0, 1)[:, :, None]  # (T, V * K, 1, S, S)
         rows = torch.arange(clips, device=image.device).repeat_interleave(objects) * frames
 
-        losses, past = [], []
+        losses, memories = [], []
         for frame in range(frames):
             features, target = encoded[rows + frame], truth[frame]
+            predicted = None if own is None else own(frame)
             if frame == 0:
-                conditioned, points, mask_prompt = self._first_frame(features, target, prompt_share)
+                conditioned, points, mask_prompt = self._first_frame(features, target, prompt_share, predicted)
             else:
-                conditioned, points, mask_prompt = self._later_frame(features, target, past), None, None
+                conditioned, points, mask_prompt = self._later_frame(features, target, memories, predicted), None, None
             outputs = self.backbone.predict_all_masks(conditioned, features, points, mask_prompt)
             losses.append(self._losses(outputs, target))
             if frame + 1 < frames:
-                past.append((features, target, outputs))
+                memories.append(self._past_memory(features, target, outputs))
         summary = {key: torch.stack([part[key] for part in losses]).mean() for key in ("mask", "dice", "iou", "object")}
         summary["loss"] = (
             self.mask_weight * summary["mask"]
@@ -92,10 +96,18 @@ class ClipModel(nn.Module):
         summary.update({f"dice_frame_{frame}": 1 - part["hard_dice_loss"] for frame, part in enumerate(losses)})
         return summary
 
-    def _first_frame(self, features: ImageFeatures, target: Tensor, prompt_share: float | Tensor):
+    def encode(self, image: Tensor) -> ImageFeatures:
+        """Features of all slices of clips ``(V, T, 1, S, S)``, frames running fastest."""
+        if image.shape[-1] != self.backbone.image_size:  # the curriculum has reached a stage of another size
+            self.backbone.resize(image.shape[-1])
+        return self.backbone.encode_image(image.flatten(0, 1))
+
+    def _first_frame(
+        self, features: ImageFeatures, target: Tensor, prompt_share: float | Tensor, predicted: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
         """Some of the objects from a prompt, the others from their own memory."""
         from_memory = torch.rand(len(target), 1, 1, 1, device=target.device) >= prompt_share
-        with_memory = self.backbone.condition(features, [Memory(self._own_memory(features, target))])
+        with_memory = self.backbone.condition(features, [Memory(self._own_memory(features, target, predicted))])
         conditioned = torch.where(from_memory, with_memory, self.backbone.condition(features))
         points, labels = random_prompts(target)
         labels = torch.where(from_memory.flatten(1), -1, labels)
@@ -106,41 +118,51 @@ class ClipModel(nn.Module):
             conditioned = self.backbone.condition(features)
         return conditioned, (points, labels), mask_prompt
 
-    def _later_frame(self, features: ImageFeatures, target: Tensor, past: Sequence) -> Tensor:
+    def _later_frame(
+        self, features: ImageFeatures, target: Tensor, past: Sequence[Tensor], predicted: Tensor | None
+    ) -> Tensor:
         own = torch.rand(()) < 0.6
-        pointers = torch.rand(()) < 0.3
-        memories = [Memory(self._own_memory(features, target))] if own else []
-        kept = past if torch.rand(()) < 0.7 else past[-1:]
-        for index, (earlier, truth, outputs) in enumerate(kept):
-            masks, ious, tokens, score = outputs
-            if torch.rand(()) < 0.5:
-                logits, score = mask_to_logits(truth), None
-            else:
-                best = ious[:, 1:].argmax(1) + 1
-                logits = masks[torch.arange(len(best)), best][:, None].detach()
-                logits = torch.where(score.detach()[..., None, None] > 0, logits, -MASK_LOGIT)
+        memories = [Memory(self._own_memory(features, target, predicted))] if own else []
+        # one neighbour in most walks; SAM2's tracking sees up to six
+        reach = 1 + int(torch.randint(2 if own else 6, ()))
+        kept = list(enumerate(past))[-reach:]
+        if not own and kept[0][0] > 0 and torch.rand(()) < 0.5:
+            kept = [(0, past[0]), *kept]  # the frame where the object was shown stays in sight
+        for index, memory in kept:
             # the frame where the object was shown is a conditioning memory when SAM2 tracks, a neighbour in Equation 3
-            distance = len(kept) - index
-            if not own and len(kept) == len(past) and index == 0 and torch.rand(()) < 0.5:
-                distance = 0
-            pointer = None
-            if pointers:
-                present = (truth.flatten(1).amax(1, keepdim=True) > 0).float()
-                pointer = self.backbone.model.obj_ptr_proj(tokens[:, 0])
-                pointer = present * pointer + (1 - present) * self.backbone.model.no_obj_ptr
-            memories.append(Memory(self.backbone.encode_memory(earlier, logits, score), distance, pointer))
+            shown = not own and index == 0 and (len(past) > reach or torch.rand(()) < 0.5)
+            distance = 0 if shown else min(len(past) - index, self.backbone.max_distance)
+            memories.append(Memory(memory, distance))
         return self.backbone.condition(features, memories)
 
-    def _own_memory(self, features: ImageFeatures, target: Tensor) -> Tensor:
-        """The memory of this very frame, as a diffusion prior would give it: close, not exact."""
-        memory = self.backbone.encode_memory(features, mask_to_logits(target))
-        imperfect = self.backbone.encode_memory(features, mask_to_logits(self._imperfect(target)))
+    def _past_memory(self, features: ImageFeatures, target: Tensor, outputs: tuple[Tensor, ...]) -> Tensor:
+        """What later frames remember of this one: of some objects the true mask, of the others the predicted one."""
+        masks, ious, _, score = outputs
+        best = ious[:, 1:].argmax(1) + 1
+        logits = masks[torch.arange(len(best), device=best.device), best][:, None].detach().float()
+        logits = torch.where(score.detach()[..., None, None] > 0, logits, -MASK_LOGIT)
+        given = torch.rand(len(target), 1, device=target.device) < 0.4
+        true_logits = mask_to_logits(target)
+        logits = torch.where(given[..., None, None], true_logits, resize_logits(logits, target.shape[-1]))
+        true_score = torch.where(target.flatten(1).amax(1, keepdim=True) > 0, MASK_LOGIT, -MASK_LOGIT)
+        return self.backbone.encode_memory(features, logits, torch.where(given, true_score, score.detach().float()))
+
+    def _own_memory(self, features: ImageFeatures, target: Tensor, predicted: Tensor | None = None) -> Tensor:
+        """The memory of this very frame, as a diffusion prior would give it: close, not exact; of those objects that
+        have a ``predicted`` one (the others' are NaN), it is that in half of the cases.
+        """
+        memory = self.backbone.encode_memory(features, mask_to_logits(target)).float()
+        imperfect = self.backbone.encode_memory(features, mask_to_logits(self._imperfect(target))).float()
         batch = (len(target), 1, 1, 1)
         share = torch.rand(batch, device=target.device) * (torch.rand(batch, device=target.device) < 0.7)
         memory = torch.lerp(memory, imperfect, share)
         sigma = self.memory_noise * torch.rand(batch, device=target.device).square()
         scale = memory.detach().std((0, 2, 3), keepdim=True)
-        return memory + sigma * scale * torch.randn_like(memory)
+        memory = memory + sigma * scale * torch.randn_like(memory)
+        if predicted is None:
+            return memory
+        known = ~predicted[:, :1, :1, :1].isnan() & (torch.rand(batch, device=target.device) < 0.6)
+        return torch.where(known, predicted.nan_to_num(0.0).to(memory.dtype), memory)
 
     def _imperfect(self, target: Tensor) -> Tensor:
         """Smoothly displaced and softened masks, ``(N, 1, S, S)`` in [0, 1]."""
@@ -232,12 +254,15 @@ def localise_memory_attention(backbone: SAM2, strength: float = 3.5, frequencies
 
 
 def pretraining_iteration(engine: SupervisedTrainer, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``iteration_update`` of MONAI's trainer for :class:`ClipModel`: one step; the output holds every loss."""
-    image = batch["image"].to(engine.state.device, non_blocking=engine.non_blocking)
-    mask = batch["mask"].to(engine.state.device, non_blocking=engine.non_blocking)
+    """``iteration_update`` of MONAI's trainer for :class:`ClipModel`: one step; the output holds every loss.
+
+    Where the trainer's ``amp`` is set, in bfloat16, as SAM2 itself is trained.
+    """
+    batch = {key: value.to(engine.state.device, non_blocking=engine.non_blocking) for key, value in batch.items()}
     engine.network.train()
     engine.optimizer.zero_grad(set_to_none=True)
-    losses = engine.network(image, mask, batch["prompt_share"].item())
+    with torch.autocast(engine.state.device.type, torch.bfloat16, enabled=engine.amp):
+        losses = engine.network(**batch)
     engine.fire_event(IterationEvents.FORWARD_COMPLETED)
     losses["loss"].backward()
     engine.fire_event(IterationEvents.BACKWARD_COMPLETED)

@@ -53,12 +53,7 @@ class SyntheticClips(Dataset):
 
     def stage(self) -> Mapping[str, int]:
         """The stage of the present epoch; the last one stays after its end."""
-        remaining = self.epoch
-        for stage in self.stages:
-            if remaining <= stage["epochs"]:
-                return stage
-            remaining -= stage["epochs"]
-        return self.stages[-1]
+        return stage_of(self.stages, self.epoch)
 
     def __len__(self) -> int:
         return self.length
@@ -79,6 +74,15 @@ class SyntheticClips(Dataset):
             masks = random_objects(labels, self.objects, generator)
             if masks is not None:
                 return {"image": render(labels, generator), "mask": masks}
+
+
+def stage_of(stages: Sequence[Mapping[str, int]], epoch: int) -> Mapping[str, int]:
+    """The stage of a curriculum that an epoch, counted from 1, belongs to; the last one stays after its end."""
+    for stage in stages:
+        if epoch <= stage["epochs"]:
+            return stage
+        epoch -= stage["epochs"]
+    return stages[-1]
 
 
 def _uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0, *shape: int) -> Tensor:

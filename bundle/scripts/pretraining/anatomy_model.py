@@ -1,0 +1,175 @@
+"""Pretraining of ``sam2_nano`` on anatomy: SAM2's task, and beside it a prior and a head that must name what is seen.
+
+On clips of painted patients (:mod:`.patient_clips`) the backbone learns three things together:
+
+* SAM2's own task, as on random shapes (:class:`.backbone.ClipModel`);
+* to be read by a memory prior: from the image embedding a small :class:`~scripts.networks.diffusion_prior.MemoryPrior` predicts each
+  organ's memory, which is decoded like any other, alone and beside the neighbours' (Equation 3), so that the decoder
+  learns to live with a prior's mistakes and the embedding to tell organs apart;
+* to name the structure of every pixel, through a head that is thrown away afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data.phantom_anatomy import ORGANS
+from ..networks.diffusion_prior import MemoryPrior
+from ..networks.sam2_backbone import MASK_LOGIT, SAM2, ImageFeatures, mask_to_logits
+from .backbone import ClipModel
+from .patient_clips import CLASSES
+
+
+def with_neighbours(image: Tensor) -> Tensor:
+    """Slices ``(V, T, 1, S, S)`` with the slice before and the one after as first and third channel, ``(V, T, 3, S, S)``.
+
+    SAM2's encoder has three channels, of which a grey image needs one. At the ends the slice is its own neighbour.
+    """
+    return torch.cat([image[:, :1], image, image[:, -1:]], 1).unfold(1, 3, 1).movedim(-1, 2).flatten(2, 3)
+
+
+class NamingHead(nn.Module):
+    """Names the structure of every pixel: from the embedding alone at its stride, and with the finer maps at stride 4.
+
+    Args:
+        channels: C of the backbone's embedding.
+        classes: number of structures.
+        width: of the head.
+    """
+
+    def __init__(self, channels: int, classes: int, width: int = 96) -> None:
+        super().__init__()
+        self.coarse = nn.Conv2d(channels, classes, 1)
+        self.embedding = nn.Conv2d(channels, width, 1)
+        self.eighth = nn.Conv2d(channels // 4, width, 1)
+        self.quarter = nn.Conv2d(channels // 8, width, 1)
+        self.mix = nn.Conv2d(width, width, 3, padding=1)
+        self.fine = nn.Conv2d(width, classes, 1)
+
+    def forward(self, features: ImageFeatures) -> tuple[Tensor, Tensor]:
+        """Logits ``(B, classes, S/16, S/16)`` and ``(B, classes, S/4, S/4)``."""
+        hidden = F.interpolate(self.embedding(features.embedding), scale_factor=2, mode="bilinear")
+        hidden = F.relu(hidden + self.eighth(features.high_res[1]))
+        hidden = F.interpolate(hidden, scale_factor=2, mode="bilinear") + self.quarter(features.high_res[0])
+        return self.coarse(features.embedding), self.fine(F.relu(self.mix(F.relu(hidden))))
+
+
+class AnatomyModel(ClipModel):
+    """SAM2 with its pretraining losses, a prior's and a naming head's.
+
+    ``forward`` takes what :class:`ClipModel` takes and, for clips of anatomy, ``classes``; of those the first objects are
+    the prior's organs.
+
+    Args:
+        backbone: the trainable SAM2.
+        prior: of the organs that come first among a clip's objects.
+        prior_weight, naming_weight: of the added losses.
+        context_share: of batches in which each slice is shown between its neighbours, as :func:`with_neighbours` does.
+        kwargs: of :class:`ClipModel`.
+    """
+
+    def __init__(
+        self,
+        backbone: SAM2,
+        prior: MemoryPrior,
+        prior_weight: float = 0.5,
+        naming_weight: float = 0.5,
+        context_share: float = 0.5,
+        **kwargs,
+    ) -> None:
+        super().__init__(backbone, **kwargs)
+        self.context_share = context_share
+        self.prior, self.prior_weight, self.naming_weight = prior, prior_weight, naming_weight
+        self.head = NamingHead(backbone.embedding_channels, len(CLASSES))
+
+    def forward(
+        self,
+        image: Tensor,
+        mask: Tensor,
+        prompt_share: float | Tensor = 0.4,
+        organ: Tensor | None = None,
+        classes: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Losses of a batch of clips.
+
+        Args:
+            image, mask, prompt_share: see :class:`ClipModel`.
+            organ: ``(V, n)``, which organs the first n objects of each clip are; None for clips of random shapes.
+            classes: ``(V, T, S, S)``, indices into :data:`.patient_clips.CLASSES`.
+        """
+        if organ is None or classes is None:
+            return super().forward(image, mask, prompt_share)
+        clips, objects, frames = mask.shape[:3]
+        organs = organ.shape[1]
+        if torch.rand(()) < self.context_share:
+            image = with_neighbours(image)
+        encoded = self.encode(image)
+        predicted, prior_error = self._predict_memories(encoded, mask[:, :organs], organ)
+        predicted = predicted.unflatten(0, (clips, frames, organs))
+        others = predicted.new_full((clips, objects - organs, *predicted.shape[3:]), torch.nan)
+
+        def own(frame: int) -> Tensor:
+            return torch.cat([predicted[:, frame], others], 1).flatten(0, 1)
+
+        self._encoded = encoded  # what super().forward asks encode() for; encoding twice would double the cost
+        losses = super().forward(image, mask, prompt_share, own)
+        losses["naming"] = self._naming_loss(encoded, classes)
+        losses["prior"] = prior_error
+        losses["loss"] = losses["loss"] + self.prior_weight * losses["prior"] + self.naming_weight * losses["naming"]
+        return losses
+
+    def encode(self, image: Tensor) -> ImageFeatures:
+        kept, self._encoded = getattr(self, "_encoded", None), None
+        return super().encode(image) if kept is None else kept
+
+    def _predict_memories(self, encoded: ImageFeatures, mask: Tensor, organ: Tensor) -> tuple[Tensor, Tensor]:
+        """The prior's memories ``(V * T * n, M, h, w)``, from pure noise, and the error of Equation 1."""
+        frames, organs = mask.shape[2], organ.shape[1]
+        target = mask.transpose(1, 2).flatten(0, 2)[:, None].float()  # organs run fastest, then frames
+        repeated = encoded.repeat_interleave(organs)
+        with torch.no_grad():
+            score = torch.where(target.flatten(1).amax(1, keepdim=True) > 0, MASK_LOGIT, -MASK_LOGIT)
+            memory = self.backbone.encode_memory(repeated, mask_to_logits(target), score).float()
+            self._follow_statistics(memory, encoded.embedding.float())
+        organ = organ[:, None].expand(-1, frames, -1).flatten()
+        last = torch.full_like(organ, self.prior.scheduler.config.num_train_timesteps - 1)
+        error, predicted = self.prior(memory, repeated, organ, last)
+        return predicted, error.mean()
+
+    def _follow_statistics(self, memory: Tensor, embedding: Tensor, momentum: float = 0.02) -> None:
+        """Memories and embeddings change as the backbone learns: the prior's statistics of them follow slowly."""
+        if self.training:
+            for name, values in (("memory", memory), ("embedding", embedding)):
+                std, mean = torch.std_mean(values, (0, 2, 3), keepdim=True)
+                getattr(self.prior, f"{name}_mean").lerp_(mean, momentum)
+                getattr(self.prior, f"{name}_std").lerp_(std.clamp_min(1e-4), momentum)
+
+    def _naming_loss(self, encoded: ImageFeatures, classes: Tensor) -> Tensor:
+        coarse, fine = self.head(encoded)
+        classes = classes.flatten(0, 1)
+        step = classes.shape[-1] // fine.shape[-1]
+        at_quarter = classes[:, step // 2 :: step, step // 2 :: step]
+        shares = F.one_hot(at_quarter, fine.shape[1]).permute(0, 3, 1, 2).float()
+        shares = F.adaptive_avg_pool2d(shares, coarse.shape[-2:])
+        weight = torch.full((fine.shape[1],), 1.0, device=fine.device)
+        weight[: len(ORGANS)] = 3.0
+        named = F.cross_entropy(fine.float(), at_quarter, weight)
+        return named + F.cross_entropy(coarse.float(), shares, weight)
+
+    @torch.no_grad()
+    def fit_statistics(self, batches: Iterable[dict[str, Tensor]]) -> None:
+        """Fits the prior's statistics to memories and embeddings of clips."""
+        self.prior.fit_statistics(self._memories_of(batches))
+
+    def _memories_of(self, batches: Iterable[dict[str, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in batches:
+            encoded = self.encode(batch["image"])
+            mask = batch["mask"][:, : batch["organ"].shape[1]].transpose(1, 2).flatten(0, 2)[:, None].float()
+            present = mask.flatten(1).any(1)
+            repeated = encoded.repeat_interleave(batch["organ"].shape[1])[present]
+            if present.any():
+                yield self.backbone.encode_memory(repeated, mask_to_logits(mask[present])), repeated.embedding

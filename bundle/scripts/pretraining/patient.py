@@ -1,0 +1,93 @@
+"""A patient under construction: what tissues and labels there are, and how shapes are laid over one another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from ..data import phantom_anatomy as shapes
+from ..data.phantom_rendering import TISSUES as PHANTOM_TISSUES
+
+SHAPE, SPACING = (224, 192, 64), (2.0, 2.0, 4.0)  # voxels and mm along right, anterior, superior
+TISSUES = (
+    *PHANTOM_TISSUES,
+    *("lesion", "cyst", "stone", "ascites", "effusion", "gland", "adrenal", "table", "spleen pulp", "liver fat"),
+)
+LABELS = (
+    "background",
+    *shapes.ORGANS,
+    *("gallbladder", "stomach", "aorta", "vena cava", "pancreas", "spine", "bowel", "heart", "lung", "collection"),
+)
+#: Volume in ml, mean and standard deviation over adults, of CT volumetry (liver and spleen: Geraghty et al., Radiology
+#: 2004; kidneys with their sinus: Cheong et al., CJASN 2007, and the patients of CHAOS).
+POPULATION = {
+    "spleen": (215.0, 110.0),
+    "right kidney": (190.0, 45.0),
+    "left kidney": (195.0, 45.0),
+    "liver": (1550.0, 350.0),
+}
+TISSUE_INDEX = {name: index for index, name in enumerate(TISSUES)}
+LABEL_INDEX = {name: index for index, name in enumerate(LABELS)}
+_OF_AN_ORGAN = len(shapes.ORGANS)  # labels up to this one are organs
+# what organs are made of, inside
+_PARTS = {"hepatic vessel", "renal medulla", "renal sinus", "renal pelvis", "stone"}
+
+
+class Patient(shapes.Body):
+    """A patient under construction, as :class:`~scripts.data.phantom_anatomy.Body`, painted as tissues rather than as layers of grey."""
+
+    def __init__(self, rng: np.random.Generator, axes: Sequence[np.ndarray]) -> None:
+        super().__init__(rng, axes)
+        self.raw_axes = axes
+        self.tissue = np.zeros(self.shape, np.uint8)
+        self.context: int | None = None
+        # child to tall, flat to round, short to long; the phantoms' own draw is undone
+        frame = rng.uniform(0.74, 1.0) if rng.random() < 0.15 else rng.uniform(0.92, 1.2)
+        scale = frame * np.array([rng.uniform(0.92, 1.08), rng.uniform(0.82, 1.25), rng.uniform(0.88, 1.22)])
+        shift = rng.uniform(-1, 1, 3) * (12, 12, 12)
+        self.axes = [(axis - offset) / size for axis, offset, size in zip(axes, shift, scale)]
+        mesh = np.meshgrid(*(axis.astype(np.float32) for axis in self.axes), indexing="ij", sparse=True)
+        self.points = []
+        coarse, fine = rng.uniform(3, 8), rng.uniform(0.6, 2.2)
+        for line in mesh:
+            warp = coarse * shapes.smooth_field(rng, self.axes, 75.0)
+            warp += fine * shapes.smooth_field(rng, self.axes, 35.0)
+            self.points.append(line + np.clip(warp, -shapes.LARGEST_WARP, shapes.LARGEST_WARP))
+        self.bumps = rng.uniform(0.5, 1.8) * shapes.smooth_field(rng, self.axes, 22.0)
+        self.wall = rng.uniform(8.0, 20.0)
+        self.cavity, self.dome = self._cavity(), self._dome() + rng.uniform(-16, 8)
+
+    def paint(self, tissue: str, distance: np.ndarray, region: shapes.Region, label: int | None = None) -> None:
+        """Lays a tissue over what is there; see :meth:`~scripts.data.phantom_anatomy.Body.paint`.
+
+        Without a label, and outside :meth:`labelled`, what is painted belongs to nothing, but for the parts of an organ,
+        which keep its label.
+        """
+        inside = distance < 0
+        self.tissue[region][inside] = TISSUE_INDEX[tissue]
+        labels = self.label[region]
+        if label is None and self.context is None and tissue in _PARTS:
+            inside = inside & (labels > _OF_AN_ORGAN)
+        labels[inside] = label or self.context or 0
+
+    @contextmanager
+    def labelled(self, name: str) -> Iterator[None]:
+        """Everything painted in this block belongs to one structure."""
+        self.context = LABEL_INDEX[name]
+        try:
+            yield
+        finally:
+            self.context = None
+
+    def chance(self, share: float) -> bool:
+        return bool(self.rng.random() < share)
+
+    def inside_organ(self, label: int) -> np.ndarray | None:
+        """A random voxel of an organ, in reference millimetres; None where it is not there."""
+        voxels = np.flatnonzero(self.label == label)
+        if not len(voxels):
+            return None
+        voxel = np.unravel_index(self.rng.choice(voxels), self.shape)
+        return np.array([axis[voxel] for axis in self.points])

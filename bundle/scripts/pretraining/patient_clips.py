@@ -1,0 +1,239 @@
+"""Clips of painted patients in random contrasts: the anatomical half of what ``sam2_nano`` and its prior learn from.
+
+A patient (:mod:`.anatomy`) is a map of tissues. A clip is a few parallel slices of one, bent, tilted, scaled and cut
+as scans are, in which each tissue has drawn its grey anew: at random most of the time, else in the order of CT or of T1-
+or T2-weighted MR. Everything runs on the device that trains, in tensors, and follows one seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..data.phantom_anatomy import ORGANS
+from .contrasts import Draw, render
+from .patient import LABEL_INDEX, LABELS, SPACING, TISSUE_INDEX, TISSUES
+from .synthetic_clips import stage_of
+
+#: What an auxiliary head names in every pixel: the labels, and of the rest the kind of tissue.
+CLASSES = (*LABELS[1:], "air", "skin and fat", "muscle", "bone", "vessel", "other")
+
+
+def _class_table() -> Tensor:
+    """For each tissue the index into :data:`CLASSES` that it has where no label names it."""
+    kinds = {
+        "air": ("air", "gas", "table"),
+        "skin and fat": ("skin", "fat", "gland"),
+        "muscle": ("muscle",),
+        "bone": ("cortical bone", "marrow", "cartilage", "disc"),
+        "vessel": ("vein", "aorta", "hepatic vessel"),
+    }
+    table = torch.full((len(TISSUES),), CLASSES.index("other"))
+    for kind, tissues in kinds.items():
+        for tissue in tissues:
+            table[TISSUE_INDEX[tissue]] = CLASSES.index(kind)
+    return table
+
+
+class PatientPool:
+    """Tissues and labels of many patients, as ``(N, Z, H, W)`` uint8 with H towards the back and W to the left.
+
+    Args:
+        files: of :func:`anatomy.write_patients`.
+        device: that holds them: 5.5 MB a patient.
+    """
+
+    def __init__(self, files: Sequence[str | Path], device: torch.device | str = "cpu") -> None:
+        with ThreadPoolExecutor(8) as pool:  # most of the time goes into decompression, which threads share
+            maps = list(pool.map(_read_patient, files))
+        self.tissue, self.label = (torch.from_numpy(np.stack(arrays)).to(device) for arrays in zip(*maps))
+        air, table = self.tissue == TISSUE_INDEX["air"], self.tissue == TISSUE_INDEX["table"]
+        body = ~(air | table)
+        # where the body lies in plane, and where along z organs are, in mm from the middle of the volume
+        self.box = torch.stack([_extent(body.any(1).any(2), SPACING[1]), _extent(body.any(1).any(1), SPACING[0])], 1)
+        organs = (self.label > 0) & (self.label <= len(ORGANS))
+        self.organs = _extent(organs.any(3).any(2), SPACING[2])
+
+    def __len__(self) -> int:
+        return len(self.tissue)
+
+    def sample(self, patient: Tensor, z: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tissue and label, long, of the voxels nearest to positions in mm from the middle; air outside.
+
+        Args:
+            patient: ``(V,)``.
+            z, y, x: ``(V, ...)``, broadcastable to one shape.
+        """
+        places, outside = [], torch.zeros((), dtype=torch.bool, device=z.device)
+        for position, length, step in zip((z, y, x), self.tissue.shape[1:], (SPACING[2], SPACING[1], SPACING[0])):
+            index = (position / step + (length - 1) / 2).round().long()
+            outside = outside | (index < 0) | (index >= length)
+            places.append(index.clamp(0, length - 1))
+        patient = patient.view(-1, *[1] * (x.ndim - 1))
+        tissue = self.tissue[patient, places[0], places[1], places[2]].long().masked_fill(outside, TISSUE_INDEX["air"])
+        label = self.label[patient, places[0], places[1], places[2]].long().masked_fill(outside, 0)
+        return tissue, label
+
+
+def _read_patient(path: str | Path) -> list[np.ndarray]:
+    with np.load(path) as content:
+        return [np.ascontiguousarray(content[name][::-1, ::-1].transpose(2, 1, 0)) for name in ("tissue", "label")]
+
+
+def _extent(present: Tensor, step: float) -> Tensor:
+    """First and last True of each row of ``(N, L)``, in mm from the middle: ``(N, 2)``."""
+    length = present.shape[1]
+    first = present.float().argmax(1)
+    last = length - 1 - present.flip(1).float().argmax(1)
+    return (torch.stack([first, last], 1) - (length - 1) / 2) * step
+
+
+class AnatomyClips:
+    """Batches of clips of painted patients, deterministic by seed, epoch and index.
+
+    Args:
+        pool: the patients.
+        stages: the curriculum, as :class:`.synthetic_clips.SyntheticClips` takes it: dictionaries of ``epochs``, ``clips``,
+            ``frames`` and ``image_size``; the last one stays after its end.
+        organs_per_clip: organs followed in a clip; fewer than there are are drawn at random, those in sight more often.
+        extra_objects: structures followed beside the organs.
+        length: batches in an epoch.
+        seed: of everything drawn.
+
+    Iterating gives ``image`` ``(clips, frames, 1, S, S)`` in [0, 1], ``mask`` ``(clips, organs_per_clip + extra_objects,
+    frames, S, S)`` bool, the organs first, ``organ`` ``(clips, organs_per_clip)``, which organs they are from 0, and
+    ``classes`` ``(clips, frames, S, S)``, indices into :data:`CLASSES`.
+    """
+
+    def __init__(
+        self,
+        pool: PatientPool,
+        stages: Sequence[Mapping[str, int]],
+        organs_per_clip: int = len(ORGANS),
+        extra_objects: int = 2,
+        length: int = 100,
+        seed: int = 0,
+    ) -> None:
+        self.pool, self.stages = pool, list(stages)
+        self.organs_per_clip, self.extra_objects = organs_per_clip, extra_objects
+        self.length, self.seed = length, seed
+        self.epoch = 1
+        self.class_table = _class_table().to(pool.tissue.device)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for index in range(self.length):
+            yield self.batch(index)
+
+    def batch(self, index: int) -> dict[str, Tensor]:
+        """Batch ``index`` of the present epoch."""
+        seed = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)[0]
+        draw = Draw(int(seed), self.pool.tissue.device)
+        tissue, label = self._slices(draw)
+        image = render(tissue, label, draw)
+        classes = torch.where(label > 0, label - 1, self.class_table[tissue[:, :, 0]])
+        organ = self._organs(label, draw)
+        organ_masks = label[:, None] == (organ + 1)[..., None, None, None]
+        mask = torch.cat([organ_masks, self._others(label, draw)], 1)
+        return {"image": image, "mask": mask, "organ": organ, "classes": classes}
+
+    def _slices(self, draw: Draw, samples: int = 4) -> tuple[Tensor, Tensor]:
+        """Tissues ``(V, T, samples, S, S)``, the first sample the slice's middle, and labels ``(V, T, S, S)``.
+
+        The other samples lie off the middle, across the slice's thickness and within the voxel: their mean grey has
+        the partial volume of thick slices.
+        """
+        stage, device = stage_of(self.stages, self.epoch), draw.device
+        count, frames, size = stage["clips"], stage["frames"], stage["image_size"]
+        patient = draw.integer(len(self.pool), count)
+        step = torch.exp(draw.uniform(math.log(1.2), math.log(10.0), count))
+        low, high = self.pool.organs[patient].unbind(1)
+        centre = low + (high - low) * draw.uniform(-0.12, 1.12, count)
+        direction = torch.where(draw.chance(0.5, count), 1.0, -1.0)
+        along = (torch.arange(frames, device=device) - draw.integer(frames, count)[:, None]) * (direction * step)[
+            :, None
+        ]
+        z = (centre[:, None] + along)[..., None, None]
+
+        y, x = self._plane(patient, size, draw)
+        tilt = draw.normal(0.05, count, 2)
+        y, x = y[:, None], x[:, None]
+        z = z + tilt[:, 0].view(-1, 1, 1, 1) * y + tilt[:, 1].view(-1, 1, 1, 1) * x
+        # two smooth fields, of which the clip's slices see more and more of the second
+        share = ((z.mean((2, 3), keepdim=True) - centre.view(-1, 1, 1, 1)) / 90 + 0.5).clamp(0, 1)
+        for knots, spread in ((5, 7.0), (12, 2.2)):
+            field = draw.normal(spread, 2 * count, 3, knots, knots)
+            field = F.interpolate(field, (size, size), mode="bicubic", align_corners=True).view(count, 2, 3, size, size)
+            field = field * draw.uniform(0, 1, count).view(-1, 1, 1, 1, 1)
+            bent = [torch.lerp(field[:, 0, None, axis], field[:, 1, None, axis], share) for axis in range(3)]
+            z, y, x = z + 0.7 * bent[0], y + bent[1], x + bent[2]
+
+        thickness = torch.minimum(step * draw.uniform(0.3, 1.1, count), torch.tensor(9.0, device=device))
+        offsets = draw.uniform(-0.5, 0.5, samples, 3)
+        offsets[0] = 0
+        spread = torch.stack([thickness, torch.full_like(step, SPACING[1]), torch.full_like(step, SPACING[0])], 1)
+        tissues = []
+        for sample in range(samples):
+            shift = (spread * offsets[sample]).view(count, 3, 1, 1, 1)
+            tissue, found = self.pool.sample(patient, z + shift[:, 0], y + shift[:, 1], x + shift[:, 2])
+            tissues.append(tissue)
+            if sample == 0:
+                label = found
+        return torch.stack(tissues, 2), label
+
+    def _plane(self, patient: Tensor, size: int, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Positions ``(V, S, S)`` in mm of the pixels: a field of view about the body, turned, stretched and cut."""
+        count, device = len(patient), draw.device
+        box = self.pool.box[patient]  # (V, 2, 2): back-front and left-right, from and to
+        middle, extent = box.mean(2), box[:, :, 1] - box[:, :, 0]
+        # the body fills the width in most scans; some show much air, some cut its sides
+        width = extent[:, 1] * torch.where(
+            draw.chance(0.7, count), draw.uniform(0.98, 1.25, count), draw.uniform(0.82, 1.9, count)
+        )
+        square = torch.maximum(width, extent[:, 0] * 1.02)
+        tight = torch.maximum(extent[:, 0] * draw.uniform(0.95, 1.25, count), 0.55 * width)
+        kind = draw.uniform(0, 1, count)
+        height = torch.where(kind < 0.6, square, torch.where(kind < 0.9, tight, width * draw.uniform(0.75, 1.0, count)))
+        middle = middle + draw.normal(0.03, count, 2) * extent
+        line = (torch.arange(size, device=device) + 0.5) / size - 0.5
+        v = line.view(1, -1, 1) * height.view(-1, 1, 1)
+        u = line.view(1, 1, -1) * width.view(-1, 1, 1)
+        angle = torch.where(draw.chance(0.08, count), draw.normal(0.35, count), draw.normal(0.07, count)).view(-1, 1, 1)
+        cosine, sine = torch.cos(angle), torch.sin(angle)
+        return (
+            cosine * v + sine * u + middle[:, 0].view(-1, 1, 1),
+            cosine * u - sine * v + middle[:, 1].view(-1, 1, 1),
+        )
+
+    def _organs(self, label: Tensor, draw: Draw) -> Tensor:
+        """Which organs are followed in each clip, ``(V, organs_per_clip)``, from 0."""
+        every = torch.arange(len(ORGANS), device=label.device)
+        if self.organs_per_clip == len(ORGANS):
+            return every.expand(len(label), -1)
+        seen = _seen(label, every + 1) > 0
+        return torch.multinomial(seen.float() + 0.3, self.organs_per_clip, generator=draw.generator)
+
+    def _others(self, label: Tensor, draw: Draw) -> Tensor:
+        """Masks ``(V, extra_objects, T, S, S)`` of structures that are no organs of the prior's."""
+        names = ("gallbladder", "stomach", "aorta", "vena cava", "pancreas", "spine", "heart", "collection")
+        others = torch.tensor([LABEL_INDEX[name] for name in names], device=label.device)
+        weight = (_seen(label, others) > 0.001).float() + 1e-4
+        chosen = torch.multinomial(weight, self.extra_objects, generator=draw.generator)
+        return label[:, None] == others[chosen][..., None, None, None]
+
+
+def _seen(label: Tensor, values: Tensor) -> Tensor:
+    """The largest share of a slice that each value takes in each clip, ``(V, values)``."""
+    return (label[..., None, ::2, ::2] == values.view(-1, 1, 1)).flatten(3).float().mean(3).amax(1)

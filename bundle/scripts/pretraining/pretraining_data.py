@@ -1,0 +1,116 @@
+"""What pretraining reads: clips of two kinds in turn, and painted patients encoded as labelled volumes are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.phantom_anatomy import ORGANS
+from ..networks.sam2_backbone import MASK_LOGIT, SAM2, mask_to_logits
+from .anatomy_model import with_neighbours
+from .patient_clips import AnatomyClips
+
+
+class ClipMix:
+    """Batches of two kinds of clips in turn: of every ``every`` batches one of random shapes, the others of anatomy.
+
+    Args:
+        anatomy: yields batches.
+        shapes: yields batches; when it is at its end it begins anew.
+        every: 0 leaves shapes out.
+    """
+
+    def __init__(self, anatomy: AnatomyClips, shapes: Iterable | None = None, every: int = 3) -> None:
+        self.anatomy, self.shapes, self.every = anatomy, shapes, every if shapes is not None else 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.anatomy.set_epoch(epoch)
+        if self.every:
+            self.shapes.dataset.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.anatomy)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        shapes = iter(self.shapes) if self.every else None
+        for index in range(len(self)):
+            yield next(shapes) if self.every and index % self.every == self.every - 1 else self.anatomy.batch(index)
+
+
+class EncodedAnatomy:
+    """(slice, organ) pairs of painted patients, drawn and encoded anew in every batch: what
+    :class:`~scripts.training.trainer.DiffuSAMTrainer` takes in place of cached slices of labelled volumes.
+
+    Args:
+        anatomy: clips with three frames each, on the device that holds the backbone; the middle one counts.
+        backbone: frozen.
+        organs: names, in the order of the clips' first objects.
+        batch_size: pairs in a batch, drawn from all slices and organs of a batch of clips.
+        absent_share: of pairs whose slice does not hold the organ.
+        context_share: of batches in which the slice is shown between its neighbours.
+        seed: of the pairs drawn.
+    """
+
+    def __init__(
+        self,
+        anatomy: AnatomyClips,
+        backbone: SAM2,
+        organs: Sequence[str],
+        batch_size: int,
+        absent_share: float = 0.25,
+        context_share: float = 0.5,
+        seed: int = 0,
+    ) -> None:
+        if list(organs) != list(ORGANS):
+            raise ValueError(f"Painted patients have the organs {list(ORGANS)}, in this order; got {list(organs)}.")
+        self.anatomy, self.backbone, self.batch_size, self.absent_share = anatomy, backbone, batch_size, absent_share
+        self.context_share, self.seed = context_share, seed
+
+    def set_epoch(self, epoch: int) -> None:
+        self.anatomy.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.anatomy)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for index in range(len(self)):
+            yield self.batch(index)
+
+    @torch.no_grad()
+    def batch(self, index: int) -> dict[str, Tensor]:
+        """Batch ``index`` of the present epoch, with the keys of :class:`~scripts.training.encoded_slices.EncodedSlices`' items."""
+        drawn = self.anatomy.batch(index)
+        mask = drawn["mask"][:, : len(ORGANS), 1]  # (V, organs, S, S)
+        present = mask.flatten(2).any(2).flatten()
+        seed = np.random.SeedSequence([self.seed, self.anatomy.epoch, index, 1]).generate_state(1)[0]
+        generator = torch.Generator().manual_seed(int(seed))
+        weight = torch.where(
+            present,
+            (1 - self.absent_share) / present.sum().clamp_min(1),
+            self.absent_share / (~present).sum().clamp_min(1),
+        )
+        chosen = torch.multinomial(weight.cpu(), self.batch_size, replacement=True, generator=generator)
+        chosen = chosen.to(mask.device)
+        context = torch.rand((), generator=generator) < self.context_share
+        image = with_neighbours(drawn["image"])[:, 1] if context else drawn["image"][:, 1]
+        features = self.backbone.encode_image(image)[chosen // len(ORGANS)]
+        mask, present = mask.flatten(0, 1)[chosen][:, None], present[chosen]
+        score = torch.where(present, MASK_LOGIT, -MASK_LOGIT)[:, None]
+        return {
+            "embedding": features.embedding,
+            "high_res_fine": features.high_res[0],
+            "high_res_coarse": features.high_res[1],
+            "memory": self.backbone.encode_memory(features, mask_to_logits(mask), score),
+            "mask": mask,
+            "organ": chosen % len(ORGANS),
+            "present": present,
+        }
+
+    def statistics_batches(self, count: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
+        """Memories of present organs and their image embeddings, for ``MemoryPrior.fit_statistics``."""
+        for index in range(count):
+            batch = self.batch(index)
+            yield batch["memory"][batch["present"]], batch["embedding"][batch["present"]]

@@ -1,0 +1,100 @@
+"""Pretraining on anatomy: its losses and what they reach, slices between neighbours, and the data a prior learns from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scripts.data.phantom_anatomy import ORGANS
+from scripts.networks.diffusion_prior import MemoryPrior
+from scripts.networks.sam2_backbone import SAM2, FrozenSAM2
+from scripts.pretraining.anatomy import write_patients
+from scripts.pretraining.anatomy_model import AnatomyModel, with_neighbours
+from scripts.pretraining.patient_clips import AnatomyClips, PatientPool
+from scripts.pretraining.pretraining_data import ClipMix, EncodedAnatomy
+
+STAGES = [{"epochs": 1, "image_size": 64, "frames": 3, "clips": 2}]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    pool = PatientPool(write_patients(tmp_path_factory.mktemp("patients"), 1))
+    return AnatomyClips(pool, STAGES, organs_per_clip=2, extra_objects=1, length=5)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    prior = MemoryPrior(32, 128, len(ORGANS), use_high_res=True, block_out_channels=(32, 64), attention_levels=1)
+    return AnatomyModel(SAM2("sam2_nano", 64), prior)
+
+
+def test_every_loss_is_finite_and_reaches_backbone_prior_and_head(model, clips):
+    batch = clips.batch(0)
+    model.fit_statistics([batch])
+    torch.manual_seed(1)
+
+    losses = model(**batch)
+    losses["loss"].backward()
+
+    assert {"mask", "dice", "iou", "object", "prior", "naming"} <= losses.keys()
+    assert all(value.isfinite() for value in losses.values())
+    for part in (model.backbone.model.image_encoder, model.prior, model.head):
+        assert any(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in part.parameters())
+
+
+def test_random_shapes_know_no_organs(model, clips):
+    batch = clips.batch(0)
+
+    losses = model(batch["image"], batch["mask"])
+
+    assert "prior" not in losses and losses["loss"].isfinite()
+
+
+def test_statistics_follow_the_memories_in_training_alone(model, clips):
+    batch = clips.batch(0)
+    model.fit_statistics([batch])
+    before = model.prior.memory_mean.clone()
+
+    with torch.no_grad():
+        model.eval()(**batch)
+        unchanged = model.prior.memory_mean.clone()
+        model.train()(**batch)
+
+    assert torch.equal(unchanged, before)
+    assert not torch.equal(model.prior.memory_mean, before)
+
+
+def test_slices_stand_between_their_neighbours():
+    image = torch.arange(4.0).view(1, 4, 1, 1, 1)
+
+    shown = with_neighbours(image)[0, :, :, 0, 0]
+
+    assert shown.tolist() == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 3]]
+
+
+def test_kinds_of_clips_take_turns(clips):
+    shapes = torch.utils.data.DataLoader([{"kind": "shape"}] * 2, batch_size=None)
+
+    drawn = ["shape" if "kind" in batch else "anatomy" for batch in ClipMix(clips, shapes, every=3)]
+
+    assert drawn == ["anatomy", "anatomy", "shape", "anatomy", "anatomy"]
+
+
+def test_encoded_pairs_are_what_the_backbone_says_of_them(clips):
+    backbone = FrozenSAM2("sam2_nano", 64)
+    every_organ = AnatomyClips(clips.pool, STAGES, length=5)
+    encoded = EncodedAnatomy(every_organ, backbone, ORGANS, batch_size=6, context_share=0.0)
+
+    batch, again = encoded.batch(0), encoded.batch(0)
+
+    assert batch["mask"].shape == (6, 1, 64, 64) and batch["memory"].shape == (6, 32, 4, 4)
+    assert torch.equal(batch["present"], batch["mask"].flatten(1).any(1))
+    assert torch.equal(batch["memory"], again["memory"])
+    masks = every_organ.batch(0)["mask"][:, : len(ORGANS), 1]
+    for mask, organ in zip(batch["mask"][:, 0], batch["organ"]):
+        assert any(torch.equal(mask, each) for each in masks[:, organ])
+
+
+def test_other_organs_are_refused(clips):
+    with pytest.raises(ValueError, match="Painted patients have the organs"):
+        EncodedAnatomy(clips, FrozenSAM2("sam2_nano", 64), ["pancreas"], batch_size=2)

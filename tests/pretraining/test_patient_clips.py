@@ -1,0 +1,78 @@
+"""Clips of painted patients: what a batch holds, that it follows the seed, and that greys differ where they should."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scripts.data.phantom_anatomy import ORGANS
+from scripts.pretraining.anatomy import write_patients
+from scripts.pretraining.contrasts import Draw, draw_means
+from scripts.pretraining.patient import LABEL_INDEX, TISSUE_INDEX, TISSUES
+from scripts.pretraining.patient_clips import CLASSES, AnatomyClips, PatientPool
+
+STAGES = [{"epochs": 1, "image_size": 64, "frames": 3, "clips": 4}]
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    return PatientPool(write_patients(tmp_path_factory.mktemp("patients"), 2))
+
+
+def test_a_batch_holds_images_and_the_masks_of_named_organs(pool):
+    batch = AnatomyClips(pool, STAGES, extra_objects=2).batch(0)
+
+    assert batch["image"].shape == (4, 3, 1, 64, 64)
+    assert batch["image"].min() >= 0 and batch["image"].max() <= 1 and batch["image"].isfinite().all()
+    assert batch["mask"].shape == (4, len(ORGANS) + 2, 3, 64, 64)
+    assert batch["classes"].shape == (4, 3, 64, 64) and batch["classes"].max() < len(CLASSES)
+    for index, organ in enumerate(ORGANS):  # the masks are where the classes say the organ is
+        assert torch.equal(batch["mask"][:, index], batch["classes"] == CLASSES.index(organ))
+
+
+def test_fewer_organs_say_which_they_are(pool):
+    batch = AnatomyClips(pool, STAGES, organs_per_clip=2).batch(0)
+
+    assert batch["organ"].shape == (4, 2)
+    for clip in range(4):
+        for place, organ in enumerate(batch["organ"][clip].tolist()):
+            assert torch.equal(batch["mask"][clip, place], batch["classes"][clip] == organ)
+
+
+def test_batches_follow_seed_epoch_and_index(pool):
+    clips = AnatomyClips(pool, STAGES, seed=1)
+    first, again, other = clips.batch(0), clips.batch(0), clips.batch(1)
+    clips.set_epoch(2)
+    later = clips.batch(0)
+
+    assert torch.equal(first["image"], again["image"])
+    assert not torch.equal(first["image"], other["image"]) and not torch.equal(first["image"], later["image"])
+
+
+def test_a_curriculum_changes_the_size(pool):
+    clips = AnatomyClips(pool, [STAGES[0], {"epochs": 1, "image_size": 32, "frames": 1, "clips": 2}])
+    clips.set_epoch(2)
+
+    assert clips.batch(0)["image"].shape == (2, 1, 1, 32, 32)
+
+
+def test_the_left_of_the_patient_is_on_the_right_of_the_picture(pool):
+    position = torch.linspace(-200, 200, 81)
+    x, y = position.view(1, 1, -1), position.view(1, -1, 1)
+    levels = torch.linspace(-100, 100, 41)
+
+    _, label = pool.sample(torch.tensor([0]), levels.view(1, -1, 1, 1), y[:, None], x[:, None])
+
+    columns = torch.arange(81.0)
+    left, right = (
+        (columns * (label == LABEL_INDEX[organ]).sum((0, 1, 2))).sum() / (label == LABEL_INDEX[organ]).sum()
+        for organ in ("left kidney", "right kidney")
+    )
+    assert right < 40 < left
+
+
+def test_most_contrasts_tell_touching_organs_apart():
+    means, _ = draw_means(Draw(0, "cpu"), 4000)
+
+    apart = (means[:, TISSUE_INDEX["renal cortex"]] - means[:, TISSUE_INDEX["liver"]]).abs() > 0.05
+    assert means.shape == (4000, len(TISSUES)) and means.min() >= 0
+    assert 0.75 < apart.float().mean() < 0.99  # and some do not
