@@ -2,8 +2,8 @@
 
     python -m benchmarks.baselines.anatomy_unet --patients_dir data/patients --output runs/anatomy_unet.pt
 
-The network is the UNet row's, the loss too; slices come from :class:`scripts.contrasts.AnatomyClips`, one a clip. What is
-written holds the weights as ``unet`` takes them to start from.
+The network is the UNet row's, the loss too; slices come from :class:`scripts.pretraining.patient_clips.AnatomyClips`, one
+a clip. What is written holds the weights as the row ``unet`` takes them with ``--start_from``.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import fire
 import torch
 from monai.losses import DiceCELoss
-from scripts.anatomy import write_patients
-from scripts.contrasts import AnatomyClips, PatientPool
-from scripts.handlers import save_atomically
-from scripts.phantoms import ORGANS
+from scripts.data.phantom_anatomy import ORGANS
+from scripts.pretraining.anatomy import write_patients
+from scripts.pretraining.patient_clips import AnatomyClips, PatientPool
+from scripts.training.handlers import save_atomically
 from tqdm import trange
+
+from .supervised import plain_unet
 
 
 def train(
@@ -42,12 +45,11 @@ def train(
         learning_rate: at the start.
         seed: of everything drawn.
     """
-    from .supervised import plain_unet
-
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pool = PatientPool(write_patients(Path(patients_dir), patients, workers=os.cpu_count() or 1), device)
-    data = AnatomyClips(pool, slices, 1, image_size, length=iterations, seed=seed + 2)
+    stage = {"epochs": 1, "clips": slices, "frames": 1, "image_size": image_size}
+    data = AnatomyClips(pool, [stage], length=iterations, seed=seed + 2)
     network = plain_unet(1 + len(ORGANS)).to(device)
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True, batch=True, include_background=False)
     optimizer = torch.optim.AdamW(network.parameters(), learning_rate)
@@ -69,6 +71,4 @@ def train(
 
 
 if __name__ == "__main__":
-    import fire
-
     fire.Fire(train)

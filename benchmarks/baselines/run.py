@@ -64,6 +64,7 @@ def unet(
     learning_rate: float = 3e-3,
     dice_by_slice: bool = False,
     channels: tuple[int, ...] = CHANNELS,
+    start_from: str | None = None,
     network_file: str | None = None,
     overwrite: bool = False,
     **overrides,
@@ -76,14 +77,20 @@ def unet(
         learning_rate: at the start.
         dice_by_slice: see ``training_settings``.
         channels: widths of the levels.
+        start_from: weights to start from instead of random ones, as :mod:`.anatomy_unet` writes them; with ``steps`` 0
+            they are used as they are.
         network_file: of the trained network, which is not trained again where it is there; by default in the folder of
             the result.
     """
     settings = training_settings(steps, slices_per_step, learning_rate, dice_by_slice) | {"channels": list(channels)}
+    if start_from is not None:
+        settings["start_from"] = sha256_of(start_from)
 
     def build(size: int, outputs: int):
-
-        return plain_unet(outputs, channels)
+        network = plain_unet(outputs, channels)
+        if start_from is not None:
+            network.load_state_dict(torch.load(start_from, map_location="cpu", weights_only=True)["network"])
+        return network
 
     return _supervised("unet", build, config_file, output, settings, network_file, overwrite, overrides)
 

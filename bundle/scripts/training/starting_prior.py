@@ -56,8 +56,9 @@ class StartingPrior:
         expected = prior.state_dict()
         weights[_EMBEDDING], known = self._organs(about["organs"], weights.pop(_EMBEDDING), expected[_EMBEDDING])
         differing = sorted(
-            key for key in expected.keys() | weights.keys() if key not in weights or key not in expected
-            or weights[key].shape != expected[key].shape
+            key
+            for key in expected.keys() | weights.keys()
+            if key not in weights or key not in expected or weights[key].shape != expected[key].shape
         )
         if differing:
             return f"'{path}' has other widths ({len(differing)} of its tensors differ, such as '{differing[0]}')"
