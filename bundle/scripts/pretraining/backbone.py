@@ -121,7 +121,7 @@ class ClipModel(nn.Module):
     def _later_frame(
         self, features: ImageFeatures, target: Tensor, past: Sequence[Tensor], predicted: Tensor | None
     ) -> Tensor:
-        own = torch.rand(()) < 0.6
+        own = torch.rand(()) < 0.5
         memories = [Memory(self._own_memory(features, target, predicted))] if own else []
         # one neighbour in most walks; SAM2's tracking sees up to six
         reach = 1 + int(torch.randint(2 if own else 6, ()))
@@ -141,7 +141,7 @@ class ClipModel(nn.Module):
         best = ious[:, 1:].argmax(1) + 1
         logits = masks[torch.arange(len(best), device=best.device), best][:, None].detach().float()
         logits = torch.where(score.detach()[..., None, None] > 0, logits, -MASK_LOGIT)
-        given = torch.rand(len(target), 1, device=target.device) < 0.4
+        given = torch.rand(len(target), 1, device=target.device) < 0.3
         true_logits = mask_to_logits(target)
         logits = torch.where(given[..., None, None], true_logits, resize_logits(logits, target.shape[-1]))
         true_score = torch.where(target.flatten(1).amax(1, keepdim=True) > 0, MASK_LOGIT, -MASK_LOGIT)

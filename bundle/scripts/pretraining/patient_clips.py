@@ -104,6 +104,7 @@ class AnatomyClips:
             ``frames`` and ``image_size``; the last one stays after its end.
         organs_per_clip: organs followed in a clip; fewer than there are are drawn at random, those in sight more often.
         extra_objects: structures followed beside the organs.
+        spacing: smallest and largest distance of a clip's slices in mm.
         length: batches in an epoch.
         seed: of everything drawn.
 
@@ -118,11 +119,13 @@ class AnatomyClips:
         stages: Sequence[Mapping[str, int]],
         organs_per_clip: int = len(ORGANS),
         extra_objects: int = 2,
+        spacing: Sequence[float] = (1.2, 10.0),
         length: int = 100,
         seed: int = 0,
     ) -> None:
         self.pool, self.stages = pool, list(stages)
         self.organs_per_clip, self.extra_objects = organs_per_clip, extra_objects
+        self.spacing = tuple(spacing)
         self.length, self.seed = length, seed
         self.epoch = 1
         self.class_table = _class_table().to(pool.tissue.device)
@@ -158,7 +161,7 @@ class AnatomyClips:
         stage, device = stage_of(self.stages, self.epoch), draw.device
         count, frames, size = stage["clips"], stage["frames"], stage["image_size"]
         patient = draw.integer(len(self.pool), count)
-        step = torch.exp(draw.uniform(math.log(1.2), math.log(10.0), count))
+        step = torch.exp(draw.uniform(*(math.log(limit) for limit in self.spacing), count))
         low, high = self.pool.organs[patient].unbind(1)
         centre = low + (high - low) * draw.uniform(-0.12, 1.12, count)
         direction = torch.where(draw.chance(0.5, count), 1.0, -1.0)
