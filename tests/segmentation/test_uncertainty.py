@@ -85,7 +85,7 @@ def test_two_samples_without_an_organ_agree_though_a_third_has_it():
 
 
 @pytest.mark.parametrize("output, channels", [("labels", 1), ("logits", 3)])
-@pytest.mark.parametrize("options", [{}, {"no_3d": True}, {"views": [[0, 1], [9, 1.1]]}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"no_3d": True}, {"ended_after": 1}, {"views": [[0, 1], [9, 1.1]]}], ids=str)
 def test_the_result_is_that_without_doubt(network, volume, output, channels, options):
     plain = VolumetricInferer(output=output, batch_size=2, **options)(volume, network)
     doubtful = DoubtInferer(3, output=output, batch_size=2, **options)(volume, network)

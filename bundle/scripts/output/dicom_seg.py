@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import highdicom as hd
 import numpy as np
 import pydicom
 from ignite.engine import Engine
@@ -22,6 +22,9 @@ from ..files import whole_file
 from ..inference.case_records import DICOM_SEG, LOST_SEG, bundle_version, is_dicom
 from .dicom_headers import UTF_8, mend_headers, plain_classes, restore_classes, text
 from .pictures import COLOURS
+
+if TYPE_CHECKING:
+    import highdicom as hd
 
 NAME = "DiffuSAM"
 PRIVATE_SCHEME = "99DIFFUSAM"  # DICOM leaves schemes that begin with 99 to everybody's own use
@@ -138,6 +141,8 @@ def make_segmentation(
             f"{len(slices)} slices. Were files added or removed meanwhile?"
         )
     headers = {file: pydicom.dcmread(file, stop_before_pixels=True, force=True) for file, _ in slices}
+    import highdicom as hd  # a tenth of the whole start, for results that few inputs have
+
     first = next(iter(headers.values()))
     changes = mend_headers(headers)
     if changes:
