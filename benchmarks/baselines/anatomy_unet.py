@@ -2,8 +2,8 @@
 
     python -m benchmarks.baselines.anatomy_unet --patients_dir data/patients --output runs/anatomy_unet.pt
 
-The network is the UNet row's, the loss too; slices come from :class:`scripts.pretraining.patient_clips.AnatomyClips`, one
-a clip. What is written holds the weights as the row ``unet`` takes them with ``--start_from``.
+The network is the UNet row's, the loss too; slices come from :class:`scripts.pretraining.patient_clips.AnatomyClips`,
+one a clip. What is written holds the weights as the row ``unet`` takes them with ``--start_from``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pretraining on anatomy: its losses and what they reach, slices between neighbours, and the data a prior learns from."""
+"""Pretraining on anatomy: its losses and what they reach, and the data that a prior learns from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scripts.data.phantom_anatomy import ORGANS
 from scripts.networks.diffusion_prior import MemoryPrior
 from scripts.networks.sam2_backbone import SAM2, FrozenSAM2
 from scripts.pretraining.anatomy import write_patients
-from scripts.pretraining.anatomy_model import AnatomyModel, with_neighbours
+from scripts.pretraining.anatomy_model import AnatomyModel
 from scripts.pretraining.patient_clips import AnatomyClips, PatientPool
 from scripts.pretraining.pretraining_data import ClipMix, EncodedAnatomy
 
@@ -62,14 +62,6 @@ def test_statistics_follow_the_memories_in_training_alone(model, clips):
 
     assert torch.equal(unchanged, before)
     assert not torch.equal(model.prior.memory_mean, before)
-
-
-def test_slices_stand_between_their_neighbours():
-    image = torch.arange(4.0).view(1, 4, 1, 1, 1)
-
-    shown = with_neighbours(image)[0, :, :, 0, 0]
-
-    assert shown.tolist() == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 3]]
 
 
 def test_kinds_of_clips_take_turns(clips):

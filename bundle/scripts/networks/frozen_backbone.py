@@ -98,6 +98,7 @@ class FrozenBackboneNetwork(nn.Module, ABC):
             "backbone": self.backbone.name,
             "organs": self.organs,
             "weights": self.backbone.fingerprint(),
+            "slice_context": self.backbone.slice_context,
         }
 
     def set_extra_state(self, state: dict) -> None:
@@ -119,6 +120,11 @@ class FrozenBackboneNetwork(nn.Module, ABC):
             raise ValueError(
                 f"This prior was trained for the organs {state['organs']} in that order, the configuration names "
                 f"{self.organs}. Use the same names and order in `label_map`."
+            )
+        if state.get("slice_context", False) != self.backbone.slice_context:
+            raise ValueError(
+                f"This prior was trained with slice_context {state.get('slice_context', False)}, but the configuration "
+                f"sets {self.backbone.slice_context}. Set `slice_context` as in its training, or train another prior."
             )
         if state["weights"] != self.backbone.fingerprint():
             raise ValueError(

@@ -135,6 +135,8 @@ class SAM2(nn.Module):
             so that its shapes can be looked at without the file, and :meth:`check_loaded` raises the error before use.
         decoder_token: ``"single"`` takes the decoder's single-mask token, ``"best_iou"`` the best of its three
             multi-mask tokens by its own IoU estimate, as SAM2 does while tracking.
+        slice_context: whether those who show whole volumes show each slice :func:`between_neighbours`; not in the
+            paper.
 
     Raises:
         ValueError: unknown ``name`` or ``decoder_token``, an ``image_size`` that is no multiple of 32, or a
@@ -150,6 +152,7 @@ class SAM2(nn.Module):
         sha256: str | None = None,
         require_checkpoint: bool = True,
         decoder_token: str = "best_iou",
+        slice_context: bool = False,
     ) -> None:
         super().__init__()
         if name not in BACKBONES:
@@ -158,7 +161,7 @@ class SAM2(nn.Module):
         if decoder_token not in ("best_iou", "single"):
             raise ValueError(f"decoder_token must be 'best_iou' or 'single', got '{decoder_token}'.")
         self.name = name
-        self.decoder_token = decoder_token
+        self.decoder_token, self.slice_context = decoder_token, slice_context
         self.model = _build_sam2(name, image_size)
         self.resize(image_size)
         self.register_buffer("pixel_mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
@@ -458,6 +461,17 @@ class FrozenSAM2(SAM2):
 def mask_to_logits(mask: Tensor) -> Tensor:
     """A given mask, binary or soft in [0, 1], as the logits SAM2's memory encoder expects of it: -10 ... 10."""
     return mask.float() * (2 * MASK_LOGIT) - MASK_LOGIT
+
+
+def between_neighbours(image: Tensor) -> Tensor:
+    """Slices ``(..., T, 1, S, S)`` with the slice before and the one after as first and third channel.
+
+    SAM2's encoder has three channels, of which a grey image needs one; ``slice_context`` fills the others so. At the
+    ends a slice is its own neighbour.
+    """
+    before = torch.cat([image[..., :1, :, :, :], image[..., :-1, :, :, :]], -4)
+    after = torch.cat([image[..., 1:, :, :, :], image[..., -1:, :, :, :]], -4)
+    return torch.cat([before, image, after], -3)
 
 
 def resize_logits(logits: Tensor, size: int | Sequence[int]) -> Tensor:

@@ -1,10 +1,10 @@
 """Patients without end: procedurally painted abdomens, wider than any population, for pretraining.
 
-The phantoms of the demo stand for one kind of patient in one kind of scan. Here each seed draws a patient anew, from child
-to obese, with organs of any usual shape and many unusual ones, and what is kept is no image but the *tissue* of each
-voxel and the *label* of the organ it belongs to. Contrasts are drawn later, again and again (:mod:`.contrasts`). The
-distributions are wider than the published populations they are drawn around (:data:`.patient.POPULATION`), because a network that
-has seen more than occurs is not surprised by what does.
+The phantoms of the demo stand for one kind of patient in one kind of scan. Here each seed draws a patient anew, from
+child to obese, with organs of any usual shape and many unusual ones, and what is kept is no image but the *tissue* of
+each voxel and the *label* of the organ it belongs to. Contrasts are drawn later, again and again (:mod:`.contrasts`).
+The distributions are wider than the published populations they are drawn around (:data:`.patient.POPULATION`), because
+a network that has seen more than occurs is not surprised by what does.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def make_patient(seed: int) -> tuple[np.ndarray, np.ndarray]:
         seed: 0 or more; the same seed gives the same patient.
 
     Returns:
-        tissue and label ``SHAPE`` uint8, indices into :data:`.patient.TISSUES` and :data:`.patient.LABELS`, along the patient's right,
-        anterior and superior direction.
+        tissue and label ``SHAPE`` uint8, indices into :data:`.patient.TISSUES` and :data:`.patient.LABELS`, along the
+        patient's right, anterior and superior direction.
     """
     if seed < 0:
         raise ValueError(f"The seed must be 0 or more, but is {seed}.")
@@ -203,9 +203,8 @@ def _paint_outside(patient: Patient) -> None:
 
 def _write_patient(folder: Path, seed: int) -> None:
     tissue, label = make_patient(seed)
-    with whole_file(folder / f"patient_{seed:05d}.npz", unique=True) as temporary:
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, tissue=tissue, label=label)
+    with whole_file(folder / f"patient_{seed:05d}.npz", unique=True) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, tissue=tissue, label=label)
 
 
 def write_patients(folder: str | Path, count: int, first_seed: int = 0, workers: int = 1) -> list[Path]:

@@ -3,9 +3,9 @@
 On clips of painted patients (:mod:`.patient_clips`) the backbone learns three things together:
 
 * SAM2's own task, as on random shapes (:class:`.backbone.ClipModel`);
-* to be read by a memory prior: from the image embedding a small :class:`~scripts.networks.diffusion_prior.MemoryPrior` predicts each
-  organ's memory, which is decoded like any other, alone and beside the neighbours' (Equation 3), so that the decoder
-  learns to live with a prior's mistakes and the embedding to tell organs apart;
+* to be read by a memory prior: from the image embedding a small :class:`~scripts.networks.diffusion_prior.MemoryPrior`
+  predicts each organ's memory, which is decoded like any other, alone and beside the neighbours' (Equation 3), so that
+  the decoder learns to live with a prior's mistakes and the embedding to tell organs apart;
 * to name the structure of every pixel, through a head that is thrown away afterwards.
 """
 
@@ -19,17 +19,9 @@ from torch import Tensor, nn
 
 from ..data.phantom_anatomy import ORGANS
 from ..networks.diffusion_prior import MemoryPrior
-from ..networks.sam2_backbone import MASK_LOGIT, SAM2, ImageFeatures, mask_to_logits
+from ..networks.sam2_backbone import MASK_LOGIT, SAM2, ImageFeatures, between_neighbours, mask_to_logits
 from .backbone import ClipModel
 from .patient_clips import CLASSES
-
-
-def with_neighbours(image: Tensor) -> Tensor:
-    """Slices ``(V, T, 1, S, S)`` with the slice before and the one after as first and third channel, ``(V, T, 3, S, S)``.
-
-    SAM2's encoder has three channels, of which a grey image needs one. At the ends the slice is its own neighbour.
-    """
-    return torch.cat([image[:, :1], image, image[:, -1:]], 1).unfold(1, 3, 1).movedim(-1, 2).flatten(2, 3)
 
 
 class NamingHead(nn.Module):
@@ -61,14 +53,15 @@ class NamingHead(nn.Module):
 class AnatomyModel(ClipModel):
     """SAM2 with its pretraining losses, a prior's and a naming head's.
 
-    ``forward`` takes what :class:`ClipModel` takes and, for clips of anatomy, ``classes``; of those the first objects are
-    the prior's organs.
+    ``forward`` takes what :class:`ClipModel` takes and, for clips of anatomy, ``classes``; of those the first objects
+    are the prior's organs.
 
     Args:
         backbone: the trainable SAM2.
         prior: of the organs that come first among a clip's objects.
         prior_weight, naming_weight: of the added losses.
-        context_share: of batches in which each slice is shown between its neighbours, as :func:`with_neighbours` does.
+        context_share: of batches in which each slice is shown between its neighbours, as :func:`between_neighbours`
+            does.
         kwargs: of :class:`ClipModel`.
     """
 
@@ -106,7 +99,7 @@ class AnatomyModel(ClipModel):
         clips, objects, frames = mask.shape[:3]
         organs = organ.shape[1]
         if torch.rand(()) < self.context_share:
-            image = with_neighbours(image)
+            image = between_neighbours(image)
         encoded = self.encode(image)
         predicted, prior_error = self._predict_memories(encoded, mask[:, :organs], organ)
         predicted = predicted.unflatten(0, (clips, frames, organs))

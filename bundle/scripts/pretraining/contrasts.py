@@ -1,8 +1,8 @@
 """Random contrasts: an image of what is a map of tissues, as some scanner might have made it.
 
-Each tissue draws its grey anew: at random most of the time, else in the order of CT or of T1- or T2-weighted MR. Touching
-organs differ, or have fat between them, as they do in bodies; then come texture, partial volume, blur, shading, ghosts
-and noise. Everything is computed in tensors on the device that trains.
+Each tissue draws its grey anew: at random most of the time, else in the order of CT or of T1- or T2-weighted MR.
+Touching organs differ, or have fat between them, as they do in bodies; then come texture, partial volume, blur,
+shading, ghosts and noise. Everything is computed in tensors on the device that trains.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from ..data.phantom_anatomy import ORGANS
 from ..data.phantom_rendering import TISSUES as PHANTOM_TISSUES
 from .patient import TISSUE_INDEX as _T
 from .patient import TISSUES
-
 
 # Greys of T1- and T2-weighted MR without fat saturation, roughly, air 0 and the brightest usual tissue 1; what is not
 # named is drawn at random. T2 with fat saturation and CT come from the phantoms' table.
@@ -224,7 +223,9 @@ def _scanner(image: Tensor, count: int, frames: int, draw: Draw) -> Tensor:
 
 
 def _normalise(image: Tensor, is_ct: Tensor, draw: Draw) -> Tensor:
-    """To [0, 1]: CT by its window, which has been applied, MR by percentiles as real volumes are; then gamma, and cuts."""
+    """To [0, 1]: CT by its window, which has been applied, MR by percentiles as real volumes are; then gamma, and
+    cuts.
+    """
     count, _, size, _ = image.shape
     flat = image[:, :, ::4, ::4].flatten(1)
     low = torch.quantile(flat, 0.005, dim=1)

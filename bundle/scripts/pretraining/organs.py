@@ -26,7 +26,9 @@ def paint_stomach(patient: Patient) -> None:
 
 
 def paint_spleen(patient: Patient) -> None:
-    """A crescent that hugs the wall from the back to the side (most), or an ellipsoid hollowed by stomach and kidney."""
+    """A crescent that hugs the wall from the back to the side (most), or an ellipsoid hollowed by stomach and
+    kidney.
+    """
     rng = patient.rng
     size = rng.uniform(1.2, 1.55) if patient.chance(0.12) else rng.uniform(0.78, 1.2)
     if patient.chance(0.75):

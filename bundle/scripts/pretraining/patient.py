@@ -36,7 +36,9 @@ _PARTS = {"hepatic vessel", "renal medulla", "renal sinus", "renal pelvis", "sto
 
 
 class Patient(shapes.Body):
-    """A patient under construction, as :class:`~scripts.data.phantom_anatomy.Body`, painted as tissues rather than as layers of grey."""
+    """A patient under construction, as :class:`~scripts.data.phantom_anatomy.Body`, painted as tissues rather than
+    as layers of grey.
+    """
 
     def __init__(self, rng: np.random.Generator, axes: Sequence[np.ndarray]) -> None:
         super().__init__(rng, axes)
@@ -62,8 +64,8 @@ class Patient(shapes.Body):
     def paint(self, tissue: str, distance: np.ndarray, region: shapes.Region, label: int | None = None) -> None:
         """Lays a tissue over what is there; see :meth:`~scripts.data.phantom_anatomy.Body.paint`.
 
-        Without a label, and outside :meth:`labelled`, what is painted belongs to nothing, but for the parts of an organ,
-        which keep its label.
+        Without a label, and outside :meth:`labelled`, what is painted belongs to nothing, but for the parts of an
+        organ, which keep its label.
         """
         inside = distance < 0
         self.tissue[region][inside] = TISSUE_INDEX[tissue]

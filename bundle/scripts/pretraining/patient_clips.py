@@ -1,8 +1,8 @@
 """Clips of painted patients in random contrasts: the anatomical half of what ``sam2_nano`` and its prior learn from.
 
 A patient (:mod:`.anatomy`) is a map of tissues. A clip is a few parallel slices of one, bent, tilted, scaled and cut
-as scans are, in which each tissue has drawn its grey anew: at random most of the time, else in the order of CT or of T1-
-or T2-weighted MR. Everything runs on the device that trains, in tensors, and follows one seed.
+as scans are, in which each tissue has drawn its grey anew: at random most of the time, else in the order of CT or of
+    T1- or T2-weighted MR. Everything runs on the device that trains, in tensors, and follows one seed.
 """
 
 from __future__ import annotations
@@ -100,17 +100,17 @@ class AnatomyClips:
 
     Args:
         pool: the patients.
-        stages: the curriculum, as :class:`.synthetic_clips.SyntheticClips` takes it: dictionaries of ``epochs``, ``clips``,
-            ``frames`` and ``image_size``; the last one stays after its end.
+        stages: the curriculum, as :class:`.synthetic_clips.SyntheticClips` takes it: dictionaries of ``epochs``,
+            ``clips``, ``frames`` and ``image_size``; the last one stays after its end.
         organs_per_clip: organs followed in a clip; fewer than there are are drawn at random, those in sight more often.
         extra_objects: structures followed beside the organs.
         spacing: smallest and largest distance of a clip's slices in mm.
         length: batches in an epoch.
         seed: of everything drawn.
 
-    Iterating gives ``image`` ``(clips, frames, 1, S, S)`` in [0, 1], ``mask`` ``(clips, organs_per_clip + extra_objects,
-    frames, S, S)`` bool, the organs first, ``organ`` ``(clips, organs_per_clip)``, which organs they are from 0, and
-    ``classes`` ``(clips, frames, S, S)``, indices into :data:`CLASSES`.
+    Iterating gives ``image`` ``(clips, frames, 1, S, S)`` in [0, 1], ``mask`` ``(clips, organs_per_clip +
+    extra_objects, frames, S, S)`` bool, the organs first, ``organ`` ``(clips, organs_per_clip)``, which organs they
+    are from 0, and ``classes`` ``(clips, frames, S, S)``, indices into :data:`CLASSES`.
     """
 
     def __init__(

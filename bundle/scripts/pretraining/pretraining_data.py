@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.phantom_anatomy import ORGANS
-from ..networks.sam2_backbone import MASK_LOGIT, SAM2, mask_to_logits
-from .anatomy_model import with_neighbours
+from ..networks.sam2_backbone import MASK_LOGIT, SAM2, between_neighbours, mask_to_logits
 from .patient_clips import AnatomyClips
 
 
@@ -81,7 +80,9 @@ class EncodedAnatomy:
 
     @torch.no_grad()
     def batch(self, index: int) -> dict[str, Tensor]:
-        """Batch ``index`` of the present epoch, with the keys of :class:`~scripts.training.encoded_slices.EncodedSlices`' items."""
+        """Batch ``index`` of the present epoch, with the keys of
+        :class:`~scripts.training.encoded_slices.EncodedSlices`' items.
+        """
         drawn = self.anatomy.batch(index)
         mask = drawn["mask"][:, : len(ORGANS), 1]  # (V, organs, S, S)
         present = mask.flatten(2).any(2).flatten()
@@ -95,7 +96,7 @@ class EncodedAnatomy:
         chosen = torch.multinomial(weight.cpu(), self.batch_size, replacement=True, generator=generator)
         chosen = chosen.to(mask.device)
         context = torch.rand((), generator=generator) < self.context_share
-        image = with_neighbours(drawn["image"])[:, 1] if context else drawn["image"][:, 1]
+        image = between_neighbours(drawn["image"])[:, 1] if context else drawn["image"][:, 1]
         features = self.backbone.encode_image(image)[chosen // len(ORGANS)]
         mask, present = mask.flatten(0, 1)[chosen][:, None], present[chosen]
         score = torch.where(present, MASK_LOGIT, -MASK_LOGIT)[:, None]

@@ -306,9 +306,19 @@ class _Slices:
         return memories.unflatten(0, (len(features), -1))
 
     def features(self, indices: list[int]) -> ImageFeatures:
+        backbone = self.network.backbone
+        if not backbone.slice_context:
+            return backbone.encode_image(self._shown(indices))
+        around = [[max(index - 1, 0), index, min(index + 1, self.count - 1)] for index in indices]
+        wanted = sorted({index for triple in around for index in triple})
+        planes = self._shown(wanted)[:, 0]  # each is resized once, whichever slices it lies beside
+        rows = torch.tensor([[wanted.index(index) for index in triple] for triple in around])
+        return backbone.encode_image(planes[rows])
+
+    def _shown(self, indices: list[int]) -> Tensor:
+        """Some slices ``(n, 1, S, S)`` as the network sees them."""
         image = self.resize(self.volume[..., indices].permute(2, 0, 1).float())
-        shown = self.view.show(convert_to_tensor(image, track_meta=False)[:, None].to(self.device))
-        return self.network.backbone.encode_image(shown)
+        return self.view.show(convert_to_tensor(image, track_meta=False)[:, None].to(self.device))
 
     def chunks(self) -> Iterator[list[int]]:
         """Indices of all slices in their order, ``batch_size`` at a time."""

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ..data.transforms import AugmentedVariant, describe
 from ..data.volumes import files_of
 from ..files import sha256_of
-from ..networks.sam2_backbone import MASK_LOGIT, FrozenSAM2, mask_to_logits
+from ..networks.sam2_backbone import MASK_LOGIT, FrozenSAM2, between_neighbours, mask_to_logits
 from .handlers import save_atomically
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ class EncodedSlices(Dataset):
             "layout": _LAYOUT,
             "transform": describe(self.transform),
             "augmentation": describe(self.augment.transform) if self.augment else None,
-            "backbone": [self.backbone.fingerprint(), self.backbone.image_size],
+            "backbone": [self.backbone.fingerprint(), self.backbone.image_size, self.backbone.slice_context],
             "organs": self.organs,
         }
         paths = []
@@ -187,9 +187,10 @@ class EncodedSlices(Dataset):
         device = next(self.backbone.parameters()).device
         count = len(self.organs)
         values = torch.arange(1, count + 1).view(1, -1, 1, 1)
+        shown = between_neighbours(image) if self.backbone.slice_context else image
         chunks = []
         for start in range(0, len(image), self.batch_size):
-            features = self.backbone.encode_image(image[start : start + self.batch_size].to(device))
+            features = self.backbone.encode_image(shown[start : start + self.batch_size].to(device))
             mask = label[start : start + self.batch_size] == values
             present = mask.flatten(2).any(2)
             score = torch.where(present.flatten(), MASK_LOGIT, -MASK_LOGIT)[:, None].to(device)
