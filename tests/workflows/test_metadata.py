@@ -37,6 +37,7 @@ SHARED = [
     "backbone_sha256",
     "image_size",
     "decoder_token",
+    "slice_context",
     "inference_steps",
     "eta",
     "memory_samples",
@@ -46,7 +47,6 @@ SHARED = [
     "dropout",
     "scheduler",
     "intensity",
-    "prior_file",
     "backbone",
     "prior",
     "network_def",
@@ -189,6 +189,11 @@ def test_configs_are_json_indented_by_four_spaces(path):
 @pytest.mark.parametrize("key", SHARED)
 def test_training_and_inference_agree(key):
     assert read("inference.json")[key] == read("train.json")[key]
+
+
+def test_training_never_writes_over_the_prior_that_ships():
+    assert read("inference.json")["prior_file"] == read("train.json")["start_from"]
+    assert read("train.json")["prior_file"] == "$@output_dir + '/model.pt'"
 
 
 @pytest.mark.parametrize("key", ["neighbours", "no_3d"])
