@@ -252,6 +252,33 @@ def test_the_type_of_voxels_must_be_known(tmp_path):
     assert outcome(nrrd(tmp_path / "a.nrrd", bz2.compress(RAW), encoding="bzip2")) != "different"
 
 
+def test_a_scale_in_a_metaimage_header_is_applied(tmp_path):
+    scale = {"ElementToIntensityFunctionSlope": 2, "ElementToIntensityFunctionOffset": -1024}
+    volume = load_volume(metaimage(tmp_path / "a.mha", **scale))
+    np.testing.assert_array_equal(volume.voxels, VOXELS * 2.0 - 1024)
+    assert "expected finite numbers" in outcome(metaimage(tmp_path / "a.mha", ElementToIntensityFunctionSlope="x"))
+
+
+def test_two_orders_of_bytes_are_refused(tmp_path):
+    assert "two orders of bytes" in outcome(metaimage(tmp_path / "a.mha", ElementByteOrderMSB=True))
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"dimension": 4, "sizes": "2 12 11 9", "kinds": "list domain domain domain"}, "voxels of 2 values"),
+        ({"dimension": 4, "sizes": "12 11 9 3", "kinds": "domain domain domain RGB-color"}, "voxels of 3 values"),
+        ({"type": "int64"}, "ITK has no images of 3 dimensions of 'int64'"),
+    ],
+)
+def test_what_itk_cannot_hold_is_told_in_words(tmp_path, fields, said):
+    data = RAW * {"voxels of 2 values": 2, "voxels of 3 values": 3}.get(said, 4)
+    directions = "(2,0,0) (0,2,0) (0,0,5)"
+    if "dimension" in fields:
+        directions = f"none {directions}" if fields["kinds"].startswith("list") else f"{directions} none"
+    assert said in outcome(nrrd(tmp_path / "a.nrrd", data, **{"space directions": directions}, **fields))
+
+
 # ---- units, and two statements of one place
 
 

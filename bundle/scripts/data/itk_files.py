@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import itk
 import numpy as np
 from monai.data import ITKReader
 from monai.utils import MetaKeys
@@ -56,15 +57,25 @@ def load_itk(path: Path, default_axcodes: str | None) -> tuple[np.ndarray, np.nd
         Exception: whatever else reading raises.
     """
     fields = header_fields(path)
-    check_components(path, int(fields.get("elementnumberofchannels", 1)))
+    check_components(path, _components(path, fields))
     _check_data(path, fields)
+    slope, offset = _numbers(path, fields, "elementtointensityfunctionslope", "elementtointensityfunctionoffset")
     reader = ITKReader()
-    image = reader.read(path)
+    try:
+        image = reader.read(path)
+    except itk.TemplateTypeError as error:
+        kind = fields.get("type" if _is_nrrd(path) else "elementtype", "")
+        raise DatasetError(
+            f"'{path}': cannot be read (ITK has no images of {len(_shape(path, fields))} dimensions of '{kind}'), "
+            "expected three dimensions of short, int or float. Convert it."
+        ) from error
     voxels, meta = reader.get_data(image)
     voxels = np.asarray(voxels)  # of ITK's own kind of array, which keeps the image it is a view of
     check_components(path, image.GetNumberOfComponentsPerPixel())
     check_dimensions(path, voxels.shape)
     voxels = voxels.reshape(voxels.shape[:3], order="A")
+    if (slope, offset) != (1, 0):  # which ITK passes over
+        voxels = (voxels * np.float64(slope) + offset).astype(np.float32)
     affine = np.asarray(meta[MetaKeys.AFFINE], dtype=float)
     affine[:3] *= _millimetres(path, fields)
     if _is_nrrd(path):
@@ -142,6 +153,32 @@ def data_files(path: Path, fields: dict[str, str]) -> list[Path]:
     return files
 
 
+def _components(path: Path, fields: dict[str, str]) -> int:
+    """Values in each voxel."""
+    if not _is_nrrd(path):
+        (channels,) = _numbers(path, fields, "elementnumberofchannels")
+        return int(channels)
+    kinds, sizes = fields.get("kinds", "").lower().split(), _shape(path, fields)
+    if len(kinds) != len(sizes):
+        return 1
+    return int(np.prod([size for kind, size in zip(kinds, sizes) if kind not in ("domain", "space", "time", "???")]))
+
+
+def _numbers(path: Path, fields: dict[str, str], *names: str) -> list[float]:
+    """Numbers in a MetaImage header: by default 0 for an offset, else 1."""
+    values = [fields.get(name, "0" if name.endswith("offset") else "1") for name in names]
+    try:
+        numbers = [float(value) for value in values]
+    except ValueError:
+        numbers = [np.nan]
+    if not np.isfinite(numbers).all():
+        raise DatasetError(
+            f"'{path}': cannot be read (its header has {listed(values)} for {listed(names)}), expected finite numbers. "
+            "Copy or download it again."
+        )
+    return numbers
+
+
 def _names(path: Path, stated: str) -> Iterator[str]:
     """The files that a header names: one, a list, or a pattern with numbers."""
     first, *others = stated.split("\n")
@@ -180,6 +217,12 @@ def _check_data(path: Path, fields: dict[str, str]) -> None:
         known = "a numeric type, such as short or float" if _is_nrrd(path) else "such as MET_SHORT"
         raise DatasetError(f"'{path}': voxels of type '{kind}', expected {known}. Convert the file.")
     expected = int(np.prod(shape, dtype=object)) * _BYTES[kind]
+    orders = {fields[key].lower() for key in ("binarydatabyteordermsb", "elementbyteordermsb") if key in fields}
+    if len(orders) > 1:
+        raise DatasetError(
+            f"'{path}': its header states two orders of bytes (BinaryDataByteOrderMSB, ElementByteOrderMSB), expected "
+            "the same twice. Export the file again."
+        )
     encoding = _encoding(path, fields)
     if encoding == "text":
         return
