@@ -11,6 +11,7 @@ from monai.inferers import Inferer
 from monai.transforms import Orientation, Resize
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from nibabel.orientations import aff2axcodes
+from scripts.data.transforms import ResizeLabeld
 from scripts.networks.sam2_backbone import resize_logits, with_background
 from torch import Tensor, nn
 
@@ -95,5 +96,6 @@ def network_labels(truth: Tensor, image: Tensor, size: int) -> Tensor:
         image: ``(1, 1, H, W, slices)``; see :func:`oriented_like`.
         size: of the network.
     """
-    planes = oriented_like(truth, image).permute(2, 0, 1).float()
-    return convert_to_tensor(Resize((size, size), mode="nearest-exact")(planes), track_meta=False)
+    labels = oriented_like(truth, image)[None]
+    resized = ResizeLabeld("label", (size, size, -1))({"label": labels.float()})["label"]
+    return convert_to_tensor(resized, track_meta=False)[0].permute(2, 0, 1)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 BUNDLE = Path(__file__).resolve().parents[1]  # the bundle root: configs, docs and models lie beside the scripts
 
+_LONGEST_NAME = 255  # bytes, in the file systems in use
+
 
 @contextmanager
 def whole_file(path: str | os.PathLike, unique: bool = False) -> Iterator[Path]:
@@ -25,7 +27,11 @@ def whole_file(path: str | os.PathLike, unique: bool = False) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".part-{os.getpid()}-{path.name}" if unique else f".part-{path.name}")
+    name = f".part-{os.getpid()}-{path.name}" if unique else f".part-{path.name}"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+        name = f".part-{digest}{''.join(path.suffixes[-2:])[-20:]}"
+    temporary = path.with_name(name)
     try:
         yield temporary
         temporary.replace(path)

@@ -23,6 +23,7 @@ from monai.bundle import ConfigParser
 
 from . import errors
 from .files import BUNDLE
+from .inert import inert, quoted
 from .networks.diffusam import check_prior_file
 
 PRIOR = "model.pt"  # the name by which MONAI Label and the Model Zoo look for weights
@@ -60,7 +61,7 @@ def standalone(
     network.load_state_dict(torch.load(prior, map_location="cpu", weights_only=True)["model"])
 
     settings["prior_file"] = f"$@bundle_root + '/models/{PRIOR}'"
-    settings["backbone_checkpoint"] = f"$@bundle_root + '/models/{backbone.name}'"
+    settings["backbone_checkpoint"] = f"$@bundle_root + {quoted(f'/models/{backbone.name}')}"
     (target / "models").mkdir(parents=True, exist_ok=True)
     for name in COPIED:
         _copy(BUNDLE / name, target / name)
@@ -76,11 +77,12 @@ def describe(network: Any) -> dict[str, Any]:
     metadata = json.loads((BUNDLE / "configs" / "metadata.json").read_text())
     channels = {str(index): name for index, name in enumerate(["background", *network.organs])}
     values = ", ".join(f"{index} {name}" for index, name in channels.items())
-    metadata["label_classes"] = f"single channel data, {values.removeprefix('0 background, ')}"
-    metadata["pred_classes"] = f"{len(channels)} channels, arg-max: {values}"
+    # names of organs are a user's, and MONAI evaluates what it reads in this file
+    metadata["label_classes"] = inert(f"single channel data, {values.removeprefix('0 background, ')}")
+    metadata["pred_classes"] = inert(f"{len(channels)} channels, arg-max: {values}")
     backbone = network.backbone
     described = metadata["network_data_format"]
-    described["outputs"]["pred"] |= {"num_channels": len(channels), "channel_def": channels}
+    described["outputs"]["pred"] |= {"num_channels": len(channels), "channel_def": inert(channels)}
     for each in (described["inputs"]["image"], described["outputs"]["pred"]):
         each["spatial_shape"] = [backbone.image_size, backbone.image_size]
     described = metadata["memory_data_format"]

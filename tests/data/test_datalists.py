@@ -448,6 +448,37 @@ def test_equal_names_in_two_data_sets_are_two_cases(tmp_path):
     check_disjoint(*(find_cases(tmp_path / modality, PATTERNS[0]) for modality in ("ct", "mr")))
 
 
+@pytest.mark.parametrize("purpose, refused", [("training", True), ("evaluation", False)])
+def test_an_organ_in_no_training_volume_is_named(items, label, write_volume, purpose, refused):
+    for item in items:
+        write_volume(Path(item["label"]), np.where(label == 1, 0, label).astype(np.uint8))
+    if refused:
+        assert f"spleen: in no label of {len(items)} training volumes" in problems(items, purpose=purpose)
+    else:
+        check_dataset(items, LABEL_MAP, purpose=purpose)
+
+
+def test_an_organ_of_one_voxel_is_doubted(items, label, write_volume, caplog):
+    for number, item in enumerate(items):
+        voxels = np.where(label == 1, 0, label).astype(np.uint8)
+        voxels[4, 4, 2] = number == 0
+        write_volume(Path(item["label"]), voxels)
+    check_dataset(items, LABEL_MAP)
+    assert "spleen: only 1 voxel in all training labels" in caplog.text
+
+
+def test_an_image_of_one_value_is_named(items, write_volume):
+    write_volume(Path(items[0]["image"]), np.full((40, 36, 8), 40, np.int16))
+    assert f"'{items[0]['image']}': all voxels are 40, expected an image" in problems(items)
+    check_dataset(items, LABEL_MAP, purpose="evaluation")
+
+
+@pytest.mark.parametrize("case", ["sub/../a", "../a", "/etc/a", "", "..", "a\0"])
+def test_cases_that_are_named_like_paths_are_refused(tiny_dataset, case):
+    with pytest.raises(DatasetError, match="expected names that files can have"):
+        find_cases(tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", [case])
+
+
 # ---- inference_inputs
 
 
@@ -459,7 +490,7 @@ def test_file_is_one_input(tiny_dataset):
 def test_folder_is_every_supported_image_in_it(tmp_path):
     touch(tmp_path, "b10.nii", "b2.nii.gz", "c.nrrd", "a.mha", "d.mhd", "d.raw", "e.nhdr", "e.raw.gz")
     touch(tmp_path, "notes.txt", ".hidden.nii.gz", "deeper/f.nii.gz")
-    assert cases_of(inference_inputs(tmp_path)) == ["a", "b2", "b10", "c", "d", "e"]
+    assert cases_of(inference_inputs(tmp_path)) == ["a", "b2", "b10", "c", "d", "deeper_f", "e"]
 
 
 def test_dots_inside_a_name_stay(tmp_path):

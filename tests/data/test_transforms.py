@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.transforms import (
     Compose,
     LoadImaged,
@@ -17,7 +18,7 @@ from monai.transforms import (
     Resized,
     ScaleIntensityRanged,
 )
-from scripts.data.transforms import AugmentedVariant, RandInPlaneDeformd, RandOrganContrastd, describe
+from scripts.data.transforms import AugmentedVariant, RandInPlaneDeformd, RandOrganContrastd, ResizeLabeld, describe
 from scripts.data.volumes import VolumeReader
 
 KEYS = ["image", "label"]
@@ -212,3 +213,51 @@ def test_what_a_reader_was_told_is_part_of_a_description(options):
         return describe(LoadImaged("image", reader=VolumeReader(**options)))
 
     assert described(**options) == described(**options) != described()
+
+
+# ---- label maps in another size
+
+
+def boxes(shape=(48, 40, 5)) -> torch.Tensor:
+    label = torch.zeros((1, *shape))
+    label[:, 9:21, 7:18, 1:4] = 1
+    label[:, 26:39, 20:33] = 2
+    return label
+
+
+def centre(label: torch.Tensor, value: int) -> torch.Tensor:
+    """Of an organ, as a share of each side."""
+    places = torch.nonzero(label[0] == value).float() + 0.5
+    return places.mean(0) / torch.tensor(label.shape[1:])
+
+
+@pytest.mark.parametrize("size", [(24, 20), (24, 40), (16, 10), (36, 30), (24, 60)])
+@pytest.mark.parametrize("value", [1, 2])
+def test_a_label_that_shrinks_stays_where_its_image_is(size, value):
+    label = boxes()
+    resized = ResizeLabeld("label", (*size, -1))({"label": label})["label"]
+
+    assert resized.shape == (1, *size, 5) and set(resized.unique().tolist()) == {0, 1, 2}
+    # rounding to voxels moves an edge by half of one at most, of a box both edges the same way by less; halved by
+    # nearest neighbours, both move by half
+    assert ((centre(resized, value) - centre(label, value)).abs()[:2] * torch.tensor(size)).max() < 0.4
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_shrinking_knows_no_direction(axis):
+    label, shrink = boxes(), ResizeLabeld("label", (24, 20, -1))
+    turned = shrink({"label": label.flip(axis)})["label"].flip(axis)
+    assert torch.equal(turned, shrink({"label": label})["label"])
+
+
+@pytest.mark.parametrize("size", [(48, 40), (96, 80), (64, 64)])
+def test_a_label_that_grows_has_nearest_neighbours(size):
+    expected = Resized("label", (*size, -1), mode="nearest-exact")({"label": boxes()})["label"]
+    assert torch.equal(ResizeLabeld("label", (*size, -1))({"label": boxes()})["label"], expected)
+
+
+def test_the_place_of_a_shrunk_label_is_that_of_the_image():
+    label = MetaTensor(boxes(), affine=torch.diag(torch.tensor([2.0, 2.0, 5.0, 1.0])))
+    resized = ResizeLabeld("label", (24, 20, -1))({"label": label})["label"]
+    expected = Resized("label", (24, 20, -1), mode="trilinear")({"label": label})["label"]
+    assert torch.equal(resized.affine, expected.affine)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, SaveImage
+from nibabel.affines import apply_affine
 from nibabel.eulerangles import euler2mat
 from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, RLELossless
 from scripts.data.volumes import VolumeReader, VolumeWriter, case_name, files_of, load_volume, output_name
@@ -664,7 +665,7 @@ def save(tensor: torch.Tensor, folder: Path) -> nib.Nifti1Image:
         output_name_formatter=output_name,
     )
     saver(tensor)
-    (path,) = folder.iterdir()
+    (path,) = (path for path in folder.iterdir() if "_upright" not in path.name)
     return nib.load(path)
 
 
@@ -706,6 +707,38 @@ def test_a_sheared_grid_is_not_written_as_a_qform(tmp_path):
     saved = save(MetaTensor(torch.ones(1, *SHAPE), affine=sheared, meta={"filename_or_obj": "a"}), tmp_path / "output")
     np.testing.assert_allclose(saved.affine, sheared)
     assert int(saved.header["qform_code"]) == 0
+
+
+@pytest.mark.parametrize("shear", [(1, 2, 1.2), (0, 2, -3.0), (0, 1, 0.7), (2, 1, 1.5)])
+@pytest.mark.parametrize("turn", [np.eye(3), np.diag([-1, 1, 1]), euler2mat(z=0.3, y=-0.2, x=0.4)])
+def test_beside_a_sheared_grid_lies_one_that_itk_opens(tmp_path, shear, turn, caplog):
+    sheared = np.diag([1.5, 2.5, 4.0, 1.0])
+    sheared[shear[:2]] = shear[2]
+    sheared[:3, :3] = turn @ sheared[:3, :3]
+    sheared[:3, 3] = 10, -20, 30
+    label = np.zeros((20, 18, 12), np.uint8)
+    label[6:12, 5:14, 3:9] = 3
+    image = MetaTensor(torch.as_tensor(label)[None], affine=sheared, meta={"filename_or_obj": "a"})
+    save(image, tmp_path / "output")
+
+    (path,) = (tmp_path / "output").glob("*_upright.nii.gz")
+    upright = load_volume(path)
+
+    assert "which ITK and 3D Slicer do not open" in caplog.text and upright.voxels.dtype == np.uint8
+    opened = itk.imread(str(path))
+    np.testing.assert_array_equal(itk.array_view_from_image(opened).T, upright.voxels)
+    # each labelled place is labelled in both, but for what rounding to voxels moves at edges
+    inside = apply_affine(sheared, np.argwhere(label)).mean(0)
+    np.testing.assert_allclose(apply_affine(upright.affine, np.argwhere(upright.voxels == 3)).mean(0), inside, atol=0.5)
+    volume = np.count_nonzero(upright.voxels) * abs(np.linalg.det(upright.affine[:3, :3]))
+    assert volume == pytest.approx(np.count_nonzero(label) * abs(np.linalg.det(sheared[:3, :3])), rel=0.08)
+    lps = [opened.TransformIndexToPhysicalPoint(list(map(int, index))) for index in np.argwhere(upright.voxels == 3)]
+    np.testing.assert_allclose(np.mean([list(point) for point in lps], 0) * [-1, -1, 1], inside, atol=0.5)
+
+
+def test_no_other_grid_is_written_twice(tmp_path):
+    save(MetaTensor(torch.ones(1, *SHAPE), affine=OBLIQUE, meta={"filename_or_obj": "a"}), tmp_path / "output")
+    assert len(list((tmp_path / "output").iterdir())) == 1
 
 
 # ---- the files of a volume

@@ -185,7 +185,7 @@ def test_what_highdicom_refuses_is_put_into_words(write_series, labels):
 
 
 def test_several_files_of_several_frames_are_refused(write_series, labels):
-    series = write_series(NumberOfFrames=1)
+    series = write_series(NumberOfFrames=1, PerFrameFunctionalGroupsSequence=[pydicom.Dataset()])
     with pytest.raises(UnsuitableSeries, match="a series of 6 files that may hold several frames each"):
         segment(series, labels)
 

@@ -166,3 +166,16 @@ def test_dicom_series_and_nrrd_labels_train_and_evaluate(tmp_path, backbone_file
     )
     np.testing.assert_array_equal(canonical(tmp_path / "out/label/b.nii.gz").get_fdata(), simple_label())
     assert (metrics["organs"], metrics["cases"]) == (ORGANS, ["d"])
+
+
+def test_cases_to_train_on_show_every_organ(tiny_dataset, tmp_path):
+    for case, values in (("a", []), ("b", [1, 2, 3]), ("c", [1, 2, 3]), ("d", [4])):
+        label = simple_label()
+        save_volume(tiny_dataset / f"label_{case}.nii.gz", np.where(np.isin(label, values), label, 0).astype(np.uint8))
+    arguments = (tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine")
+
+    prepare_folder(*arguments, {organ: value for value, organ in enumerate(ORGANS, 1)})
+
+    assert overlay_of(tmp_path / "mine")["train_cases"] == ["b", "c", "d"]
+    with pytest.raises(DatasetError, match="--train_cases names a, whose labels hold no organ"):
+        prepare_folder(*arguments, {"spleen": 1}, train_cases=["a", "b"])

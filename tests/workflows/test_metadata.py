@@ -210,7 +210,8 @@ def test_training_and_inference_prepare_images_alike():
     def image_steps(transforms: list) -> list[str]:
         names = [step if isinstance(step, str) else step["_target_"] for step in transforms]
         # at inference slices are resized by the inferer, a few at a time
-        return [name for name in names if name not in ("@map_label", "Resized")]
+        resized = ("Resized", "scripts.data.transforms.ResizeLabeld")
+        return [name for name in names if name not in ("@map_label", *resized)]
 
     training = read("train.json")["train"]["preprocessing"]["transforms"]
     inference = read("inference.json")["preprocessing"]["transforms"]

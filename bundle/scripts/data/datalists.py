@@ -17,7 +17,10 @@ from pathlib import Path, PurePath
 
 from ..errors import SHOWN, DatasetError, count, listed
 from .dicom import is_dicom_file
+from .found_files import Found, found_at, found_below
 from .volumes import IMAGE_SUFFIXES, case_name, is_image_file
+
+LONGEST_NAME = 242  # bytes in the name of a case: with what results add to it, such as "_doubt.nii.gz", a file's 255
 
 _CASE = "{case}"
 
@@ -51,7 +54,7 @@ def find_cases(
 
     Raises:
         FileNotFoundError: the folder, every image, or a file of a wanted case is missing.
-        DatasetError: a pattern without exactly one ``{case}``.
+        DatasetError: a pattern without exactly one ``{case}``; a case that is named like a path.
 
     Example:
         >>> find_cases("/data/btcv", "img/img{case}.nii.gz", cases=["0001"])  # doctest: +SKIP
@@ -79,6 +82,7 @@ def find_cases(
         wanted = [case for case in available if case not in excluded]
     else:
         wanted = [str(case) for case in cases]
+        _check_names(wanted)
     items = [
         {key: str(_case_path(folder, pattern, case)) for key, pattern in patterns.items()} | {"case": case}
         for case in wanted
@@ -89,18 +93,21 @@ def find_cases(
     return items
 
 
-def inference_inputs(path: str | Path) -> list[dict[str, str]]:
+def inference_inputs(path: str | Path, leave_out: str | Path | None = None) -> list[dict[str, str]]:
     """The images that an ``--input`` means.
 
     Args:
-        path: an image file, a folder with the DICOM slices of one image, a folder of image files and such folders, a
-            glob pattern, or a JSON file that lists images: a list, or an object that has it as ``"test"``,
-            ``"testing"`` or its only list (Decathlon's ``dataset.json``). An entry is a path, relative to the file's
-            folder, or ``{"image": path}``, with ``"case"`` for a name of its own.
+        path: an image file, a folder with the DICOM slices of one image, a folder of image files and such folders,
+            however deep they lie in it, a glob pattern, or a JSON file that lists images: a list, or an object that has
+            it as ``"test"``, ``"testing"`` or its only list (Decathlon's ``dataset.json``). An entry is a path,
+            relative to the file's folder, or ``{"image": path}``, with ``"case"`` for a name of its own.
+        leave_out: a folder that no image is taken from, such as the one that results go to.
 
     Returns:
         One ``{"image": path, "case": name}`` an image, in natural order, or in that of the list. Files are named
-        without their suffix, series by their folder. What a list names need not be there.
+        without their suffix, series by their folder, both after the folders in ``path`` that they lie in. What a list
+        names need not be there. Whatever is there and may be an image, but cannot be taken, has the reason as
+        ``"problem"``; what is none is said in the log.
 
     Raises:
         FileNotFoundError: nothing is there, or nothing that can be read.
@@ -116,13 +123,15 @@ def inference_inputs(path: str | Path) -> list[dict[str, str]]:
             f"{', '.join(IMAGE_SUFFIXES)}, or a folder of DICOM slices. Convert it, or give the folder that holds its "
             "slices."
         )
-    images = [Path(os.path.abspath(image)) for image in _images_at(path)]
-    if not images:
+    items = sorted(
+        _items_at(path, None if leave_out is None else Path(leave_out)), key=lambda item: natural_order(item["image"])
+    )
+    if not items:
         raise FileNotFoundError(
             f"{_nothing_at(path)} Expected an image ending in {', '.join(IMAGE_SUFFIXES)}, a folder of DICOM slices, a "
             "folder of images, a glob pattern in quotes, or a JSON file that lists images. Set --input to one of these."
         )
-    return _with_names_of_their_own([{"image": str(image), "case": case_name(image)} for image in images])
+    return _with_names_of_their_own(items)
 
 
 def check_output(path: str | Path, items: Sequence[Item], output: str | Path) -> None:
@@ -139,7 +148,9 @@ def check_output(path: str | Path, items: Sequence[Item], output: str | Path) ->
     if Path(path).expanduser().is_file():
         return
     folder = os.path.realpath(output)
-    if any(folder in (os.path.realpath(item["image"]), os.path.realpath(Path(item["image"]).parent)) for item in items):
+    if folder == os.path.realpath(path) or any(
+        folder in (os.path.realpath(item["image"]), os.path.realpath(Path(item["image"]).parent)) for item in items
+    ):
         raise DatasetError(
             f"The output folder '{output}' is the one that the images are read from, so results would be taken for "
             "images the next time. Set --output to another folder."
@@ -187,9 +198,15 @@ def _with_names_of_their_own(items: list[dict[str, str]]) -> list[dict[str, str]
         DatasetError: two of them have one name, or a name that cannot be a file's.
     """
     names = [item["case"] for item in items]
-    unusable = [name or "nothing" for name in names if name in ("", "..") or Path(name).name != name]
-    if unusable:
-        raise DatasetError(f"Cases are named {listed(unusable)}; expected names that files can have. Rename them.")
+    _check_names(names)
+    for item in items:
+        longer = len(os.fsencode(item["case"])) - LONGEST_NAME
+        if longer > 0:
+            item.setdefault(
+                "problem",
+                f"'{item['image']}': its results would be named '{item['case']}', {longer} bytes longer than a file's "
+                'name can be. Rename it, or list it in a JSON file with a shorter "case".',
+            )
     clashing = [Path(item["image"]) for item in items if names.count(item["case"]) > 1]
     if clashing:
         raise DatasetError(
@@ -198,6 +215,13 @@ def _with_names_of_their_own(items: list[dict[str, str]]) -> list[dict[str, str]
             'with a "case" of its own.'
         )
     return items
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Refuses names of cases that lead elsewhere, since results are written under them."""
+    unusable = [name or "nothing" for name in names if name in ("", "..") or "\0" in name or Path(name).name != name]
+    if unusable:
+        raise DatasetError(f"Cases are named {listed(unusable)}; expected names that files can have. Rename them.")
 
 
 def _check_patterns(patterns: Mapping[str, str]) -> None:
@@ -275,20 +299,51 @@ def _suggestion(case: str, available: Sequence[str]) -> str:
     return f'; did you mean "{same[0]}", with quotes?' if same else ""
 
 
-def _images_at(path: Path) -> list[Path]:
+def _items_at(path: Path, leave_out: Path | None) -> list[dict[str, str]]:
+    """Everything at an ``--input`` that is, or may be, an image."""
     if path.is_file():
-        return [path]
-    found = list(path.iterdir()) if path.is_dir() else [Path(match) for match in glob.glob(str(path), recursive=True)]
-    images = [each for each in found if is_image_file(each) or _is_dicom_folder(each)]
-    if not _is_dicom_folder(path):
-        return sorted(images, key=natural_order)
-    files = sorted(filter(is_image_file, images), key=natural_order)
-    if files:
-        raise DatasetError(
-            f"Input '{path}' holds DICOM slices, which are one image, and image files: {listed(files)}. Move either to "
-            "a folder of its own, or give the files themselves, such as by a glob pattern in quotes."
-        )
-    return [path]
+        return [{"image": os.path.abspath(path), "case": case_name(path)}]
+    path = Path(os.path.abspath(path))
+    if path.is_dir():
+        found, root = found_below(path, leave_out), path
+        files = sorted((image for image in found.images if image.parent == path and image.is_file()), key=natural_order)
+        if path in found.images and files:
+            raise DatasetError(
+                f"Input '{path}' holds DICOM slices, which are one image, and image files: {listed(files)}. Move "
+                "either to a folder of its own, or give the files themselves, such as by a glob pattern in quotes."
+            )
+    else:
+        matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
+        found, root = found_at(matches, leave_out), None
+    _say_what_is_left(found)
+    tops = dict.fromkeys(found.images, root) if root else {}
+    for top in () if root else matches:  # a pattern names many folders: what lies in each is named after it
+        tops |= {
+            image: top.parent for image in (*found.images, *found.problems) if top.is_dir() and top in image.parents
+        }
+    images = [{"image": str(image), "case": _name_below(image, tops.get(image))} for image in found.images]
+    problems = [
+        {"image": str(file), "case": _name_below(file, tops.get(file, root), suffix=file.name), "problem": reason}
+        for file, reason in found.problems.items()
+    ]
+    return images + problems
+
+
+def _name_below(image: Path, top: Path | None, suffix: str | None = None) -> str:
+    """What the results of an image are called: its name, after those of the folders between it and ``top``."""
+    name = suffix or case_name(image)
+    if top is None or image == top:
+        return name
+    return "_".join([*image.relative_to(top).parts[:-1], name])
+
+
+def _say_what_is_left(found: Found) -> None:
+    for reason in found.problems.values():
+        logger.warning("Not taken: %s", reason)
+    if found.others:
+        logger.info("No images, and not looked into: %s.", listed(found.others))
+    if found.results:
+        logger.info("Results of an inference, and not looked into: %s.", listed(found.results))
 
 
 def _nothing_at(path: Path) -> str:
@@ -297,7 +352,3 @@ def _nothing_at(path: Path) -> str:
     if glob.has_magic(str(path)):
         return f"No image matches the input pattern '{path}'."
     return f"The input '{path}' is not there."
-
-
-def _is_dicom_folder(path: Path) -> bool:
-    return path.is_dir() and any(map(is_dicom_file, path.iterdir()))

@@ -5,6 +5,7 @@ Every file is read once, before anything expensive starts; one message holds eve
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,10 @@ from ..errors import SHOWN, DatasetError, count, listed
 from .datalists import Item, LabelMap
 from .volumes import Volume, VolumeReader
 
+FEW_VOXELS = 30  # of an organ in all training labels, below which its label is doubted
 GRID_TOLERANCE = 0.05  # of a voxel, at the volume's corners: above rounding in headers, below anything that matters
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,8 @@ def check_dataset(
         label_map: organ to its value, or values, in the label files.
         background_values: the values in the label files that stand for no organ.
         minimum: fewest volumes that will do.
-        purpose: names the list in messages. For ``"training"``, each label must hold at least one organ voxel.
+        purpose: names the list in messages. For ``"training"``, each label must hold at least one organ voxel, each
+            organ must be in one of them, and no image be of one value.
         reader: the one that ``LoadImaged`` reads with; None takes one with its own defaults.
 
     Raises:
@@ -126,8 +131,12 @@ def check_dataset(
             voxels = {organ: sum(counts[value] for value in values) for organ, values in organs.items()}
             if purpose == "training" and counts and not any(voxels.values()):
                 problems.append(_without_organs(item["label"], counts, organs))
+        if purpose == "training" and image is not None and image.voxels.min() == image.voxels.max():
+            problems.append(_constant(item["image"], image))
         if image is not None:
             summaries.append(CaseSummary(item["case"], image.voxels.shape, image.spacing, voxels))
+    if purpose == "training" and not problems:
+        problems += _absent_organs(summaries)
     if problems:
         numbered = [f"  {number}. {problem}" for number, problem in enumerate(problems, 1)]
         raise DatasetError("\n".join([f"{count(len(problems), 'problem')} in the {purpose} data:", *numbered]))
@@ -246,6 +255,26 @@ def _without_organs(path: str, counts: Counter[int], organs: Mapping[str, Sequen
     return (
         f"'{path}': no voxel of any organ, only the values {listed(sorted(counts))}; expected some of {expected}. "
         "Correct label_map, or leave the case out of the training."
+    )
+
+
+def _absent_organs(summaries: Sequence[CaseSummary]) -> Iterator[str]:
+    """What no training volume shows cannot be learned; of very little, it is said."""
+    for organ in summaries[0].voxels if summaries else ():
+        voxels = sum(summary.voxels.get(organ, 0) for summary in summaries)
+        if not voxels:
+            yield (
+                f"{organ}: in no label of {count(len(summaries), 'training volume')}, expected it in one at least. "
+                "Correct label_map, leave the organ out of it, or train on a case that shows it."
+            )
+        elif voxels < FEW_VOXELS:
+            logger.warning("%s: only %s in all training labels. Is its label complete?", organ, count(voxels, "voxel"))
+
+
+def _constant(path: str, image: Volume) -> str:
+    return (
+        f"'{path}': all voxels are {image.voxels.flat[0]:g}, expected an image. Export it again, or leave the case out "
+        "of the training."
     )
 
 

@@ -2,25 +2,24 @@
 
 pydicom reads the headers, since all of this has to be checked here: MONAI's ITKReader takes the first of several
 series, and its PydicomReader sorts by instance number and averages the distances between slices, whether some are
-missing or not. ITK reads the pixels: unlike pydicom alone it has decoders for every compression in use (JPEG, JPEG-LS,
-JPEG 2000, RLE), and it rescales each slice by its own slope and intercept and turns MONOCHROME1 into MONOCHROME2.
+missing or not. Pixels are read by :mod:`scripts.data.dicom_pixels`.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import itk
 import numpy as np
 import pydicom
 from nibabel.affines import apply_affine
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ..errors import DatasetError, count, listed
+from .dicom_pixels import TAGS, Rescale, check_header, frames_of, read_frames
 
 DISTANCE_TOLERANCE = 0.05  # of the usual distance between slices: above rounding in headers, below a missing slice
 PLACE_TOLERANCE = 0.5  # of a voxel, by which a slice may lie beside its place in an even grid
@@ -28,16 +27,19 @@ DIRECTION_TOLERANCE = 1e-3  # of direction cosines, and relatively of pixel spac
 
 _TAGS = [
     *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "ImageType", "SOPClassUID"),
-    *("Rows", "Columns", "SamplesPerPixel", "NumberOfFrames", "RescaleSlope", "RescaleIntercept"),
+    *("RescaleSlope", "RescaleIntercept"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("EchoTime", "TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime"),
+    *TAGS,
 ]
-_UNCOMPRESSED = (None, ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
+_FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # of elements, at the beginning of a file without preamble
 _NO_IMAGE = ("SEG", "RTDOSE")  # modalities with pixels that are not the patient's image
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 _Headers = dict[Path, pydicom.Dataset]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class _Slice:
     axes: np.ndarray | None  # (2, 3): unit vectors to the next column, to the next row
     spacing: np.ndarray | None  # (2,): between rows, between columns
     thickness: float | None
-    rescale: tuple[float, float]
+    rescale: Rescale
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -71,13 +73,26 @@ class _Slice:
 
 
 def is_dicom_file(path: Path) -> bool:
-    """By its suffix or, since many archives give none, by its preamble; DICOMDIR is an index, not a slice."""
+    """By its suffix, its preamble, or what it begins with; DICOMDIR is an index, not a slice.
+
+    Many archives give no suffix, and some files have no preamble either.
+    """
     if not path.is_file() or path.name == "DICOMDIR" or path.name.startswith("."):
         return False
     if path.suffix.lower() == ".dcm":
         return True
     with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
+        start = file.read(132)
+        if start[128:] == b"DICM":
+            return True
+        if start[:2] not in _FIRST_GROUPS:
+            return False
+        file.seek(0)
+        try:
+            header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=["SOPClassUID", "Rows"])
+        except Exception:  # of any kind: bytes that happen to begin like an element
+            return False
+    return "SOPClassUID" in header and "Rows" in header
 
 
 def dicom_files(folder: Path) -> Iterator[Path]:
@@ -122,6 +137,7 @@ def series_slices(path: Path, series: str | None = None) -> tuple[list[tuple[Pat
 
 def _find_slices(path: Path, series: str | None) -> tuple[str, list[_Slice], np.ndarray]:
     """A name for messages, the slices of one series in the order of their positions, and the affine to LPS+."""
+    _check_links(path)
     headers = {file: _read_header(file) for file in ([path] if path.is_file() else dicom_files(path))}
     if not headers:
         raise DatasetError(
@@ -130,7 +146,22 @@ def _find_slices(path: Path, series: str | None) -> tuple[str, list[_Slice], np.
         )
     headers = _chosen_series(path, headers, series)
     where = f"'{path}', series {_name(headers)}"
+    for file, header in headers.items():
+        check_header(where, file, header)
     return where, *_stacked(where, [each for file, header in headers.items() for each in _slices_of(file, header)])
+
+
+def _check_links(folder: Path) -> None:
+    """Refuses a folder in which a link leads nowhere: it may be a slice, and of the last one nothing tells that it is
+    missing.
+    """
+    entries = folder.iterdir() if folder.is_dir() else ()
+    broken = sorted(each for each in entries if each.is_symlink() and not each.exists() and each.name[0] != ".")
+    if broken:
+        raise DatasetError(
+            f"'{folder}': {count(len(broken), 'link')} to files that are not there: "
+            f"{listed(file.name for file in broken)}. Expected every slice. Restore the files, or remove the links."
+        )
 
 
 def _read_header(file: Path) -> pydicom.Dataset:
@@ -211,7 +242,7 @@ def _name(headers: _Headers) -> str:
 def _summary(headers: _Headers) -> str:
     header = _first(headers)
     number = header.get("SeriesNumber")
-    slices = sum(int(each.get("NumberOfFrames") or 1) for each in headers.values() if _is_image(each))
+    slices = sum(frames_of(file, each) for file, each in headers.items() if _is_image(each))
     kind = " (localizer)" if any(map(_is_localizer, headers.values())) else ""
     return (
         f"{_name(headers)}, number {'unknown' if number is None else number}, {header.get('Modality', 'no modality')}, "
@@ -224,24 +255,25 @@ def _summary(headers: _Headers) -> str:
 
 def _slices_of(file: Path, header: pydicom.Dataset) -> Iterator[_Slice]:
     """The slice of a file, or one for each frame: enhanced DICOM keeps positions and the like by frame, or shared."""
-    frames = int(header.get("NumberOfFrames") or 1)
+    frames = frames_of(file, header)
     by_frame = header.get("PerFrameFunctionalGroupsSequence") or ()
     shared = header.get("SharedFunctionalGroupsSequence") or ()
 
-    def value(frame: int, group: str, tag: str) -> Any:
-        for groups in (*by_frame[frame : frame + 1], *shared):
-            if group in groups and tag in groups[group][0]:
-                return groups[group][0].get(tag)
-        return header.get(tag) if frames == 1 or tag != "ImagePositionPatient" else None
-
     def numbers(frame: int, group: str, tag: str, *shape: int) -> np.ndarray | None:
-        found = value(frame, group, tag)
+        holder = header if frames == 1 or tag != "ImagePositionPatient" else None
+        for groups in (*by_frame[frame : frame + 1], *shared):
+            if groups.get(group) and tag in groups[group][0]:
+                holder = groups[group][0]
+                break
+        found = None if holder is None else decimals(file, holder, tag)
         return np.array(found, float).reshape(shape) if found is not None and len(found) == np.prod(shape) else None
 
     for frame in range(frames):
         measures, rescale = "PixelMeasuresSequence", "PixelValueTransformationSequence"
-        thickness = value(frame, measures, "SpacingBetweenSlices") or value(frame, measures, "SliceThickness")
-        slope, intercept = (value(frame, rescale, tag) for tag in ("RescaleSlope", "RescaleIntercept"))
+        thickness = numbers(frame, measures, "SpacingBetweenSlices", 1)
+        if thickness is None or not thickness[0]:
+            thickness = numbers(frame, measures, "SliceThickness", 1)
+        slope, intercept = (numbers(frame, rescale, tag, 1) for tag in ("RescaleSlope", "RescaleIntercept"))
         yield _Slice(
             file,
             frame,
@@ -249,9 +281,41 @@ def _slices_of(file: Path, header: pydicom.Dataset) -> Iterator[_Slice]:
             numbers(frame, "PlanePositionSequence", "ImagePositionPatient", 3),
             numbers(frame, "PlaneOrientationSequence", "ImageOrientationPatient", 2, 3),
             numbers(frame, measures, "PixelSpacing", 2),
-            abs(float(thickness)) if thickness else None,
-            (1.0 if slope is None else float(slope), float(intercept or 0)),
+            abs(float(thickness[0])) if thickness is not None and thickness[0] else None,
+            # a slope of 0, which would make all voxels alike, is how some programs write that there is none
+            Rescale(
+                float(slope[0]) if slope is not None and slope[0] else 1.0,
+                0.0 if intercept is None else float(intercept[0]),
+            ),
         )
+
+
+def decimals(file: Path, dataset: pydicom.Dataset, keyword: str) -> list[float] | None:
+    """The numbers of an element, also where a comma stands in place of the decimal point; None where there are none.
+
+    Raises:
+        DatasetError: no numbers.
+    """
+    if keyword not in dataset:
+        return None
+    try:
+        value = dataset.get(keyword)
+    except (TypeError, ValueError):  # which pydicom finds when it is asked for the value, and keeps the bytes
+        value = dataset.get_item(keyword).value
+    if isinstance(value, bytes):
+        value = value.decode("latin-1").strip("\0 ").split("\\")
+    values = [value] if isinstance(value, (str, int, float)) else list(value or ())
+    if not values or values == [""]:
+        return None
+    try:
+        numbers = [float(each.replace(",", ".") if isinstance(each, str) else each) for each in values]
+    except (TypeError, ValueError):
+        numbers = [np.nan]
+    if not np.isfinite(numbers).all():
+        raise DatasetError(
+            f"'{file}': {keyword} is {listed(values, 3)}, expected finite numbers. Export the series again."
+        )
+    return numbers
 
 
 def _stacked(where: str, slices: Sequence[_Slice]) -> tuple[list[_Slice], np.ndarray]:
@@ -376,45 +440,46 @@ def _read_pixels(where: str, slices: Sequence[_Slice]) -> np.ndarray:
     """Voxels ``(columns, rows, slices)``; integers of 16 bits where these will do, else of 32, or float32."""
     rows, columns = slices[0].shape
     voxels = np.empty((columns, rows, len(slices)), np.int16, order="F")
-    file, frames = None, None
+    rescales: dict[Path, dict[int, Rescale]] = {}
+    for each in slices:
+        rescales.setdefault(each.file, {})[each.frame] = each.rescale
+    file, frames, padded = None, None, None
+    padding: dict[int, np.ndarray] = {}
     for index, each in enumerate(slices):
         if each.file != file:
-            file, frames = (
-                each.file,
-                _read_file(where, each.file, [one.rescale for one in slices if one.file == each.file]),
-            )
+            file, by_frame = each.file, rescales[each.file]
+            frames, padded = read_frames(where, file, [by_frame[frame] for frame in sorted(by_frame)])
         plane = frames[each.frame].T
+        if padded is not None and padded[each.frame].any():
+            padding[index] = padded[each.frame].T
         if plane.dtype.kind == "f":
             voxels = voxels.astype(np.float32, copy=False)
         elif voxels.dtype == np.int16 and not -(2**15) <= plane.min() <= plane.max() < 2**15:
             voxels = voxels.astype(np.int32)
         voxels[..., index] = plane
-    return voxels
+    return _without_bright_padding(where, voxels, padding) if padding else voxels
 
 
-def _read_file(where: str, file: Path, rescales: Sequence[tuple[float, float]]) -> np.ndarray:
-    """Frames ``(frames, rows, columns)`` of one file, in real units."""
-    if len(set(rescales)) > 1:  # ITK takes those of the first frame for all
-        raise DatasetError(
-            f"{where}: frames of '{file.name}' with {len(set(rescales))} different rescale slopes and intercepts, "
-            "expected the same for all. Convert the file to NIfTI."
-        )
-    with open(file, "rb") as stream:
-        tags = ["Rows", "Columns", "NumberOfFrames", "BitsAllocated"]
-        header = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=tags)
-        found = file.stat().st_size - stream.tell()
-    syntax = header.file_meta.get("TransferSyntaxUID")
-    expected = header.Rows * header.Columns * int(header.get("NumberOfFrames") or 1) * header.BitsAllocated // 8
-    if found == 0 or syntax in _UNCOMPRESSED and found < expected:  # what is missing, ITK fills with anything
-        raise DatasetError(
-            f"{where}: {'no' if found == 0 else 'incomplete'} pixel data in '{file.name}', expected {expected} bytes. "
-            "Copy or export the series again."
-        )
-    try:
-        return itk.array_view_from_image(itk.imread(str(file)))
-    except RuntimeError as error:
-        raise DatasetError(
-            f"{where}: the pixels of '{file.name}' cannot be decoded (stored as "
-            f"{getattr(syntax, 'name', 'nothing known')}), expected a complete file. Copy it again, or convert the "
-            "series to NIfTI."
-        ) from error
+def _without_bright_padding(where: str, voxels: np.ndarray, padding: Mapping[int, np.ndarray]) -> np.ndarray:
+    """The same voxels; padding that is brighter than all of the image becomes as dark as its darkest voxel.
+
+    Padding is stored as a number that no voxel has, commonly far below them. Where it is far above, it would look like
+    metal, and take the range of intensities for itself.
+    """
+    inside = [
+        voxels[..., index][~padding[index]] if index in padding else voxels[..., index]
+        for index in range(voxels.shape[2])
+    ]
+    inside = [plane for plane in inside if plane.size]
+    if not inside:
+        raise DatasetError(f"{where}: nothing but padding (PixelPaddingValue), expected an image. Export it again.")
+    low, high = min(plane.min() for plane in inside), max(plane.max() for plane in inside)
+    found = max(voxels[..., index][mask].max() for index, mask in padding.items())
+    if found <= high:
+        return voxels
+    for index, mask in padding.items():
+        voxels[..., index][mask] = low
+    logger.warning("%s: its padding of %g, brighter than the image, is read as %g.", where, found, low)
+    return (
+        voxels.astype(np.int16, order="F") if voxels.dtype == np.int32 and -(2**15) <= low <= high < 2**15 else voxels
+    )

@@ -13,8 +13,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
-from monai.transforms import Compose, MapTransform, RandomizableTransform, Transform
+from monai.transforms import Compose, MapTransform, RandomizableTransform, Resize, Transform
 from monai.utils import convert_to_dst_type, convert_to_tensor, ensure_tuple_rep
+from torch import Tensor
+
+_SAME_SHARE = 1e-4  # of a voxel's place: what two labels have of it differs by rounding alone
 
 
 class AugmentedVariant(Transform):
@@ -58,6 +61,46 @@ class NameByCased(MapTransform):
         for key in self.key_iterator(result):
             result[key].meta["case"] = result[self.case_key]
         return result
+
+
+class ResizeLabeld(MapTransform):
+    """Resizes label maps to where MONAI's ``Resized`` puts the image, also where they shrink.
+
+    Where a side is halved, each new voxel lies right between two old ones, and nearest neighbours would always take the
+    same one: the label would move by half a voxel against its image. A smaller label map holds in each voxel the label
+    that has the most of its place, background where several have as much. A larger one has nearest neighbours.
+
+    Args:
+        keys: label maps ``(1, H, W, slices)`` of integers.
+        spatial_size: as of ``Resized``; slices stay as many as they are.
+    """
+
+    def __init__(self, keys: KeysCollection, spatial_size: Sequence[int]) -> None:
+        super().__init__(keys)
+        self.nearest = Resize(spatial_size, mode="nearest-exact")
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            resized = self.nearest(result[key])
+            if any(new < old for new, old in zip(resized.shape[1:3], result[key].shape[1:3])):
+                planes = convert_to_tensor(result[key], track_meta=False)[0].permute(2, 0, 1)
+                shrunk = shrink_labels(planes, resized.shape[1:3]).permute(1, 2, 0)[None]
+                resized = convert_to_dst_type(shrunk, resized)[0]
+            result[key] = resized
+        return result
+
+
+def shrink_labels(planes: Tensor, size: Sequence[int]) -> Tensor:
+    """Label maps ``(slices, H, W)`` in another size: in each pixel the label that has the most of its place."""
+    best = torch.zeros((len(planes), *size), dtype=torch.float32)
+    labels = torch.zeros((len(planes), *size), dtype=planes.dtype)
+    for value in planes.unique().tolist():  # from the background on: a later one must have more
+        mask = (planes == value).float()[:, None]
+        share = F.interpolate(mask, tuple(size), mode="bilinear", antialias=True)[:, 0]
+        more = share > best + _SAME_SHARE
+        best[more], labels[more] = share[more], value
+    return labels
 
 
 class RandInPlaneDeformd(RandomizableTransform, MapTransform):

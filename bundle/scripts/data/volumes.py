@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,23 +17,22 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from monai.config import PathLike
-from monai.data import ImageReader, ITKReader, NibabelWriter
+from monai.data import ImageReader, NibabelWriter
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, ensure_tuple
 from nibabel.affines import voxel_sizes
-from nibabel.orientations import axcodes2ornt
+from nibabel.processing import resample_from_to
 
+from ..arguments import as_typed
 from ..errors import DatasetError, listed
 from ..files import whole_file
 from .dicom import dicom_files, is_dicom_file, load_series
+from .grids import is_sheared, is_usable, oriented, unreadable, upright_grid
+from .itk_files import NRRD_SUFFIXES, data_files, header_fields, load_itk
+from .nifti import FORMS, SCANNER, load_nifti
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
-NRRD_SUFFIXES = (".nrrd", ".nhdr")
+UPRIGHT = "_upright.nii.gz"  # the end of the name of what is written beside results on a sheared grid
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *NRRD_SUFFIXES, ".mha", ".mhd")
-
-_SCANNER = 1  # NIfTI's code for the scanner's coordinates
-_MILLIMETRES = {1: 1000.0, 3: 0.001}  # in NIfTI's units of metres and micrometres; no unit at all means millimetres
-# the NRRD spaces that ITK converts; the others do not say where the patient's left is
-_NRRD_SPACES = ("right-anterior-superior", "ras", "left-anterior-superior", "las", "left-posterior-superior", "lps")
 
 logger = logging.getLogger(__name__)
 # LoadImage builds MONAI's own readers as well, though it never asks them; one warns that it has no GPU to decode with
@@ -55,7 +54,7 @@ class Volume:
 
     voxels: np.ndarray
     affine: np.ndarray
-    space: int = _SCANNER
+    space: int = SCANNER
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -63,7 +62,9 @@ class Volume:
         return tuple(float(size) for size in voxel_sizes(self.affine))
 
 
-def load_volume(path: PathLike, series: str | None = None, default_axcodes: str | None = None) -> Volume:
+def load_volume(
+    path: PathLike, series: str | None = None, default_axcodes: str | None = None, trusted_form: str | None = None
+) -> Volume:
     """Reads one volume.
 
     Args:
@@ -72,11 +73,15 @@ def load_volume(path: PathLike, series: str | None = None, default_axcodes: str 
             a part of the description. Formats that hold one volume ignore it.
         default_axcodes: where the axes of a file point that does not say so itself, such as ``"LAS"``: the first to the
             patient's left, the second to the front, the third to the top. None refuses such files.
+        trusted_form: which of the two places in a NIfTI header that say where voxels lie is right where they contradict
+            each other, ``"sform"`` or ``"qform"``. None refuses such files.
 
     Raises:
-        DatasetError: there is nothing, or nothing that can be read to its end; not one greyscale volume of three
-            dimensions; spacing or axes that are missing or cannot be used; several DICOM series and no choice among
-            them; a series with slices that are missing, repeated, unevenly spaced, or of different size or direction.
+        DatasetError: there is nothing, or nothing that can be read to its end; voxels that are damaged, fewer or more
+            than the header declares, or in a file that it must not name; not one greyscale volume of three dimensions;
+            spacing or axes that are missing, cannot be used or are stated twice in contradiction; several DICOM series
+            and no choice among them; a series with slices that are missing, repeated, unevenly spaced, or of different
+            size or direction.
     """
     path = Path(path)
     if not path.exists():
@@ -84,9 +89,9 @@ def load_volume(path: PathLike, series: str | None = None, default_axcodes: str 
     name = path.name.lower()
     try:
         if name.endswith(NIFTI_SUFFIXES) and path.is_file():
-            volume = _load_nifti(path, default_axcodes)
+            volume = Volume(*load_nifti(path, default_axcodes, trusted_form))
         elif name.endswith(IMAGE_SUFFIXES) and path.is_file():
-            volume = _load_itk(path, default_axcodes)
+            volume = Volume(*load_itk(path, default_axcodes))
         elif path.is_dir() or is_dicom_file(path):
             volume = Volume(*load_series(path, series))
         else:
@@ -97,8 +102,8 @@ def load_volume(path: PathLike, series: str | None = None, default_axcodes: str 
     except DatasetError:
         raise
     except Exception as error:  # each format's library fails in its own ways; all of them mean the same here
-        raise DatasetError(_unreadable(path, error)) from error
-    if not _is_usable(volume.affine):
+        raise DatasetError(unreadable(path, error, _kind(path))) from error
+    if not is_usable(volume.affine):
         raise DatasetError(
             f"'{path}': its affine {np.round(volume.affine[:3], 3).tolist()} cannot be inverted or is not finite, "
             "expected three independent axes in millimetres. Export the file again, or set its affine from the "
@@ -113,24 +118,30 @@ class VolumeReader(ImageReader):
     Args:
         series: see :func:`load_volume`.
         default_axcodes: see :func:`load_volume`.
+        trusted_form: see :func:`load_volume`.
 
     Raises:
-        ValueError: ``default_axcodes`` that are not one letter each of R or L, A or P, S or I.
+        ValueError: ``default_axcodes`` that are not one letter each of R or L, A or P, S or I; a ``trusted_form`` that
+            is neither of the two.
 
     Example:
         >>> LoadImaged("image", reader=VolumeReader(series="portal venous"))  # doctest: +SKIP
     """
 
-    def __init__(self, series: str | int | None = None, default_axcodes: str | None = None) -> None:
+    def __init__(
+        self, series: str | int | None = None, default_axcodes: str | None = None, trusted_form: str | None = None
+    ) -> None:
         super().__init__()
-        self.series = None if series is None else str(series)
-        self.default_axcodes = default_axcodes
+        self.series = as_typed("series", series)
+        self.default_axcodes, self.trusted_form = default_axcodes, trusted_form
         if default_axcodes is not None:
-            _oriented(default_axcodes, (1, 1, 1))
+            oriented(default_axcodes, (1, 1, 1))
+        if trusted_form not in (None, *FORMS):
+            raise ValueError(f"trusted_form is '{trusted_form}', expected {' or '.join(FORMS)}, or none.")
 
     def load(self, path: PathLike) -> Volume:
         """Reads one volume; see :func:`load_volume`."""
-        return load_volume(path, self.series, self.default_axcodes)
+        return load_volume(path, self.series, self.default_axcodes, self.trusted_form)
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         return True
@@ -165,7 +176,8 @@ class VolumeWriter(NibabelWriter):
 
     Beyond what MONAI's own writer does, a volume of one slice stays a volume, and the header says that the unit is
     millimetres and in which space the image was. An affine that is sheared, as in CT with a tilted gantry, goes into
-    the sform alone: a qform cannot hold it.
+    the sform alone: a qform cannot hold it. Since ITK and 3D Slicer refuse such a file, or misplace it, the same on a
+    grid with perpendicular axes is written beside it, as ``..._upright.nii.gz``.
     """
 
     def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **kwargs: Any) -> None:
@@ -176,7 +188,7 @@ class VolumeWriter(NibabelWriter):
 
     def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
         super().set_metadata(meta_dict, resample=resample, **options)
-        self.space = int((meta_dict or {}).get("nifti_space", _SCANNER))
+        self.space = int((meta_dict or {}).get("nifti_space", SCANNER))
 
     def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
         """Writes the file, through a temporary name.
@@ -194,6 +206,24 @@ class VolumeWriter(NibabelWriter):
         image.header.set_xyzt_units("mm")
         with whole_file(filename) as temporary:
             nib.save(image, temporary)
+        # what is scaled, as probabilities are, stays on the image's own grid alone
+        if is_sheared(image.affine) and image.header.get_slope_inter()[0] is None:
+            self._write_upright(Path(filename), image)
+
+    def _write_upright(self, path: Path, image: nib.Nifti1Image) -> None:
+        beside = path.with_name(case_name(path) + UPRIGHT)
+        resampled = resample_from_to(image, upright_grid(image.affine, image.shape), order=0)
+        upright = nib.Nifti1Image(np.asarray(resampled.dataobj).astype(image.get_data_dtype()), resampled.affine)
+        upright.set_sform(upright.affine, self.space)
+        upright.set_qform(upright.affine, self.space)
+        upright.header.set_xyzt_units("mm")
+        with whole_file(beside) as temporary:
+            nib.save(upright, temporary)
+        logger.warning(
+            "'%s': its grid is sheared, as by a tilted gantry, which ITK and 3D Slicer do not open; '%s' holds the "
+            "same on a grid with perpendicular axes.",
+            *(path, beside.name),
+        )
 
 
 def _in_tensor_order(voxels: np.ndarray) -> np.ndarray:
@@ -247,160 +277,14 @@ def files_of(path: PathLike) -> list[Path]:
         return list(dicom_files(path))
     if not path.name.lower().endswith((".nhdr", ".mhd")):
         return [path]
-    fields = _header_fields(path)
-    data = path.parent / (fields.get("data file") or fields.get("elementdatafile", ""))
-    # where the header gives a list or a pattern in place of a name, whatever lies beside it may be meant
-    return [path, data] if data.is_file() else sorted(each for each in path.parent.iterdir() if each.is_file())
+    try:
+        return [path, *data_files(path, header_fields(path))]
+    except DatasetError:  # which reading the volume will put into words
+        return [path]
 
 
-# ---- NIfTI
-
-
-def _load_nifti(path: Path, default_axcodes: str | None) -> Volume:
-    image = nib.load(path)
-    header, data = image.header, image.dataobj
-    dtype = header.get_data_dtype()
-    _check_components(path, 1 if dtype.kind in "biuf" else f"type {dtype}, which is of several")
-    _check_dimensions(path, image.shape)
-    sform, qform = int(header["sform_code"]), int(header["qform_code"])
-    affine = np.asarray(image.affine, dtype=float)
-    if not sform:
-        # on loading, nibabel makes 1 of spacings that are 0
-        with image.file_map["image"].get_prepare_fileobj("rb") as file:
-            spacing = np.abs(type(header).from_fileobj(file, check=False)["pixdim"][1:4])
-        _check_spacing(path, spacing)
-        if not qform:
-            affine = _unplaced(path, default_axcodes, spacing, "its sform_code and qform_code are both 0")
-    affine[:3] *= _MILLIMETRES.get(int(header["xyzt_units"]) % 8, 1.0)
-    voxels = np.asanyarray(data.get_unscaled())
-    voxels = voxels.reshape(voxels.shape[:3], order="A")
-    if (data.slope, data.inter) != (1, 0):
-        stored = voxels
-        voxels = np.empty(stored.shape, np.float32, order="F")
-        for index in range(stored.shape[2]):  # a plane at a time: nibabel would make float64 of the whole volume
-            voxels[..., index] = stored[..., index] * np.float64(data.slope) + data.inter
-    return Volume(voxels, affine, sform or qform or _SCANNER)
-
-
-# ---- NRRD and MetaImage
-
-
-def _load_itk(path: Path, default_axcodes: str | None) -> Volume:
-    fields = _header_fields(path)
-    _check_components(path, int(fields.get("elementnumberofchannels", 1)))
-    reader = ITKReader()
-    image = reader.read(path)
-    voxels, meta = reader.get_data(image)
-    voxels = np.asarray(voxels)  # of ITK's own kind of array, which keeps the image it is a view of
-    _check_components(path, image.GetNumberOfComponentsPerPixel())
-    _check_dimensions(path, voxels.shape)
-    voxels = voxels.reshape(voxels.shape[:3], order="A")
-    affine = np.asarray(meta[MetaKeys.AFFINE], dtype=float)
-    if path.name.lower().endswith(NRRD_SUFFIXES):
-        spaced = "space directions" in fields or "nan" not in fields.get("spacings", "nan").lower()
-        placed = "space directions" in fields and fields.get("space", "").lower() in _NRRD_SPACES
-        found = "its header names no space such as 'left-posterior-superior' with 'space directions'"
-    else:
-        spaced = "elementspacing" in fields or "elementsize" in fields
-        placed = any(key in fields for key in ("transformmatrix", "rotation", "orientation"))
-        found = "its header has no TransformMatrix"
-    _check_spacing(path, voxel_sizes(affine) if spaced else (0, 0, 0))
-    if not placed:
-        affine = _unplaced(path, default_axcodes, voxel_sizes(affine), found)
-    return Volume(voxels, affine)
-
-
-def _header_fields(path: Path) -> dict[str, str]:
-    """Names, in lower case, and values of an NRRD or MetaImage header."""
-    separator = ":" if path.name.lower().endswith(NRRD_SUFFIXES) else "="
-    fields = {}
-    with open(path, "rb") as file:
-        for raw in file:
-            line = raw.decode("latin-1").strip()
-            if separator == ":" and not line:  # NRRD: the data follow
-                break
-            name, _, value = line.partition(separator)
-            fields[name.strip().lower()] = value.strip()
-            if name.strip().lower() == "elementdatafile":  # MetaImage: the data follow
-                break
-    return fields
-
-
-# ---- what every format must have
-
-
-def _check_components(path: Path, components: int | str) -> None:
-    if components != 1:
-        raise DatasetError(
-            f"'{path}': voxels of {components} values, expected one real number a voxel. Convert colour or complex "
-            "images to greyscale."
-        )
-
-
-def _check_dimensions(path: Path, shape: tuple[int, ...]) -> None:
-    """Three dimensions, and any number of further ones of length 1."""
-    if len(shape) < 3 or any(size != 1 for size in shape[3:]):
-        raise DatasetError(
-            f"'{path}': {len(shape)} dimensions, shape {tuple(shape)}; expected one volume of three dimensions. Store "
-            "each volume of a series, or the stack of slices, as a file of its own."
-        )
-    if 0 in shape:
-        raise DatasetError(f"'{path}': shape {tuple(shape)}, expected at least one voxel. Export the file again.")
-
-
-def _check_spacing(path: Path, spacing: Iterable[float]) -> None:
-    spacing = np.asarray(list(spacing), float)
-    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
-        raise DatasetError(
-            f"'{path}': its header does not say how far voxels are apart (spacing {spacing.tolist()}), expected "
-            "millimetres along each axis. Export the file again, or set its spacing from the original series."
-        )
-
-
-def _unplaced(path: Path, default_axcodes: str | None, spacing: Iterable[float], found: str) -> np.ndarray:
-    """The affine of a file that does not say where its axes point.
-
-    Readers fill this in, nibabel with LAS+, ITK with LPS+, and a left kidney becomes a right one without a word.
-    """
-    if default_axcodes is None:
-        raise DatasetError(
-            f"'{path}': its header does not say where its axes point ({found}), so left and right cannot be told "
-            "apart. Export the file again from the original series; or, if you know the axes, state them for all such "
-            "files, as in --default_axcodes LAS: the first axis towards the patient's left, the second to the front, "
-            "the third to the top."
-        )
-    logger.warning("'%s': %s; taken as %s.", path, found, default_axcodes)
-    return _oriented(default_axcodes, spacing)
-
-
-def _oriented(axcodes: str, spacing: Iterable[float]) -> np.ndarray:
-    """The affine ``(4, 4)`` with axes towards ``axcodes`` and the first voxel at the origin."""
-    if len(axcodes) != 3 or sorted("RLAPSI".find(code) // 2 for code in axcodes.upper()) != [0, 1, 2]:
-        raise ValueError(
-            f"default_axcodes is '{axcodes}'; expected one letter each of R or L, A or P, S or I, such as 'LAS'."
-        )
-    affine = np.zeros((4, 4))
-    affine[3, 3] = 1
-    for axis, ((world, sign), size) in enumerate(zip(axcodes2ornt(axcodes.upper()), spacing)):
-        affine[int(world), axis] = sign * size
-    return affine
-
-
-def _is_usable(affine: np.ndarray) -> bool:
-    if affine.shape != (4, 4) or not np.isfinite(affine).all():
-        return False
-    spacing = voxel_sizes(affine)
-    # the determinant of the unit axes: 1 for a box, 0 for axes in one plane
-    return bool((spacing > 0).all()) and abs(np.linalg.det(affine[:3, :3] / spacing)) > 1e-3
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+def _kind(path: Path) -> str:
     name = path.name.lower()
     if name.endswith(NIFTI_SUFFIXES):
-        expected = "a complete NIfTI file"
-    elif name.endswith(IMAGE_SUFFIXES):
-        expected = "a complete NRRD or MetaImage file"
-    else:
-        expected = "a complete DICOM file"
-    return f"'{path}': cannot be read ({reason}), expected {expected}. It may be truncated: copy or download it again."
+        return "NIfTI file"
+    return "NRRD or MetaImage file" if name.endswith(IMAGE_SUFFIXES) else "DICOM file"

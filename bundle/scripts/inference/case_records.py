@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from ..data.datalists import Item
 from ..data.dicom import is_dicom_file
 from ..data.transforms import describe
 from ..data.volumes import files_of
-from ..errors import DatasetError, count
+from ..errors import DatasetError, count, listed, one_line
 from ..files import BUNDLE, sha256_of, whole_file
 
 RECORDS = "results.json"
@@ -29,6 +30,7 @@ RECORDS = "results.json"
 LABEL_MAP, DICOM_SEG, PROBABILITIES = "{case}_seg.nii.gz", "{case}_seg.dcm", "{case}_prob.nii.gz"
 DOUBT = "{case}_doubt.nii.gz"
 PICTURE = "pictures/{case}.png"
+LOST_SEG = "lost_dicom_seg"  # in the output of a case, and in its record: why there is no DICOM SEG
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +79,7 @@ class CaseRecords:
         self.path = self.output / RECORDS
         self.there: list[str] = []
         self.done: list[str] = []
+        self.lost: dict[str, str] = {}
         self.failures: dict[str, str] = {}
 
     @cached_property
@@ -101,34 +104,68 @@ class CaseRecords:
             items: of :func:`scripts.data.datalists.inference_inputs`.
         """
         cases, pending, outdated = self._read()["cases"], [], 0
+        interrupted: list[Item] = []
         self.there = []
-        for item in items:
-            problem = _cheap_problem(Path(item["image"]))
+        for item in self._told_apart(items, cases):
+            problem = item.get("problem") or _cheap_problem(Path(item["image"]))
             if problem:
                 self.fail(item, problem)
                 continue
             record = cases.get(item["case"], {})
             same = record.get("configuration") == self.digest and record.get("input") == _input_digest(item)
-            same = same and record.get("corrections") == self.corrections.get(item["case"])
+            same = same and record.get("corrections") == self.corrections.get(item.get("named", item["case"]))
             if record.get("status") == "done" and not self.overwrite:
                 if same and self._has_results(item, record):
                     self.there.append(item["case"])
+                    if self.dicom_seg and LOST_SEG in record:
+                        self.lost[item["case"]] = record[LOST_SEG]
                     continue
                 outdated += not same
-            pending.append(item)
+            (interrupted if record.get("status") == "running" else pending).append(item)
+        if interrupted:
+            cases_then = listed(item["case"] for item in interrupted)
+            logger.warning("A run ended while it was at %s: read again, after all others.", cases_then)
         if self.there:
             logger.info("%d of %d were there already, in '%s'.", len(self.there), len(items), self.output)
         if outdated:
             changed = "were made from another input, or with another prior, settings or version"
             logger.info("%d of %d %s: segmented again.", outdated, len(items), changed)
-        return pending
+        # what ends the program itself, such as damaged pixels in a decoder, does not keep the others from their turn
+        return pending + interrupted
+
+    def _told_apart(self, items: Sequence[Item], cases: Mapping[str, Mapping[str, Any]]) -> list[Item]:
+        """The same cases; one whose name the results of another image bear already is named after its folder too.
+
+        Files of two patients have the same name in many an archive, and results of the first are not to be lost.
+        """
+        apart, taken = [], {item["case"] for item in items}
+        for item in items:
+            name, folder = item["case"], Path(item["image"]).parent
+            place = hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]
+            for candidate in (name, f"{folder.name}_{name}", f"{name}_{place}"):
+                if _is_of(item, cases.get(candidate, {})) and (candidate == name or candidate not in taken):
+                    break
+            if candidate != name:
+                other = cases[name]["image"]
+                logger.warning(
+                    "%s: results of '%s' bear this name here, so those of '%s' are called %s.",
+                    *(name, other, item["image"], candidate),
+                )
+            apart.append(item if candidate == name else {**item, "case": candidate, "named": name})
+        return apart
 
     def begin(self, item: Item) -> None:
-        """Work on a case begins: what results it has do not count any more."""
+        """Work on a case begins, before it is read: what results it has do not count any more."""
         self._record(item, status="running")
 
     def complete(
-        self, item: Item, seconds: float, shape: Iterable[int], quality: Mapping[str, Any] | None = None
+        self,
+        item: Item,
+        seconds: float,
+        shape: Iterable[int],
+        quality: Mapping[str, Any] | None = None,
+        notes: Sequence[str] = (),
+        lost_seg: str | None = None,
     ) -> None:
         """All results of a case are written.
 
@@ -137,6 +174,8 @@ class CaseRecords:
             seconds: that it took, with reading and writing.
             shape: voxels of the label map along its axes.
             quality: what a :class:`~scripts.inference.quality.QualityCheck` found.
+            notes: what is odd about the image.
+            lost_seg: why there is no DICOM SEG, where there should be one.
         """
         files = {**self._wanted(item), "picture": PICTURE.format(case=item["case"])}
         # None: it could not be made, and trying again would not help
@@ -146,6 +185,10 @@ class CaseRecords:
             record["doubt_samples"] = self.doubt
         if quality is not None:
             record["quality"] = quality
+        if notes:
+            record["warnings"] = list(notes)
+        if lost_seg:
+            record[LOST_SEG] = self.lost[item["case"]] = lost_seg
         self._record(item, status="done", **record)
         self.done.append(item["case"])
 
@@ -159,19 +202,24 @@ class CaseRecords:
         """Ends a run.
 
         Raises:
-            FailedCases: cases have failed.
+            FailedCases: cases have failed, or lack their DICOM SEG.
         """
         there = f", {len(self.there)} there already" if self.there else ""
         failed = f", {len(self.failures)} failed" if self.failures else ""
         logger.info("%s segmented%s%s; results are in '%s'.", count(len(self.done), "case"), there, failed, self.output)
+        texts = []
         if self.failures:
             total = len(self.done) + len(self.there) + len(self.failures)
-            reasons = [
-                f"  {number}. {case}: {reason}" for number, (case, reason) in enumerate(self.failures.items(), 1)
-            ]
             without = " without --overwrite" if self.overwrite else ""
-            again = f"The same command{without} tries these again, and no others."
-            raise FailedCases("\n".join([f"{len(self.failures)} of {count(total, 'case')} failed:", *reasons, again]))
+            texts += [f"{len(self.failures)} of {count(total, 'case')} failed:", *_numbered(self.failures)]
+            texts.append(f"The same command{without} tries these again, and no others.")
+        if self.lost:
+            texts += [
+                f"{count(len(self.lost), 'case')} with a label map, but without a DICOM SEG:",
+                *_numbered(self.lost),
+            ]
+        if texts:
+            raise FailedCases("\n".join(texts))
 
     def _wanted(self, item: Item) -> dict[str, str]:
         """Files that a case must have, by kind."""
@@ -207,7 +255,7 @@ class CaseRecords:
     def _record(self, item: Item, **record: Any) -> None:
         content = self._read()
         configurations, cases = content["configurations"], content["cases"]
-        corrections = self.corrections.get(item["case"])
+        corrections = self.corrections.get(item.get("named", item["case"]))
         configurations[self.digest] = self.configuration
         cases[item["case"]] = {
             "image": item["image"],
@@ -220,6 +268,10 @@ class CaseRecords:
         content["configurations"] = {digest: each for digest, each in configurations.items() if digest in used}
         with whole_file(self.path) as temporary:
             temporary.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+
+
+def _numbered(reasons: Mapping[str, str]) -> list[str]:
+    return [f"  {number}. {one_line(case)}: {reason}" for number, (case, reason) in enumerate(reasons.items(), 1)]
 
 
 def is_dicom(path: str | Path) -> bool:
@@ -240,6 +292,12 @@ def _cheap_problem(path: Path) -> str | None:
     if path.is_file() and not path.stat().st_size:
         return f"'{path}': the file is empty. Copy or export it again."
     return None
+
+
+def _is_of(item: Item, record: Mapping[str, Any]) -> bool:
+    """Whether a record is of the image of an item, of an image that is gone, as when it was moved, or of none."""
+    image = record.get("image")
+    return image is None or os.path.realpath(image) == os.path.realpath(item["image"]) or not os.path.lexists(image)
 
 
 def _input_digest(item: Item) -> str | None:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TextIO
 
 import nibabel as nib
@@ -17,15 +17,17 @@ from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
 from monai.transforms import MapTransform
 from torch import Tensor
+from torch.utils.data import get_worker_info
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..data.datalists import Item
 from ..data.dataset_check import voxel_problem
+from ..data.intensity import NOTES
 from ..data.volumes import Volume, VolumeReader, VolumeWriter
-from ..errors import DatasetError, user_error
+from ..errors import DatasetError, one_line, user_error
 from ..segmentation.uncertainty import PROBABILITY_STEPS
-from .case_records import CaseRecords
+from .case_records import LOST_SEG, CaseRecords
 
 
 class CaseEvents(EventEnum):
@@ -58,10 +60,21 @@ class CaseDataset(Dataset):
     """``monai.data.Dataset`` in which an item that cannot be loaded is ``{"item": ..., "error": reason}``.
 
     Other items get ``"item"`` too, and the name of the case in the ``meta`` of ``"image"``, by which results are named.
+
+    Args:
+        data: the items.
+        transform: of each.
+        records: which note that a case has begun before it is read, since reading may end the program.
     """
+
+    def __init__(self, data: Sequence[Item], transform: Callable, records: CaseRecords | None = None) -> None:
+        super().__init__(data, transform)
+        self.records = records
 
     def _transform(self, index: int) -> dict[str, Any]:
         item = dict(self.data[index])
+        if self.records is not None and get_worker_info() is None:  # workers read ahead, and share no records
+            self.records.begin(item)
         try:
             data = super()._transform(index)
         except Exception as error:  # of any kind: the other cases do not depend on it
@@ -113,7 +126,9 @@ class CaseEvaluator(SupervisedEvaluator):
         else:
             (output,) = engine.state.output
             seconds = time.perf_counter() - self._started
-            self.records.complete(item, seconds, output["pred"].shape[1:], output.get("quality"))
+            notes = output["image"].meta.get(NOTES, "").splitlines()
+            shape = output["pred"].shape[1:]
+            self.records.complete(item, seconds, shape, output.get("quality"), notes, output.get(LOST_SEG))
         if not engine.state.output and torch.cuda.is_available():
             torch.cuda.empty_cache()  # after running out of memory, a smaller volume may well fit
         return engine.state.output
@@ -167,7 +182,7 @@ class CaseProgress:
 
     def _begin(self, engine: Engine) -> None:
         case, number = item_of(engine.state.batch)["case"], engine.state.iteration
-        self.case, self.finished = f"{case} ({number} of {engine.state.epoch_length})", number - 1
+        self.case, self.finished = f"{one_line(case)} ({number} of {engine.state.epoch_length})", number - 1
         self.bar.set_description_str(self.case, refresh=False)
 
     def _slices(self, done: int, total: int) -> None:

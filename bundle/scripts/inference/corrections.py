@@ -137,7 +137,8 @@ class Corrections:
     def __call__(self, batchdata: Mapping[str, Any], *args: Any, **kwargs: Any) -> tuple:
         """``prepare_batch`` of a :class:`~scripts.inference.cases.CaseEvaluator`: it brings the corrections."""
         image, label = default_prepare_batch(batchdata, *args, **kwargs)
-        case = batchdata["item"]["case"][0]
+        item = batchdata["item"]
+        case = item.get("named", item["case"])[0]  # by which a case is corrected that results are not called by
         if case not in self.entries:
             return image, label
         volume = batchdata["image"][0]

@@ -19,7 +19,8 @@ from ..data.dicom import series_slices
 from ..data.volumes import result_name
 from ..errors import DatasetError, listed
 from ..files import whole_file
-from ..inference.case_records import DICOM_SEG, bundle_version, is_dicom
+from ..inference.case_records import DICOM_SEG, LOST_SEG, bundle_version, is_dicom
+from .dicom_headers import UTF_8, mend_headers, plain_classes, restore_classes, text
 from .pictures import COLOURS
 
 NAME = "DiffuSAM"
@@ -49,7 +50,8 @@ class UnsuitableSeries(DatasetError):
 class DicomSegSaver:
     """Writes ``{save_dir}/{case}_seg.dcm`` for a segmented case whose image is a DICOM series.
 
-    Where a series cannot have one, as many that were stripped of their identifiers, a warning says so.
+    Where a series cannot have one, as many that were stripped of their identifiers, a warning says so, and the output
+    of its case holds the reason, by which the run ends with an error.
 
     Args:
         save_dir: folder of the results.
@@ -82,22 +84,26 @@ class DicomSegSaver:
             source = Path(meta[ImageMetaKey.FILENAME_OR_OBJ])
             if is_dicom(source):
                 voxels = labels[0].cpu().numpy().astype(np.uint8 if len(self.organs) < 256 else np.uint16)
-                self._save(source, voxels, np.asarray(labels.affine), result_name(meta))
+                problem = self._save(source, voxels, np.asarray(labels.affine), result_name(meta))
+                if problem:
+                    output[LOST_SEG] = problem
 
-    def _save(self, source: Path, labels: np.ndarray, affine: np.ndarray, case: str) -> None:
+    def _save(self, source: Path, labels: np.ndarray, affine: np.ndarray, case: str) -> str | None:
+        """Writes one; or says why it cannot be made."""
         path = self.save_dir / DICOM_SEG.format(case=case)
         try:
             segmentation = make_segmentation(source, labels, affine, self.organs, self.codes, self.series)
         except UnsuitableSeries as error:
             path.unlink(missing_ok=True)  # an older one would not go with the new label map
             logger.warning("%s: no DICOM SEG, its label map is written as NIfTI alone. %s", case, error)
-            return
+            return str(error)
         if self._uncoded:
             message = "No standard code for %s: DICOM SEG names them by the private scheme %s. Add them to organ_codes."
             logger.warning(message, listed(self._uncoded), PRIVATE_SCHEME)
             self._uncoded = []  # said once
         with whole_file(path) as temporary:
             segmentation.save_as(temporary)
+        return None
 
 
 def make_segmentation(
@@ -133,7 +139,11 @@ def make_segmentation(
         )
     headers = {file: pydicom.dcmread(file, stop_before_pixels=True, force=True) for file, _ in slices}
     first = next(iter(headers.values()))
+    changes = mend_headers(headers)
+    if changes:
+        logger.warning("'%s': mended for its DICOM SEG: %s.", source, listed(changes))
     _check_headers(source, headers)
+    classes = plain_classes(headers)
     frames = labels.transpose(2, 1, 0)  # slices, rows, columns
     if "NumberOfFrames" in first:
         # frames of one file follow one another as they are stored
@@ -147,14 +157,14 @@ def make_segmentation(
         NAME, family=codes.cid7162.ArtificialIntelligence, version=bundle_version()
     )
     try:
-        return hd.seg.Segmentation(
+        segmentation = hd.seg.Segmentation(
             source_images=list(headers.values()),
             pixel_array=frames,
             segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=[
                 hd.seg.SegmentDescription(
                     segment_number=number,
-                    segment_label=organ[:64],
+                    segment_label=text(organ, 64),
                     segmented_property_category=CATEGORY,
                     segmented_property_type=organ_code(organ, organ_codes),
                     algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
@@ -165,7 +175,7 @@ def make_segmentation(
             ],
             series_instance_uid=generate_uid(),
             # behind the series of the scanner, and the same for every segmentation of one series
-            series_number=100 * (int(first.get("SeriesNumber") or 0) % 10**6) + 1,
+            series_number=100 * (_number(first.get("SeriesNumber")) % 10**6) + 1,
             sop_instance_uid=generate_uid(),
             instance_number=1,
             manufacturer=NAME,
@@ -174,10 +184,16 @@ def make_segmentation(
             device_serial_number="1",
             content_label=NAME.upper(),
             content_description="organs, segmented automatically",
-            series_description=f"{NAME}: {first.get('SeriesDescription') or 'segmentation'}"[:64],
+            series_description=text(f"{NAME}: {text(first.get('SeriesDescription') or 'segmentation', 64)}", 64),
+            specific_character_set=UTF_8,
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UnsuitableSeries(f"'{source}': no DICOM SEG can be made of this series ({error}).") from error
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise UnsuitableSeries(
+            f"'{source}': no DICOM SEG can be made of this series ({type(error).__name__}: {error}). Export the "
+            "original series, or do without: --dicom_seg False."
+        ) from error
+    restore_classes(segmentation, classes)
+    return segmentation
 
 
 def organ_code(organ: str, organ_codes: OrganCodes | None = None) -> Code:
@@ -200,7 +216,7 @@ def organ_code(organ: str, organ_codes: OrganCodes | None = None) -> Code:
     """
     entry = (organ_codes or {}).get(organ)
     if entry is None:
-        return Code(organ[:64], PRIVATE_SCHEME, organ[:64])
+        return Code(text(organ, 64), PRIVATE_SCHEME, text(organ, 64))
     if isinstance(entry, (str, int)):
         entry = [str(entry), SNOMED_CT, organ[:1].upper() + organ[1:]]
     if not isinstance(entry, Sequence) or len(entry) != 3 or not all(isinstance(each, str) and each for each in entry):
@@ -218,6 +234,14 @@ def uncoded(organs: Sequence[str], organ_codes: OrganCodes | None = None) -> lis
         DatasetError: an unusable entry in ``organ_codes``.
     """
     return [organ for organ in organs if organ_code(organ, organ_codes).scheme_designator == PRIVATE_SCHEME]
+
+
+def _number(value: object) -> int:
+    """A whole number as far as there is one."""
+    try:
+        return int(str(value))
+    except ValueError:
+        return 0
 
 
 def _check_headers(source: Path, headers: Mapping[Path, pydicom.Dataset]) -> None:

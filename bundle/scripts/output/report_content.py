@@ -188,7 +188,10 @@ def _recorded_case(folder: Path, name: str, record: Mapping[str, Any], settings:
         seconds=record.get("seconds"),
         shape=tuple(record.get("shape", ())),
         measures=quality.get("organs", {}),
-        flags=[_flag(flag) for flag in quality.get("flags", [])],
+        flags=[
+            *({"organ": None, "message": note} for note in record.get("warnings", [])),
+            *(_flag(flag) for flag in quality.get("flags", [])),
+        ],
         image=Path(record["image"]) if "image" in record else None,
         label_map=_file(folder, files.get("label_map")),
         doubt=_file(folder, files.get("doubt")),
@@ -254,7 +257,7 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 
 
 def _loading(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: settings[key] for key in ("series", "default_axcodes") if key in settings}
+    return {key: settings[key] for key in ("series", "default_axcodes", "trusted_form") if key in settings}
 
 
 def _window(intensity: Any) -> tuple[float, float] | None:

@@ -11,14 +11,14 @@ from fire import decorators
 if not __package__:  # run by the folder's path instead of as a module: sys.path then starts with it, not the bundle's
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from scripts.errors import install  # noqa: E402
+from scripts.errors import install, printable  # noqa: E402
 from scripts.prepare.btcv import prepare_btcv  # noqa: E402
 from scripts.prepare.chaos import prepare_chaos  # noqa: E402
 from scripts.prepare.decathlon import prepare_decathlon  # noqa: E402
 from scripts.prepare.folder import prepare_folder  # noqa: E402
 
 # texts that Fire passes on as they are: it would take {case} for a Python set
-TEXTS = ("source", "output", "image", "label", "modality", "series", "default_axcodes")
+TEXTS = ("source", "output", "image", "label", "modality", "series", "default_axcodes", "trusted_form")
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     decorators.FIRE_METADATA = "__fire_metadata__"
     as_text = decorators.SetParseFn(str, *TEXTS)
     commands = {"btcv": prepare_btcv, "chaos": prepare_chaos, "folder": prepare_folder, "decathlon": prepare_decathlon}
-    fire.Fire({name: as_text(command) for name, command in commands.items()}, name="prepare")
+    fire.Fire({name: as_text(command) for name, command in commands.items()}, name="prepare", serialize=printable)
 
 
 if __name__ == "__main__":

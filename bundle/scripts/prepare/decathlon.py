@@ -13,7 +13,7 @@ from ..data.dataset_check import check_dataset
 from ..data.volumes import VolumeReader, case_name
 from ..errors import DatasetError
 from .configs import CASE, intensity_of
-from .overlays import chosen_train_cases, write_overlay
+from .overlays import cases_with_organs, chosen_train_cases, write_overlay
 from .targets import Target, convert
 
 
@@ -51,6 +51,7 @@ def prepare_decathlon(
         for (image, label), case in zip(pairs, cases)
     ]
     channel = _chosen_channel(path, items, channel, content.get("modality"))
+    stated = train_cases is not None
     train_cases = chosen_train_cases(cases, train_cases)
     target = Target(output, overwrite)
     files = {"dataset_dir": str(path.parent), "image_pattern": "", "label_pattern": ""}
@@ -60,6 +61,7 @@ def prepare_decathlon(
         files = convert(items, target, reader, channel)
         items = find_cases(**files, cases=cases)
     summaries = check_dataset(items, label_map, (0,), purpose="prepared", reader=reader)
+    train_cases = cases_with_organs(train_cases, summaries, stated)
     modality = "ct" if "CT" in str(content.get("modality", "CT")).upper() else "mr"
     meanings = {"label_map": label_map, "background_values": [0], **intensity_of(modality)}
     remark = f"Intensities are scaled as in configs/{modality}.json."

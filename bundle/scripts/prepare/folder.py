@@ -9,10 +9,11 @@ import numpy as np
 
 from ..data.datalists import Item, LabelMap, find_cases
 from ..data.dataset_check import check_dataset
+from ..data.intensity import hounsfield_units, no_hounsfield_units
 from ..data.volumes import NIFTI_SUFFIXES, VolumeReader
 from ..errors import DatasetError, listed
 from .configs import CASE, intensity_of
-from .overlays import chosen_train_cases, write_overlay
+from .overlays import cases_with_organs, chosen_train_cases, write_overlay
 from .targets import Target, convert
 
 MOST_LABEL_VALUES = 50  # more than these are intensities
@@ -28,6 +29,7 @@ def prepare_folder(
     train_cases: Sequence[str] | None = None,
     series: str | None = None,
     default_axcodes: str | None = None,
+    trusted_form: str | None = None,
     overwrite: bool = False,
 ) -> str:
     """Your own images and labels: checks them, converts what is not NIfTI, and writes an overlay for the commands.
@@ -43,6 +45,7 @@ def prepare_folder(
         train_cases: cases to train on; without it, the first three. The others are evaluated.
         series: which of several DICOM series in one folder; see :func:`~scripts.data.volumes.load_volume`.
         default_axcodes: where the axes of a file point that does not say so itself; see there.
+        trusted_form: which statement of a NIfTI header is right where two contradict each other; see there.
         overwrite: whether files in ``output`` that differ are replaced.
 
     Returns:
@@ -52,14 +55,16 @@ def prepare_folder(
         DatasetError: a pattern, file or label value that cannot be used; all problems of the files at once.
         FileNotFoundError: the folder or every image is missing.
     """
-    reader = VolumeReader(series, default_axcodes)
+    reader = VolumeReader(series, default_axcodes, trusted_form)
     intensity = intensity_of(modality)
     items, without = _labelled(source, image, label)
+    stated = train_cases is not None
     train_cases = chosen_train_cases([item["case"] for item in items], train_cases)
     target = Target(output, overwrite)
     label_map, background, remarks = _meanings(items, label_map, reader)
     summaries = check_dataset(items, label_map, background, purpose="prepared", reader=reader)
-    remarks += _modality_warning(items[0]["image"], modality, reader)
+    train_cases = cases_with_organs(train_cases, summaries, stated)
+    remarks += _unit_warnings(items, modality, reader)
     if without:
         remarks.insert(0, f"Left out, since they have no label: {listed(without)}.")
     files = {"dataset_dir": str(Path(source).expanduser().resolve()), "image_pattern": image, "label_pattern": label}
@@ -68,6 +73,8 @@ def prepare_folder(
     meanings = {"label_map": dict(label_map), "background_values": background, **intensity}
     if default_axcodes:
         meanings["default_axcodes"] = default_axcodes
+    if trusted_form:
+        meanings["trusted_form"] = trusted_form
     return write_overlay(target, files, items, summaries, train_cases, meanings, reader, remarks)
 
 
@@ -134,12 +141,14 @@ def _label_values(path: str, reader: VolumeReader) -> set[int]:
     return {int(value) for value in values[np.isfinite(values)]}
 
 
-def _modality_warning(image: str, modality: str, reader: VolumeReader) -> list[str]:
-    lowest = float(reader.load(image).voxels.min())
-    if modality == "ct" and lowest >= 0:
-        return [f"Warning: no value below 0 in '{image}', so these are no Hounsfield units. MR needs --modality mr."]
-    if modality == "mr" and lowest <= -900:
-        return [
-            f"Warning: values down to {lowest:.0f} in '{image}' look like Hounsfield units. CT needs --modality ct."
-        ]
-    return []
+def _unit_warnings(items: Sequence[Item], modality: str, reader: VolumeReader) -> list[str]:
+    """Images whose numbers are of another unit than their modality has."""
+    warnings = []
+    for item in items:
+        voxels = reader.load(item["image"]).voxels
+        problem = no_hounsfield_units(voxels) if modality == "ct" else hounsfield_units(voxels)
+        if problem:
+            warnings.append(
+                f"Warning: '{item['image']}': {problem}, with --modality {'mr' if modality == 'ct' else 'ct'}."
+            )
+    return warnings

@@ -9,7 +9,7 @@ from ..data.dataset_check import CaseSummary
 from ..data.volumes import VolumeReader
 from ..errors import DatasetError, listed
 from .report import notes_on, report
-from .targets import Target, store_json
+from .targets import Target, store_overlay
 
 TRAIN_CASES = 3  # the few shots of the default suggestion
 
@@ -28,6 +28,32 @@ def chosen_train_cases(cases: Sequence[str], wanted: Sequence[str] | None) -> li
     return wanted
 
 
+def cases_with_organs(train: Sequence[str], summaries: Sequence[CaseSummary], stated: bool) -> list[str]:
+    """The same cases as far as a training can use them: each with an organ, and each organ that any label holds.
+
+    Args:
+        train: of :func:`chosen_train_cases`.
+        summaries: of all cases.
+        stated: whether a user named them, who then is told what is wrong instead.
+
+    Raises:
+        DatasetError: a case that a user named has no organ.
+    """
+    labelled = {summary.case: {organ for organ, voxels in summary.voxels.items() if voxels} for summary in summaries}
+    empty = [case for case in train if not labelled.get(case)]
+    if stated:
+        if empty:
+            raise DatasetError(
+                f"--train_cases names {listed(empty)}, whose labels hold no organ. Name others, or correct --label_map."
+            )
+        return list(train)
+    chosen = [case for case, organs in labelled.items() if organs][: len(train)]
+    for organ in dict.fromkeys(organ for organs in labelled.values() for organ in sorted(organs)):
+        if not any(organ in labelled[case] for case in chosen):
+            chosen.append(next(case for case, organs in labelled.items() if organ in organs))
+    return chosen
+
+
 def write_overlay(
     target: Target,
     files: Mapping[str, str],
@@ -43,7 +69,7 @@ def write_overlay(
     run = target.folder / "run"
     places = {**files, "output_dir": str(run), "prior_file": str(run / "model.pt")}
     overlay = {**places, "train_cases": list(train), "test_cases": test, **meanings}
-    store_json(target, "overlay.json", overlay)
+    store_overlay(target, "overlay.json", overlay, evaluated=["intensity"])
     tested = f"{len(test)} are evaluated" if test else "none is left to evaluate on"
     split = f"Of {len(items)} labelled volumes, {len(train)} are for training ({listed(train)}), {tested}."
     return report(

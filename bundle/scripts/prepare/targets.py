@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import filecmp
-import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from ..data.datalists import Item
 from ..data.volumes import Volume, VolumeReader
 from ..errors import DatasetError, count
 from ..files import whole_file
+from ..inert import inert_json
 from .configs import CASE
 
 
@@ -84,9 +84,9 @@ def _compact(voxels: np.ndarray) -> np.ndarray:
     return voxels.astype(np.float32)
 
 
-def store_json(target: Target, name: str, content: Mapping[str, object]) -> None:
-    """Writes a JSON file."""
-    text = json.dumps(content, indent=4) + "\n"
+def store_overlay(target: Target, name: str, content: Mapping[str, object], evaluated: Collection[str] = ()) -> None:
+    """Writes a JSON file that MONAI will read; see :func:`~scripts.inert.inert_json`."""
+    text = inert_json(content, evaluated)
     target.store(name, lambda path: path.write_text(text), lambda path: path.read_text() == text)
 
 

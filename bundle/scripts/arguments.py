@@ -1,0 +1,73 @@
+"""Texts on the command line, as they were typed.
+
+``python -m monai.bundle`` has its arguments read by Fire and by MONAI's parser of configurations: ``Doe,Jane`` becomes
+a tuple, ``7`` a number, ``a#1`` becomes ``a::1``, and what begins with ``$`` is evaluated. A folder of a patient may
+well be called any of these.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from fire.parser import DefaultParseValue
+
+from .errors import DatasetError
+
+
+def as_typed(option: str, value: Any, path: bool = False) -> Any:
+    """The value of an option as text, just as it was typed.
+
+    Args:
+        option: its name.
+        value: what Fire and MONAI made of it, or what a configuration or a caller says; None stays None.
+        path: whether it names a file or folder: ``~`` at its beginning becomes the user's own folder, which a shell
+            does not do in ``--output=~/results``.
+
+    Raises:
+        DatasetError: a value that is no text and was not typed.
+    """
+    if value is None:
+        return None
+    text = next((text for text in _typed(option) if _read_as(text) == value), None)
+    if text is None:
+        if isinstance(value, (bool, Sequence)) and not isinstance(value, str):
+            raise DatasetError(
+                f"--{option} is {value!r}, expected one text. Put it into two kinds of quotes: --{option} \"'...'\"."
+            )
+        text = os.fspath(value) if isinstance(value, os.PathLike) else str(value)
+    return os.path.expanduser(text) if path else text
+
+
+def refuse_expressions(options: Sequence[str]) -> None:
+    """Refuses options on the command line that MONAI would evaluate, though they are to name files.
+
+    Raises:
+        DatasetError: one begins with ``$``, ``@`` or ``%``.
+    """
+    for option in options:
+        for text in _typed(option):
+            if text[:1] in ("$", "@", "%"):
+                raise DatasetError(
+                    f"--{option} is '{text}', which MONAI would evaluate instead of taking it for a name. Write "
+                    f"'./{text}' for a file or folder of this name in the working directory."
+                )
+
+
+def _typed(option: str) -> list[str]:
+    """Every value that the program was given for an option."""
+    flag, values = f"--{option}", []
+    for index, argument in enumerate(sys.argv[1:], 1):
+        name, equals, value = argument.partition("=")
+        if name.replace("-", "_") != flag.replace("-", "_"):
+            continue
+        values += [value] if equals else sys.argv[index + 1 : index + 2]
+    return values
+
+
+def _read_as(text: str) -> Any:
+    """What Fire and MONAI make of a text."""
+    value = DefaultParseValue(text)
+    return value.replace("#", "::") if isinstance(value, str) else value

@@ -1,0 +1,154 @@
+"""What lies in a folder: every image, and every file that could be one with the reason why it is not taken."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import DatasetError
+from .dicom import is_dicom_file
+from .itk_files import data_files, header_fields
+from .volumes import IMAGE_SUFFIXES, is_image_file
+
+# volumes, or pictures, in formats that are not read
+OTHER_FORMATS = (
+    *(".hdr", ".img", ".hdr.gz", ".img.gz", ".mgz", ".mgh", ".mnc", ".nii.bz2", ".nii.xz", ".nii.zst", ".par", ".rec"),
+    *(".gipl", ".gipl.gz", ".vtk", ".vti", ".tif", ".tiff", ".nrrd.gz", ".ima.gz", ".dcm.gz", ".brik"),
+)
+ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst")
+_RECORDS = "results.json"  # of an inference
+
+
+@dataclass
+class Found:
+    """What was found below a folder.
+
+    Attributes:
+        images: files, and folders with the slices of DICOM series.
+        problems: reasons by path, of what may be an image but cannot be taken.
+        others: files that are no images.
+        results: folders that an inference wrote.
+    """
+
+    images: list[Path] = field(default_factory=list)
+    problems: dict[Path, str] = field(default_factory=dict)
+    others: list[Path] = field(default_factory=list)
+    results: list[Path] = field(default_factory=list)
+
+
+def found_below(folder: Path, leave_out: Path | None = None) -> Found:
+    """Everything in a folder and the folders in it, however deep; hidden files are nobody's images.
+
+    Args:
+        folder: to look into.
+        leave_out: a folder in it that is not looked into, such as the one that results go to.
+    """
+    found = Found()
+    seen: set[str] = set()
+    pending = [folder]
+    while pending:
+        each = pending.pop(0)
+        real = os.path.realpath(each)
+        if real in seen:  # a link to a folder above would lead round and round
+            continue
+        seen.add(real)
+        if each != folder and (leave_out is not None and real == os.path.realpath(leave_out) or _is_output(each)):
+            found.results.append(each)
+            continue
+        try:
+            entries = sorted(each.iterdir())
+        except OSError as error:
+            found.problems[each] = f"'{each}': cannot be opened ({error.strerror}). Ask for permission to read it."
+            continue
+        _sort_into(found, each, [entry for entry in entries if not _is_clutter(entry)])
+        pending += [entry for entry in entries if entry.is_dir() and not _is_clutter(entry)]
+    return found
+
+
+def found_at(paths: list[Path], leave_out: Path | None = None) -> Found:
+    """The same of single files and of folders, such as a pattern names; files are taken each by itself."""
+    found = Found()
+    _sort_into(found, None, [path for path in paths if not path.is_dir() and not _is_clutter(path)])
+    for path in paths:
+        if path.is_dir():
+            below = found_below(path, leave_out)
+            found.images += below.images
+            found.problems |= below.problems
+            found.others += below.others
+            found.results += below.results
+    return found
+
+
+def _sort_into(found: Found, folder: Path | None, entries: list[Path]) -> None:
+    """Sorts the files of one folder; None for files that a pattern names, of which each DICOM file is an image."""
+    files = [entry for entry in entries if not entry.is_dir()]
+    named = {path for file in files for path in _named_by(file)}
+    slices = False
+    for file in files:
+        try:
+            if file.is_symlink() and not file.exists():
+                found.problems[file] = (
+                    f"'{file}': a link to '{os.readlink(file)}', which is not there. Restore the file."
+                )
+            elif is_image_file(file):
+                found.images.append(file)
+            elif is_dicom_file(file):
+                slices = True
+                if folder is None:
+                    found.images.append(file)
+            elif file.resolve() not in named:
+                _sort_other(found, file)
+        except OSError as error:
+            found.problems[file] = f"'{file}': cannot be opened ({error.strerror}). Ask for permission to read it."
+    if slices and folder is not None:
+        found.images.append(folder)
+        for file in [file for file in found.problems if file.parent == folder and file.is_symlink()]:
+            del found.problems[file]  # it may be one of the slices, so the series itself is refused
+
+
+def _sort_other(found: Found, file: Path) -> None:
+    name = file.name.lower()
+    if name.endswith(IMAGE_SUFFIXES) and not file.is_file():
+        found.problems[file] = f"'{file}': no regular file. Copy its content into one."
+    elif suffix := next((suffix for suffix in OTHER_FORMATS if name.endswith(suffix)), None):
+        if (
+            suffix in (".hdr", ".hdr.gz")
+            and file.with_name(file.name[: -len(suffix)] + suffix.replace("hdr", "img")).exists()
+        ):
+            return  # said of its data
+        found.problems[file] = (
+            f"'{file}': an image in a format that is not read ({suffix}), expected a file ending in "
+            f"{', '.join(IMAGE_SUFFIXES)}, or DICOM. Convert it."
+        )
+    elif name.endswith(".raw.gz"):  # of a header that is elsewhere, or damaged
+        found.others.append(file)
+    elif suffix := next((suffix for suffix in ARCHIVES if name.endswith(suffix)), None):
+        found.problems[file] = f"'{file}': an archive ({suffix}), which may hold images. Extract it."
+    else:
+        found.others.append(file)
+
+
+def _named_by(file: Path) -> Iterator[Path]:
+    """The files with the voxels of a header, which are not images by themselves."""
+    if file.name.lower().endswith((".mhd", ".nhdr")) and file.is_file():
+        try:
+            for each in data_files(file, header_fields(file)):
+                yield each.resolve()
+        except (DatasetError, OSError):  # said when the image is read
+            return
+
+
+def _is_output(folder: Path) -> bool:
+    """Whether an inference wrote its results to a folder."""
+    records = folder / _RECORDS
+    try:
+        return records.is_file() and {"configurations", "cases"} <= json.loads(records.read_text("utf-8")).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _is_clutter(path: Path) -> bool:
+    return path.name.startswith(".") or path.name in ("__MACOSX", "DICOMDIR")

@@ -1,0 +1,165 @@
+"""What every format of volumes must say: one number a voxel, three dimensions, how far voxels are apart, and where."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import zlib
+from collections.abc import Iterable, Sequence
+from gzip import BadGzipFile
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.orientations import axcodes2ornt
+
+from ..errors import DatasetError
+
+_NO_FILE_PROBLEM = (MemoryError, RecursionError)
+
+logger = logging.getLogger(__name__)
+
+
+def check_components(path: Path, components: int | str) -> None:
+    """Refuses colour and complex numbers."""
+    if components != 1:
+        raise DatasetError(
+            f"'{path}': voxels of {components} values, expected one real number a voxel. Convert colour or complex "
+            "images to greyscale."
+        )
+
+
+def check_dimensions(path: Path, shape: tuple[int, ...]) -> None:
+    """Refuses all but three dimensions, and any number of further ones of length 1."""
+    if len(shape) < 3 or any(size != 1 for size in shape[3:]):
+        raise DatasetError(
+            f"'{path}': {len(shape)} dimensions, shape {tuple(shape)}; expected one volume of three dimensions. Store "
+            "each volume of a series, or the stack of slices, as a file of its own."
+        )
+    if any(size < 1 for size in shape):
+        raise DatasetError(f"'{path}': shape {tuple(shape)}, expected at least one voxel. Export the file again.")
+
+
+def check_spacing(path: Path, spacing: Iterable[float]) -> None:
+    """Refuses spacings that are missing, zero or no numbers."""
+    spacing = np.asarray(list(spacing), float)
+    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
+        raise DatasetError(
+            f"'{path}': its header does not say how far voxels are apart (spacing {spacing.tolist()}), expected "
+            "millimetres along each axis. Export the file again, or set its spacing from the original series."
+        )
+
+
+def check_amount(path: Path, found: int, expected: int, kind: str, where: str = "") -> None:
+    """Compares the bytes of voxels that there are with those that the header declares.
+
+    Args:
+        path: of the file.
+        found, expected: bytes, uncompressed.
+        kind: of file that was expected, such as "NIfTI file".
+        where: says where they were found.
+    """
+    if found == expected:
+        return
+    if found < expected:
+        cause = f"it ends too early: {found:,} bytes of voxels{where} in place of {expected:,}"
+        remedy = "It is truncated: copy or download it again"
+    else:
+        cause = f"more voxels than its header declares: {found:,} bytes{where} in place of {expected:,}"
+        remedy = "Its header may be damaged: copy or download it again"
+    raise DatasetError(f"'{path}': cannot be read ({cause}), expected a complete {kind}. {remedy}.")
+
+
+def unplaced(path: Path, default_axcodes: str | None, spacing: Iterable[float], found: str) -> np.ndarray:
+    """The affine of a file that does not say where its axes point.
+
+    Readers fill this in, nibabel with LAS+, ITK with LPS+, and a left kidney becomes a right one without a word.
+    """
+    if default_axcodes is None:
+        raise DatasetError(
+            f"'{path}': its header does not say where its axes point ({found}), so left and right cannot be told "
+            "apart. Export the file again from the original series; or, if you know the axes, state them for all such "
+            "files, as in --default_axcodes LAS: the first axis towards the patient's left, the second to the front, "
+            "the third to the top."
+        )
+    logger.warning("'%s': %s; taken as %s.", path, found, default_axcodes)
+    return oriented(default_axcodes, spacing)
+
+
+def oriented(axcodes: str, spacing: Iterable[float]) -> np.ndarray:
+    """The affine ``(4, 4)`` with axes towards ``axcodes`` and the first voxel at the origin."""
+    if len(axcodes) != 3 or sorted("RLAPSI".find(code) // 2 for code in axcodes.upper()) != [0, 1, 2]:
+        raise ValueError(
+            f"default_axcodes is '{axcodes}'; expected one letter each of R or L, A or P, S or I, such as 'LAS'."
+        )
+    affine = np.zeros((4, 4))
+    affine[3, 3] = 1
+    for axis, ((world, sign), size) in enumerate(zip(axcodes2ornt(axcodes.upper()), spacing)):
+        affine[int(world), axis] = sign * size
+    return affine
+
+
+def is_usable(affine: np.ndarray) -> bool:
+    """Whether an affine is finite and has three independent axes."""
+    if affine.shape != (4, 4) or not np.isfinite(affine).all():
+        return False
+    spacing = voxel_sizes(affine)
+    # the determinant of the unit axes: 1 for a box, 0 for axes in one plane
+    return bool((spacing > 0).all()) and abs(np.linalg.det(affine[:3, :3] / spacing)) > 1e-3
+
+
+def is_sheared(affine: np.ndarray) -> bool:
+    """Whether axes are not perpendicular, as in CT with a tilted gantry; some programs open no such grid."""
+    axes = affine[:3, :3] / voxel_sizes(affine)
+    return not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3)
+
+
+def upright_grid(affine: np.ndarray, shape: Sequence[int]) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine of a grid with perpendicular axes that holds all of a sheared one, with its voxels as far apart.
+
+    Args:
+        affine: ``(4, 4)``.
+        shape: of the sheared grid, along its three axes.
+    """
+    axes, _ = np.linalg.qr(affine[:3, :3])
+    axes = axes * np.sign((axes * affine[:3, :3]).sum(0))  # each still to the same side
+    spacing = (axes * affine[:3, :3]).sum(0)
+    corners = apply_affine(affine, list(product(*((0, size - 1) for size in shape)))) @ axes
+    low, high = corners.min(0), corners.max(0)
+    upright = np.eye(4)
+    upright[:3, :3], upright[:3, 3] = axes * spacing, axes @ low
+    return tuple(int(size) for size in np.ceil((high - low) / spacing - 1e-6) + 1), upright
+
+
+def unreadable(path: Path, error: Exception, kind: str) -> str:
+    """In words why a library could not read a file.
+
+    Args:
+        path: of the file.
+        error: what the library raised.
+        kind: of file that was expected, such as "NIfTI file".
+    """
+    reason = (str(error).strip().splitlines() or [""])[-1].strip() or type(error).__name__
+    cause, expected = f"{type(error).__name__}: {reason}", f"a complete {kind}"
+    remedy = "Its header may be damaged, or written against the standard: copy or download it again, or export it again"
+    if isinstance(error, _NO_FILE_PROBLEM):
+        cause, expected = f"it does not fit into memory: {reason}", f"a {kind} of a size that does"
+        remedy = "Use a machine with more memory, or resample the volume"
+    elif isinstance(error, EOFError):
+        cause, remedy = f"it ends too early: {reason}", "It is truncated: copy or download it again"
+    elif isinstance(error, (zlib.error, BadGzipFile)):
+        cause, remedy = f"its compressed data are damaged: {reason}", "To mend it, copy or download it again"
+    elif isinstance(error, OSError) and error.errno:
+        cause = (error.strerror or reason).lower()
+        remedy = _REMEDIES.get(error.errno, "Try again, or copy or download it again")
+    return f"'{path}': cannot be read ({cause}), expected {expected}. {remedy}."
+
+
+_REMEDIES = {
+    errno.EACCES: "Ask its owner for permission to read it",
+    errno.EPERM: "Ask its owner for permission to read it",
+    errno.ENOENT: "Restore the file, or leave the case out",
+    errno.EIO: "The disk may be failing: copy the file from its source again",
+    errno.EMFILE: "Close other programs, or raise the limit of open files",
+}

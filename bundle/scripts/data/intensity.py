@@ -1,0 +1,243 @@
+"""Before intensities are scaled: what is no image is taken out of their range, and a range that is odd is said.
+
+Scaling by percentiles begins at the darkest voxel. One voxel of -32768, or a border of padding, would then leave all
+organs in a sliver of the range; so would numbers that are no Hounsfield units in a window of Hounsfield units.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, ScaleIntensityRanged, ScaleIntensityRangePercentilesd
+from monai.utils import ImageMetaKey
+from torch import Tensor
+
+from ..errors import DatasetError
+
+NOTES = "notes"  # in the meta of an image: what is odd about it, a line each
+
+_BINS = 2000
+_ROUNDS = 4  # one outlier may hide another
+# shares of voxels that outliers of different values may be; more of them are part of the image
+_MOST_ODD, _MOST_ODD_ABOVE = 1e-3, 0.1
+_SATURATED = 2.5e-3  # share of bright voxels that the usual upper percentile, 99.5, does not leave out by itself
+_BORDER = 0.25  # share of the border at one value that makes it padding
+# how wide a gap must be to set values apart, relative to the range of the others
+_GAP_BELOW, _GAP_BELOW_FROM_ZERO, _GAP_BELOW_FROM_NEGATIVE, _GAP_ABOVE = 0.5, 1.0, 0.05, 1.0
+# shares of voxels that Hounsfield units have below: fat and air, in any part of a body
+_BELOW_WATER, _LEAST_BELOW_WATER = -20.0, 1e-3
+
+logger = logging.getLogger(__name__)
+
+
+class LeaveOutPaddingd(MapTransform):
+    """Puts padding and outliers to the ends of the range of all other voxels; without any, images stay as they are.
+
+    What counts as such lies apart from all other values by a wide gap: a single value, or a few voxels. Zero, the usual
+    background of MR, is held apart only if the gap is as wide as the range of the others.
+
+    Args:
+        keys: images ``(1, I, J, K)``.
+        intensity: the transform that scales them; a window that it states leaves nothing to be done.
+    """
+
+    def __init__(self, keys: KeysCollection, intensity: Any = None) -> None:
+        super().__init__(keys)
+        self.stated = isinstance(intensity, ScaleIntensityRanged)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        for key in () if self.stated else self.key_iterator(result):
+            result[key] = self._without(result[key])
+        return result
+
+    def _without(self, image: Tensor) -> Tensor:
+        values = _tensor(image)
+        found = _outliers(values, None)
+        if found is None:
+            return image
+        below, above, padding = (torch.zeros(values.shape, dtype=torch.bool) for _ in range(3))
+        ranges: list[tuple[float, float, int]] = []
+        while found is not None and len(ranges) < _ROUNDS:
+            left_out = below | above | padding
+            low, high, is_padding = found
+            odd_below, odd_above = ~left_out & (values < low), ~left_out & (values > high)
+            kept = values[~(left_out | odd_below | odd_above)]
+            if kept.min() == kept.max():  # what is left of two values is no range
+                break
+            odd = values[odd_below | odd_above]
+            ranges.append((odd.min().item(), odd.max().item(), odd.numel()))
+            below |= odd_below
+            if is_padding:
+                padding |= odd_above
+            else:
+                above |= odd_above
+            found = _outliers(values, below | above | padding)
+        if not ranges:
+            return image
+        kept, replaced = values[~(below | above | padding)], values.clone()
+        # a few bright voxels stay the brightest, by which no percentile moves
+        few = above.float().mean() < _SATURATED
+        replaced[below | padding] = kept.min()
+        replaced[above] = kept.max() if few else _percentile(kept, 0.995)
+        texts = [f"{low:g}" if low == high else f"{low:g} to {high:g}" for low, high, _ in ranges]
+        share = 100 * sum(number for *_, number in ranges) / values.numel()
+        remark(
+            image,
+            f"{share:.2g} % of its voxels are {' and '.join(texts)}, far from all others "
+            f"({kept.min().item():g} to {kept.max().item():g}): taken for padding or errors, and left out of the range",
+        )
+        result = replaced.to(image.dtype)
+        if not isinstance(image, MetaTensor):
+            return result
+        return MetaTensor(result, meta=image.meta, applied_operations=image.applied_operations)
+
+
+class CheckUnitsd(MapTransform):
+    """Says where the numbers of an image are not those that its scaling is made for.
+
+    Args:
+        keys: images, as they are stored.
+        intensity: the transform that scales them. In a window that begins below 0, which is one of CT, they are to be
+            Hounsfield units; scaled by their own percentiles, as MR is, they are not.
+
+    Raises:
+        DatasetError: a window without width.
+    """
+
+    def __init__(self, keys: KeysCollection, intensity: Any) -> None:
+        super().__init__(keys)
+        if isinstance(intensity, ScaleIntensityRanged) and not intensity.scaler.a_min < intensity.scaler.a_max:
+            raise DatasetError(
+                f"intensity scales {intensity.scaler.a_min} ... {intensity.scaler.a_max} (a_min, a_max), which is no "
+                "range. Set a_max above a_min."
+            )
+        self.window = intensity.scaler.a_min if isinstance(intensity, ScaleIntensityRanged) else None
+        self.own_range = isinstance(intensity, ScaleIntensityRangePercentilesd)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        for key in self.key_iterator(dict(data)):
+            problem, values = None, _tensor(data[key])
+            if values.min() == values.max():
+                problem = f"all voxels are {values.min().item():g}: there is no image in it"
+            elif self.window is not None and self.window < 0:
+                problem = no_hounsfield_units(data[key])
+            elif self.own_range:
+                problem = hounsfield_units(data[key])
+            if problem:
+                remark(data[key], problem)
+        return dict(data)
+
+
+def no_hounsfield_units(image: Any) -> str | None:
+    """Why voxels cannot be Hounsfield units, in which fat and air are below 0; None if they may be."""
+    values = _tensor(image)
+    below = (values < _BELOW_WATER).float().mean().item()
+    if below >= _LEAST_BELOW_WATER:
+        return None
+    low, high = values.min().item(), values.max().item()
+    if low >= 0 and high <= 1:
+        kind = "scaled to 0...1"
+    elif low >= 0 and high <= 255:
+        kind = "grey values of a picture"
+    elif low >= 0 and high > 1100:
+        kind = "values as a scanner stores them, 1024 too high"
+    else:
+        kind = "of another unit"
+    return (
+        f"values from {low:g} to {high:g}, with hardly any below 0, are no Hounsfield units ({kind}?), which a "
+        "window of CT expects; its label map may be wrong. Export the original series, or scale MR by configs/mr.json"
+    )
+
+
+def hounsfield_units(image: Any) -> str | None:
+    """Why voxels look like Hounsfield units, though they are scaled like MR; None if they do not."""
+    values = _tensor(image)
+    air, fat = ((values >= low) & (values < high) for low, high in ((-1100, -900), (-200, -20)))
+    if air.float().mean().item() < 0.01:
+        return None
+    # padding of MR may be -1000 as well, but is of one value, and has no fat beside it
+    if fat.float().mean().item() < 0.005 and _is_single(values, -1100, -900):
+        return None
+    return (
+        f"values from {values.min().item():g} to {values.max().item():g} look like Hounsfield units, but are scaled "
+        "like MR; its label map may be wrong. CT needs configs/ct.json"
+    )
+
+
+def remark(image: Any, text: str) -> None:
+    """Says what is odd about an image, in the log, and in its meta for the records of a run."""
+    meta = getattr(image, "meta", {})
+    logger.warning("'%s': %s.", meta.get(ImageMetaKey.FILENAME_OR_OBJ, "an image"), text)
+    if hasattr(image, "meta"):
+        image.meta[NOTES] = "\n".join(filter(None, [image.meta.get(NOTES, ""), text]))
+
+
+def _outliers(values: Tensor, left_out: Tensor | None) -> tuple[float, float, bool] | None:
+    """Between which values the image lies, and whether what lies above it is padding; None if nothing lies apart."""
+    kept = values.reshape(-1).float() if left_out is None else values[~left_out].float()
+    low, high = kept.min().item(), kept.max().item()
+    if not low < high or not torch.isfinite(kept.sum()):
+        return None
+    counts = torch.histc(kept, _BINS, low, high)
+    width = (high - low) / _BINS
+    filled = torch.nonzero(counts).flatten()
+    gaps = filled.diff() - 1  # empty bins behind each filled one, but for the last
+    shares = counts[filled].cumsum(0) / kept.numel()
+    if not len(gaps):
+        return None
+    top = filled[torch.searchsorted(shares, 0.995).clamp(max=len(filled) - 1)].item()
+
+    # below: the lowest value alone, whatever its share, or a few voxels
+    for index in torch.nonzero(gaps > 0).flatten().tolist():
+        single = index == 0 and _is_single(kept, low, low + width)
+        if not single and shares[index] > _MOST_ODD:
+            break
+        others = max(top - filled[index + 1].item(), 1) * width
+        gap = gaps[index].item() * width
+        needed = _GAP_BELOW
+        if single and low == 0:
+            needed = _GAP_BELOW_FROM_ZERO
+        elif low < 0 <= low + filled[index + 1].item() * width + width:
+            needed = _GAP_BELOW_FROM_NEGATIVE
+        if gap >= needed * others:
+            return low + (filled[index + 1].item() - 0.5) * width, high, False
+    # above: the highest value alone, or a few voxels
+    for index in reversed(torch.nonzero(gaps > 0).flatten().tolist()):
+        share = 1 - shares[index].item()
+        single = index == len(gaps) - 1 and _is_single(kept, high - width, high)
+        if not single and share > 0.1:
+            break
+        others = max(filled[index].item() - filled[0].item() + 1, 1) * width
+        if gaps[index].item() * width >= _GAP_ABOVE * others:
+            return low, low + (filled[index].item() + 1.5) * width, single and _is_border(values, high)
+    return None
+
+
+def _tensor(image: Any) -> Tensor:
+    if isinstance(image, np.ndarray):  # which may run the other way round in memory, or bytes in each number
+        return torch.from_numpy(np.ascontiguousarray(image, np.float32))
+    return image.as_tensor() if isinstance(image, MetaTensor) else image
+
+
+def _is_single(kept: Tensor, low: float, high: float) -> bool:
+    """Whether all values in a bin are the same."""
+    inside = kept[(kept >= low) & (kept <= high)]
+    return bool(len(inside)) and bool((inside == inside[0]).all())
+
+
+def _is_border(values: Tensor, value: float) -> bool:
+    """Whether much of the border of an image ``(1, I, J, K)`` is of one value."""
+    faces = [values.select(axis, place) for axis in range(1, values.ndim) for place in (0, -1)]
+    equal = sum(int((face == value).sum()) for face in faces)
+    return equal >= _BORDER * sum(face.numel() for face in faces)
+
+
+def _percentile(kept: Tensor, share: float) -> Tensor:
+    return kept.flatten().kthvalue(max(1, int(share * kept.numel()))).values

@@ -1,0 +1,277 @@
+"""NRRD and MetaImage files, whose headers may name others: read where all that is declared is there, and no more."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import re
+import stat
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from monai.data import ITKReader
+from monai.utils import MetaKeys
+from nibabel.affines import voxel_sizes
+
+from ..errors import DatasetError, listed
+from .grids import check_amount, check_components, check_dimensions, check_spacing, unplaced
+
+NRRD_SUFFIXES = (".nrrd", ".nhdr")
+
+# the NRRD spaces that ITK converts; the others do not say where the patient's left is
+_NRRD_SPACES = ("right-anterior-superior", "ras", "left-anterior-superior", "las", "left-posterior-superior", "lps")
+_MILLIMETRES = {
+    **dict.fromkeys(["", "mm", "millimeter", "millimeters", "millimetre", "millimetres"], 1.0),
+    **dict.fromkeys(["cm", "centimeter", "centimeters", "centimetre", "centimetres"], 10.0),
+    **dict.fromkeys(["m", "meter", "meters", "metre", "metres"], 1000.0),
+    **dict.fromkeys(["um", "µm", "μm", "micron", "microns", "micrometer", "micrometers", "micrometre"], 0.001),
+}
+_BYTES = {  # of one voxel, by the names of types in either format
+    **dict.fromkeys(["met_char", "met_uchar", "signed char", "int8", "int8_t", "uchar", "unsigned char"], 1),
+    **dict.fromkeys(["uint8", "uint8_t"], 1),
+    **dict.fromkeys(["met_short", "met_ushort", "short", "short int", "signed short", "signed short int"], 2),
+    **dict.fromkeys(["int16", "int16_t", "ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"], 2),
+    **dict.fromkeys(["met_int", "met_uint", "int", "signed int", "int32", "int32_t", "uint", "unsigned int"], 4),
+    **dict.fromkeys(["uint32", "uint32_t", "met_long", "met_ulong", "met_float", "float"], 4),
+    **dict.fromkeys(["met_long_long", "met_ulong_long", "longlong", "long long", "long long int", "int64"], 8),
+    **dict.fromkeys(["signed long long", "signed long long int", "int64_t", "ulonglong", "unsigned long long"], 8),
+    **dict.fromkeys(["unsigned long long int", "uint64", "uint64_t", "met_double", "double"], 8),
+}
+_HEADER_BYTES = 1 << 20  # a header that is longer is none
+
+
+def load_itk(path: Path, default_axcodes: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels ``(I, J, K)`` and affine ``(4, 4)`` to RAS+ millimetres.
+
+    Args:
+        path: of the file with the header.
+        default_axcodes: see :func:`scripts.data.volumes.load_volume`.
+
+    Raises:
+        DatasetError: see there; or the header names files outside its own folder, or declares other voxels than there
+            are.
+        Exception: whatever else reading raises.
+    """
+    fields = header_fields(path)
+    check_components(path, int(fields.get("elementnumberofchannels", 1)))
+    _check_data(path, fields)
+    reader = ITKReader()
+    image = reader.read(path)
+    voxels, meta = reader.get_data(image)
+    voxels = np.asarray(voxels)  # of ITK's own kind of array, which keeps the image it is a view of
+    check_components(path, image.GetNumberOfComponentsPerPixel())
+    check_dimensions(path, voxels.shape)
+    voxels = voxels.reshape(voxels.shape[:3], order="A")
+    affine = np.asarray(meta[MetaKeys.AFFINE], dtype=float)
+    affine[:3] *= _millimetres(path, fields)
+    if _is_nrrd(path):
+        spaced = "space directions" in fields or "nan" not in fields.get("spacings", "nan").lower()
+        placed = "space directions" in fields and fields.get("space", "").lower() in _NRRD_SPACES
+        found = "its header names no space such as 'left-posterior-superior' with 'space directions'"
+    else:
+        spaced = "elementspacing" in fields or "elementsize" in fields
+        placed = any(key in fields for key in ("transformmatrix", "rotation", "orientation"))
+        found = "its header has no TransformMatrix"
+    check_spacing(path, voxel_sizes(affine) if spaced else (0, 0, 0))
+    if not placed:
+        affine = unplaced(path, default_axcodes, voxel_sizes(affine), found)
+    return voxels, affine
+
+
+def header_fields(path: Path) -> dict[str, str]:
+    """Names, in lower case, and values of an NRRD or MetaImage header; ``""`` holds the bytes that it takes."""
+    separator = b":" if _is_nrrd(path) else b"="
+    fields: dict[str, str] = {}
+    with open(path, "rb") as file:
+        while raw := file.readline(_HEADER_BYTES):
+            if file.tell() > _HEADER_BYTES:
+                raise DatasetError(f"'{path}': its header has no end. Export the file again.")
+            if separator == b":" and not raw.strip():  # NRRD: the data follow
+                break
+            name, _, value = (part.decode("latin-1").strip() for part in raw.partition(separator))
+            key = name.lower()
+            if separator == b":" and key == "data file" and value.upper().startswith("LIST"):
+                fields[key] = value + "\n" + file.read(_HEADER_BYTES).decode("latin-1")  # names follow to the end
+                break
+            fields[key] = value.removeprefix("=").strip() if separator == b":" else value
+            if key == "elementdatafile":  # MetaImage: the data follow, or the names of files
+                if value.upper().startswith("LIST"):
+                    fields[key] = value + "\n" + file.read(_HEADER_BYTES).decode("latin-1")
+                break
+        fields[""] = str(file.tell())
+    return fields
+
+
+def data_files(path: Path, fields: dict[str, str]) -> list[Path]:
+    """The files with the voxels of a header; none where they follow the header itself.
+
+    Raises:
+        DatasetError: one that is not a regular file in or below the header's folder.
+    """
+    stated = fields.get("data file" if _is_nrrd(path) else "elementdatafile")
+    if stated is None and _is_nrrd(path):
+        stated = fields.get("datafile")
+    if stated is None:
+        if _is_nrrd(path) and path.suffix.lower() == ".nrrd":
+            return []
+        raise DatasetError(f"'{path}': its header names no file with the voxels. Export the file again.")
+    if not _is_nrrd(path) and stated.upper() == "LOCAL":
+        return []
+    names = list(_names(path, stated))
+    if not names:
+        raise DatasetError(f"'{path}': its header announces a list of files, but names none. Export the file again.")
+    files = []
+    for name in names:
+        file = path.parent / name
+        inside = not Path(name).is_absolute() and path.parent.resolve() in file.resolve().parents
+        if not inside:
+            raise DatasetError(
+                f"'{path}': its header names '{name}' as the file with its voxels, expected one in its own folder. "
+                "Copy both files into one folder, and correct the name."
+            )
+        if not file.exists():
+            raise DatasetError(f"'{path}': the file with its voxels, '{file}', is not there. Copy it as well.")
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise DatasetError(
+                f"'{path}': its voxels are to be read from '{file}', which is no file. Correct the name."
+            )
+        files.append(file)
+    return files
+
+
+def _names(path: Path, stated: str) -> Iterator[str]:
+    """The files that a header names: one, a list, or a pattern with numbers."""
+    first, *others = stated.split("\n")
+    if first.upper().startswith("LIST"):
+        yield from (name.strip() for name in others if name.strip())
+        return
+    parts = first.split()
+    if "%" in first and len(parts) >= 4:
+        try:
+            low, high, step = (int(part) for part in parts[1:4])
+            numbers = range(low, high + (1 if step > 0 else -1), step)
+            if len(numbers) > 100_000 or not re.fullmatch(r"[^%]*%0?\d{0,3}[du][^%]*", parts[0]):
+                raise ValueError
+        except ValueError as error:
+            raise DatasetError(
+                f"'{path}': its header names the files with its voxels by '{first}', expected a pattern such as "
+                "'slice%03d.raw 1 40 1'. Export the file again."
+            ) from error
+        yield from (parts[0] % number for number in numbers)
+        return
+    yield first
+
+
+# ---- whether the voxels are all there
+
+
+def _check_data(path: Path, fields: dict[str, str]) -> None:
+    """Compares the files with what the header declares, before ITK fills up what is missing with anything.
+
+    Compressed data are read to their end, where their checksum is: ITK stops before.
+    """
+    files = data_files(path, fields)
+    shape = _shape(path, fields)
+    kind = fields.get("type" if _is_nrrd(path) else "elementtype", "").lower()
+    if kind not in _BYTES:
+        known = "a numeric type, such as short or float" if _is_nrrd(path) else "such as MET_SHORT"
+        raise DatasetError(f"'{path}': voxels of type '{kind}', expected {known}. Convert the file.")
+    expected = int(np.prod(shape, dtype=object)) * _BYTES[kind]
+    encoding = _encoding(path, fields)
+    if encoding == "text":
+        return
+    if len(files) > 1 and expected % len(files):
+        raise DatasetError(
+            f"'{path}': {len(files)} files of voxels for a shape of {shape}, expected as many in each "
+            f"({listed(files, 3)}). Export the file again."
+        )
+    start = 0 if files else int(fields[""])
+    for file in files or [path]:
+        found = _available(path, file, start, fields, encoding, expected // max(1, len(files)))
+        place = f" in '{file.name}'" if files else ""
+        check_amount(path, found, expected // max(1, len(files)), "NRRD or MetaImage file", place)
+
+
+def _available(path: Path, file: Path, start: int, fields: dict[str, str], encoding: str, expected: int) -> int:
+    """Bytes of voxels in one file, uncompressed."""
+    with open(file, "rb") as stream:
+        stream.seek(start)
+        for _ in range(int(fields.get("line skip", fields.get("lineskip", 0)))):
+            stream.readline()
+        skipped = int(
+            fields.get("byte skip", fields.get("byteskip", 0)) if _is_nrrd(path) else fields.get("headersize", 0)
+        )
+        if encoding == "raw":
+            rest = file.stat().st_size - stream.tell()
+            # counted from the end, whatever stands before
+            return min(rest, expected) if skipped < 0 else rest - skipped
+        if not _is_nrrd(path) and skipped > 0:
+            stream.seek(skipped, 1)
+        return _decompressed(stream, encoding, expected) - (max(0, skipped) if _is_nrrd(path) else 0)
+
+
+def _decompressed(stream: BinaryIO, encoding: str, expected: int) -> int:
+    """Counts what is compressed in a stream, and compares its checksum."""
+    found = 0
+    if encoding in ("gzip", "bzip2"):
+        with gzip.GzipFile(fileobj=stream) if encoding == "gzip" else bz2.BZ2File(stream) as unpacked:
+            while piece := unpacked.read(1 << 20):
+                found += len(piece)
+        return found
+    unpacker = zlib.decompressobj(47)  # zlib's own form, which MetaIO writes, or gzip's
+    while not unpacker.eof:
+        piece = stream.read(1 << 16)
+        if not piece:
+            raise EOFError("compressed data end before their end mark")
+        found += len(unpacker.decompress(piece))
+    return found
+
+
+def _encoding(path: Path, fields: dict[str, str]) -> str:
+    """One of raw, text, gzip, bzip2 and zlib."""
+    if not _is_nrrd(path):
+        if fields.get("binarydata", "true").lower() == "false":
+            return "text"
+        return "zlib" if fields.get("compresseddata", "false").lower() == "true" else "raw"
+    stated = fields.get("encoding", "").lower()
+    known = {"raw": "raw", "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2"}
+    known |= dict.fromkeys(["text", "txt", "ascii", "hex"], "text")
+    if stated not in known:
+        raise DatasetError(f"'{path}': encoding '{stated}', expected raw or gzip. Convert the file.")
+    return known[stated]
+
+
+def _shape(path: Path, fields: dict[str, str]) -> tuple[int, ...]:
+    stated = fields.get("sizes" if _is_nrrd(path) else "dimsize", "")
+    sizes = stated.split()
+    if not sizes or not all(re.fullmatch(r"0*[1-9][0-9]{0,9}", size) for size in sizes):
+        raise DatasetError(
+            f"'{path}': cannot be read (the sizes in its header are '{stated}'), expected a complete NRRD or MetaImage "
+            "file, with a whole number for each axis. Copy or download it again."
+        )
+    return tuple(map(int, sizes))
+
+
+def _millimetres(path: Path, fields: dict[str, str]) -> float:
+    """What the header's unit is in millimetres, which is what a header without a unit means."""
+    if not _is_nrrd(path):
+        stated = [fields.get("distanceunits", "")]
+    elif "space directions" in fields:
+        stated = re.findall(r'"([^"]*)"', fields.get("space units", ""))
+    else:
+        stated = re.findall(r'"([^"]*)"', fields.get("units", ""))
+    found = {unit.strip().lower() for unit in stated if unit.strip() and unit.strip() != "?"} or {""}
+    factors = {_MILLIMETRES.get(unit) for unit in found}
+    if None in factors or len(factors) > 1:
+        raise DatasetError(
+            f"'{path}': its header measures in {listed(sorted(found))}, expected mm, cm, m or um, the same along all "
+            "axes. Correct the header, or export the file again."
+        )
+    return factors.pop()  # type: ignore[return-value]
+
+
+def _is_nrrd(path: Path) -> bool:
+    return path.name.lower().endswith(NRRD_SUFFIXES)

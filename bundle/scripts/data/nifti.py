@@ -1,0 +1,171 @@
+"""NIfTI files: read to their end, where checksums are, and with both statements of where voxels lie compared."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.orientations import aff2axcodes
+
+from ..errors import DatasetError
+from .grids import check_amount, check_components, check_dimensions, check_spacing, is_sheared, is_usable, unplaced
+
+FORMS = ("sform", "qform")
+SCANNER = 1  # NIfTI's code for the scanner's coordinates
+
+_MILLIMETRES = {1: 1000.0, 3: 0.001}  # in NIfTI's units of metres and micrometres; no unit at all means millimetres
+_HEADERS = {348: nib.Nifti1Image, 540: nib.Nifti2Image}  # by the size that a header begins with
+_DEFLATED_AT_MOST = 1032  # times smaller: no more is possible in the compression of gzip
+_KIND = "NIfTI file"
+_BLOCK = 512  # bytes to which archives and tapes fill up files with zeros
+_FORM_TOLERANCE = 0.5  # of a voxel, between the places of the corners: far above rounding in quaternions
+
+logger = logging.getLogger(__name__)
+
+
+def load_nifti(path: Path, default_axcodes: str | None, trusted_form: str | None) -> tuple[np.ndarray, np.ndarray, int]:
+    """Voxels ``(I, J, K)``, affine ``(4, 4)`` to RAS+ millimetres, and NIfTI's code for its space.
+
+    Args:
+        path: of the file, compressed by gzip or not, whatever its name says.
+        default_axcodes: see :func:`scripts.data.volumes.load_volume`.
+        trusted_form: see there.
+
+    Raises:
+        DatasetError: see there.
+        Exception: whatever else reading raises.
+    """
+    with _opened(path) as (stream, compressed):
+        image = _header(path, stream)
+        header, data = image.header, image.dataobj
+        dtype = header.get_data_dtype()
+        check_components(path, 1 if dtype.kind in "biuf" else f"type {dtype}, which is of several")
+        check_dimensions(path, image.shape)
+        affine, space = _placed(path, image, default_axcodes, trusted_form, stream)
+        voxels = _stored(path, data, stream, compressed)
+    affine[:3] *= _MILLIMETRES.get(int(header["xyzt_units"]) % 8, 1.0)
+    voxels = voxels.reshape(voxels.shape[:3], order="A")
+    if (data.slope, data.inter) != (1, 0):
+        stored = voxels
+        voxels = np.empty(stored.shape, np.float32, order="F")
+        for index in range(stored.shape[2]):  # a plane at a time: nibabel would make float64 of the whole volume
+            voxels[..., index] = stored[..., index] * np.float64(data.slope) + data.inter
+    return voxels, affine, space
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
+    """A stream of what is in a file, and whether it is compressed, which its content says and not its name."""
+    with open(path, "rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        if not compressed:
+            yield file, False
+            return
+        with gzip.GzipFile(fileobj=file) as stream:
+            yield stream, True  # type: ignore[misc]
+
+
+def _header(path: Path, stream: BinaryIO) -> Any:
+    """The image, of which only the header has been read."""
+    size = stream.read(4)
+    sizes = {int.from_bytes(size, order) for order in ("little", "big")}
+    kind = next((kind for size, kind in _HEADERS.items() if size in sizes), None)
+    if kind is None:
+        raise DatasetError(
+            f"'{path}': cannot be read (it begins with {size.hex() or 'nothing'}, and not as NIfTI does), expected a "
+            f"complete {_KIND}. Its name may be wrong: copy or download it again, or convert it."
+        )
+    stream.seek(0)
+    return kind.from_stream(stream)
+
+
+def _stored(path: Path, data: Any, stream: BinaryIO, compressed: bool) -> np.ndarray:
+    """The voxels as they are stored, with nothing missing and nothing left behind them."""
+    expected = int(np.prod(data.shape, dtype=object)) * data.dtype.itemsize
+    size = path.stat().st_size
+    if compressed and expected > size * _DEFLATED_AT_MOST or not compressed and expected > size - data.offset:
+        found = size * _DEFLATED_AT_MOST if compressed else max(0, size - data.offset)
+        check_amount(path, found, expected, _KIND, " at most" if compressed else "")
+    if compressed:
+        content = bytearray(expected)
+        stream.seek(data.offset)
+        check_amount(path, stream.readinto(content), expected, _KIND)  # type: ignore[attr-defined]
+        voxels = np.ndarray(data.shape, data.dtype, content, order="F")
+    else:
+        voxels = np.memmap(path, data.dtype, "c", data.offset, data.shape, order="F")
+        stream.seek(data.offset + expected)
+    rest, filling = 0, True
+    while piece := stream.read(1 << 20):  # to the end: only there gzip compares its checksum
+        rest, filling = rest + len(piece), filling and not any(piece)
+    if rest and not (filling and rest < _BLOCK):
+        check_amount(path, expected + rest, expected, _KIND)
+    return voxels
+
+
+# ---- where voxels lie
+
+
+def _placed(
+    path: Path, image: Any, default_axcodes: str | None, trusted_form: str | None, stream: BinaryIO
+) -> tuple[np.ndarray, int]:
+    """The affine in the header's own unit, and the code of its space."""
+    header = image.header
+    sform, qform = int(header["sform_code"]), int(header["qform_code"])
+    if sform and qform:
+        form = trusted_form or _agreed_form(path, image)
+        if form == "qform":
+            return np.asarray(header.get_qform(), float), qform
+    affine = np.asarray(image.affine, dtype=float)
+    if not sform:
+        # on loading, nibabel makes 1 of spacings that are 0
+        stream.seek(0)
+        spacing = np.abs(type(header).from_fileobj(stream, check=False)["pixdim"][1:4])
+        check_spacing(path, spacing)
+        if not qform:
+            affine = unplaced(path, default_axcodes, spacing, "its sform_code and qform_code are both 0")
+    return affine, sform or qform or SCANNER
+
+
+def _agreed_form(path: Path, image: Any) -> str:
+    """The form to read where a header states both.
+
+    Raises:
+        DatasetError: they contradict each other.
+    """
+    header = image.header
+    sform, qform = (np.asarray(form, float) for form in (header.get_sform(), header.get_qform()))
+    if not is_usable(sform) or not is_usable(qform):
+        return "sform"  # which is refused then, where it is the one that cannot be used
+    same_space = int(header["sform_code"]) == int(header["qform_code"])
+    shape = image.shape[:3]
+    corners = np.array(list(product(*((0, size - 1) for size in shape))))
+    apart = np.linalg.norm(apply_affine(sform, corners) - apply_affine(qform, corners), axis=1).max()
+    unit = _MILLIMETRES.get(int(header["xyzt_units"]) % 8, 1.0)
+    codes = ["".join(aff2axcodes(form)) for form in (sform, qform)]
+    # a form for another space, such as an atlas, lies elsewhere on purpose; but never is left right there
+    agree = apart <= _FORM_TOLERANCE * voxel_sizes(sform).min() if same_space else _same_hand(sform, qform)
+    if not agree and same_space and is_sheared(sform) and codes[0] == codes[1]:
+        # a qform cannot hold a shear: what it can hold is where the first voxel lies, and how far others are apart
+        origin = np.linalg.norm(sform[:3, 3] - qform[:3, 3])
+        agree = origin <= _FORM_TOLERANCE * voxel_sizes(sform).min() and _same_hand(sform, qform)
+    if agree:
+        return "sform"
+    raise DatasetError(
+        f"'{path}': its sform (axes {codes[0]}, first voxel at {np.round(sform[:3, 3] * unit, 2).tolist()} mm) and its "
+        f"qform (axes {codes[1]}, {np.round(qform[:3, 3] * unit, 2).tolist()} mm) put voxels up to {apart * unit:.3g} "
+        "mm apart. Export the file again from the original series; or, if you know which is right for all such files, "
+        "state it: --trusted_form sform or --trusted_form qform."
+    )
+
+
+def _same_hand(sform: np.ndarray, qform: np.ndarray) -> bool:
+    return np.sign(np.linalg.det(sform[:3, :3])) == np.sign(np.linalg.det(qform[:3, :3]))

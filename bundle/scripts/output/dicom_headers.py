@@ -1,0 +1,157 @@
+"""The headers of a series as a segmentation needs them: in one character set, with what writers got wrong mended.
+
+Scanners and archives write what the standard forbids: sexes in small letters, dates of a year alone, times with colons,
+decimal commas, character sets that do not exist. A segmentation copies patient and study from there, and must be right
+by itself. Everything here happens to copies of the headers; the series stays as it is.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.multival import MultiValue
+from pydicom.uid import (
+    CTImageStorage,
+    MRImageStorage,
+    PositronEmissionTomographyImageStorage,
+    SecondaryCaptureImageStorage,
+)
+
+from ..data.dicom import decimals
+from ..errors import DatasetError, one_line, printable
+
+UTF_8 = "ISO_IR 192"
+# of one slice a file; what is stored under another class alike, such as a scanner's own, counts as one by its modality
+PLAIN_CLASSES = (CTImageStorage, MRImageStorage, PositronEmissionTomographyImageStorage, SecondaryCaptureImageStorage)
+
+_SEXES = {**dict.fromkeys(["M", "MALE"], "M"), **dict.fromkeys(["F", "FEMALE", "W"], "F"), "O": "O", "OTHER": "O"}
+_DECIMALS = (
+    "PixelSpacing",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+)
+_LINES, _PARAGRAPHS = ("LO", "SH", "CS", "PN"), ("ST", "LT", "UT")  # texts without and with line breaks
+_TEXTS = (*_LINES, *_PARAGRAPHS)
+
+
+def mend_headers(headers: Mapping[Path, pydicom.Dataset]) -> list[str]:
+    """Changes headers, in place, to what a segmentation may copy; what was changed, for the log.
+
+    Args:
+        headers: of the files of one series, without pixels.
+    """
+    changes: dict[str, None] = {}
+    for file, header in headers.items():
+        changes |= dict.fromkeys(_mended(file, header))
+    return list(changes)
+
+
+def plain_classes(headers: Mapping[Path, pydicom.Dataset]) -> dict[str, str]:
+    """Gives slices the class of their modality where they have one that a segmentation cannot refer to by its rules.
+
+    Returns:
+        The classes that they had, by their SOPInstanceUID; see :func:`restore_classes`.
+    """
+    had = {}
+    by_modality = {"CT": CTImageStorage, "MR": MRImageStorage, "PT": PositronEmissionTomographyImageStorage}
+    for header in headers.values():
+        if "NumberOfFrames" not in header and header.get("SOPClassUID") not in PLAIN_CLASSES:
+            had[str(header.SOPInstanceUID)] = str(header.SOPClassUID)
+            header.SOPClassUID = by_modality.get(header.get("Modality"), SecondaryCaptureImageStorage)
+    return had
+
+
+def restore_classes(segmentation: pydicom.Dataset, had: Mapping[str, str]) -> None:
+    """Makes every reference in a segmentation name the class that the slice itself has."""
+    for element in segmentation.iterall() if had else ():
+        for item in element.value if element.VR == "SQ" else ():
+            instance = str(item.get("ReferencedSOPInstanceUID", ""))
+            if instance in had:
+                item.ReferencedSOPClassUID = had[instance]
+
+
+def text(value: Any, length: int) -> str:
+    """A text that DICOM's short texts can hold: on one line, without backslashes, which separate values there."""
+    value = " ".join(map(str, value)) if isinstance(value, (list, tuple, MultiValue)) else str(value)
+    return one_line(value).replace("\\", "/").strip()[:length]
+
+
+def _mended(file: Path, header: pydicom.Dataset) -> Iterator[str]:
+    _to_unicode(header)
+    for element in list(header):
+        keyword, value = element.keyword, element.value
+        if element.VR in _TEXTS and isinstance(value, str) and not value.isprintable():
+            mended = one_line(value).replace("\\", "/") if element.VR in _LINES else printable(value)
+            yield from _changed(header, keyword, value, mended)
+        elif element.VR == "DA" and keyword:
+            yield from _changed(header, keyword, value, _date(value))
+        elif element.VR == "TM" and keyword:
+            yield from _changed(header, keyword, value, _time(value))
+    if "PatientSex" in header:
+        sex = str(header.PatientSex or "")
+        yield from _changed(header, "PatientSex", sex, _SEXES.get(sex.strip().upper(), ""))
+    for keyword in _DECIMALS:
+        if keyword in header:
+            try:
+                numbers = decimals(file, header, keyword)
+            except DatasetError:  # not needed, or the volume would not have been read
+                numbers = None
+            held = header.get_item(keyword)
+            if getattr(held, "VR", "DS") != "DS" or numbers is None or _has_comma(held.value):
+                del header[keyword]
+                if numbers is not None:
+                    setattr(header, keyword, numbers if len(numbers) > 1 else numbers[0])
+                yield f"{keyword} {_shown(held.value)} is {numbers}"
+    frames = str(header.get("NumberOfFrames", "many"))
+    if frames in ("1", "None", "") and "PerFrameFunctionalGroupsSequence" not in header:
+        del header.NumberOfFrames  # which makes a file with one slice one of many
+
+
+def _to_unicode(header: pydicom.Dataset) -> None:
+    """Decodes all texts, which then are written in UTF-8, whatever the series was written in."""
+    header.decode()
+    for element in header.iterall():
+        if element.VR == "PN" and element.value:
+            names = element.value if isinstance(element.value, (list, MultiValue)) else [element.value]
+            plain = [str(name) for name in names]
+            element.value = plain if len(plain) > 1 else plain[0]
+    header.SpecificCharacterSet = UTF_8
+
+
+def _changed(header: pydicom.Dataset, keyword: str, old: Any, new: str) -> Iterator[str]:
+    old = "" if old is None else str(old)
+    if old != new:
+        setattr(header, keyword, new)
+        yield f"{keyword} {_shown(old)} is {new or 'empty'}"
+
+
+def _date(value: Any) -> str:
+    """A date as eight digits; empty if it is none, such as a year alone."""
+    digits = re.sub(r"[.\-/ ]", "", str(value or ""))
+    try:
+        datetime.datetime.strptime(digits, "%Y%m%d")
+    except ValueError:
+        return ""
+    return digits if len(digits) == 8 else ""
+
+
+def _time(value: Any) -> str:
+    """A time as digits, with what may follow after a point; empty if it is none."""
+    digits = str(value or "").strip().replace(":", "")
+    found = re.fullmatch(r"([01]\d|2[0-3])([0-5]\d([0-5]\d|60)?)?(\.\d{1,6})?", digits)
+    return digits if found and ("." not in digits or len(digits.split(".")[0]) == 6) else ""
+
+
+def _has_comma(value: Any) -> bool:
+    return (b"," if isinstance(value, bytes) else ",") in value if isinstance(value, (bytes, str)) else False
+
+
+def _shown(value: Any) -> str:
+    return f"'{one_line(value.decode('latin-1') if isinstance(value, bytes) else value)}'"

@@ -1,0 +1,283 @@
+"""The pixels of DICOM: the numbers that the header says, or a refusal before a decoder hangs or ends the program."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import itk
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    CTImageStorage,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    JPEGLSLossless,
+    RLELossless,
+    generate_uid,
+)
+from scripts.data.volumes import load_volume
+from scripts.errors import DatasetError
+
+from tests.conftest import save_dicom_series
+
+SHAPE = (40, 36, 4)
+HU = np.random.default_rng(0).integers(-1000, 1500, SHAPE).astype(np.int16)
+HU[:4] = -1000
+CT = {"SOPClassUID": CTImageStorage, "Modality": "CT", "RescaleSlope": 1, "RescaleIntercept": -1024}
+
+
+def read(folder: Path) -> np.ndarray:
+    return load_volume(folder).voxels
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(DatasetError) as caught:
+        load_volume(folder)
+    return str(caught.value)
+
+
+def ct(folder: Path, stored: np.ndarray | None = None, syntax: str | None = None, **tags) -> Path:
+    """A CT series, of which all files are compressed or written otherwise."""
+    series = save_dicom_series(folder, (HU + 1024).astype(np.uint16) if stored is None else stored, **(CT | tags))
+    for file in series.iterdir() if syntax else ():
+        dataset = pydicom.dcmread(file)
+        if syntax in (RLELossless, JPEGLSLossless):
+            dataset.compress(syntax, generate_instance_uid=False)
+        elif syntax == ExplicitVRBigEndian:
+            dataset.PixelData = dataset.pixel_array.astype(">u2").tobytes()
+            dataset.file_meta.TransferSyntaxUID = syntax
+            list(dataset.iterall())  # numbers, no longer bytes in the other order
+            dataset.set_original_encoding(is_implicit_vr=False, is_little_endian=False)
+        else:
+            dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.save_as(file, enforce_file_format=True)
+    return series
+
+
+SYNTAXES = [None, ImplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless, JPEGLSLossless]
+each_syntax = pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda uid: uid.name if uid else "explicit")
+
+
+@each_syntax
+def test_hounsfield_units_are_the_same_in_every_transfer_syntax(tmp_path, syntax):
+    np.testing.assert_array_equal(read(ct(tmp_path / "a", syntax=syntax)), HU)
+
+
+@each_syntax
+def test_ct_means_the_same_numbers_however_it_is_displayed(tmp_path, syntax):
+    np.testing.assert_array_equal(read(ct(tmp_path / "a", syntax=syntax, PhotometricInterpretation="MONOCHROME1")), HU)
+
+
+@each_syntax
+def test_padding_far_above_the_image_becomes_its_darkest_voxel(tmp_path, syntax):
+    stored = (HU + 1024).astype(np.uint16)
+    stored[:4] = 63536
+    voxels = read(ct(tmp_path / "a", stored, syntax, PixelPaddingValue=63536))
+    np.testing.assert_array_equal(voxels[4:], HU[4:])
+    assert (voxels[:4] == HU[4:].min()).all() and voxels.dtype == np.int16
+
+
+def test_padding_below_the_image_stays_as_it_is(tmp_path):
+    stored = HU.copy()
+    stored[:4] = -2000
+    np.testing.assert_array_equal(
+        read(ct(tmp_path / "a", stored, RescaleIntercept=0, PixelPaddingValue=-2000))[:4], np.full((4, 36, 4), -2000)
+    )
+
+
+def test_a_range_of_padding_is_padding(tmp_path):
+    stored = (HU + 1024).astype(np.uint16)
+    stored[0], stored[1] = 60000, 60005
+    voxels = read(ct(tmp_path / "a", stored, PixelPaddingValue=60000, PixelPaddingRangeLimit=60010))
+    assert voxels.max() == HU[2:].max()
+
+
+@each_syntax
+@pytest.mark.parametrize("first", [0, 24])
+def test_a_table_in_place_of_a_slope_is_applied(tmp_path, syntax, first):
+    table = Dataset()
+    table.add_new("LUTDescriptor", "US", [4096, first, 16])
+    table.ModalityLUTType = "HU"
+    table.add_new("LUTData", "US", list(range(0, 8192, 2)))
+    tags = {"RescaleSlope": None, "RescaleIntercept": None, "ModalityLUTSequence": [table]}
+
+    voxels = read(ct(tmp_path / "a", syntax=syntax, **tags))
+
+    np.testing.assert_array_equal(voxels, 2 * np.clip(HU + 1024 - first, 0, 4095))
+
+
+def test_a_damaged_table_is_refused(tmp_path):
+    table = Dataset()
+    table.add_new("LUTDescriptor", "US", [4096, 0, 16])
+    table.add_new("LUTData", "US", [1, 2, 3])
+    assert "ModalityLUTSequence" in refusal(ct(tmp_path / "a", ModalityLUTSequence=[table]))
+
+
+# ---- frames
+
+
+def sequence(**values) -> list[Dataset]:
+    item = Dataset()
+    for keyword, value in values.items():
+        setattr(item, keyword, value)
+    return [item]
+
+
+def frames(folder: Path, place: str, sop: str, syntax: str | None = None) -> Path:
+    """All slices in one file, with the rescale at one of three places."""
+    count = SHAPE[2]
+    rescale = {"RescaleSlope": 1, "RescaleIntercept": -1024, "RescaleType": "HU"}
+    values = {"PixelValueTransformationSequence": sequence(**rescale)}
+    shared = sequence(
+        PixelMeasuresSequence=sequence(PixelSpacing=[2, 2], SliceThickness=5),
+        PlaneOrientationSequence=sequence(ImageOrientationPatient=[1, 0, 0, 0, 1, 0]),
+        **(values if place == "shared" else {}),
+    )
+    by_frame = [
+        sequence(
+            PlanePositionSequence=sequence(ImagePositionPatient=[0, 0, 5 * index]),
+            **(values if place == "frame" else {}),
+        )[0]
+        for index in range(count)
+    ]
+    nothing = ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"]
+    tags = CT | {"SOPClassUID": sop, "RescaleSlope": None, "RescaleIntercept": None} | dict.fromkeys(nothing)
+    if place == "top":
+        tags |= {"RescaleSlope": 1, "RescaleIntercept": -1024}
+    stored = (HU + 1024).astype(np.uint16)
+    series = save_dicom_series(folder, stored[..., :1], **tags)
+    file = next(series.iterdir())
+    dataset = pydicom.dcmread(file)
+    dataset.NumberOfFrames = count
+    dataset.SharedFunctionalGroupsSequence, dataset.PerFrameFunctionalGroupsSequence = shared, by_frame
+    dataset.PixelData = np.moveaxis(stored, -1, 0).transpose(0, 2, 1).tobytes()
+    if syntax:
+        dataset.compress(syntax, generate_instance_uid=False)
+    dataset.save_as(file, enforce_file_format=True)
+    return series
+
+
+ENHANCED_CT, MULTIFRAME_SC, ENHANCED_PET = (
+    *("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.7.3", "1.2.840.10008.5.1.4.1.1.130"),
+)
+
+
+@pytest.mark.parametrize("syntax", [None, RLELossless], ids=["explicit", "RLE"])
+@pytest.mark.parametrize("sop", [ENHANCED_CT, MULTIFRAME_SC, ENHANCED_PET])
+@pytest.mark.parametrize("place", ["frame", "shared", "top"])
+def test_the_rescale_of_frames_is_applied_wherever_it_stands(tmp_path, place, sop, syntax):
+    np.testing.assert_array_equal(read(frames(tmp_path / "a", place, sop, syntax)), HU)
+
+
+# ---- what ITK reads rightly is read alike
+
+
+@pytest.mark.parametrize(
+    "stored, tags",
+    {
+        "8 bits": (np.abs(HU // 8).astype(np.uint8), {}),
+        "12 bits": ((HU + 1024).astype(np.uint16), {"BitsStored": 12, "HighBit": 11}),
+        "signed": (HU, {"RescaleIntercept": 0}),
+        "32 bits": (HU.astype(np.int32), {"RescaleIntercept": 0}),
+        "a fraction": (HU, {"RescaleSlope": 0.37, "RescaleIntercept": -3.25}),
+        "a large slope": (HU, {"RescaleSlope": 1000}),
+        "no slope": (HU, {"RescaleSlope": None, "RescaleIntercept": None}),
+        "a slope of 0": (HU, {"RescaleSlope": 0}),
+        "overlays in upper bits": (
+            ((HU + 1024).clip(0, 4095) | 0x4000).astype(np.uint16),
+            {"BitsStored": 12, "HighBit": 11},
+        ),
+        "signs that are not extended": ((HU & 0xFFF).astype(np.int16), {"BitsStored": 12, "HighBit": 11}),
+    }.values(),
+)
+def test_the_same_numbers_as_of_itk(tmp_path, stored, tags):
+    series = ct(tmp_path / "a", stored, **tags)
+    files = sorted(series.iterdir())
+
+    voxels = read(series)
+
+    expected = np.stack([itk.array_from_image(itk.imread(str(file)))[0].T for file in files], -1)
+    expected = expected.astype(np.float32) if expected.dtype.kind == "f" else expected
+    np.testing.assert_array_equal(voxels, expected)
+    assert (voxels.dtype.kind == "f") == (expected.dtype.kind == "f")
+
+
+# ---- refused before a decoder is asked
+
+
+POISONS = {
+    "a palette": ({"PhotometricInterpretation": "PALETTE COLOR"}, "PALETTE COLOR"),
+    "colours": ({"PhotometricInterpretation": "YBR_FULL"}, "colours"),
+    "three million frames": ({"NumberOfFrames": 3_000_000}, "3000000 frames"),
+    "two thousand million frames": ({"NumberOfFrames": 2_000_000_000}, "2000000000 frames"),
+    "frames below 0": ({"NumberOfFrames": -1}, "NumberOfFrames"),
+    "65535 rows": ({"Rows": 65535, "Columns": 65535}, "incomplete pixel data"),
+    "no rows": ({"Rows": 0}, "0 rows"),
+    "1 bit": ({"BitsAllocated": 1}, "BitsAllocated"),
+    "64 bits": ({"BitsAllocated": 64}, "BitsAllocated"),
+    "more bits stored than there are": ({"BitsStored": 24}, "contradict each other"),
+    "a plane more": ({"PixelData": bytes(3 * HU[..., 0].nbytes)}, "more pixel data"),
+    "half a plane": ({"PixelData": bytes(HU[..., 0].nbytes // 2)}, "incomplete pixel data"),
+    "no orientation": ({"ImageOrientationPatient": [0] * 6}, "ImageOrientationPatient"),
+    "no spacing": ({"PixelSpacing": [0, 0]}, ""),
+}
+
+
+@pytest.mark.parametrize("tags, said", POISONS.values(), ids=POISONS)
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "among others"])
+def test_headers_are_checked_before_pixels(tmp_path, tags, said, alone):
+    series = ct(tmp_path / "a")
+    file = series / "0002.dcm"
+    dataset = pydicom.dcmread(file)
+    for keyword, value in tags.items():
+        setattr(dataset, keyword, value)
+    dataset.save_as(file)
+    for other in series.iterdir() if alone else ():
+        if other != file:
+            other.unlink()
+
+    start = time.monotonic()
+    message = refusal(series)
+
+    assert time.monotonic() - start < 5 and str(series) in message
+    assert said in message or "different" in message  # from the sizes of the others
+
+
+def test_a_compressed_file_cannot_hold_any_number_of_pixels(tmp_path):
+    series = ct(tmp_path / "a", syntax=RLELossless)
+    for file in series.iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.Rows = dataset.Columns = 65535
+        dataset.save_as(file)
+    assert "cannot hold" in refusal(series)
+
+
+# ---- numbers in headers
+
+
+def test_a_comma_in_place_of_the_decimal_point_is_one(tmp_path):
+    series = ct(tmp_path / "a")
+    for file in series.iterdir():
+        dataset = pydicom.dcmread(file)
+        del dataset.PixelSpacing
+        dataset.add_new("PixelSpacing", "LO", ["0,75", "0,75"])
+        dataset.save_as(file)
+    assert load_volume(series).spacing == pytest.approx((0.75, 0.75, 5))
+
+
+def test_what_is_no_number_is_named(tmp_path):
+    series = ct(tmp_path / "a")
+    for file in series.iterdir():
+        dataset = pydicom.dcmread(file)
+        del dataset.PixelSpacing
+        dataset.add_new("PixelSpacing", "LO", ["wide", "wide"])
+        dataset.save_as(file)
+    assert "PixelSpacing is wide, wide, expected finite numbers" in refusal(series)
+
+
+def test_series_of_one_uid_in_other_frames_of_reference_are_told(tmp_path):
+    series = ct(tmp_path / "a", SeriesInstanceUID=generate_uid())
+    assert read(series).shape == SHAPE

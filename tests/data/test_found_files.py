@@ -1,0 +1,266 @@
+"""Whatever lies in an input is taken, or listed with the reason, in the log, the record and the program's exit code."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scripts.data.datalists import check_output, inference_inputs
+from scripts.data.volumes import load_volume
+from scripts.errors import DatasetError
+from scripts.files import whole_file
+from scripts.inference.case_records import CaseRecords, FailedCases
+
+VOXELS = np.arange(4 * 5 * 3, dtype=np.int16).reshape(4, 5, 3)
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def taken(path: Path, **options) -> dict[str, str]:
+    """Where the images of the cases that are taken lie, below ``path``."""
+    items = inference_inputs(path, **options)
+    return {item["case"]: os.path.relpath(item["image"], path) for item in items if "problem" not in item}
+
+
+def refused(path: Path, **options) -> dict[str, str]:
+    return {item["case"]: item["problem"] for item in inference_inputs(path, **options) if "problem" in item}
+
+
+def test_every_folder_is_looked_into_and_named(tmp_path):
+    touch(tmp_path, "a.nii.gz", "p1/1.dcm", "p2/CT/1.dcm", "p3/study/series/1.dcm", "p3/study/mr.nrrd", "p4/p5/x.mha")
+    assert taken(tmp_path) == {
+        "a": "a.nii.gz",
+        "p1": "p1",
+        "p2_CT": "p2/CT",
+        "p3_study_series": "p3/study/series",
+        "p3_study_mr": "p3/study/mr.nrrd",
+        "p4_p5_x": "p4/p5/x.mha",
+    }
+
+
+def test_folders_within_the_folder_of_a_series_are_looked_into(tmp_path):
+    touch(tmp_path, "series/1.dcm", "series/second/1.dcm")
+    assert taken(tmp_path / "series") == {"series": ".", "second": "second"}
+
+
+def test_folders_that_a_pattern_names_are_looked_into(tmp_path):
+    touch(tmp_path, "p1/CT/1.dcm", "p2/1.dcm", "p3.nii.gz", "p4/x.nii.gz", "notes.txt")
+    assert list(taken(tmp_path / "p*")) == ["p1_CT", "p2", "p3", "p4_x"]
+
+
+OTHERS = {
+    "freesurfer.mgz": "format that is not read (.mgz)",
+    "pair.img": "format that is not read (.img)",
+    "alone.hdr": "format that is not read (.hdr)",
+    "scan.nii.bz2": "format that is not read (.nii.bz2)",
+    "export.zip": "an archive (.zip)",
+    "export.tar.gz": "an archive (.tar.gz)",
+    "slices.dcm.gz": "format that is not read (.dcm.gz)",
+    "dangling.nii.gz": "a link to",
+    "pipe.nii.gz": "no regular file",
+}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """One image, and beside it all kinds of others."""
+    folder = touch(tmp_path / "in", "a.nii.gz", "pair.hdr", "notes.txt", "a.json", ".hidden.nii.gz", "sub/deep.mgz")
+    touch(folder, *(name for name in OTHERS if name not in ("dangling.nii.gz", "pipe.nii.gz")))
+    (folder / "dangling.nii.gz").symlink_to("/nowhere/x.nii.gz")
+    os.mkfifo(folder / "pipe.nii.gz")
+    return folder
+
+
+def test_what_cannot_be_taken_is_listed_with_the_reason(folder, caplog):
+    with caplog.at_level("INFO"):
+        problems = refused(folder)
+
+    assert problems.keys() == {*OTHERS, "sub_deep.mgz"}
+    assert all(reason in problems[name] and f"'{folder / name}'" in problems[name] for name, reason in OTHERS.items())
+    assert taken(folder) == {"a": "a.nii.gz"}
+    assert "notes.txt" in caplog.text and "a.json" in caplog.text and "freesurfer.mgz" in caplog.text
+    assert "hidden" not in caplog.text
+
+
+def test_what_cannot_be_taken_is_recorded_and_ends_the_run_with_an_error(folder, tmp_path):
+    (folder / "a.nii.gz").write_bytes(b"voxels")
+    (tmp_path / "prior.pt").touch()
+    records = CaseRecords(tmp_path / "out", tmp_path / "prior.pt", {})
+
+    assert [item["case"] for item in records.pending(inference_inputs(folder))] == ["a"]
+
+    with pytest.raises(FailedCases, match="freesurfer.mgz"):
+        records.check()
+    recorded = json.loads(records.path.read_text())["cases"]
+    assert {case: record["status"] for case, record in recorded.items()} == dict.fromkeys(refused(folder), "failed")
+
+
+def test_a_folder_of_nothing_but_others_is_no_empty_folder(tmp_path):
+    assert refused(touch(tmp_path, "a.mgz")).keys() == {"a.mgz"}
+
+
+def test_files_that_belong_to_a_header_are_no_images_of_their_own(tmp_path):
+    (tmp_path / "a.raw").write_bytes(bytes(2))
+    (tmp_path / "b.img").write_bytes(bytes(2))
+    for name, data in (("a.mhd", "a.raw"), ("b.mhd", "b.img")):
+        (tmp_path / name).write_text(f"NDims = 3\nDimSize = 1 1 1\nElementType = MET_SHORT\nElementDataFile = {data}\n")
+    assert taken(tmp_path) == {"a": "a.mhd", "b": "b.mhd"} and not refused(tmp_path)
+
+
+def test_a_link_that_leads_round_is_followed_once(tmp_path):
+    touch(tmp_path, "in/a.nii.gz")
+    (tmp_path / "in" / "again").symlink_to(tmp_path / "in")
+    assert taken(tmp_path / "in") == {"a": "a.nii.gz"}
+
+
+# ---- results among the images
+
+
+def test_results_below_the_images_are_not_segmented_again(tmp_path):
+    touch(tmp_path, "a.nii.gz", "out/a_seg.nii.gz", "out/a_seg.dcm")
+    assert taken(tmp_path, leave_out=tmp_path / "out") == {"a": "a.nii.gz"}
+    check_output(tmp_path, inference_inputs(tmp_path, tmp_path / "out"), tmp_path / "out")
+
+
+def test_results_of_earlier_inferences_are_recognised(tmp_path):
+    touch(tmp_path, "a.nii.gz", "out/a_seg.nii.gz")
+    (tmp_path / "out" / "results.json").write_text('{"configurations": {}, "cases": {}}')
+    assert taken(tmp_path) == {"a": "a.nii.gz"}
+
+
+def test_results_may_not_go_where_images_are_looked_for(tmp_path):
+    touch(tmp_path, "p1/a.nii.gz")
+    with pytest.raises(DatasetError, match="the one that the images are read from"):
+        check_output(tmp_path, inference_inputs(tmp_path), tmp_path)
+
+
+# ---- two images of one name
+
+
+class Runs:
+    """Inferences without a network, into one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "prior.pt").touch()
+        for name in ("one", "two"):
+            (folder / name).mkdir()
+            (folder / name / "a.nii.gz").write_bytes(name.encode())
+
+    def __call__(self, name: str, **options) -> list[str]:
+        records = CaseRecords(self.folder / "out", self.folder / "prior.pt", {}, **options)
+        items = records.pending(inference_inputs(self.folder / name))
+        for item in items:
+            records.begin(item)
+            (self.folder / "out" / f"{item['case']}_seg.nii.gz").write_text(Path(item["image"]).read_text())
+            records.complete(item, 1.0, (1, 1, 1))
+        return [item["case"] for item in items]
+
+
+@pytest.mark.parametrize("options", [{}, {"overwrite": True}])
+def test_results_of_two_patients_of_one_name_are_told_apart(tmp_path, options):
+    run = Runs(tmp_path)
+
+    assert (run("one"), run("two", **options)) == (["a"], ["two_a"])
+
+    results = {path.name: path.read_text() for path in (tmp_path / "out").glob("*_seg.nii.gz")}
+    assert results == {"a_seg.nii.gz": "one", "two_a_seg.nii.gz": "two"}
+    assert (run("one"), run("two")) == ([], [])
+
+
+def test_an_image_that_was_moved_keeps_its_name(tmp_path):
+    run = Runs(tmp_path)
+    run("one")
+    (tmp_path / "one").rename(tmp_path / "three")
+    assert run("three") == []
+
+
+def test_folders_of_one_name_are_told_apart_too(tmp_path):
+    run = Runs(tmp_path)
+    run("one")
+    run("two")
+    (tmp_path / "deeper" / "two").mkdir(parents=True)
+    (tmp_path / "deeper" / "two" / "a.nii.gz").write_text("third")
+
+    (case,) = run("deeper/two")
+
+    assert case.startswith("a_") and len(list((tmp_path / "out").glob("*_seg.nii.gz"))) == 3
+
+
+# ---- what ended the program comes last
+
+
+def test_a_case_that_ended_the_program_is_begun_before_it_is_read_and_comes_last(tmp_path, caplog):
+    for name in "abc":
+        (tmp_path / f"{name}.nii.gz").write_bytes(b"x")
+    (tmp_path / "prior.pt").touch()
+    items = inference_inputs(str(tmp_path / "*.nii.gz"))
+    records = CaseRecords(tmp_path / "out", tmp_path / "prior.pt", {})
+    records.begin(items[0])
+
+    pending = CaseRecords(tmp_path / "out", tmp_path / "prior.pt", {}).pending(items)
+
+    assert [item["case"] for item in pending] == ["b", "c", "a"]
+    assert "A run ended while it was at a" in caplog.text
+
+
+# ---- slices of a series
+
+
+@pytest.fixture
+def series(tmp_path, write_dicom_series) -> Path:
+    return write_dicom_series(tmp_path / "series", VOXELS)
+
+
+def test_a_slice_that_is_a_link_to_nowhere_is_missed(series):
+    last = series / "0002.dcm"
+    last.unlink()
+    last.symlink_to("/nowhere/2.dcm")
+    with pytest.raises(DatasetError, match="1 link to files that are not there: 0002.dcm"):
+        load_volume(series)
+    assert list(taken(series.parent)) == ["series"]
+
+
+def test_a_slice_without_preamble_and_suffix_is_one(series):
+    for name in ("0000.dcm", "0002.dcm"):
+        content = (series / name).read_bytes()
+        length = int.from_bytes(content[140:144], "little")  # of the group of file meta elements
+        (series / name).unlink()
+        (series / name.removesuffix(".dcm")).write_bytes(content[132 + 12 + length :])
+    np.testing.assert_array_equal(load_volume(series).voxels, VOXELS)
+    assert not refused(series)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x08\x00", b"\x08\x00" * 500, b"\x02\x00\xff" * 99, gzip.compress(b"x")])
+def test_other_bytes_are_no_slice(series, content):
+    (series / "readme").write_bytes(content)
+    np.testing.assert_array_equal(load_volume(series).voxels, VOXELS)
+
+
+# ---- names over the limit
+
+
+def test_a_name_that_leaves_no_room_for_results_is_refused_before_the_work(tmp_path):
+    touch(tmp_path, "L" * 240 + ".nii.gz", "M" * 248 + ".nii")
+    assert list(taken(tmp_path)) == ["L" * 240]
+    (reason,) = refused(tmp_path).values()
+    assert "6 bytes longer than a file's name can be" in reason
+
+
+def test_a_long_name_leaves_room_for_the_temporary_one(tmp_path):
+    path = tmp_path / ("L" * 243 + "_seg.nii.gz"[-12:])
+    with whole_file(path) as temporary:
+        assert temporary.name.endswith(".nii.gz")
+        temporary.write_text("x")
+    assert path.read_text() == "x"
+    shutil.rmtree(tmp_path)

@@ -1,0 +1,184 @@
+"""Ranges of intensities: padding and outliers change nothing for the rest, and numbers of another unit are said."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from monai.transforms import Compose, LoadImaged, ScaleIntensityRanged, ScaleIntensityRangePercentilesd
+from scripts.data.intensity import NOTES, CheckUnitsd, LeaveOutPaddingd, hounsfield_units, no_hounsfield_units
+from scripts.data.volumes import VolumeReader
+from scripts.errors import DatasetError
+from scripts.prepare.folder import prepare_folder
+
+from tests.conftest import BUNDLE, save_dataset, save_volume, simple_image, simple_label
+
+SHAPE = (1, 48, 40, 12)
+
+
+def intensity(modality: str):
+    content = json.loads((BUNDLE / "configs" / f"{modality}.json").read_text())
+    return ConfigParser(content).get_parsed_content("intensity")
+
+
+def mr(seed: int = 0, offset: float = 0.0) -> torch.Tensor:
+    """MR-like: noise around 0 outside the body, tissue up to 900, a few bright vessels."""
+    random = np.random.default_rng(seed)
+    image = np.abs(random.normal(0, 6, SHAPE))
+    image[:, 8:40, 6:34] = random.gamma(9, 30, (1, 32, 28, 12))
+    image[:, 20:22, 20:22] = 900
+    return torch.as_tensor(image.round() + offset, dtype=torch.float32)
+
+
+def scaled(image: torch.Tensor) -> torch.Tensor:
+    transform = intensity("mr")
+    return Compose([LeaveOutPaddingd("image", transform), transform])({"image": image})["image"]
+
+
+def border(image, value):
+    image[:, :2], image[:, -2:], image[:, :, :2], image[:, :, -2:] = (value,) * 4
+
+
+ODD = {
+    "one voxel of -32768": lambda image: image.__setitem__((0, 0, 0, 0), -32768),
+    "one voxel of 1e9": lambda image: image.__setitem__((0, 0, 0, 0), 1e9),
+    "4 % padding at -1000": lambda image: image[:, :2].fill_(-1000),
+    "a border of -2048": lambda image: border(image, -2048),
+    "a border of 63536": lambda image: border(image, 63536),
+    "2 % at 65535": lambda image: image[:, :1].fill_(65535),
+    "scattered dark voxels": lambda image: image.view(-1)[::50].fill_(-32768),
+    "two kinds of padding and two outliers": lambda image: (
+        border(image, -3000),
+        image[:, 2:3].fill_(-1000),
+        image.view(-1)[:3].copy_(torch.tensor([-32768, 1e9, 40000.0])),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", ODD.values(), ids=ODD)
+def test_padding_and_outliers_leave_the_others_where_they_were(change, caplog):
+    plain, odd = mr(), mr()
+    change(odd)
+    same = odd == plain
+
+    difference = (scaled(odd) - scaled(plain))[same].abs().max()
+
+    assert difference < 0.03  # of the range: what is left out is not counted among the voxels
+    assert "taken for padding or errors" in caplog.text
+
+
+def test_padding_is_as_dark_as_air_and_bright_errors_are_bright():
+    image = mr()
+    border(image, 63536)
+    image[0, 20, 20, 5] = -32768
+    result = scaled(image)
+    assert result[0, 0, 0, 0] == 0 and result[0, 20, 20, 5] == 0
+    image = mr()
+    image[0, 20:23, 10:30, 5:8] = 65535
+    assert (scaled(image)[0, 20:23, 10:30, 5:8] == 1).all()
+
+
+NORMAL = {
+    "as it is": lambda image: image,
+    "below 0 from interpolation": lambda image: image - 5 * (torch.rand(SHAPE, generator=torch.manual_seed(0)) < 0.01),
+    "masked to 0": lambda image: image * (image > 150),
+    "shifted": lambda image: image + 500,
+    "standardised": lambda image: (image - image.mean()) / image.std(),
+    "a few bright voxels": lambda image: image + 400 * (torch.rand(SHAPE, generator=torch.manual_seed(0)) < 0.001),
+    "constant": lambda image: torch.full_like(image, 7),
+    "two values": lambda image: (image > 100).float(),
+}
+
+
+@pytest.mark.parametrize("change", NORMAL.values(), ids=NORMAL)
+@pytest.mark.parametrize("seed", range(3))
+def test_without_outliers_the_numbers_are_those_of_percentiles_alone(change, seed, caplog):
+    image = change(mr(seed))
+    expected = ScaleIntensityRangePercentilesd("image", 0, 99.5, 0, 1, clip=True)({"image": image.clone()})["image"]
+
+    result = scaled(image.clone())
+
+    assert torch.equal(torch.nan_to_num(result), torch.nan_to_num(expected)) and not caplog.text
+
+
+def test_a_window_that_is_stated_needs_no_range(caplog):
+    image = mr()
+    image[0, 0, 0, 0] = -32768
+    assert LeaveOutPaddingd("image", intensity("ct"))({"image": image})["image"] is image and not caplog.text
+
+
+def test_what_a_metatensor_knows_stays(tmp_path):
+    image = mr()[0].numpy()
+    image[0, 0, 0] = -32768
+    path = save_volume(tmp_path / "a.nii.gz", image)
+    data = LoadImaged("image", reader=VolumeReader(), ensure_channel_first=True)({"image": str(path)})
+    result = LeaveOutPaddingd("image")(data)["image"]
+    assert isinstance(result, MetaTensor) and torch.equal(result.affine, data["image"].affine)
+    assert "-32768" in result.meta[NOTES]
+
+
+# ---- units
+
+
+CT = torch.as_tensor(simple_image(simple_label()).astype(np.float32))[None]
+UNITS = {
+    "0...4095": ((CT + 1024).clamp(0, 4095), "1024 too high"),
+    "+1024": (CT + 1300, "1024 too high"),
+    "0...255": (((CT + 125) / 400).clamp(0, 1) * 255, "grey values"),
+    "[0, 1]": (((CT + 125) / 400).clamp(0, 1), "scaled to 0...1"),
+    "MR": (mr(), "another unit"),
+}
+
+
+@pytest.mark.parametrize("image, kind", UNITS.values(), ids=UNITS)
+def test_a_window_of_ct_expects_hounsfield_units(image, kind, caplog):
+    image = MetaTensor(image)
+    CheckUnitsd("image", intensity("ct"))({"image": image})
+    assert "no Hounsfield units" in caplog.text and kind in caplog.text and kind in image.meta[NOTES]
+
+
+@pytest.mark.parametrize("image", [CT, CT.clamp(-200), CT - 2000 * (CT < -900)])
+def test_hounsfield_units_are_not_doubted(image, caplog):
+    CheckUnitsd("image", intensity("ct"))({"image": image})
+    assert not caplog.text
+
+
+def test_mr_expects_no_hounsfield_units(caplog):
+    image = CT.clone()
+    image[0, 10:14, 10:30] = -100  # fat
+    CheckUnitsd("image", intensity("mr"))({"image": image})
+    assert "look like Hounsfield units" in caplog.text
+    padded = mr()
+    padded[:, :2] = -1000
+    assert hounsfield_units(mr()) is None and hounsfield_units(padded) is None
+
+
+def test_big_endian_voxels_are_checked_too():
+    assert no_hounsfield_units(np.asarray(CT[0]).astype(">f4")) is None
+
+
+def test_every_image_that_is_prepared_is_checked(tmp_path):
+    folder = save_dataset(tmp_path / "in")
+    image = nib.load(folder / "image_c.nii.gz")
+    save_volume(folder / "image_c.nii.gz", (np.asarray(image.dataobj) + 1024).clip(0).astype(np.int16), image.affine)
+
+    report = prepare_folder(folder, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "out")
+
+    warnings = [line for line in report.splitlines() if line.startswith("Warning")]
+    assert len(warnings) == 1 and "image_c.nii.gz" in warnings[0] and "no Hounsfield units" in warnings[0]
+
+
+@pytest.mark.parametrize("a_min, a_max", [(0, 0), (275, -125)])
+def test_a_window_without_width_is_refused(a_min, a_max):
+    with pytest.raises(DatasetError, match="no range. Set a_max above a_min"):
+        CheckUnitsd("image", ScaleIntensityRanged("image", a_min, a_max, 0, 1, clip=True))
+
+
+def test_an_image_of_one_value_is_said(caplog):
+    CheckUnitsd("image", intensity("ct"))({"image": MetaTensor(torch.full(SHAPE, -1000.0))})
+    assert "all voxels are -1000" in caplog.text

@@ -1,0 +1,231 @@
+"""Series of real hospitals, whose headers are not what the standard says: each gets its DICOM SEG."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+from monai.data import MetaTensor
+from pydicom.dataset import Dataset
+from pydicom.uid import CTImageStorage, generate_uid
+from scripts.data.dicom import load_series
+from scripts.inference.case_records import LOST_SEG, CaseRecords, FailedCases
+from scripts.output.dicom_headers import mend_headers
+from scripts.output.dicom_seg import DicomSegSaver, make_segmentation
+
+SHAPE = (12, 10, 4)
+WHOLE = {
+    "SOPClassUID": CTImageStorage,
+    "Modality": "CT",
+    "StudyInstanceUID": "1.2.3",
+    "FrameOfReferenceUID": "1.2.4",
+    "PatientID": "P1",
+    "PatientName": "Doe^Jane",
+    "PatientSex": "F",
+    "PatientBirthDate": "19500101",
+    "StudyDate": "20200102",
+    "StudyTime": "101112",
+    "StudyID": "1",
+    "AccessionNumber": "A1",
+    "ReferringPhysicianName": "Roe^R",
+    "SeriesNumber": 3,
+}
+
+
+@pytest.fixture
+def write(tmp_path, write_dicom_series, monkeypatch):
+    """``write(**tags)``: a series, in which an element may be anything."""
+
+    def series(**tags) -> Path:
+        monkeypatch.setattr(pydicom.config.settings, "writing_validation_mode", pydicom.config.IGNORE)
+        folder = write_dicom_series(tmp_path / "series", np.ones(SHAPE, np.int16), **(WHOLE | tags))
+        monkeypatch.setattr(pydicom.config.settings, "writing_validation_mode", pydicom.config.RAISE)
+        return folder
+
+    return series
+
+
+def labels() -> np.ndarray:
+    label = np.zeros(SHAPE, np.uint8)
+    label[2:6, 3:7, 1:3], label[8:10, 2:5, 2] = 1, 2
+    return label
+
+
+def segment(series: Path) -> hd.seg.Segmentation:
+    """A DICOM SEG, written and read again by highdicom."""
+    path = series.parent / "seg.dcm"
+    make_segmentation(series, labels(), load_series(series)[1], ["spleen", "liver"], {}).save_as(path)
+    read = hd.seg.segread(path)
+    assert int(read.NumberOfFrames) == 3
+    return read
+
+
+JAPANESE, KOREAN = "Yamada^Tarou=山田^太郎=やまだ^たろう", "Hong^Gildong=洪^吉洞=홍^길동"
+
+
+@pytest.mark.parametrize(
+    ("stated", "name"),
+    [
+        (["", "ISO 2022 IR 87"], JAPANESE),
+        (["ISO 2022 IR 6", "ISO 2022 IR 87"], JAPANESE),
+        (["", "ISO 2022 IR 149"], KOREAN),
+        ("", "Doe^Jane"),
+        (None, "Doe^Jane"),
+        ("ISO_IR 6", "Doe^Jane"),
+        ("ISO_IR 100", "Müller^Jörg"),
+        ("ISO-IR 100", "Müller^Jörg"),
+        ("ISO IR 100", "Doe^Jane"),
+        ("ISO_IR 13", "ﾔﾏﾀﾞ^ﾀﾛｳ"),
+        ("ISO_IR 144", "Люкceмбypг"),
+        ("ISO_IR 192", "Müller^Jörg"),
+        ("GB18030", "Wang^XiaoDong=王^小东"),
+    ],
+)
+def test_names_in_every_character_set_are_kept(write, stated, name):
+    segmentation = segment(write(SpecificCharacterSet=stated, PatientName=name))
+    assert str(segmentation.PatientName) == name
+    assert segmentation.SpecificCharacterSet == "ISO_IR 192"
+
+
+@pytest.mark.parametrize(
+    ("keyword", "stated", "mended"),
+    [
+        ("PatientSex", "f", "F"),
+        ("PatientSex", "male", "M"),
+        ("PatientSex", "unknown", ""),
+        ("PatientBirthDate", "1950", ""),
+        ("PatientBirthDate", "00000000", ""),
+        ("PatientBirthDate", "19501332", ""),
+        ("StudyDate", "2020.01.02", "20200102"),
+        ("StudyDate", "2020-01-02", "20200102"),
+        ("StudyTime", "10:11:12", "101112"),
+        ("StudyTime", "1011", "1011"),
+        ("StudyTime", "101112.123456", "101112.123456"),
+        ("StudyTime", "25:00:00", ""),
+        ("PatientID", "a\nb", "a/nb"),
+    ],
+)
+def test_what_the_standard_forbids_is_mended_or_emptied_and_named(write, keyword, stated, mended, caplog):
+    segmentation = segment(write(**{keyword: stated}))
+    assert str(segmentation.get(keyword) or "") == mended
+    assert (f"{keyword} '" in caplog.text) == (stated != mended)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"NumberOfFrames": 1},
+        {"SOPClassUID": "1.3.46.670589.5.0.1.1"},
+        {"SOPClassUID": "1.2.840.113619.4.30"},
+        {"SOPClassUID": "1.2.3.4.5"},
+        {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.20"},
+        {"SeriesNumber": -3},
+        {"SeriesDescription": ["abdomen", "portal"]},
+        {"SeriesDescription": "a\x1b[2J\nb" * 9},
+        {"PatientName": "anonymous patient 1"},
+        {"StudyInstanceUID": "ANON123"},
+        {"StudyID": None, "AccessionNumber": None, "StudyTime": None, "PatientSex": None},
+    ],
+    ids=str,
+)
+def test_other_peculiarities_cost_no_segmentation(write, tags):
+    series = write(**tags)
+    segmentation = segment(series)
+
+    slices = {
+        header.SOPInstanceUID: header.SOPClassUID
+        for header in (pydicom.dcmread(file, stop_before_pixels=True) for file in series.iterdir())
+    }
+    references = [
+        item
+        for element in segmentation.iterall()
+        if element.VR == "SQ"
+        for item in element.value
+        if item.get("ReferencedSOPInstanceUID") in slices
+    ]
+    assert references
+    assert all(item.ReferencedSOPClassUID == slices[item.ReferencedSOPInstanceUID] for item in references)
+    assert segmentation.SeriesDescription.isprintable() and len(segmentation.SeriesDescription) <= 64
+
+
+def test_decimal_commas_are_mended(write):
+    series = write()
+    for file in series.iterdir():
+        dataset = pydicom.dcmread(file)
+        del dataset.PixelSpacing
+        dataset.add_new("PixelSpacing", "LO", ["0,75", "0,75"])
+        dataset.save_as(file)
+    measures = segment(series).SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert [float(size) for size in measures.PixelSpacing] == [0.75, 0.75]
+
+
+def test_the_series_itself_is_not_changed(write):
+    series = write(PatientSex="f", SpecificCharacterSet="ISO_IR 6")
+    before = {file: file.read_bytes() for file in series.iterdir()}
+    segment(series)
+    assert {file: file.read_bytes() for file in series.iterdir()} == before
+
+
+def test_a_right_header_is_not_mended(write):
+    series = write(SpecificCharacterSet="ISO_IR 100", PatientName="Müller^Jörg")
+    assert mend_headers({file: pydicom.dcmread(file) for file in series.iterdir()}) == []
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="needs dicom3tools")
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {},
+        {"SpecificCharacterSet": ["", "ISO 2022 IR 87"], "PatientName": JAPANESE},
+        {"PatientSex": "f", "PatientBirthDate": "1950", "StudyTime": "10:11:12"},
+        {"SOPClassUID": "1.3.46.670589.5.0.1.1"},
+        {"NumberOfFrames": 1},
+    ],
+    ids=str,
+)
+def test_dciodvfy_finds_no_error(write, tags):
+    series = write(**(tags | {"StudyInstanceUID": generate_uid(), "FrameOfReferenceUID": generate_uid()}))
+    segment(series)
+    done = subprocess.run(["dciodvfy", series.parent / "seg.dcm"], capture_output=True)
+    said = (done.stdout + done.stderr).decode("utf-8", "replace").splitlines()
+    assert [line for line in said if line.startswith("Error")] == []
+
+
+# ---- a segmentation that cannot be made
+
+
+def test_a_lost_segmentation_changes_how_the_run_ends_every_time(write, tmp_path):
+    series = write(StudyInstanceUID=None)
+    output = {"image": MetaTensor(np.zeros((1, *SHAPE)), meta={"filename_or_obj": str(series), "case": "a"})}
+    output["pred"] = MetaTensor(labels()[None], affine=load_series(series)[1])
+    DicomSegSaver(tmp_path / "out", ["spleen", "liver"])(SimpleNamespace(state=SimpleNamespace(output=[output])))
+    (tmp_path / "prior.pt").touch()
+    items = [{"image": str(series), "case": "a"}]
+    records = CaseRecords(tmp_path / "out", tmp_path / "prior.pt", {})
+    records.begin(items[0])
+    (tmp_path / "out" / "a_seg.nii.gz").touch()
+
+    records.complete(items[0], 1.0, SHAPE, lost_seg=output[LOST_SEG])
+
+    for again in (records, CaseRecords(tmp_path / "out", tmp_path / "prior.pt", {})):
+        assert again is records or again.pending(items) == []
+        with pytest.raises(FailedCases, match="(?s)1 case with a label map, but without a DICOM SEG.*StudyInstanceUID"):
+            again.check()
+    without = CaseRecords(tmp_path / "out", tmp_path / "prior.pt", {}, dicom_seg=False)
+    assert without.pending(items) == []
+    without.check()
+
+
+def test_texts_of_organs_fit_a_segmentation(write):
+    series = write()
+    made = make_segmentation(series, labels(), load_series(series)[1], ["a\x1b[2J\n\\b", "x" * 90], {})
+    made.save_as(series.parent / "seg.dcm")
+    found = [item.SegmentLabel for item in hd.seg.segread(series.parent / "seg.dcm").SegmentSequence]
+    assert all(label.isprintable() and len(label) <= 64 for label in found)
+    assert isinstance(made, Dataset)
