@@ -32,7 +32,7 @@ from tests.prepare.test_chaos import save_chaos_case
 PAGES = ["README.md", "docs/data.md"]  # the second prepares BTCV for others
 PAGES += sorted({f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - set(PAGES))
 # what a reader runs in a shell of his own
-SHELL = ("pip install", "cd ", "pytest", "git ")
+SHELL = ("pip install", "cd ", "pytest", "ruff ", "git ")
 # needs several processes, a browser, a prior that finds organs: test_multi_gpu, test_html_report, test_uncertainty
 ELSEWHERE = ("torchrun", "DIFFUSAM_REPORT=", "python -m benchmarks.doubt")
 SMALL = {
