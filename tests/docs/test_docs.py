@@ -161,6 +161,17 @@ def test_every_command_of_a_page_runs(page, place, monkeypatch):
         run_page(each, place, monkeypatch, fetched)
 
 
+def test_the_gate_and_the_workflow_run_the_checks_of_the_readme():
+    parts = [part.strip() for line in commands("README.md") for part in line.split("&&")]
+    checks = [part for part in parts if part.startswith(("ruff ", "mypy", "pytest"))]
+    run = (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
+    workflow = (ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8")
+    run += re.findall(r"- run: (.+)", workflow)
+
+    assert len(checks) > 3 and ".ci/run" in run
+    assert [check for check in checks if check not in run] == []
+
+
 def test_every_benchmark_starts_in_the_bundles_folder():
     """As an installed package, with the bundle's own scripts found because they lie there."""
     paths = [path for path in (ROOT / "benchmarks").rglob("*.py") if "fire.Fire(" in path.read_text("utf-8")]
