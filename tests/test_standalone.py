@@ -122,6 +122,7 @@ def test_monai_loads_the_network_offline(folder, overlay, monkeypatch):
         assert network.eval()(torch.rand(1, 1, SIZE, SIZE)).shape == (1, 1 + len(ORGANS), SIZE, SIZE)
 
 
+@pytest.mark.external
 def test_monai_label_segments_like_the_bundle(folder, dataset, label_map):
     task_module = pytest.importorskip(
         "monailabel.tasks.infer.bundle", reason="MONAI Label is not installed", exc_type=ImportError

@@ -23,7 +23,7 @@ SPACING = (2.0, 2.0, 5.0)
 # closer to the straight axes than to any others, but along none of them
 TILT = nib.eulerangles.euler2mat(z=0.3, y=0.2, x=-0.25)
 
-real_data = pytest.mark.skipif(not REAL.is_dir(), reason=f"no real volumes in '{REAL}'")
+REAL_SERIES = REAL / "totalsegmentator" / "example_ct_dicom"
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,8 @@ def test_label_maps_agree_in_all_48_orientations_of_an_oblique_volume(segment, t
     np.testing.assert_array_equal(upright(label_maps["straight"]), expected)
 
 
-@real_data
+@pytest.mark.external
+@pytest.mark.skipif(not REAL_SERIES.is_dir(), reason=f"no real DICOM series in '{REAL_SERIES}'")
 def test_label_maps_of_a_real_volume_agree_in_all_48_orientations(segment, tmp_path):
     image = nib.load(REAL / "chaos_t2spir" / "image_15.nii.gz").slicer[::4, ::5, 10:14]
     store_everywhere(image, tmp_path / "stored")
@@ -157,7 +158,8 @@ def test_a_series_is_chosen_on_the_command_line(segment, dicom_image, write_dico
     assert label_map.shape == voxels.shape
 
 
-@real_data
+@pytest.mark.external
+@pytest.mark.skipif(not REAL_SERIES.is_dir(), reason=f"no real DICOM series in '{REAL_SERIES}'")
 def test_label_maps_of_a_real_dicom_series_and_its_conversion_agree(segment, tmp_path):
     series = REAL / "totalsegmentator" / "example_ct_dicom"
     (tmp_path / "stored").mkdir()

@@ -613,6 +613,7 @@ def test_a_wrong_choice_is_not_ignored_where_there_is_one_series(tmp_path, write
 # ---- a real series
 
 
+@pytest.mark.external
 @pytest.mark.skipif(not REAL_SERIES.is_dir(), reason=f"no real DICOM series in '{REAL_SERIES}'")
 def test_a_real_series_is_read_like_its_conversion_to_nifti():
     volume = load_volume(REAL_SERIES)

@@ -32,7 +32,7 @@ from tests.prepare.test_chaos import save_chaos_case
 PAGES = ["README.md", "docs/data.md"]  # the second prepares BTCV for others
 PAGES += sorted({f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - set(PAGES))
 # what a reader runs in a shell of his own
-SHELL = ("pip install", "cd ", "pytest", "git ")
+SHELL = ("pip install", "cd ", "pytest", "ruff ", "git ")
 # needs several processes, a browser, a prior that finds organs: test_multi_gpu, test_html_report, test_uncertainty
 ELSEWHERE = ("torchrun", "DIFFUSAM_REPORT=", "python -m benchmarks.doubt")
 SMALL = {
@@ -159,6 +159,17 @@ def test_every_command_of_a_page_runs(page, place, monkeypatch):
     monkeypatch.chdir(place / "bundle")
     for each in dict.fromkeys([*PAGES[: min(PAGES.index(page), 2)], page]):
         run_page(each, place, monkeypatch, fetched)
+
+
+def test_the_gate_and_the_workflow_run_the_checks_of_the_readme():
+    parts = [part.strip() for line in commands("README.md") for part in line.split("&&")]
+    checks = [part for part in parts if part.startswith(("ruff ", "mypy", "pytest"))]
+    run = (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
+    workflow = (ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8")
+    run += re.findall(r"- run: (.+)", workflow)
+
+    assert len(checks) > 3 and ".ci/run" in run
+    assert [check for check in checks if check not in run] == []
 
 
 def test_every_benchmark_starts_in_the_bundles_folder():

@@ -16,6 +16,10 @@ from scripts.pretraining.backbone import export_backbone
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundle"
+# MONAI publishes the schema of metadata beside its releases; a workplace may keep a copy beside the checkout
+METADATA_SCHEMA = Path(
+    os.environ.get("DIFFUSAM_METADATA_SCHEMA") or ROOT.parent / "shared/reference/meta_schema_20240725.json"
+)
 CONFIGS = {
     "training": ["train.json"],
     "evaluating": ["train.json", "evaluate.json"],

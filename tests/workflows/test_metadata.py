@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 from monai.bundle import ConfigParser
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "bundle" / "configs"
-# MONAI publishes the schema beside its releases; a workplace may keep a copy beside the checkout
-SCHEMA = ROOT.parent / "shared" / "reference" / "meta_schema_20240725.json"
+from tests.helpers.workflows import BUNDLE, METADATA_SCHEMA
+
+CONFIGS = BUNDLE / "configs"
 
 REQUIRED_BY_SCHEMA = [
     "schema",
@@ -86,11 +85,10 @@ def test_the_changelog_holds_the_present_version(metadata):
 
 
 def test_metadata_follows_the_published_schema(metadata):
-    jsonschema = pytest.importorskip("jsonschema")
-    if not SCHEMA.is_file():
-        pytest.skip(f"no copy of {metadata['schema']} at {SCHEMA}")
+    if not METADATA_SCHEMA.is_file():
+        pytest.skip(f"no copy of {metadata['schema']} at {METADATA_SCHEMA}: set DIFFUSAM_METADATA_SCHEMA to one")
 
-    jsonschema.validate(metadata, json.loads(SCHEMA.read_text()))
+    jsonschema.validate(metadata, json.loads(METADATA_SCHEMA.read_text()))
 
 
 def test_channels_of_the_network_are_defined_one_by_one(image_format, prediction_format):

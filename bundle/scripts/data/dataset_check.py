@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Any
 
 import numpy as np
 from monai.config import PathLike
@@ -39,7 +40,7 @@ class CaseSummary:
 
     case: str
     shape: tuple[int, int, int]
-    spacing: tuple[float, float, float]
+    spacing: tuple[float, ...]
     voxels: dict[str, int] = field(default_factory=dict)
 
 
@@ -68,9 +69,11 @@ def _organ_values(
     label_map: LabelMap, background_values: Iterable[int]
 ) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
     """Label values of each organ and of the background, checked."""
-    organs = {
-        organ: (values,) if np.isscalar(values) else tuple(dict.fromkeys(values)) for organ, values in label_map.items()
-    }
+    organs: dict[str, tuple[int, ...]] = {}
+    given: Any  # a value, or several
+    for organ, given in label_map.items():
+        single = np.isscalar(given)
+        organs[organ] = tuple(dict.fromkeys([given] if single else given))
     background = tuple(dict.fromkeys(background_values))
     meanings: dict[int, list[str]] = {}
     for name, values in (*organs.items(), ("background", background)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,14 +44,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Slice:
-    """A slice: where it is stored, and where it lies in DICOM's millimetres, which are LPS+."""
+    """A slice: where it is stored, and where it lies in DICOM's millimetres, which are LPS+.
+
+    Where it lies is None as long as :func:`_stacked` has not refused slices whose headers do not say it.
+    """
 
     file: Path
     frame: int
     header: pydicom.Dataset
-    position: np.ndarray | None  # (3,): of the first pixel
-    axes: np.ndarray | None  # (2, 3): unit vectors to the next column, to the next row
-    spacing: np.ndarray | None  # (2,): between rows, between columns
+    position: np.ndarray | Any  # (3,): of the first pixel
+    axes: np.ndarray | Any  # (2, 3): unit vectors to the next column, to the next row
+    spacing: np.ndarray | Any  # (2,): between rows, between columns
     thickness: float | None
     rescale: Rescale
 
@@ -62,7 +65,7 @@ class _Slice:
     @property
     def height(self) -> float:
         """Position along the normal."""
-        return float(np.cross(*self.axes) @ self.position)
+        return float(np.cross(self.axes[0], self.axes[1]) @ self.position)
 
     @property
     def is_localizer(self) -> bool:
@@ -349,7 +352,7 @@ def _stacked(where: str, slices: Sequence[_Slice]) -> tuple[list[_Slice], np.nda
         _check_distances(where, slices)
         step = (last.position - first.position) / (len(slices) - 1)
     elif first.thickness:
-        step = first.thickness * np.cross(*axes)
+        step = first.thickness * np.cross(axes[0], axes[1])
     else:
         raise DatasetError(
             f"{where}: one slice, without SliceThickness. Expected several slices, or one that says how thick it is. "
@@ -366,7 +369,7 @@ def _check_alike(where: str, slices: Sequence[_Slice], what: str, key: Callable[
     first = key(slices[0])
     if all(np.allclose(key(each), first, rtol=DIRECTION_TOLERANCE, atol=DIRECTION_TOLERANCE) for each in slices):
         return
-    values: dict[Hashable, list[_Slice]] = {}
+    values: dict[tuple, list[_Slice]] = {}
     for each in slices:
         values.setdefault(tuple(np.round(np.ravel(key(each)), 3).tolist()), []).append(each)
     texts = [f"{list(value)} in {count(len(held), 'slice')} such as {held[0]}" for value, held in values.items()]
@@ -387,15 +390,15 @@ def _check_distances(where: str, slices: Sequence[_Slice]) -> None:
     def between(index: int) -> str:
         return f"{heights[index]:.6g} mm ({slices[index]}) and {heights[index + 1]:.6g} mm ({slices[index + 1]})"
 
-    repeated = np.flatnonzero(distances <= max(1e-3, DISTANCE_TOLERANCE * usual))
-    if len(repeated):
+    repeated = np.flatnonzero(distances <= max(1e-3, DISTANCE_TOLERANCE * usual)).tolist()
+    if repeated:
         raise DatasetError(
             f"{where}: {count(len(repeated), 'slice')} at the position of another: "
             f"{listed(map(between, repeated), 4)}. Expected one slice at each position{_what_differs(slices)}. Remove "
             "the copies, or move each volume to a folder of its own."
         )
-    uneven = np.flatnonzero(np.abs(distances - usual) > DISTANCE_TOLERANCE * usual)
-    if len(uneven):
+    uneven = np.flatnonzero(np.abs(distances - usual) > DISTANCE_TOLERANCE * usual).tolist()
+    if uneven:
         steps = distances[uneven] / usual
         whole = np.rint(steps)
         if (whole > 1).all() and (np.abs(steps - whole) <= DISTANCE_TOLERANCE * whole).all():
@@ -424,8 +427,8 @@ def _check_places(where: str, slices: Sequence[_Slice], affine: np.ndarray) -> N
     """Every slice must lie where the affine puts it."""
     places = apply_affine(affine, [[0, 0, index] for index in range(len(slices))])
     shifts = np.linalg.solve(affine[:3, :3], (np.stack([each.position for each in slices]) - places).T)  # in voxels
-    beside = np.flatnonzero((np.abs(shifts) > PLACE_TOLERANCE).any(0))
-    if len(beside):
+    beside = np.flatnonzero((np.abs(shifts) > PLACE_TOLERANCE).any(0)).tolist()
+    if beside:
         raise DatasetError(
             f"{where}: {count(len(beside), 'slice')} shifted against the others: "
             f"{listed((slices[index] for index in beside), 4)}, by up to {np.abs(shifts).max():.3g} voxels. Expected "
@@ -443,7 +446,8 @@ def _read_pixels(where: str, slices: Sequence[_Slice]) -> np.ndarray:
     rescales: dict[Path, dict[int, Rescale]] = {}
     for each in slices:
         rescales.setdefault(each.file, {})[each.frame] = each.rescale
-    file, frames, padded = None, None, None
+    file, padded = None, None
+    frames: Any = None
     padding: dict[int, np.ndarray] = {}
     for index, each in enumerate(slices):
         if each.file != file:

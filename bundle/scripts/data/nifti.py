@@ -54,7 +54,7 @@ def load_nifti(path: Path, default_axcodes: str | None, trusted_form: str | None
     affine[:3] *= _MILLIMETRES.get(int(header["xyzt_units"]) % 8, 1.0)
     voxels = voxels.reshape(voxels.shape[:3], order="A")
     if (data.slope, data.inter) != (1, 0):
-        stored = voxels
+        stored: np.ndarray = voxels
         voxels = np.empty(stored.shape, np.float32, order="F")
         for index in range(stored.shape[2]):  # a plane at a time: nibabel would make float64 of the whole volume
             voxels[..., index] = stored[..., index] * np.float64(data.slope) + data.inter

@@ -18,7 +18,9 @@ SPLEEN, RIGHT_KIDNEY, LEFT_KIDNEY, LIVER = range(1, 5)
 LARGEST_WARP = 14.0  # mm; bounding boxes of shapes are widened by it
 _EDGE = 2.0  # mm over which a surface fades, the in-plane partial volume of the default spacing
 
-Region = tuple[slice, slice, slice]
+Region = tuple[slice, ...]
+Vector = Sequence[float] | np.ndarray
+Vectors = Sequence[Vector] | np.ndarray
 
 
 def smooth_field(rng: np.random.Generator, axes: Sequence[np.ndarray], knots: float) -> np.ndarray:
@@ -36,7 +38,7 @@ def smooth_field(rng: np.random.Generator, axes: Sequence[np.ndarray], knots: fl
     return field.astype(np.float32)
 
 
-def ellipsoid(points: Sequence[np.ndarray], centre: Sequence[float], radii: Sequence[float]) -> np.ndarray:
+def ellipsoid(points: Sequence[np.ndarray], centre: Vector, radii: Vector) -> np.ndarray:
     """Approximate distance to an ellipsoid: exact in sign, and in millimetres near its surface."""
     scaled = [(axis - middle) / radius for axis, middle, radius in zip(points, centre, radii)]
     inner = np.sqrt(sum(axis * axis for axis in scaled))
@@ -101,7 +103,7 @@ class Body:
         # the surface is steep at the wall: half of the vertical distance is nearer to the true one
         return 0.7 * (z - np.maximum(height, -40))
 
-    def near(self, low: Sequence[float], high: Sequence[float]) -> Region:
+    def near(self, low: Vector, high: Vector) -> Region:
         """The part of the grid that can hold a shape within ``low`` ... ``high`` (reference millimetres)."""
         margin = LARGEST_WARP + _EDGE + 4.0  # for the bumps
         bounds = []
@@ -122,13 +124,13 @@ class Body:
         if label is not None:
             self.label[region][distance < 0] = label
 
-    def ellipsoid(self, tissue: str, centre: Sequence[float], radii: Sequence[float], label: int | None = None) -> None:
+    def ellipsoid(self, tissue: str, centre: Vector, radii: Vector, label: int | None = None) -> None:
         """Paints an ellipsoid inside the cavity or out of it, with an uneven surface."""
         centre, radii = np.asarray(centre, float), np.asarray(radii, float)
         region = self.near(centre - radii, centre + radii)
         self.paint(tissue, ellipsoid(self.at(region), centre, radii) + self.bumps[region], region, label)
 
-    def tube_distance(self, points: Sequence[Sequence[float]], radii: Sequence[float]) -> tuple[np.ndarray, Region]:
+    def tube_distance(self, points: Vectors, radii: Vector) -> tuple[np.ndarray, Region]:
         """Distance to a tube along straight pieces between ``points``, its radius linear between ``radii``."""
         points = np.asarray(points, float)
         largest = max(radii)
@@ -143,14 +145,7 @@ class Body:
             distance = np.minimum(distance, np.sqrt(squared) - (first + share * (last - first)))
         return distance.astype(np.float32), region
 
-    def tube(
-        self,
-        tissue: str,
-        points: Sequence[Sequence[float]],
-        radii: Sequence[float],
-        label: int | None = None,
-        uneven: float = 0.5,
-    ) -> None:
+    def tube(self, tissue: str, points: Vectors, radii: Vector, label: int | None = None, uneven: float = 0.5) -> None:
         distance, region = self.tube_distance(points, radii)
         self.paint(tissue, distance + uneven * self.bumps[region], region, label)
 
@@ -212,9 +207,7 @@ def paint_chest(body: Body) -> None:
     body.tube("muscle", [(-6, 2, 120), (-8, 4, 55), (-24, 12, 46)], (8, 8, 7))  # oesophagus
 
 
-def paint_loop(
-    body: Body, points: Sequence[Sequence[float]], radii: Sequence[float], content: str, gas: float, haustra: float = 0
-) -> None:
+def paint_loop(body: Body, points: Vectors, radii: Vector, content: str, gas: float, haustra: float = 0) -> None:
     """A piece of bowel: wall, content, and gas in the share ``gas`` of its calibre that lies most anterior."""
     distance, region = body.tube_distance(points, radii)
     distance = distance + (0.8 + haustra) * body.bumps[region]
@@ -246,15 +239,15 @@ def paint_bowel(body: Body) -> None:
         start = np.array([rng.uniform(-70, 60), rng.uniform(-5, 50), rng.uniform(-120, -15)])
         body.tube("vein", [start, start + rng.normal(0, 1, 3) * (13, 9, 18)], np.full(2, rng.uniform(1.4, 2.6)))
     calibre = rng.uniform(16, 22)
-    colon = (
+    colon: Sequence[Vectors] = (
         [(98, -24, -130), (100, -14, -78), (88, 12, -52)],  # ascending, hepatic flexure
         [(84, 38, -48), (38, 60, -40 + rng.uniform(-12, 8)), (-28, 62, -34 + rng.uniform(-12, 8))],  # transverse
         [(-30, 62, -33), (-76, 48, -14), (-104, 14, -4)],  # towards the splenic flexure
         [(-106, 8, -4), (-112, -20, -48), (-106, -22, -130)],  # descending
     )
-    for points, width in zip(colon, (1.15, 1.0, 0.95, 0.75)):
+    for bends, width in zip(colon, (1.15, 1.0, 0.95, 0.75)):
         radii = width * calibre * rng.uniform(0.8, 1.1, 3)
-        paint_loop(body, points, radii, "stool", rng.uniform(0, 0.5), haustra=1.6)
+        paint_loop(body, bends, radii, "stool", rng.uniform(0, 0.5), haustra=1.6)
 
 
 def _paint_stomach(body: Body) -> None:
@@ -306,10 +299,10 @@ def _paint_spleen(body: Body) -> None:
     body.paint("spleen", distance, region, SPLEEN)
 
 
-def turned(points: Sequence[np.ndarray], centre: Sequence[float], matrix: np.ndarray) -> list[np.ndarray]:
+def turned(points: Sequence[np.ndarray], centre: Vector, matrix: np.ndarray) -> list[np.ndarray]:
     """Coordinates around ``centre`` along the columns of a rotation matrix, float32."""
-    offset = [axis - np.float32(middle) for axis, middle in zip(points, centre)]
-    return [sum(axis * np.float32(weight) for axis, weight in zip(offset, column)) for column in matrix.T]
+    x, y, z = (axis - np.float32(middle) for axis, middle in zip(points, centre))
+    return [x * first + y * second + z * third for first, second, third in matrix.T.astype(np.float32)]
 
 
 def _paint_liver(body: Body) -> None:

@@ -61,8 +61,8 @@ def render(body: Body, axes: Sequence[np.ndarray], modality: str, rng: np.random
         drawn[name] = (mean + spread * rng.uniform(-1, 1), texture * rng.uniform(0.7, 1.3))
     image = np.full(body.shape, drawn["air"][0], np.float32)
     texture = np.zeros(body.shape, np.float32)
-    for tissue, region, alpha in body.layers:
-        mean, amplitude = drawn[tissue]
+    for painted, region, alpha in body.layers:
+        mean, amplitude = drawn[painted]
         image[region] += alpha * (mean - image[region])
         texture[region] += alpha * (amplitude - texture[region])
     image += texture * _texture(rng, body, axes)

@@ -210,7 +210,7 @@ class RandInPlaneDeformd(RandomizableTransform, MapTransform):
         coarse = torch.as_tensor(self._coarse, dtype=torch.float32)
         fine = F.interpolate(coarse, (slices, self.cells, self.cells), mode="trilinear", align_corners=True)
         fine = F.interpolate(fine[0].transpose(0, 1), (height, width), mode="bicubic", align_corners=True)
-        identity = F.affine_grid(torch.eye(2, 3)[None], (1, 1, height, width), align_corners=False)
+        identity = F.affine_grid(torch.eye(2, 3)[None], [1, 1, height, width], align_corners=False)
         grid = identity + fine.permute(0, 2, 3, 1)
         for key, mode in self.key_iterator(result, self.mode):
             volume = convert_to_tensor(result[key], dtype=torch.float32, track_meta=False).permute(3, 0, 1, 2)

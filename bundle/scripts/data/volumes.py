@@ -180,6 +180,8 @@ class VolumeWriter(NibabelWriter):
     grid with perpendicular axes is written beside it, as ``..._upright.nii.gz``.
     """
 
+    data_obj: Any
+
     def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **kwargs: Any) -> None:
         """Takes ``(1, I, J, K)``, or ``(I, J, K)`` with ``channel_dim`` None."""
         kwargs["squeeze_end_dims"] = False

@@ -97,4 +97,4 @@ class Calibration:
                 f"'{path}': expected as many ascending numbers in 'predicted' as in 'dice', got {knots[0]} and "
                 f"{knots[1]}. {remedy}"
             )
-        return cls(*knots, content.get("about", {}))
+        return cls(knots[0], knots[1], content.get("about", {}))

@@ -103,7 +103,8 @@ class CaseRecords:
         Args:
             items: of :func:`scripts.data.datalists.inference_inputs`.
         """
-        cases, pending, outdated = self._read()["cases"], [], 0
+        cases, outdated = self._read()["cases"], 0
+        pending: list[Item] = []
         interrupted: list[Item] = []
         self.there = []
         for item in self._told_apart(items, cases):

@@ -158,7 +158,7 @@ class CaseProgress:
 
     def __init__(self, file: TextIO | None = None) -> None:
         self.file = file
-        self.bar: tqdm | None = None
+        self.bar: Any = None  # from the start of a run on
         self.case, self.finished = "", 0
 
     def attach(self, engine: Engine) -> None:
@@ -238,7 +238,7 @@ def item_of(batch: Mapping[str, Any]) -> Item:
     return {key: values[0] for key, values in batch["item"].items()}
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Why a case failed, for a user. ``DIFFUSAM_TRACEBACK=1`` prints where as well."""
     if os.environ.get("DIFFUSAM_TRACEBACK"):
         traceback.print_exception(error)

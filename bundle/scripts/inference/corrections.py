@@ -142,8 +142,11 @@ class Corrections:
         if case not in self.entries:
             return image, label
         volume = batchdata["image"][0]
-        affines = (np.asarray(each, float) for each in (volume.meta[MetaKeys.ORIGINAL_AFFINE], volume.affine))
-        return image, label, (), {"corrector": Corrector(self.prompts(case, *affines, volume.shape[1:]), self.reach)}
+        affine, oriented_affine = (
+            np.asarray(each, float) for each in (volume.meta[MetaKeys.ORIGINAL_AFFINE], volume.affine)
+        )
+        prompts = self.prompts(case, affine, oriented_affine, volume.shape[1:])
+        return image, label, (), {"corrector": Corrector(prompts, self.reach)}
 
     def _refuse(self, problems: Sequence[str]) -> None:
         if problems:

@@ -159,7 +159,7 @@ def _touches_edge(mask: np.ndarray, box: Sequence[slice], shape: Sequence[int]) 
     return any(map(bool, faces))
 
 
-def largest_jump(mask: np.ndarray, spacing: Sequence[float]) -> float:
+def largest_jump(mask: np.ndarray, spacing: Sequence[float] | np.ndarray) -> float:
     """The largest change of an organ from one axial slice to the next, relative to the organ.
 
     The change of its area, as a share of its largest area; or the distance between the centres of the two areas, in

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..data.datalists import Item
 from ..data.dataset_check import CaseSummary
@@ -60,7 +61,7 @@ def write_overlay(
     items: Sequence[Item],
     summaries: Sequence[CaseSummary],
     train: Sequence[str],
-    meanings: Mapping[str, object],
+    meanings: Mapping[str, Any],
     reader: VolumeReader,
     remarks: Sequence[str],
 ) -> str:

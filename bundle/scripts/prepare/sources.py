@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ..errors import DatasetError, count, listed
 
@@ -24,6 +25,7 @@ class Source:
 
     def __init__(self, path: Path, archive: zipfile.ZipFile | None, leave_out: Path | None = None) -> None:
         self.path, self.archive, self.unsafe = path, archive, 0
+        found: dict[str, Any]  # members of the archive, or None of a folder
         if archive is None:
             found = dict.fromkeys(_files_below(path, leave_out))
         else:

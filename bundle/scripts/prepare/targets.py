@@ -29,7 +29,7 @@ class Target:
         if self.folder.exists() and not self.folder.is_dir():
             raise DatasetError(f"--output '{self.folder}' is a file, expected a folder, new or not. Name another one.")
 
-    def store(self, name: str, write: Callable[[Path], None], same: Callable[[Path], bool]) -> None:
+    def store(self, name: str, write: Callable[[Path], object], same: Callable[[Path], bool]) -> None:
         """Writes a file unless the same one is there.
 
         Raises:
