@@ -131,17 +131,17 @@ def test_an_interruption_prints_no_traceback():
 MACHINE = {
     "a full disk": (
         "raise OSError(28, 'No space left on device', '/x/a.pt')",
-        "'/x/a.pt': no space left on device. Free",
+        "'/x/a.pt': no space left on device (OSError). Free",
     ),
     "a folder of others": (
         "raise PermissionError(13, 'Permission denied', '/x')",
-        "'/x': permission denied. Ask for permission",
+        "'/x': permission denied (PermissionError). Ask for permission",
     ),
     "read-only": (
         "raise OSError(30, 'Read-only file system', '/x')",
-        "'/x': read-only file system. Write to another folder.",
+        "'/x': read-only file system (OSError). Write to another folder.",
     ),
-    "a long name": ("open('n' * 300)", "file name too long. Choose a shorter name."),
+    "a long name": ("open('n' * 300)", "file name too long (OSError). Choose a shorter name."),
     "wrapped": (
         "try:\n    open('/nowhere/x')\nexcept OSError as error:\n    raise RuntimeError('x') from error",
         "'/nowhere/x': no such file",

@@ -116,7 +116,8 @@ def system_error(error: BaseException | None) -> str | None:
         if isinstance(error, OSError) and error.errno:
             names = " and ".join(f"'{name}'" for name in (error.filename, error.filename2) if name is not None)
             remedy = _SYSTEM_REMEDIES.get(error.errno, "")
-            return f"{names or 'a file'}: {(error.strerror or text).lower()}.{remedy and ' '}{remedy}"
+            what = f"{(error.strerror or text).lower()} ({type(error).__name__})"
+            return f"{names or 'a file'}: {what}.{remedy and ' '}{remedy}"
         if any(each in text for each in _TORCH_CANNOT_WRITE):
             return f"a file could not be written to its end ({text.splitlines()[0][:200]}). Is the disk full?"
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

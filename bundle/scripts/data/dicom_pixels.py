@@ -28,6 +28,7 @@ TAGS = (  # of a header, for all that is decided here
     *("SamplesPerPixel", "PhotometricInterpretation", "Modality", "RescaleType"),
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "ModalityLUTSequence"),
 )
+_WHOLE = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel")
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
 _MOST_COMPRESSED = 100_000  # times smaller: an empty slice shrinks far less
 _QUANTITIES = ("CT", "PT")  # modalities whose numbers mean the same however they are displayed
@@ -80,6 +81,12 @@ def check_header(where: str, file: Path, header: pydicom.Dataset) -> None:
     Raises:
         DatasetError: naming the element.
     """
+    for keyword in _WHOLE:
+        if not isinstance(header.get(keyword, 0), (int, type(None))):
+            raise DatasetError(
+                f"{where}: '{file.name}' has the {keyword} {header.get(keyword)!r}, expected a whole number. Its header "
+                "may be damaged: copy or export the series again."
+            )
     photometric = str(header.get("PhotometricInterpretation") or _GREYS[1])
     if photometric not in _GREYS:
         raise DatasetError(
