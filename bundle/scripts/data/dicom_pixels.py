@@ -84,8 +84,8 @@ def check_header(where: str, file: Path, header: pydicom.Dataset) -> None:
     for keyword in _WHOLE:
         if not isinstance(header.get(keyword, 0), (int, type(None))):
             raise DatasetError(
-                f"{where}: '{file.name}' has the {keyword} {header.get(keyword)!r}, expected a whole number. Its header "
-                "may be damaged: copy or export the series again."
+                f"{where}: '{file.name}' has the {keyword} {header.get(keyword)!r}, expected a whole number. Its "
+                "header may be damaged: copy or export the series again."
             )
     photometric = str(header.get("PhotometricInterpretation") or _GREYS[1])
     if photometric not in _GREYS:
