@@ -30,7 +30,7 @@ from tests.prepare.test_btcv import BTCV_VALUES
 from tests.prepare.test_chaos import save_chaos_case
 
 PAGES = ["README.md", "docs/data.md"]  # the second prepares BTCV for others
-PAGES += sorted({f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - set(PAGES))
+PAGES += sorted({path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")} - set(PAGES))
 # what a reader runs in a shell of his own
 SHELL = ("pip install", "cd ", "pytest", "ruff ", "git ")
 # needs several processes, a browser, a prior that finds organs: test_multi_gpu, test_html_report, test_uncertainty
@@ -131,7 +131,7 @@ def run_python(words: list[str], monkeypatch) -> None:
 
 def run_page(page: str, place: Path, monkeypatch, fetched: list) -> None:
     """Runs the commands of a page, once in this place."""
-    mark = place / f"{Path(page).stem}.done"
+    mark = place / f"{page.replace('/', '_')}.done"
     if mark.exists():
         return
     for command in commands(page):
@@ -149,7 +149,13 @@ def run_page(page: str, place: Path, monkeypatch, fetched: list) -> None:
     mark.touch()
 
 
-@pytest.mark.parametrize("page", [PAGES[0], *(pytest.param(page, marks=pytest.mark.slow) for page in PAGES[1:])])
+WITH_COMMANDS = [page for page in PAGES if commands(page)]
+RESULTS = [page for page in PAGES if Path(page).parent.name == "results" and Path(page).name != "index.md"]
+
+
+@pytest.mark.parametrize(
+    "page", [WITH_COMMANDS[0], *(pytest.param(page, marks=pytest.mark.slow) for page in WITH_COMMANDS[1:])]
+)
 def test_every_command_of_a_page_runs(page, place, monkeypatch):
     """Pages go on from what a reader of the first two has prepared and trained."""
     fetched = []
@@ -185,15 +191,19 @@ def test_every_benchmark_starts_in_the_bundles_folder():
     assert run.returncode == 0, run.stderr
 
 
+# pages without commands of their own
+BESIDE = ["CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "bundle/docs/README.md", "bundle/models/README.md"]
+
+
 def test_every_file_that_a_page_links_to_is_there():
-    for page in PAGES:
+    for page in PAGES + BESIDE:
         folder = (ROOT / page).parent
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8")):
             assert "://" in target or (folder / target).exists(), f"{page}: {target}"
 
 
 def test_every_heading_that_a_page_links_to_is_there():
-    for page in PAGES:
+    for page in PAGES + BESIDE:
         folder = (ROOT / page).parent
         for target, anchor in re.findall(r"\]\(([^)#\s:]*)#([^)]+)\)", (ROOT / page).read_text(encoding="utf-8")):
             text = ((folder / target) if target else ROOT / page).read_text(encoding="utf-8")
@@ -203,3 +213,25 @@ def test_every_heading_that_a_page_links_to_is_there():
                 if line.startswith("#")
             ]
             assert anchor in headings, f"{page}: {target}#{anchor}"
+
+
+def test_every_page_is_linked_from_an_index():
+    linked = set()
+    for index in ("README.md", "docs/index.md", "docs/results/index.md"):
+        targets = re.findall(r"\]\(([^)#\s:]+)", (ROOT / index).read_text(encoding="utf-8"))
+        linked |= {((ROOT / index).parent / target).resolve() for target in targets}
+
+    pages = [page for page in PAGES if Path(page).parent.name != "tables"]  # linked from what they are the tables of
+    assert [page for page in pages if ROOT / page not in linked] == []
+
+
+@pytest.mark.parametrize("page", RESULTS)
+def test_a_page_of_results_has_their_form(page):
+    """The question, a table, three remarks, and how it was made."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    sections = text.split("\n## ")
+
+    assert text.startswith("# ") and text.splitlines()[0].endswith("?")
+    assert "\n| --- |" in sections[0]
+    assert len(re.findall(r"^- ", sections[0], re.MULTILINE)) == 3
+    assert sections[-1].startswith("How it was made\n") and "`" in sections[-1]

@@ -1,0 +1,93 @@
+"""The page about the configuration has every setting that the files have, with the values that they have."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+
+import pytest
+
+from docs import make_configuration as configuration
+
+
+@pytest.fixture
+def configs():
+    return deepcopy(configuration.read_configs())
+
+
+@pytest.fixture
+def descriptions():
+    return json.loads(configuration.DESCRIPTIONS.read_text("utf-8"))
+
+
+def row(page: str, key: str) -> list[str]:
+    # the first row is of the workflows, others of pretraining
+    line = next(line for line in page.splitlines() if line.startswith(f"| `{key}` |"))
+    return [cell.strip() for cell in line.strip("|").split(" | ")]
+
+
+def test_the_page_is_that_of_the_files(configs, descriptions):
+    text = configuration.PAGE.read_text("utf-8")
+
+    assert configuration.page(configs, descriptions) == text, "run `python docs/make_configuration.py`"
+
+
+def test_every_key_of_every_file_is_on_the_page(configs):
+    text = configuration.PAGE.read_text("utf-8")
+
+    keys = {key for config in configs.values() for key in config} - configuration.STEPS
+    assert len(keys) > 100 and [key for key in sorted(keys) if f"`{key}`" not in text] == []
+
+
+@pytest.mark.parametrize(
+    "name, key, value, shown",
+    [
+        ("train", "patience", 3, "patience"),
+        ("demo", "patience", 3, "patience"),
+        ("pretrain_nano", "patience", 3, "patience"),
+        ("inference", "quality", {"patience": 3}, "quality#patience"),
+        ("pretrain_nano", "optimizer", {"patience": 3}, "optimizer#patience"),
+        ("spleen", "iterations", 3, "spleen"),
+    ],
+)
+def test_a_setting_that_is_not_described_is_an_error(configs, descriptions, name, key, value, shown):
+    before = configs.setdefault(name, {}).get(key)
+    configs[name][key] = {**before, **value} if isinstance(before, dict) else value
+
+    with pytest.raises(ValueError, match=f"not described: {shown}. Mend it"):
+        configuration.page(configs, descriptions)
+
+
+@pytest.mark.parametrize("where", ["groups/Data", "pretraining/pretrain_nano", "parts", "overlays"])
+def test_a_description_of_nothing_is_an_error(configs, descriptions, where):
+    group = descriptions
+    for name in where.split("/"):
+        group = group[name]
+    group["patience"] = ["Epochs to wait.", "epochs"]
+
+    with pytest.raises(ValueError, match="in no configuration: patience"):
+        configuration.page(configs, descriptions)
+
+
+def test_a_setting_that_is_described_twice_is_an_error(configs, descriptions):
+    descriptions["groups"]["Data"]["iterations"] = descriptions["groups"]["Training"]["iterations"]
+
+    with pytest.raises(ValueError, match="described twice: iterations"):
+        configuration.page(configs, descriptions)
+
+
+def test_a_row_tells_the_default_and_who_changes_it(configs, descriptions):
+    for name in configs.keys() - descriptions["pretraining"].keys():
+        configs[name].pop("iterations", None)
+    configs["train"]["iterations"], configs["demo"]["iterations"] = 11, 12
+    configs["chaos"]["iterations"], configs["btcv"]["iterations"] = 12, 11
+
+    cells = row(configuration.page(configs, descriptions), "iterations")
+
+    assert cells[2:] == ["iterations", "`11`", "`chaos`, `demo`: `12`"]
+
+
+def test_a_row_tells_defaults_that_differ(configs, descriptions):
+    configs["train"]["seed"], configs["inference"]["seed"] = 1, 2
+
+    assert row(configuration.page(configs, descriptions), "seed")[3] == "`1` (train); `2` (inference)"
