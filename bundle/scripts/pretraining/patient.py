@@ -35,6 +35,14 @@ _OF_AN_ORGAN = len(shapes.ORGANS)  # labels up to this one are organs
 _PARTS = {"hepatic vessel", "renal medulla", "renal sinus", "renal pelvis", "stone"}
 
 
+def population_volumes() -> dict[str, list[float]]:
+    """Smallest and largest volume in ml that adults' organs usually have: two standard deviations about the mean."""
+    return {
+        organ: [round(max(0.25 * mean, mean - 2 * spread), 1), round(mean + 2 * spread, 1)]
+        for organ, (mean, spread) in POPULATION.items()
+    }
+
+
 class Patient(shapes.Body):
     """A patient under construction, as :class:`~scripts.data.phantom_anatomy.Body`, painted as tissues rather than
     as layers of grey.
