@@ -32,7 +32,7 @@ from monai.transforms import Invertd
 from monai.utils import set_determinism
 from scipy.stats import spearmanr
 from scripts import errors
-from scripts.data.transforms import describe
+from scripts.descriptions import describe
 from scripts.errors import DatasetError
 from scripts.files import sha256_of, whole_file
 from scripts.inference.calibration import Calibration

@@ -9,7 +9,7 @@ from tests.helpers.workflows import BUNDLE
 
 # from the ground up; rooms of one floor do not know one another
 FLOORS = (
-    {"errors", "files", "inert"},
+    {"descriptions", "errors", "files", "inert"},
     {"arguments"},
     {"networks", "data"},
     {"training", "segmentation", "prepare", "standalone"},

@@ -19,7 +19,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import ScaleIntensityRanged
 from PIL import Image
-from scripts.data.transforms import describe
+from scripts.descriptions import describe
 from scripts.errors import DatasetError
 from scripts.output.html_report import ReportWriter, chart, main, number, write_report
 from scripts.output.report_content import Case, Curve, read_curves
@@ -204,7 +204,7 @@ def test_without_quality_its_columns_are_left_out(tmp_path):
 def test_settings_and_versions_are_shown(inference):
     page = Page(write_report(inference))
 
-    assert "intensity.ScaleIntensityRanged.scaler.ScaleIntensityRange.a_min -125" in page.text
+    assert "intensity.ScaleIntensityRanged.a_min -125" in page.text
     assert "Settings of 4 cases" in page.text
     assert f"nibabel {nib.__version__}" in page.text
 
@@ -299,7 +299,7 @@ def test_a_workflow_keeps_its_settings_beside_the_report(tmp_path):
     ReportWriter(tmp_path, {"intensity": ScaleIntensityRanged("image", -125, 275, 0, 1)}, [{"case": "a"}])()
 
     saved = json.loads((tmp_path / "settings.json").read_text())
-    scaler = saved["settings"]["intensity"]["ScaleIntensityRanged"]["scaler"]["ScaleIntensityRange"]
+    scaler = saved["settings"]["intensity"]["ScaleIntensityRanged"]
     assert scaler["a_min"] == -125 and saved["data"] == [{"case": "a"}]
     assert "a_min -125" in Page(tmp_path / "report.html").text
 

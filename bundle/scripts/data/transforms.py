@@ -1,12 +1,8 @@
-"""Transforms MONAI does not have: reproducible augmentation variants, names of cases, and a description of a transform
-to key caches by.
-"""
+"""Transforms MONAI does not have: reproducible augmentation variants, names of cases, labels that shrink in place."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from enum import Enum
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +21,8 @@ from monai.transforms import (
 from monai.utils import convert_to_dst_type, convert_to_tensor, ensure_tuple_rep
 from scipy.ndimage import find_objects
 from torch import Tensor
+
+from ..descriptions import describe as describe  # which notes what transforms are built with
 
 _SAME_SHARE = 1e-4  # of a voxel's place: what two labels have of it differs by rounding alone
 
@@ -273,41 +271,3 @@ class RandOrganContrastd(RandomizableTransform, MapTransform):
             image = convert_to_tensor(result[key], dtype=torch.float32, track_meta=False)
             result[key] = convert_to_dst_type((image * factor).clamp(0, 1), result[key])[0]
         return result
-
-
-# what transforms keep of their last use: the random numbers drawn, the files read
-_SKIPPED = {
-    *("R", "_coarse", "_do_transform", "_tracing", "filenames"),
-    *("rotate_params", "shear_params", "translate_params", "scale_params", "gamma_value", "_coeff", "noise"),
-}
-
-
-_DESCRIBED = ("monai.", __name__.partition(".")[0] + ".")  # packages whose objects are told by their attributes
-
-
-def describe(value: Any) -> Any:
-    """A transform, or settings with transforms in them, as plain JSON types: classes and what they were built with.
-
-    Two transforms that are built alike have equal descriptions in every process, unlike their pickles.
-    """
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Enum):
-        return str(value.value)
-    if isinstance(value, Mapping):
-        return {str(key): describe(item) for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))}
-    if isinstance(value, (list, tuple, set, frozenset, range)):
-        return [describe(item) for item in (sorted(value, key=str) if isinstance(value, (set, frozenset)) else value)]
-    if isinstance(value, (np.ndarray, np.generic, torch.Tensor)):
-        return value.tolist()
-    if isinstance(value, partial):
-        return {"partial": describe([value.func, list(value.args), value.keywords])}
-    if isinstance(value, Transform) or hasattr(value, "__dict__") and type(value).__module__.startswith(_DESCRIBED):
-        # a random affine keeps the matrix it drew last under the name that a fixed one has for its parameter
-        skipped = _SKIPPED | {"affine"} if type(value).__name__ == "RandAffineGrid" else _SKIPPED
-        state = {key: describe(item) for key, item in sorted(vars(value).items()) if key not in skipped}
-        if "readers" in state:  # beside the one it was given, LoadImage keeps those of MONAI that this machine can use
-            given = [reader for reader in value.readers if not type(reader).__module__.startswith("monai.")]
-            state["readers"] = describe(given)
-        return {type(value).__name__: state}
-    return getattr(value, "__qualname__", type(value).__qualname__)

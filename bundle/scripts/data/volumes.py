@@ -23,6 +23,7 @@ from nibabel.affines import voxel_sizes
 from nibabel.processing import resample_from_to
 
 from ..arguments import as_typed
+from ..descriptions import Described
 from ..errors import DatasetError, listed
 from ..files import whole_file
 from .dicom import dicom_files, is_dicom_file, load_series
@@ -112,7 +113,7 @@ def load_volume(
     return volume
 
 
-class VolumeReader(ImageReader):
+class VolumeReader(Described, ImageReader):
     """:func:`load_volume` for ``monai.transforms.LoadImaged``.
 
     Args:

@@ -20,8 +20,8 @@ from typing import Any
 
 from ..data.datalists import Item
 from ..data.dicom import is_dicom_file
-from ..data.transforms import describe
 from ..data.volumes import files_of
+from ..descriptions import describe
 from ..errors import DatasetError, count, listed, one_line
 from ..files import BUNDLE, sha256_of, whole_file
 

@@ -26,7 +26,7 @@ import jinja2
 from fire import decorators
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from ..data.transforms import describe
+from ..descriptions import describe
 from ..errors import SHOWN, install
 from ..files import BUNDLE, whole_file
 from ..inference.case_records import bundle_version

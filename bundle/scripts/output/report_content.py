@@ -262,8 +262,9 @@ def _loading(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _window(intensity: Any) -> tuple[float, float] | None:
     """The range that a recorded ``ScaleIntensityRanged`` maps to [0, 1]."""
-    for name in ("ScaleIntensityRanged", "scaler", "ScaleIntensityRange"):  # as `transforms.describe` nests them
-        intensity = intensity.get(name) if isinstance(intensity, Mapping) else None
+    intensity = intensity.get("ScaleIntensityRanged") if isinstance(intensity, Mapping) else None
+    for name in ("scaler", "ScaleIntensityRange"):  # between which older records have it
+        intensity = intensity.get(name, intensity) if isinstance(intensity, Mapping) else None
     if not isinstance(intensity, Mapping) or not {"a_min", "a_max"} <= intensity.keys():
         return None
     return intensity["a_min"], intensity["a_max"]

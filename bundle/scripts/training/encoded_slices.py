@@ -23,8 +23,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, WeightedRandomSampler
 from tqdm import tqdm
 
-from ..data.transforms import AugmentedVariant, describe
+from ..data.transforms import AugmentedVariant
 from ..data.volumes import files_of
+from ..descriptions import describe
 from ..files import sha256_of
 from ..networks.sam2_backbone import MASK_LOGIT, FrozenSAM2, between_neighbours, mask_to_logits
 from .handlers import save_atomically
