@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import os
 import subprocess
 import sys
@@ -9,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import scripts.errors
-from scripts.errors import user_error
+import torch
+from scripts.errors import BundleError, user_error
 from scripts.networks.sam2_backbone import FrozenSAM2
 from scripts.prepare.configs import intensity_of
 
@@ -51,6 +54,14 @@ def foreign():
     raise ValueError("not of this bundle")
 
 
+def a_shape_bug_below_the_bundle():
+    FrozenSAM2("sam2_nano", image_size=64).encode_image(torch.zeros(0, 1, 64, 64, dtype=torch.complex64))
+
+
+def a_mistake_in_the_bundle():
+    exec(compile("raise ValueError('a mistake')", str(BUNDLE / "scripts" / "errors.py"), "exec"), {})
+
+
 def raised_below_the_bundle():
     FrozenSAM2("sam2_nano", image_size=64, checkpoint=object())  # Path() refuses it, inside the standard library
 
@@ -63,7 +74,9 @@ def test_the_bundles_own_error_is_found(function):
     assert str(found).startswith("Unknown backbone 'nope'")
 
 
-@pytest.mark.parametrize("function", [foreign, hidden, raised_below_the_bundle])
+@pytest.mark.parametrize(
+    "function", [foreign, hidden, raised_below_the_bundle, a_shape_bug_below_the_bundle, a_mistake_in_the_bundle]
+)
 def test_errors_of_others_are_left_alone(function):
     assert user_error(caught(function)) is None
 
@@ -119,6 +132,53 @@ def test_an_uncaught_foreign_error_keeps_its_traceback():
 
     assert result.returncode == 1
     assert "Traceback" in result.stderr
+
+
+INTERRUPTED_IMPORT = """
+import sys
+from pathlib import Path
+folder = Path({folder!r})
+(folder / "slow.py").write_text("raise {what}")
+sys.path.insert(0, str(folder))
+from monai.bundle import ConfigParser
+ConfigParser({{"a": {{"_target_": "slow.Nothing"}}}}).get_parsed_content("a")
+"""
+
+
+def test_an_interruption_of_an_import_is_one_line(tmp_path):
+    result = run(INTERRUPTED_IMPORT.format(folder=str(tmp_path), what="KeyboardInterrupt"))
+
+    assert result.returncode != 0
+    assert result.stderr.strip() == "interrupted: given again, training and inference go on where they were"
+
+
+def test_a_signal_to_end_during_an_import_prints_no_traceback(tmp_path):
+    result = run(INTERRUPTED_IMPORT.format(folder=str(tmp_path), what="SystemExit(143)"))
+
+    assert result.returncode != 0 and result.stderr.strip() == ""
+
+
+def test_every_error_that_the_bundle_raises_is_meant_for_a_user_or_for_a_program():
+    """Those that are raised for a user have the bundle's base class; the others are caught, or show a mistake."""
+    raised: dict[str, set[str]] = {}
+    for path in sorted((BUNDLE / "scripts").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                raised.setdefault(ast.unparse(node.exc.func).split(".")[-1], set()).add(path.name)
+
+    own = {
+        name
+        for name, value in vars(scripts.errors).items()
+        if inspect.isclass(value) and issubclass(value, BundleError)
+    }
+    own |= {"FailedCases", "UnsuitableSeries"}
+    assert own & set(raised) > {"DatasetError", "SettingError", "MissingFileError"}
+    assert {name: raised[name] for name in raised.keys() - own} == {
+        "EOFError": {"itk_files.py"},  # caught where files are read
+        "IndexError": {"synthetic_clips.py"},  # ends an iteration
+        "SystemExit": {"errors.py"},
+        "TypeError": {"descriptions.py", "inert.py"},
+    }
 
 
 def test_an_interruption_prints_no_traceback():

@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -20,8 +20,6 @@ from typing import Any
 
 SHOWN = 10  # names or values that a message lists before it says "and n more"
 
-_SCRIPTS = Path(__file__).resolve().parent
-_USER_ERRORS = (ValueError, FileNotFoundError, RuntimeError)
 _GOES_ON = "given again, training and inference go on where they were"
 # in what torch says of the CPU's memory, and of files that it cannot write
 _OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "not enough memory: you tried to allocate")
@@ -41,11 +39,35 @@ _SYSTEM_REMEDIES = {
 _PARSER, _INSTANTIATION = os.path.join("monai", "bundle", ""), os.path.join("monai", "utils", "module.py")
 
 
-class DatasetError(ValueError):
-    """Data that cannot be used as declared. The message names each file, what was found and expected, the remedy."""
+class BundleError(Exception):
+    """An error that is raised on purpose: its message says what is wrong, and what to do about it.
+
+    A user sees the message alone. Whatever else is raised, by the bundle or below it, is a mistake in the program, and
+    keeps its traceback.
+    """
 
     def __str__(self) -> str:
         return printable(super().__str__())
+
+
+class DatasetError(BundleError, ValueError):
+    """Data that cannot be used as declared. The message names each file, what was found and expected, the remedy."""
+
+
+class SettingError(BundleError, ValueError):
+    """A setting, or an argument, that cannot be used, or does not fit the others."""
+
+
+class MissingFileError(BundleError, FileNotFoundError):
+    """A file or folder that is not there."""
+
+
+class UnusableFileError(BundleError, ValueError):
+    """A file of the bundle's own making, such as a prior, that is damaged, empty or something else."""
+
+
+class RefusedError(BundleError, RuntimeError):
+    """Something that cannot be done as things are."""
 
 
 def printable(text: object) -> str:
@@ -97,46 +119,54 @@ def listed(values: Iterable[object], shown: int = SHOWN) -> str:
 
 
 def user_error(error: BaseException | None) -> BaseException | None:
-    """The error in a chain of causes that this bundle itself raised about its input, if there is one."""
+    """The error in a chain of causes that this bundle raised on purpose, if there is one: the first of several."""
     found = None
-    while error is not None:
-        frames = traceback.extract_tb(error.__traceback__)
-        if isinstance(error, _USER_ERRORS) and frames and _SCRIPTS in Path(frames[-1].filename).resolve().parents:
-            found = error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    for each in causes(error):
+        if isinstance(each, BundleError):
+            found = each
     return found
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and what it was raised from or while it was handled, from the last to the first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def ending(error: BaseException | None) -> BaseException | None:
+    """What was to end the program, in a chain of causes: pydoc, by which MONAI imports, wraps it in an error."""
+    return next((each for each in causes(error) if isinstance(each, (KeyboardInterrupt, SystemExit))), None)
 
 
 def system_error(error: BaseException | None) -> str | None:
     """What the machine could not do, in a line: write to a full disk, open a file, find memory; None for others."""
-    while error is not None:
-        text = str(error).strip()
-        if isinstance(error, MemoryError) or any(each in text for each in _OUT_OF_MEMORY):
+    for each in causes(error):
+        text = str(each).strip()
+        if isinstance(each, MemoryError) or any(said in text for said in _OUT_OF_MEMORY):
             return f"out of memory ({(text.splitlines() or ['no more could be had'])[-1].strip()[:200]})."
-        if isinstance(error, OSError) and error.errno:
-            names = " and ".join(f"'{name}'" for name in (error.filename, error.filename2) if name is not None)
-            remedy = _SYSTEM_REMEDIES.get(error.errno, "")
-            what = f"{(error.strerror or text).lower()} ({type(error).__name__})"
+        if isinstance(each, OSError) and each.errno:
+            names = " and ".join(f"'{name}'" for name in (each.filename, each.filename2) if name is not None)
+            remedy = _SYSTEM_REMEDIES.get(each.errno, "")
+            what = f"{(each.strerror or text).lower()} ({type(each).__name__})"
             return f"{names or 'a file'}: {what}.{remedy and ' '}{remedy}"
-        if any(each in text for each in _TORCH_CANNOT_WRITE):
+        if any(said in text for said in _TORCH_CANNOT_WRITE):
             return f"a file could not be written to its end ({text.splitlines()[0][:200]}). Is the disk full?"
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
 
 
 def configuration_error(error: BaseException | None) -> str | None:
     """What is wrong with a configuration, where MONAI's parser or an expression found it; None for other errors."""
     found, parsed = None, False
-    while error is not None:
-        frames = traceback.extract_tb(error.__traceback__)
+    for each in causes(error):
+        frames = traceback.extract_tb(each.__traceback__)
         deepest = frames[-1].filename if frames else ""
         parsed = parsed or any(_PARSER in frame.filename for frame in frames)
-        in_text = deepest == "<string>" or isinstance(error, SyntaxError)
+        in_text = deepest == "<string>" or isinstance(each, SyntaxError)
         if in_text or _PARSER in deepest or deepest.endswith(_INSTANTIATION):
-            found = error
+            found = each
         elif frames:  # found elsewhere, and only passed on by the parser
             found = None
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     if found is None or not parsed:
         return None
     text = (str(found).strip().splitlines() or [""])[0][:400]
@@ -153,8 +183,9 @@ def install() -> None:
     default = sys.excepthook
 
     def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if issubclass(kind, KeyboardInterrupt):
-            print(f"\ninterrupted: {_GOES_ON}", file=sys.stderr)
+        if end := ending(error):
+            if isinstance(end, KeyboardInterrupt):  # of a signal to end it is said when that comes
+                print(f"\ninterrupted: {_GOES_ON}", file=sys.stderr)
             return
         found: object = user_error(error)
         for other in (system_error, configuration_error):

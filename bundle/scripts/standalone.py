@@ -52,7 +52,7 @@ def standalone(
     """
     target = Path(str(output)).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"'{target}' is there already. Name a new folder in --output, or empty that one.")
+        raise errors.SettingError(f"'{target}' is there already. Name a new folder in --output, or empty that one.")
     settings, places = _read([config_file] if isinstance(config_file, str) else list(config_file))
     prior, backbone = Path(prior_file or places["prior_file"]).expanduser(), Path(places["backbone_checkpoint"])
     check_prior_file(prior)
@@ -97,7 +97,7 @@ def describe(network: Any) -> dict[str, Any]:
 def check_backbone_file(path: Path) -> None:
     """Raises ``FileNotFoundError`` with the remedy where SAM2's weights are not there."""
     if not path.is_file():
-        raise FileNotFoundError(
+        raise errors.MissingFileError(
             f"The backbone's weights '{path}' are not there. Fetch them with "
             "`python -m monai.bundle download_large_files --bundle_path .`, or add the overlay of the training."
         )
@@ -107,7 +107,7 @@ def _read(files: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Of a configuration what inference has a use for, and where it has its weights."""
     for file in files:
         if not Path(file).is_file():
-            raise FileNotFoundError(f"The configuration '{file}' is not there. Correct --config_file.")
+            raise errors.MissingFileError(f"The configuration '{file}' is not there. Correct --config_file.")
     original, merged = ConfigParser.load_config_file(files[0]), ConfigParser.load_config_files(files)
     parser = ConfigParser({**merged, "bundle_root": str(BUNDLE)})
     places = {key: parser.get_parsed_content(key) for key in ("prior_file", "backbone_checkpoint")}

@@ -362,3 +362,25 @@ def test_too_little_memory_is_no_truncation(tmp_path, monkeypatch):
     monkeypatch.setattr("scripts.data.nifti.bytearray", lambda size: bytearray(1 << 60), raising=False)
     message = outcome(path)
     assert "does not fit into memory" in message and "truncated" not in message
+
+
+# ---- what is wrong with the program, and not with a file
+
+
+def test_a_mistake_in_the_program_is_not_taken_for_a_damaged_file(tmp_path, write_volume, monkeypatch):
+    def mistaken(*_):
+        raise AttributeError("no such attribute")
+
+    monkeypatch.setattr("scripts.data.volumes.load_nifti", mistaken)
+    with pytest.raises(AttributeError, match="no such attribute"):
+        load_volume(write_volume(tmp_path / "a.nii.gz", np.zeros((2, 2, 2), np.int16)))
+
+
+def test_a_volume_that_memory_cannot_hold_is_not_called_truncated(tmp_path, write_volume, monkeypatch):
+    def too_large(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("scripts.data.volumes.load_nifti", too_large)
+    with pytest.raises(DatasetError, match="does not fit into memory") as info:
+        load_volume(write_volume(tmp_path / "a.nii.gz", np.zeros((2, 2, 2), np.int16)))
+    assert "truncated" not in str(info.value)

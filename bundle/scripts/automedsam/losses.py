@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from monai.losses import DiceLoss, FocalLoss
 from torch import Tensor, nn
 
+from ..errors import SettingError
 from ..training.losses import held_slices
 
 PIXEL_LOSSES = ("focal", "mse")
@@ -69,7 +70,7 @@ class AutoMedSAMLoss(nn.Module):
     def __init__(self, pixel: str = "focal", object_weight: float = 0.1) -> None:
         super().__init__()
         if pixel not in PIXEL_LOSSES:
-            raise ValueError(f"pixel must be one of {', '.join(PIXEL_LOSSES)}, got '{pixel}'.")
+            raise SettingError(f"pixel must be one of {', '.join(PIXEL_LOSSES)}, got '{pixel}'.")
         self.pixel, self.object_weight = pixel, object_weight
         self.dice = DiceLoss(sigmoid=True, reduction="none")
         self.focal = FocalLoss(reduction="none", gamma=2.0)

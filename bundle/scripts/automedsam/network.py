@@ -29,6 +29,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 
+from ..errors import SettingError
 from ..networks.diffusion_prior import StandardisingModule, conditional_unet, pad_for_unet
 from ..networks.frozen_backbone import FrozenBackboneNetwork
 from ..networks.sam2_backbone import Decoded, ImageFeatures, resize_logits
@@ -193,7 +194,7 @@ class SliceInferer(VolumetricInferer):
     def __init__(self, *args, samples: int = 0, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if samples:
-            raise ValueError("doubt belongs to DiffuSAM; AutoMedSAM needs it to be 0.")
+            raise SettingError("doubt belongs to DiffuSAM; AutoMedSAM needs it to be 0.")
         self.neighbours = 0
 
     def _walk_independent(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path, PurePath
 
-from ..errors import SHOWN, DatasetError, count, listed
+from ..errors import SHOWN, DatasetError, MissingFileError, count, listed
 from .dicom import is_dicom_file
 from .found_files import Found, found_at, found_below
 from .volumes import IMAGE_SUFFIXES, case_name, is_image_file
@@ -73,7 +73,7 @@ def find_cases(
             logger.warning("The data set lies in '%s', one folder deeper than '%s': read there.", *fitting, folder)
             folder, available = fitting[0], found[fitting[0]]
     if not available:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"No image in '{folder}' matches '{image_pattern}'. {_what_is_there(folder)} Set --dataset_dir to the "
             "folder that the pattern starts from, or --image_pattern to the layout of this data set."
         )
@@ -89,7 +89,7 @@ def find_cases(
     ]
     missing = [(item["case"], item[key]) for item in items for key in patterns if not os.path.exists(item[key])]
     if missing:
-        raise FileNotFoundError(_missing_files(missing, available))
+        raise MissingFileError(_missing_files(missing, available))
     return items
 
 
@@ -127,7 +127,7 @@ def inference_inputs(path: str | Path, leave_out: str | Path | None = None) -> l
         _items_at(path, None if leave_out is None else Path(leave_out)), key=lambda item: natural_order(item["image"])
     )
     if not items:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{_nothing_at(path)} Expected an image ending in {', '.join(IMAGE_SUFFIXES)}, a folder of DICOM slices, a "
             "folder of images, a glob pattern in quotes, or a JSON file that lists images. Set --input to one of these."
         )
@@ -179,7 +179,7 @@ def _listed_inputs(path: Path) -> list[dict[str, str]]:
     if not isinstance(entries, list):
         raise DatasetError(f"Input '{path}' holds a {type(content).__name__}; {expected}")
     if not entries:
-        raise FileNotFoundError(f"The list of images in the input '{path}' is empty. Name at least one image there.")
+        raise MissingFileError(f"The list of images in the input '{path}' is empty. Name at least one image there.")
     items = []
     for entry in entries:
         entry = entry if isinstance(entry, Mapping) else {"image": entry}
@@ -242,7 +242,7 @@ def _existing_folder(dataset_dir: str | Path) -> Path:
     folder = Path(dataset_dir).expanduser().resolve()
     if not folder.is_dir():
         found = "is a file, not a folder" if folder.exists() else "is not there"
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"The data set folder '{folder}' {found}. Set it with --dataset_dir; docs/README.md says where to get BTCV "
             "and CHAOS. The embedded demo needs no download: add 'configs/demo.json' to --config_file."
         )

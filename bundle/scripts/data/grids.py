@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import sysconfig
+import traceback
 import zlib
 from collections.abc import Iterable, Sequence
 from gzip import BadGzipFile
@@ -14,7 +16,7 @@ import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.orientations import axcodes2ornt
 
-from ..errors import DatasetError
+from ..errors import DatasetError, SettingError
 
 _NO_FILE_PROBLEM = (MemoryError, RecursionError)
 
@@ -90,7 +92,7 @@ def unplaced(path: Path, default_axcodes: str | None, spacing: Iterable[float], 
 def oriented(axcodes: str, spacing: Iterable[float]) -> np.ndarray:
     """The affine ``(4, 4)`` with axes towards ``axcodes`` and the first voxel at the origin."""
     if len(axcodes) != 3 or sorted("RLAPSI".find(code) // 2 for code in axcodes.upper()) != [0, 1, 2]:
-        raise ValueError(
+        raise SettingError(
             f"default_axcodes is '{axcodes}'; expected one letter each of R or L, A or P, S or I, such as 'LAS'."
         )
     affine = np.zeros((4, 4))
@@ -156,6 +158,20 @@ def unreadable(path: Path, error: Exception, kind: str) -> str:
     return f"'{path}': cannot be read ({cause}), expected {expected}. {remedy}."
 
 
+def is_mistake(error: Exception) -> bool:
+    """Whether an error is one of the program, and not of what a file holds.
+
+    What goes wrong in a library that reads a file, whatever its kind, is due to the file; so is what code in C raises,
+    which has no frame of its own, unless it is of a kind that only wrong code gives.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    place = frames[-1].filename if frames else "<unknown>"
+    in_library = place.startswith("<") or any(each in Path(place).resolve().parents for each in _LIBRARIES)
+    return isinstance(error, _MISTAKES) and not in_library
+
+
+_LIBRARIES = {Path(sysconfig.get_path(each)).resolve() for each in ("stdlib", "purelib", "platlib")}
+_MISTAKES = (TypeError, AttributeError, NameError, LookupError, AssertionError, ArithmeticError, NotImplementedError)
 _REMEDIES = {
     errno.EACCES: "Ask its owner for permission to read it",
     errno.EPERM: "Ask its owner for permission to read it",

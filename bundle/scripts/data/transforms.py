@@ -23,6 +23,7 @@ from scipy.ndimage import find_objects
 from torch import Tensor
 
 from ..descriptions import describe as describe  # which notes what transforms are built with
+from ..errors import SettingError
 
 _SAME_SHARE = 1e-4  # of a voxel's place: what two labels have of it differs by rounding alone
 
@@ -248,9 +249,11 @@ class RandOrganContrastd(RandomizableTransform, MapTransform):
         RandomizableTransform.__init__(self, 1.0)
         for organ, factor_range in factor_ranges.items():
             if organ not in organs:
-                raise ValueError(f"factor_ranges names '{organ}', but the organs are {list(organs)}.")
+                raise SettingError(f"factor_ranges names '{organ}', but the organs are {list(organs)}.")
             if len(factor_range) != 2 or not 0 < factor_range[0] <= factor_range[1]:
-                raise ValueError(f"factor_ranges['{organ}'] must be [low, high], 0 < low <= high, got {factor_range}.")
+                raise SettingError(
+                    f"factor_ranges['{organ}'] must be [low, high], 0 < low <= high, got {factor_range}."
+                )
         self.label_key, self.organ_prob = label_key, prob
         self.factor_ranges = {list(organs).index(organ) + 1: tuple(pair) for organ, pair in factor_ranges.items()}
 

@@ -24,10 +24,10 @@ from nibabel.processing import resample_from_to
 
 from ..arguments import as_typed
 from ..descriptions import Described
-from ..errors import DatasetError, listed
+from ..errors import DatasetError, SettingError, listed
 from ..files import whole_file
 from .dicom import dicom_files, is_dicom_file, load_series
-from .grids import is_sheared, is_usable, oriented, unreadable, upright_grid
+from .grids import is_mistake, is_sheared, is_usable, oriented, unreadable, upright_grid
 from .itk_files import NRRD_SUFFIXES, data_files, header_fields, load_itk
 from .nifti import FORMS, SCANNER, load_nifti
 
@@ -103,6 +103,8 @@ def load_volume(
     except DatasetError:
         raise
     except Exception as error:  # each format's library fails in its own ways; all of them mean the same here
+        if is_mistake(error):
+            raise
         raise DatasetError(unreadable(path, error, _kind(path))) from error
     if not is_usable(volume.affine):
         raise DatasetError(
@@ -138,7 +140,7 @@ class VolumeReader(Described, ImageReader):
         if default_axcodes is not None:
             oriented(default_axcodes, (1, 1, 1))
         if trusted_form not in (None, *FORMS):
-            raise ValueError(f"trusted_form is '{trusted_form}', expected {' or '.join(FORMS)}, or none.")
+            raise SettingError(f"trusted_form is '{trusted_form}', expected {' or '.join(FORMS)}, or none.")
 
     def load(self, path: PathLike) -> Volume:
         """Reads one volume; see :func:`load_volume`."""
@@ -159,7 +161,7 @@ class VolumeReader(Described, ImageReader):
             ValueError: more than one path.
         """
         if len(img) != 1:
-            raise ValueError(f"Expected one volume, got {len(img)} paths: {listed(img)}.")
+            raise SettingError(f"Expected one volume, got {len(img)} paths: {listed(img)}.")
         volume = self.load(img[0])
         meta = {
             MetaKeys.AFFINE: volume.affine.copy(),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from ..errors import DatasetError
+from ..errors import DatasetError, SettingError
 from ..files import whole_file
 
 
@@ -50,7 +50,7 @@ class Calibration:
             ValueError: fewer than two pairs, or another kind.
         """
         if len(predicted) < 2 or len(predicted) != len(dice):
-            raise ValueError(f"A calibration needs two pairs or more, got {len(predicted)} and {len(dice)} values.")
+            raise SettingError(f"A calibration needs two pairs or more, got {len(predicted)} and {len(dice)} values.")
         x, where = np.unique(np.asarray(predicted, float), return_inverse=True)
         weights = np.bincount(where)
         y = np.bincount(where, np.asarray(dice, float)) / weights
@@ -61,7 +61,7 @@ class Calibration:
         elif kind == "isotonic":
             y = isotonic_regression(y, weights=weights).x
         else:
-            raise ValueError(f"kind must be 'linear' or 'isotonic', got '{kind}'.")
+            raise SettingError(f"kind must be 'linear' or 'isotonic', got '{kind}'.")
         return cls(x.tolist(), y.tolist(), dict(about or {}))
 
     def save(self, path: str | Path) -> None:

@@ -22,7 +22,7 @@ from ..data.datalists import Item
 from ..data.dicom import is_dicom_file
 from ..data.volumes import files_of
 from ..descriptions import describe
-from ..errors import DatasetError, count, listed, one_line
+from ..errors import DatasetError, RefusedError, count, listed, one_line
 from ..files import BUNDLE, sha256_of, whole_file
 
 RECORDS = "results.json"
@@ -35,7 +35,7 @@ LOST_SEG = "lost_dicom_seg"  # in the output of a case, and in its record: why t
 logger = logging.getLogger(__name__)
 
 
-class FailedCases(RuntimeError):
+class FailedCases(RefusedError):
     """Cases that could not be segmented; the message holds the reason of each."""
 
 

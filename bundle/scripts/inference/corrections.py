@@ -29,7 +29,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, orn
 
 from ..data.datalists import Item
 from ..data.volumes import VolumeReader
-from ..errors import DatasetError, listed
+from ..errors import DatasetError, MissingFileError, listed
 from ..segmentation.corrected_slices import Corrector, SlicePrompt
 
 COORDINATES = ("voxel", "LPS", "RAS")
@@ -226,7 +226,7 @@ def oriented_grid(affine: np.ndarray, shape: Sequence[int]) -> tuple[np.ndarray,
 def _read(path: Path) -> dict[str, Any]:
     """The file's content, as far as cases and coordinates."""
     if not path.is_file():
-        raise FileNotFoundError(f"The corrections '{path}' are not there. Correct --corrections, or leave it out.")
+        raise MissingFileError(f"The corrections '{path}' are not there. Correct --corrections, or leave it out.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from ..data.dataset_check import CaseSummary
 from ..data.volumes import result_name
-from ..errors import count, listed
+from ..errors import SettingError, count, listed
 from .calibration import Calibration
 
 ANY_CORNER = np.ones((3, 3, 3))  # voxels that touch at a corner belong together
@@ -53,10 +53,10 @@ class Thresholds:
 
     def __post_init__(self) -> None:
         if self.volume_factor < 1:
-            raise ValueError(f"volume_factor must be 1 or more, got {self.volume_factor}.")
+            raise SettingError(f"volume_factor must be 1 or more, got {self.volume_factor}.")
         for name in ("max_outside", "max_jump", "min_dice"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+                raise SettingError(f"{name} must not be negative, got {getattr(self, name)}.")
 
 
 class QualityCheck:
@@ -86,7 +86,7 @@ class QualityCheck:
         self.organs, self.prior_file, self.prediction_key = list(organs), Path(prior_file), prediction_key
         known = {each.name for each in fields(Thresholds)}
         if thresholds.keys() - known:
-            raise ValueError(f"quality has no {listed(thresholds.keys() - known)}; it has {listed(sorted(known))}.")
+            raise SettingError(f"quality has no {listed(thresholds.keys() - known)}; it has {listed(sorted(known))}.")
         self.thresholds = Thresholds(**thresholds)
         self.calibration = None if calibration is None else Calibration.load(calibration)
         self._volumes: dict[str, list[float]] | None = None

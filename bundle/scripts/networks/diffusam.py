@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..errors import MissingFileError, SettingError
 from .diffusion_prior import MemoryPrior
 from .frozen_backbone import FrozenBackboneNetwork
 from .sam2_backbone import FrozenSAM2, ImageFeatures, Memory
@@ -53,7 +54,7 @@ class DiffuSAM(FrozenBackboneNetwork):
     ) -> None:
         super().__init__(backbone, prior, organs, seed, object_gate)
         if prior.memory_channels != backbone.memory_channels:
-            raise ValueError(
+            raise SettingError(
                 f"The prior generates memories of {prior.memory_channels} channels, backbone '{backbone.name}' has "
                 f"{backbone.memory_channels}."
             )
@@ -97,7 +98,7 @@ class DiffuSAM(FrozenBackboneNetwork):
 def check_prior_file(path: str | Path) -> None:
     """Raises ``FileNotFoundError`` with the remedy where a trained prior is not there."""
     if not Path(path).is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"The trained prior '{path}' is not there. Run `training` with the same configuration first, or point "
             "`prior_file` at a trained prior."
         )

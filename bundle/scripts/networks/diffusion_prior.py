@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
 
+from ..errors import SettingError
 from .sam2_backbone import ImageFeatures
 
 
@@ -108,7 +109,7 @@ class StandardisingModule(nn.Module):
             for name, each in moments.items():
                 each.add(values[name])
         if not all(each.count for each in moments.values()):
-            raise ValueError("Statistics need at least one batch of memories and image embeddings.")
+            raise SettingError("Statistics need at least one batch of memories and image embeddings.")
         for name, each in moments.items():
             mean, std = each.mean_and_std()
             getattr(self, f"{name}_mean").copy_(mean)
@@ -163,14 +164,14 @@ class MemoryPrior(StandardisingModule):
         )
         config = self.scheduler.config
         if config.prediction_type not in ("sample", "epsilon"):
-            raise ValueError(f"prediction_type must be 'sample' or 'epsilon', got '{config.prediction_type}'.")
+            raise SettingError(f"prediction_type must be 'sample' or 'epsilon', got '{config.prediction_type}'.")
         for setting in ("clip_sample", "thresholding"):
             if config.get(setting):
-                raise ValueError(
+                raise SettingError(
                     f"The scheduler needs {setting}=False: memories are unbounded, and clipping damages them."
                 )
         if config.timestep_spacing != "trailing":
-            raise ValueError(
+            raise SettingError(
                 "The scheduler needs timestep_spacing='trailing', because sampling starts from pure noise, got "
                 f"'{config.timestep_spacing}'."
             )
@@ -283,7 +284,7 @@ class MemoryPrior(StandardisingModule):
     def _check_steps(self, steps: int) -> None:
         longest = self.scheduler.config.num_train_timesteps
         if not isinstance(steps, int) or not 1 <= steps <= longest:
-            raise ValueError(f"The number of inference steps must be an integer in 1...{longest}, got {steps!r}.")
+            raise SettingError(f"The number of inference steps must be an integer in 1...{longest}, got {steps!r}.")
 
     def _step(
         self, predicted: Tensor, sample: Tensor, time: int, next_time: int, eta: float, fresh: Tensor | None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..errors import SettingError
 from .sam2_backbone import Decoded, FrozenSAM2, ImageFeatures, resize_logits, with_background
 
 
@@ -39,11 +40,11 @@ class FrozenBackboneNetwork(nn.Module, ABC):
         super().__init__()
         kind = type(prior).__name__
         if prior.organs != len(organs):
-            raise ValueError(
+            raise SettingError(
                 f"The {kind} was built for {prior.organs} organs, but {len(organs)} are named: {list(organs)}."
             )
         if prior.embedding_channels != backbone.embedding_channels:
-            raise ValueError(
+            raise SettingError(
                 f"The {kind} works on image embeddings of {prior.embedding_channels} channels, backbone "
                 f"'{backbone.name}' has {backbone.embedding_channels}."
             )
@@ -104,20 +105,20 @@ class FrozenBackboneNetwork(nn.Module, ABC):
     def set_extra_state(self, state: dict) -> None:
         trained, own = state.get("network", "DiffuSAM"), type(self).__name__  # the first priors do not name theirs
         if trained != own:
-            raise ValueError(
+            raise SettingError(
                 f"This file holds a prior of {trained}, trained for the organs {state['organs']}, but the "
                 f"configuration builds {own}. Use the overlays of its training ('configs/automedsam.json' is what "
                 f"makes the network an AutoMedSAM), or point `prior_file` at a prior of {own}."
             )
         if state["backbone"] != self.backbone.name or len(state["organs"]) != len(self.organs):
-            raise ValueError(
+            raise SettingError(
                 f"This prior was trained for backbone '{state['backbone']}' and {len(state['organs'])} organs "
                 f"{state['organs']}, but the configuration names backbone '{self.backbone.name}' and "
                 f"{len(self.organs)} organs {self.organs}. Set `backbone_name` and `label_map` as in its training, or "
                 "train another prior."
             )
         if state["organs"] != self.organs:
-            raise ValueError(
+            raise SettingError(
                 f"This prior was trained for the organs {state['organs']} in that order, the configuration names "
                 f"{self.organs}. Use the same names and order in `label_map`."
             )
@@ -127,7 +128,7 @@ class FrozenBackboneNetwork(nn.Module, ABC):
                 f"sets {self.backbone.slice_context}. Set `slice_context` as in its training, or train another prior."
             )
         if state["weights"] != self.backbone.fingerprint():
-            raise ValueError(
+            raise SettingError(
                 f"This prior was trained with other weights of backbone '{self.backbone.name}' than those loaded. "
                 "Memories of different weights do not mix: point `backbone_checkpoint` at the file used in training, "
                 "or train again."

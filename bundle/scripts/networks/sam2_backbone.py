@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor, nn
 
+from ..errors import MissingFileError, SettingError
 from ..files import BUNDLE, sha256_of
 from .sam2_blocks import attend_to_memories, decode_mask, encode_masks, image_features
 
@@ -156,10 +157,10 @@ class SAM2(nn.Module):
     ) -> None:
         super().__init__()
         if name not in BACKBONES:
-            raise ValueError(f"Unknown backbone '{name}'. Choose one of: {', '.join(BACKBONES)}.")
+            raise SettingError(f"Unknown backbone '{name}'. Choose one of: {', '.join(BACKBONES)}.")
         _check_image_size(image_size)
         if decoder_token not in ("best_iou", "single"):
-            raise ValueError(f"decoder_token must be 'best_iou' or 'single', got '{decoder_token}'.")
+            raise SettingError(f"decoder_token must be 'best_iou' or 'single', got '{decoder_token}'.")
         self.name = name
         self.decoder_token, self.slice_context = decoder_token, slice_context
         self.model = _build_sam2(name, image_size)
@@ -219,7 +220,7 @@ class SAM2(nn.Module):
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"SAM2 checkpoint '{path}' for backbone '{self.name}' is not there. Fetch it with `python -m "
                 "monai.bundle download_large_files --bundle_path .` from the bundle's folder (large_files.yml names "
                 "the source), or point `backbone_checkpoint` at your copy. The embedded demo needs no download: add "
@@ -228,20 +229,20 @@ class SAM2(nn.Module):
         if sha256 is not None:
             found = sha256_of(path)
             if found != sha256.lower():
-                raise ValueError(
+                raise SettingError(
                     f"SAM2 checkpoint '{path}' has SHA-256 {found}, expected {sha256.lower()}. The download is "
                     "incomplete or another file: remove it and fetch it again."
                 )
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, IndexError) as error:
-            raise ValueError(
+            raise SettingError(
                 f"'{path}' ({path.stat().st_size} bytes) cannot be read as a PyTorch checkpoint "
                 f"({type(error).__name__}): the download is incomplete or another file. Fetch it again."
             ) from error
         state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
         if not isinstance(state, dict):
-            raise ValueError(f"'{path}' is no SAM2 checkpoint: expected a dictionary with the key 'model'.")
+            raise SettingError(f"'{path}' is no SAM2 checkpoint: expected a dictionary with the key 'model'.")
         own = self.model.state_dict()
         missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         reshaped = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
@@ -255,7 +256,7 @@ class SAM2(nn.Module):
                 )
                 if keys
             )
-            raise ValueError(
+            raise SettingError(
                 f"Checkpoint '{path}' does not fit backbone '{self.name}': {problem}. Name the backbone it was made "
                 f"for (one of: {', '.join(BACKBONES)})."
             )
@@ -278,7 +279,7 @@ class SAM2(nn.Module):
             ValueError: another shape.
         """
         if image.ndim != 4 or image.shape[1] not in (1, 3) or image.shape[-2:] != (self.image_size,) * 2:
-            raise ValueError(
+            raise SettingError(
                 f"Expected slices of shape (B, 1 or 3, {self.image_size}, {self.image_size}), got {tuple(image.shape)}."
             )
         image = (image.expand(-1, 3, -1, -1) - self.pixel_mean) / self.pixel_std
@@ -321,7 +322,7 @@ class SAM2(nn.Module):
         tokens, positions = [], []
         for memory in memories:
             if not 0 <= memory.distance <= self.max_distance:
-                raise ValueError(f"A memory's distance must lie in 0...{self.max_distance}, got {memory.distance}.")
+                raise SettingError(f"A memory's distance must lie in 0...{self.max_distance}, got {memory.distance}.")
             # SAM2 counts backwards: the last temporal encoding belongs to conditioning memories (distance 0)
             temporal = sam2.maskmem_tpos_enc[memory.distance - 1]
             position = sam2.memory_encoder.position_encoding(memory.features[:1]).to(memory.features.dtype)
@@ -489,7 +490,7 @@ def with_background(logits: Tensor) -> Tensor:
 
 def _check_image_size(image_size: int) -> None:
     if not isinstance(image_size, int) or image_size < SIZE_MULTIPLE or image_size % SIZE_MULTIPLE:
-        raise ValueError(f"image_size must be a positive multiple of {SIZE_MULTIPLE} pixels, got {image_size}.")
+        raise SettingError(f"image_size must be a positive multiple of {SIZE_MULTIPLE} pixels, got {image_size}.")
 
 
 def _to_tokens(feature_map: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ from monai.metrics import CumulativeIterationMetric, compute_dice, get_mask_edge
 from scipy.ndimage import find_objects
 from torch import Tensor
 
+from ..errors import SettingError
+
 SLICES_AT_A_TIME = 32
 
 
@@ -55,7 +57,7 @@ class OrganMetric(CumulativeIterationMetric):
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs) -> list[Tensor]:
         if y is None or y.ndim != 5 or y.shape[1] != 1 or y_pred.shape != y.shape:
-            raise ValueError(
+            raise SettingError(
                 "Expected two label maps of the same shape (1, H, W, D), got "
                 f"{tuple(y_pred.shape[1:])} and {None if y is None else tuple(y.shape[1:])}."
             )
@@ -63,7 +65,7 @@ class OrganMetric(CumulativeIterationMetric):
         if isinstance(y, MetaTensor):
             affine = y.affine
         elif self.needs_affine:
-            raise ValueError(f"{type(self).__name__} needs the affine of the label map: pass a MetaTensor.")
+            raise SettingError(f"{type(self).__name__} needs the affine of the label map: pass a MetaTensor.")
         volumes = zip(_plain(y_pred), _plain(y), affine.expand(len(y), 4, 4).cpu().double())
         return [torch.stack(values) for values in zip(*(self.compute_volume(p[0], t[0], a) for p, t, a in volumes))]
 

@@ -17,6 +17,8 @@ from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..errors import SettingError
+
 
 class SyntheticClips(Dataset):
     """Batches of random clips, deterministic by seed, epoch and index.
@@ -36,7 +38,7 @@ class SyntheticClips(Dataset):
     def __init__(self, stages: Sequence[Mapping[str, int]], objects: int = 4, length: int = 100, seed: int = 0) -> None:
         needed, known = {"epochs", "image_size", "frames", "clips"}, {"prompt_share"}
         if not stages or any(not needed <= set(stage) <= needed | known for stage in stages):
-            raise ValueError(f"Each stage needs {sorted(needed)} and may have {sorted(known)}, got {list(stages)}.")
+            raise SettingError(f"Each stage needs {sorted(needed)} and may have {sorted(known)}, got {list(stages)}.")
         self.stages, self.objects, self.length, self.seed = list(stages), objects, length, seed
         self.epoch = 1
 

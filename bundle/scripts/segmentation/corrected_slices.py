@@ -17,6 +17,7 @@ import torch
 from scipy.ndimage import distance_transform_edt, label
 from torch import Tensor
 
+from ..errors import SettingError
 from ..networks.diffusam import DiffuSAM
 from ..networks.sam2_backbone import MASK_LOGIT, ImageFeatures, Memory, mask_to_logits, resize_logits, with_background
 
@@ -109,7 +110,7 @@ class Corrector:
 
     def __init__(self, prompts: Sequence[SlicePrompt], reach: int = 0) -> None:
         if reach < 0:
-            raise ValueError(f"correction_reach must be 0 or more slices, got {reach}.")
+            raise SettingError(f"correction_reach must be 0 or more slices, got {reach}.")
         self.prompts, self.reach = list(prompts), reach
 
     def needs(self, index: int) -> bool:

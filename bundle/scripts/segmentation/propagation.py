@@ -19,6 +19,7 @@ from monai.transforms import Resize
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
+from ..errors import RefusedError, SettingError
 from ..networks.diffusam import DiffuSAM
 from ..networks.sam2_backbone import NO_OBJECT_LOGIT, ImageFeatures, Memory, resize_logits, with_background
 from .corrected_slices import Corrector
@@ -68,11 +69,11 @@ class VolumetricInferer(Inferer):
     ) -> None:
         super().__init__()
         if not 0 <= neighbours <= 6:
-            raise ValueError(f"neighbours must lie in 0...6, got {neighbours}.")
+            raise SettingError(f"neighbours must lie in 0...6, got {neighbours}.")
         if ended_after < 0:
-            raise ValueError(f"ended_after must be 0 or more slices, got {ended_after}.")
+            raise SettingError(f"ended_after must be 0 or more slices, got {ended_after}.")
         if output not in OUTPUTS:
-            raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got '{output}'.")
+            raise SettingError(f"output must be one of {', '.join(OUTPUTS)}, got '{output}'.")
         self.neighbours = 0 if no_3d else neighbours
         self.batch_size, self.ended_after = batch_size, ended_after
         self.output, self.on_slices = output, on_slices
@@ -117,11 +118,11 @@ class VolumetricInferer(Inferer):
     def _source(self, inputs: Tensor, network: DiffuSAM) -> _Slices:
         network = getattr(network, "module", network)
         if not network.prior.fitted:
-            raise RuntimeError(
+            raise RefusedError(
                 "The memory prior is untrained: load a trained one (`prior_file`), or run training first."
             )
         if inputs.ndim != 5 or inputs.shape[:2] != (1, 1):
-            raise ValueError(f"Expected one volume of shape (1, 1, H, W, slices), got {tuple(inputs.shape)}.")
+            raise SettingError(f"Expected one volume of shape (1, 1, H, W, slices), got {tuple(inputs.shape)}.")
         return _Slices(convert_to_tensor(inputs[0, 0], track_meta=False), network, self.batch_size)
 
     def _decode_all(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:

@@ -15,6 +15,7 @@ from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
 from torch import Tensor
 
+from ..errors import SettingError
 from ..networks.diffusam import DiffuSAM
 from ..networks.sam2_backbone import ImageFeatures, resize_logits, with_background
 from .propagation import Corrector, VolumetricInferer, _Slices, needed
@@ -49,7 +50,7 @@ class DoubtInferer(VolumetricInferer):
     def __init__(self, samples: int = 0, **options: Any) -> None:
         super().__init__(**options)
         if samples < 0 or samples == 1:
-            raise ValueError(f"doubt needs at least 2 samples, or 0 to leave it out, got {samples}.")
+            raise SettingError(f"doubt needs at least 2 samples, or 0 to leave it out, got {samples}.")
         self.samples = samples
         self.predicted_dice: list[float | None] = []
 

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import SettingError
+
 
 @dataclass(frozen=True)
 class View:
@@ -32,7 +34,7 @@ class View:
 
     def __post_init__(self) -> None:
         if not self.scale > 0:
-            raise ValueError(f"The scale of a view must be positive, got {self.scale}.")
+            raise SettingError(f"The scale of a view must be positive, got {self.scale}.")
 
     def show(self, slices: Tensor) -> Tensor:
         """Square slices ``(n, C, S, S)`` as the view has them, 0 where it looks beyond their edge."""
@@ -83,9 +85,9 @@ def read_views(views: Sequence[View | Sequence[float]]) -> tuple[View, ...]:
         elif isinstance(view, Sequence) and len(view) == 2:
             read.append(View(*view))
         else:
-            raise ValueError(f"A view must be a pair of degrees and scale, such as [0, 1], got {view!r}.")
+            raise SettingError(f"A view must be a pair of degrees and scale, such as [0, 1], got {view!r}.")
     if not read:
-        raise ValueError("At least one view is needed; [[0, 1]] is the volume as it is.")
+        raise SettingError("At least one view is needed; [[0, 1]] is the volume as it is.")
     return tuple(read)
 
 

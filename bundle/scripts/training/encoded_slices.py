@@ -26,6 +26,7 @@ from tqdm import tqdm
 from ..data.transforms import AugmentedVariant
 from ..data.volumes import files_of
 from ..descriptions import describe
+from ..errors import SettingError
 from ..files import sha256_of
 from ..networks.sam2_backbone import MASK_LOGIT, FrozenSAM2, between_neighbours, mask_to_logits
 from .handlers import save_atomically
@@ -76,9 +77,9 @@ class EncodedSlices(Dataset):
         seed: int = 0,
     ) -> None:
         if not 0 <= absent_share < 1:
-            raise ValueError(f"absent_share must lie in [0, 1), got {absent_share}.")
+            raise SettingError(f"absent_share must lie in [0, 1), got {absent_share}.")
         if variants and augmentation is None:
-            raise ValueError(f"{variants} augmented variants are asked for, but `augmentation` is None.")
+            raise SettingError(f"{variants} augmented variants are asked for, but `augmentation` is None.")
         self.data, self.transform, self.backbone, self.organs = list(data), transform, backbone, list(organs)
         self.cache_dir, self.variants, self.absent_share = Path(cache_dir), variants, absent_share
         self.augment = AugmentedVariant(augmentation, seed) if variants else None
@@ -180,7 +181,7 @@ class EncodedSlices(Dataset):
             convert_to_tensor(volume[key], dtype=torch.float32, track_meta=False) for key in ("image", "label")
         )
         if image.shape != label.shape or image.ndim != 4 or image.shape[:3] != (1, size, size):
-            raise ValueError(
+            raise SettingError(
                 f"Case '{case}': expected image and label of shape (1, {size}, {size}, slices) after the transforms, "
                 f"got {tuple(image.shape)} and {tuple(label.shape)}."
             )

@@ -13,6 +13,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from torch.optim.swa_utils import AveragedModel
 
+from ..errors import SettingError
 from ..files import whole_file
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class PriorExporter:
         about: Mapping[str, Any] | None = None,
     ) -> None:
         if not 0 <= ema_decay < 1:
-            raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}.")
+            raise SettingError(f"ema_decay must lie in [0, 1), got {ema_decay}.")
         self.network, self.path, self.ema_decay, self.about = network, Path(path), ema_decay, dict(about or {})
         self.snapshots = frozenset(snapshots)
         self.average = AveragedModel(network.prior, multi_avg_fn=self._average) if ema_decay else None

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from monai.losses import DiceLoss, FocalLoss
 from torch import Tensor, nn
 
+from ..errors import SettingError
 from .parallel import mean_over_processes
 
 
@@ -35,7 +36,7 @@ class DiffuSAMLoss(nn.Module):
     ) -> None:
         super().__init__()
         if segmentation not in ("dice_bce", "focal_dice"):
-            raise ValueError(f"segmentation must be 'dice_bce' or 'focal_dice', got '{segmentation}'.")
+            raise SettingError(f"segmentation must be 'dice_bce' or 'focal_dice', got '{segmentation}'.")
         self.lambda_prior, self.lambda_seg = lambda_prior, lambda_seg
         self.segmentation, self.object_weight = segmentation, object_weight
         self.dice = DiceLoss(sigmoid=True, reduction="none")

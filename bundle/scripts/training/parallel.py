@@ -19,6 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from ..errors import RefusedError
+
 # one process may still be encoding or reading a volume while the others wait; PyTorch's ten minutes are too few
 _TIMEOUT = timedelta(hours=2)
 
@@ -30,7 +32,7 @@ def local_device() -> torch.device:
         RuntimeError: the program was not started by ``torchrun``.
     """
     if "LOCAL_RANK" not in os.environ:
-        raise RuntimeError(
+        raise RefusedError(
             "A configuration with 'configs/multi_gpu_train.json' or 'configs/multi_gpu_evaluate.json' runs in several "
             "processes: start it with `torchrun --standalone --nnodes=1 --nproc_per_node=2 -m monai.bundle run ...`, "
             "or leave the overlay out."
@@ -51,7 +53,7 @@ def join(device: torch.device) -> None:
         return
     if device.type == "cuda":
         if device.index >= torch.cuda.device_count():
-            raise RuntimeError(
+            raise RefusedError(
                 f"Process {device.index} has no GPU of its own: there are {torch.cuda.device_count()}. Start as many "
                 "processes as there are GPUs (`--nproc_per_node`)."
             )
