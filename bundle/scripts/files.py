@@ -4,39 +4,98 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where what killed programs leave stays there
+    fcntl = None  # type: ignore[assignment]
 
 BUNDLE = Path(__file__).resolve().parents[1]  # the bundle root: configs, docs and models lie beside the scripts
 
 _LONGEST_NAME = 255  # bytes, in the file systems in use
+_PART = ".part-"  # how temporary names begin
+_UMASK = os.umask(0)
+os.umask(_UMASK)
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike, unique: bool = False) -> Iterator[Path]:
+def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """A name to write a file under, which takes ``path``'s place when the block ends without an error.
 
     ``path`` is then either as it was or complete, whenever the program is killed. The temporary name is hidden, so that
-    no pattern takes it for a case, and keeps the suffix, from which many writers take the format.
+    no pattern takes it for a case, and keeps the suffix, from which many writers take the format. It is another each
+    time, which nobody can guess, so that many processes may write one file at once; the last that ends is kept. What
+    killed programs have left under such names in the folder is removed.
 
     Args:
         path: of the file; its folder is made where it is missing.
-        unique: whether the temporary name is this process's own, for files that several may write at once. Otherwise
-            it is always the same, so that what a killed program leaves is overwritten by the next.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    name = f".part-{os.getpid()}-{path.name}" if unique else f".part-{path.name}"
-    if len(os.fsencode(name)) > _LONGEST_NAME:
-        digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
-        name = f".part-{digest}{''.join(path.suffixes[-2:])[-20:]}"
-    temporary = path.with_name(name)
+    _clear(path.parent)
+    descriptor, temporary = _new_file(path)
     try:
         yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(folder: str | os.PathLike) -> Iterator[None]:
+    """Keeps other programs that ask for the same folder waiting until the block ends, for files that are read, changed
+    and written again. On a system without locks it does nothing.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _new_file(path: Path) -> tuple[int, Path]:
+    """An empty file beside ``path`` that was not there before, locked for as long as its descriptor is open."""
+    name = path.name
+    if len(os.fsencode(name)) > _LONGEST_NAME - len(_PART) - 10:  # with what mkstemp adds
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32] + "".join(path.suffixes[-2:])[-20:]
+    while True:
+        descriptor, temporary = tempfile.mkstemp(f"-{name}", _PART, path.parent)
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            if os.path.samestat(os.stat(temporary, follow_symlinks=False), os.fstat(descriptor)):
+                os.chmod(temporary, 0o666 & ~_UMASK)  # as any other file; mkstemp keeps its own to their owner
+                return descriptor, Path(temporary)
+        except FileNotFoundError:  # removed, in the moment before it was locked, as what a killed program left
+            pass
+        os.close(descriptor)
+
+
+def _clear(folder: Path) -> None:
+    """Removes temporary files that no program has locked any more."""
+    if fcntl is None:
+        return
+    with os.scandir(folder) as entries:
+        left = [each.path for each in entries if each.name.startswith(_PART) and each.is_file(follow_symlinks=False)]
+    for path in left:
+        with suppress(OSError):  # locked, gone already, or another's
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path)
+            finally:
+                os.close(descriptor)
 
 
 def sha256_of(path: str | os.PathLike) -> str:

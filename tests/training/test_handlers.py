@@ -134,12 +134,11 @@ def test_a_save_that_breaks_off_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file.pt"
     save_atomically({"a": torch.ones(2)}, path)
 
-    def full_disk(content, target):
-        with open(target, "wb") as file:
-            file.write(b"half of")
+    def full_disk(content, file):
+        file.write(b"half of")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(handlers.torch, "save", full_disk)
+    monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(OSError):
         save_atomically({"a": torch.zeros(2)}, path)
 

@@ -16,6 +16,7 @@ import fire
 import nibabel as nib
 import numpy as np
 
+from ..errors import SettingError
 from ..files import whole_file
 from .phantom_anatomy import build_body
 from .phantom_rendering import render
@@ -47,7 +48,7 @@ def make_phantom(
     _check_modality(modality)
     shape, spacing = _check_grid(shape, spacing)
     if seed < 0:
-        raise ValueError(f"The seed must be 0 or more, but is {seed}.")
+        raise SettingError(f"The seed must be 0 or more, but is {seed}.")
     axes = [(np.arange(n) - (n - 1) / 2) * step for n, step in zip(shape, spacing)]
     body = build_body(np.random.default_rng([seed, 0]), axes)
     image = render(body, axes, modality, np.random.default_rng([seed, 1 + MODALITIES.index(modality)]))
@@ -78,9 +79,9 @@ def write_phantoms(
     _check_modality(modality)
     shape, spacing = _check_grid(shape, spacing)
     if count < 1:
-        raise ValueError(f"The count of phantoms must be 1 or more, but is {count}.")
+        raise SettingError(f"The count of phantoms must be 1 or more, but is {count}.")
     if first_seed < 0:
-        raise ValueError(f"The first seed must be 0 or more, but is {first_seed}.")
+        raise SettingError(f"The first seed must be 0 or more, but is {first_seed}.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     cases, missing = [], []
@@ -115,7 +116,7 @@ def phantom_dataset(folder: str | Path, count: int, modality: str = "ct", first_
     asked = {Path(case["image"]).name for case in write_phantoms(folder, count, modality, first_seed)}
     others = {path.name for path in Path(folder).glob(f"image_{modality}[0-9]*.nii.gz")} - asked
     if others:
-        raise ValueError(
+        raise SettingError(
             f"'{folder}' holds {len(asked | others)} {modality} phantoms, but {count} were asked for. Also there: "
             f"{', '.join(sorted(others))}. Ask for all of them (--phantoms {len(asked | others)}), name another folder "
             "(--dataset_dir#folder), or remove those."
@@ -128,29 +129,29 @@ def _save(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
     volume.set_qform(affine, code=1)
     volume.set_sform(affine, code=1)
     volume.header.set_xyzt_units("mm")
-    with whole_file(path, unique=True) as temporary:  # of several processes each may write the same phantom
+    with whole_file(path) as temporary:  # of several processes each may write the same phantom
         nib.save(volume, temporary)
 
 
 def _check_modality(modality: str) -> None:
     if modality not in MODALITIES:
-        raise ValueError(f"Unknown modality {modality!r}; allowed are {', '.join(map(repr, MODALITIES))}.")
+        raise SettingError(f"Unknown modality {modality!r}; allowed are {', '.join(map(repr, MODALITIES))}.")
 
 
 def _check_grid(shape: Sequence[int], spacing: Sequence[float]) -> tuple[tuple[int, ...], tuple[float, ...]]:
     shape, spacing = tuple(shape), tuple(spacing)
     if len(shape) != 3 or any(n != int(n) or n < 1 for n in shape):
-        raise ValueError(f"The shape must be three positive integers, but is {shape}.")
+        raise SettingError(f"The shape must be three positive integers, but is {shape}.")
     if len(spacing) != 3 or not all(0 < step < float("inf") for step in spacing):
-        raise ValueError(f"The spacing must be three positive numbers of millimetres, but is {spacing}.")
+        raise SettingError(f"The spacing must be three positive numbers of millimetres, but is {spacing}.")
     extent = tuple(n * step for n, step in zip(shape, spacing))
     if any(found < needed for found, needed in zip(extent, FIELD_OF_VIEW)):
-        raise ValueError(
+        raise SettingError(
             f"Shape {shape} at spacing {spacing} mm covers {extent} mm,"
             f" but an abdomen needs at least {FIELD_OF_VIEW} mm; take more voxels or a larger spacing."
         )
     if any(step > limit for step, limit in zip(spacing, (12.0, 12.0, 15.0))):
-        raise ValueError(f"Spacing {spacing} mm is too coarse for kidneys; allowed is at most (12, 12, 15) mm.")
+        raise SettingError(f"Spacing {spacing} mm is too coarse for kidneys; allowed is at most (12, 12, 15) mm.")
     return tuple(int(n) for n in shape), tuple(float(step) for step in spacing)
 
 

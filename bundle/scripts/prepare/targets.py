@@ -45,7 +45,7 @@ class Target:
                     f"'{path}': there already, with another content than this source gives it. Name another --output, "
                     "or replace the file with --overwrite True."
                 )
-        with whole_file(path, unique=True) as temporary:
+        with whole_file(path) as temporary:
             write(temporary)
         self.written += 1
 

@@ -22,7 +22,7 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
 from ..networks.sam2_backbone import MASK_LOGIT, SAM2, ImageFeatures, Memory, mask_to_logits, resize_logits
-from ..training.handlers import save_atomically
+from ..weights import save_atomically
 
 OwnMemories = Callable[[int], Tensor]  # of a frame, memories (V * K, M, h, w) of a prior, NaN where it has none
 

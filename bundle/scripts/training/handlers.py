@@ -14,18 +14,12 @@ from ignite.handlers import ProgressBar
 from torch.optim.swa_utils import AveragedModel
 
 from ..errors import SettingError
-from ..files import whole_file
+from ..weights import save_atomically
 
 if TYPE_CHECKING:
     from ..networks.diffusam import DiffuSAM
 
 logger = logging.getLogger(__name__)
-
-
-def save_atomically(content: Any, path: str | Path) -> None:
-    """``torch.save`` through a temporary name, so that ``path`` is either the old file or the whole new one."""
-    with whole_file(path, unique=True) as temporary:  # processes that train together encode into one cache
-        torch.save(content, temporary)
 
 
 class ResumableCheckpoint:

@@ -1,0 +1,78 @@
+"""Files of tensors, such as priors, checkpoints and encoded slices: written whole, read with what is wrong in words."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import MissingFileError, UnusableFileError
+from .files import whole_file
+
+
+def save_atomically(content: Any, path: str | Path) -> None:
+    """``torch.save`` through a temporary name, so that ``path`` is either the old file or the whole new one.
+
+    The same content gives the same bytes: PyTorch writes the name of a path into the file, but not that of an open one.
+    """
+    with whole_file(path) as temporary, open(temporary, "wb") as file:
+        torch.save(content, file)
+
+
+def load_tensors(path: str | Path, kind: str, remedy: str, mmap: bool = False) -> dict[str, Any]:
+    """The dictionary in a file of :func:`save_atomically`, on the CPU.
+
+    Args:
+        path: of the file.
+        kind: what it is to be, for messages, such as "trained prior".
+        remedy: what to do where it is something else.
+        mmap: whether tensors stay in the file until they are used; damage in them is then not seen.
+
+    Raises:
+        MissingFileError: it is not there.
+        UnusableFileError: it is empty, cut off, damaged, or something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"The {kind} '{path}' is not there. {remedy}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except MemoryError:
+        raise
+    except Exception as error:  # PyTorch, pickle and zip fail in many ways; all of them mean the same here
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
+        raise UnusableFileError(_unusable(path, f"it cannot be read: {type(error).__name__}", kind, remedy)) from error
+    if not isinstance(content, dict):
+        raise UnusableFileError(_unusable(path, f"it holds a {type(content).__name__}", kind, remedy))
+    return content
+
+
+def _unusable(path: Path, found: str, kind: str, remedy: str) -> str:
+    size = path.stat().st_size
+    found = "it is empty" if not size else f"{size:,} bytes, {found}"
+    return f"'{path}' is no {kind}, or damaged ({found}). {remedy}"
+
+
+def not_finite(state: Mapping[str, Any]) -> list[str]:
+    """Names of the tensors, at any depth, that hold NaN or infinite numbers."""
+    names = []
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            names += [f"{name}.{each}" for each in not_finite(value)]
+        elif isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
+            names.append(str(name))
+    return names
+
+
+def on_cpu(value: Any) -> Any:
+    """The same state with its tensors on the CPU, where a machine without a GPU can load it."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {key: on_cpu(item) for key, item in value.items()}
+    return type(value)(map(on_cpu, value)) if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,143 @@
+"""Files that are there whole or not at all, under temporary names that nobody can guess."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from scripts import files
+from scripts.errors import UnusableFileError
+from scripts.files import whole_file
+from scripts.weights import load_tensors, not_finite, on_cpu, save_atomically
+
+from tests.helpers.workflows import BUNDLE
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(each.name for each in folder.iterdir())
+
+
+def test_temporary_names_are_others_each_time(tmp_path):
+    seen = set()
+    for _ in range(20):
+        with whole_file(tmp_path / "a.txt") as temporary:
+            seen.add(temporary.name)
+            temporary.write_text("x")
+    assert len(seen) == 20 and names(tmp_path) == ["a.txt"]
+
+
+def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path):
+    with whole_file(tmp_path / "a.txt") as first:
+        first.write_text("first")
+        with whole_file(tmp_path / "a.txt") as second:
+            second.write_text("second")
+        assert (tmp_path / "a.txt").read_text() == "second" and first.read_text() == "first"
+    assert (tmp_path / "a.txt").read_text() == "first" and names(tmp_path) == ["a.txt"]
+
+
+def test_a_link_under_an_old_temporary_name_is_not_followed(tmp_path):
+    outside = tmp_path / "outside.txt"
+    outside.write_text("mine")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in (".part-a.txt", f".part-{os.getpid()}-a.txt"):
+        (folder / name).symlink_to(outside)
+
+    with whole_file(folder / "a.txt") as temporary:
+        temporary.write_text("new")
+
+    assert outside.read_text() == "mine" and (folder / "a.txt").read_text() == "new"
+
+
+def test_files_may_be_read_by_whom_the_user_lets_read(tmp_path):
+    (tmp_path / "other.txt").touch()
+    with whole_file(tmp_path / "a.txt") as temporary:
+        temporary.touch()
+    assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "other.txt").stat().st_mode
+
+
+WRITER = """
+import sys, time; sys.path.insert(0, {bundle!r})
+from scripts.files import whole_file
+with whole_file({path!r}) as temporary:
+    temporary.write_text("half"); print("ready", flush=True); time.sleep(120)
+"""
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """Another program that is in the middle of writing ``b.txt``."""
+    program = WRITER.format(bundle=str(BUNDLE), path=str(tmp_path / "b.txt"))
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="no locks on this system")
+def test_what_a_killed_program_left_is_removed_and_what_a_running_one_writes_is_not(tmp_path, writer):
+    (tmp_path / ".part-old").write_text("of a version without locks")
+    with whole_file(tmp_path / "a.txt") as temporary:
+        temporary.touch()
+    kept = names(tmp_path)
+    writer.kill()
+    writer.wait()
+    with whole_file(tmp_path / "a.txt") as temporary:
+        temporary.touch()
+
+    assert len(kept) == 2 and kept[0].startswith(".part-") and kept[0].endswith("-b.txt") and kept[1] == "a.txt"
+    assert names(tmp_path) == ["a.txt"]
+
+
+# ---- tensors
+
+
+def test_the_same_content_gives_the_same_bytes_under_any_name(tmp_path):
+    for name in ("a.pt", "b.pt"):
+        save_atomically({"x": torch.arange(5.0), "about": [1, "x"]}, tmp_path / name)
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+
+
+@pytest.mark.parametrize("at", [0, 1, 100, -200])
+def test_a_file_that_is_cut_off_is_refused(tmp_path, at):
+    path = tmp_path / "a.pt"
+    save_atomically({"x": torch.arange(5000.0)}, path)
+    path.write_bytes(path.read_bytes()[:at])
+    with pytest.raises(UnusableFileError, match=r"is no trained prior, or damaged \(.*\)\. Do this\."):
+        load_tensors(path, "trained prior", "Do this.")
+
+
+def test_code_in_a_file_is_not_run(tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    torch.save({"x": Harmful()}, tmp_path / "a.pt")
+    with pytest.raises(UnusableFileError):
+        load_tensors(tmp_path / "a.pt", "trained prior", "Do this.")
+    assert not (tmp_path / "made").exists()
+
+
+def test_tensors_that_are_not_finite_are_named_at_any_depth():
+    spoilt = torch.tensor([1.0, float("nan")])
+    state = {"a": torch.ones(2), "b": {"c": spoilt, "d": torch.tensor([1])}, "e": "text", "f": -spoilt / 0}
+    assert not_finite(state) == ["b.c", "f"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_what_a_gpu_holds_is_saved_on_the_cpu():
+    state = on_cpu({"x": torch.ones(2, device="cuda"), "y": [torch.ones(1, device="cuda")]})
+    assert state["x"].device.type == state["y"][0].device.type == "cpu"
+
+
+def test_every_tensor_of_a_state_is_moved_to_the_cpu(monkeypatch):
+    moved = []
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: moved.append(self) or self)
+    on_cpu({"x": torch.ones(2), "y": [torch.ones(1), {"z": torch.ones(1)}], "n": 3})
+    assert len(moved) == 3
