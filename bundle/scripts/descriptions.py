@@ -22,7 +22,7 @@ import torch
 from monai.transforms import MapTransform, Transform
 
 _GIVEN = "_given"  # attribute with the arguments of an object's constructor
-_SHORT = ("monai", __name__.partition(".")[0])  # packages whose classes go by their bare names
+_SHORT = ("monai", "diffusers", __name__.partition(".")[0])  # packages whose classes go by their bare names
 
 
 class Described:
@@ -172,6 +172,10 @@ def _object(value: Any) -> Any:
         return describe(given(value))
     if hasattr(value, "config") and isinstance(value.config, Mapping):  # diffusers notes its constructors' arguments
         return describe({key: item for key, item in value.config.items() if not key.startswith("_")})
+    if isinstance(value, torch.optim.Optimizer):  # whose rates a schedule changes
+        groups = [{**group, "lr": group.get("initial_lr", group["lr"])} for group in value.param_groups]
+        left_out = ("params", "initial_lr")
+        return describe([{key: item for key, item in group.items() if key not in left_out} for group in groups])
     if isinstance(value, torch.nn.Module):  # such as a loss of PyTorch's or MONAI's; weights are no setting
         plain = {key: item for key, item in vars(value).items() if key[0] != "_" and key != "training"}
         return describe({**plain, **dict(value.named_children())})

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import fire
-import torch
 from monai.bundle import ConfigParser
 
 from . import errors
 from .files import BUNDLE
 from .inert import inert, quoted
 from .networks.diffusam import check_prior_file
+from .weights import load_tensors
 
 PRIOR = "model.pt"  # the name by which MONAI Label and the Model Zoo look for weights
 COPIED = ("LICENSE", "docs", "scripts", "configs/logging.conf", "models/sam2_nano.yaml")
@@ -58,7 +58,8 @@ def standalone(
     check_prior_file(prior)
     check_backbone_file(backbone)
     network = ConfigParser({**settings, "backbone_checkpoint": str(backbone)}).get_parsed_content("network_def")
-    network.load_state_dict(torch.load(prior, map_location="cpu", weights_only=True)["model"])
+    content = load_tensors(prior, "trained prior", "Point --prior_file at a trained prior.")
+    network.load_state_dict(content.get("model", {}))
 
     settings["prior_file"] = f"$@bundle_root + '/models/{PRIOR}'"
     settings["backbone_checkpoint"] = f"$@bundle_root + {quoted(f'/models/{backbone.name}')}"

@@ -380,8 +380,9 @@ def test_inference_segments_what_evaluation_does(project):
 def test_results_of_either_network_are_told_apart(project):
     (made_with,) = json.loads((project / "inference" / "results.json").read_text())["configurations"].values()
 
-    assert made_with["settings"]["inferer_class"] == "scripts.automedsam.network.SliceInferer"
-    assert made_with["settings"]["scheduler"]["num_train_timesteps"] == 100
+    assert set(made_with["settings"]["inferer"]) == {"SliceInferer"}
+    (prior,) = made_with["settings"]["network"]["AutoMedSAM"]["prior"].values()
+    assert prior["scheduler"]["DDPMScheduler"]["num_train_timesteps"] == 100
 
 
 @pytest.mark.parametrize("case", ["c", "d"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
-from monai.bundle import ConfigParser
 from monai.transforms import ScaleIntensityRanged, ScaleIntensityRangePercentilesd
 from nibabel.affines import apply_affine
 from scripts.errors import DatasetError, user_error
@@ -359,23 +359,59 @@ def test_a_record_of_something_else_is_refused(recorded, content):
         recorded.pending()
 
 
-# what results do not depend on, or not without the prior's own file being another
-NO_SETTINGS = {
-    *("backbone_checkpoint", "backbone_sha256", "encode_batch_size"),
-    *("prior_channels", "attention_levels", "dropout", "use_high_res"),
-    *("output", "volume_device", "probabilities", "doubt", "network", "handlers"),
-}
+# ---- what changes meanwhile
 
 
-def test_whatever_results_depend_on_is_recorded():
-    """A setting that is missing there would leave results of other settings in place."""
-    config = ConfigParser.load_config_file(BUNDLE / "configs" / "inference.json")
-    parts = ["backbone", "prior", "network_def", "reader", "preprocessing", "inferer", "postprocessing", "evaluator"]
-    used = {name for part in parts for name in re.findall(r"@(\w+)", json.dumps(config[part]))}
-    objects = {name for name in used if isinstance(config[name], dict) and "_target_" in config[name]}
-    plain = used - objects | {"intensity", "scheduler"}
+def test_an_input_that_changes_while_it_is_segmented_is_not_done(recorded):
+    records = recorded.records(overwrite=True)
+    item = records.pending(recorded.items)[0]
+    records.begin(item)
+    (recorded.folder / "a.nii.gz").write_bytes(b"replaced meanwhile")
+    records.complete(item, 1.0, (4, 5, 6))
 
-    assert plain - NO_SETTINGS == config["settings"].keys()
+    with pytest.raises(FailedCases, match="a: its input changed while it was segmented"):
+        records.check()
+    assert recorded.pending() == ["a"]
+
+
+def test_an_input_that_changes_before_it_is_read_is_segmented_again_the_next_time(recorded):
+    """Workers read ahead: which of the two they have read is not known."""
+    records = recorded.records(overwrite=True)
+    item = records.pending(recorded.items)[0]
+    (recorded.folder / "a.nii.gz").write_bytes(b"replaced meanwhile")
+    records.begin(item)
+    records.complete(item, 1.0, (4, 5, 6))
+
+    assert records.failures.keys() == {"a"} and recorded.pending() == ["a"]
+
+
+@pytest.mark.parametrize("lost", ["a_seg.nii.gz", "results.json"])
+def test_results_that_are_gone_at_the_end_are_noticed(recorded, lost):
+    records = recorded.records()
+    assert records.pending(recorded.items) == []
+    (recorded.output / lost).unlink()
+
+    with pytest.raises(FailedCases, match=f"a: its results are gone since they were written: {lost}"):
+        records.check()
+
+
+RECORDER = """
+import sys; sys.path.insert(0, {bundle!r})
+from scripts.inference.case_records import CaseRecords
+records = CaseRecords({output!r}, {prior!r}, {{}})
+for number in range(30):
+    records.begin({{"image": {image!r}, "case": f"{{sys.argv[1]}}{{number}}"}})
+"""
+
+
+def test_programs_that_share_a_folder_keep_one_anothers_records(recorded):
+    places = {"output": recorded.output, "prior": recorded.folder / "prior.pt", "image": recorded.items[0]["image"]}
+    program = RECORDER.format(bundle=str(BUNDLE), **{key: str(value) for key, value in places.items()})
+    jobs = [subprocess.Popen([sys.executable, "-W", "ignore", "-c", program, name]) for name in "xy"]
+
+    assert [job.wait() for job in jobs] == [0, 0]
+    cases = json.loads((recorded.output / "results.json").read_text())["cases"]
+    assert {f"{name}{number}" for name in "xy" for number in range(30)} <= cases.keys()
 
 
 # ---- probabilities

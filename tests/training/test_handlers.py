@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from scripts.errors import RefusedError, SettingError, UnusableFileError
 from scripts.training import handlers
 from scripts.training.handlers import PriorExporter, ResumableCheckpoint, SeedEpoch, save_atomically
 from torch import nn
@@ -21,7 +22,7 @@ class Killed(Exception):
     """Stands for the end of a process in the middle of training."""
 
 
-def train(path, kill_at: int | None = None, max_epochs: int = EPOCHS, resume: bool = True, interval: int = 1):
+def train(path, kill_at: int | None = None, max_epochs: int = EPOCHS, iterations: int | None = None, **options):
     """A small training as a fresh process would run it: its parameters and the number of steps it took."""
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
@@ -38,8 +39,16 @@ def train(path, kill_at: int | None = None, max_epochs: int = EPOCHS, resume: bo
 
     engine = Engine(step)
     SeedEpoch(seed=7).attach(engine)
-    checkpoint = ResumableCheckpoint(path, {"model": model, "optimizer": optimizer}, resume=resume, interval=interval)
+    checkpoint = ResumableCheckpoint(path, {"model": model, "optimizer": optimizer}, iterations=iterations, **options)
     checkpoint.attach(engine)
+    if iterations is not None:
+        max_epochs = -(-iterations // BATCHES)
+
+        @engine.on(Events.ITERATION_COMPLETED)
+        def end(engine):
+            if engine.state.iteration == iterations and iterations % BATCHES:
+                engine.terminate_epoch()
+
     if kill_at is not None:
 
         @engine.on(Events.ITERATION_COMPLETED)
@@ -111,6 +120,153 @@ def test_what_a_checkpoint_does_not_hold_must_have_no_state(checkpoint, item, ne
 
     with pytest.raises(RuntimeError, match="Missing key") if needed else nullcontext():
         engine.run([0], max_epochs=1)
+
+
+# ---- a training that ends within an epoch
+
+
+@pytest.mark.parametrize("iterations", [1, BATCHES, BATCHES + 2])
+def test_a_training_takes_as_many_iterations_as_it_was_asked_for(checkpoint, iterations):
+    _, steps = train(checkpoint, iterations=iterations)
+
+    assert steps == list(range(1, iterations + 1))
+
+
+@pytest.mark.parametrize("iterations", [2, BATCHES + 1])
+def test_what_ended_within_an_epoch_is_finished(checkpoint, iterations):
+    ended, _ = train(checkpoint, iterations=iterations)
+
+    again, steps = train(checkpoint, iterations=iterations)
+
+    assert steps == [] and torch.equal(again, ended)
+
+
+@pytest.mark.parametrize("first", [1, BATCHES + 1, 2 * BATCHES + 2])
+@pytest.mark.parametrize("then", [2 * BATCHES + 3, 3 * BATCHES + 1])
+def test_what_ended_within_an_epoch_goes_on_as_if_it_had_not(tmp_path, checkpoint, first, then):
+    uninterrupted, _ = train(tmp_path / "other.pt", iterations=then)
+    train(checkpoint, iterations=first)
+
+    longer, _ = train(checkpoint, iterations=then)
+
+    assert torch.equal(longer, uninterrupted)
+
+
+def test_an_end_within_an_epoch_keeps_nothing_of_a_training_that_was_not_taken_up(tmp_path, checkpoint):
+    train(checkpoint, iterations=2 * BATCHES)
+    train(checkpoint, iterations=2, resume=False)
+
+    longer, steps = train(checkpoint, iterations=BATCHES)
+
+    assert len(steps) == BATCHES and torch.equal(longer, train(tmp_path / "other.pt", iterations=BATCHES)[0])
+
+
+def test_fewer_iterations_than_are_done_are_refused(checkpoint):
+    train(checkpoint, iterations=BATCHES + 2)
+    written = checkpoint.read_bytes()
+
+    with pytest.raises(SettingError, match=f"has done {BATCHES + 2} iterations, 2 are asked for.*--iterations") as info:
+        train(checkpoint, iterations=2)
+
+    assert "--resume False" in str(info.value) and checkpoint.read_bytes() == written
+
+
+# ---- a checkpoint of another training
+
+
+IDENTITY = {"seed": 0, "loss": {"lambda_seg": 1.0}}
+
+
+@pytest.mark.parametrize(
+    "other, named",
+    [
+        ({**IDENTITY, "seed": 1}, "seed: 0 then, 1 now"),
+        ({**IDENTITY, "loss": {"lambda_seg": 2.0}}, "loss.lambda_seg: 1.0 then, 2.0 now"),
+        ({**IDENTITY, "new": "x"}, "new: None then, x now"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kill_at", [None, BATCHES + 1])
+def test_a_checkpoint_of_another_training_is_refused_and_the_difference_named(checkpoint, other, named, kill_at):
+    train(checkpoint, identity=IDENTITY, kill_at=kill_at)
+    written = checkpoint.read_bytes()
+
+    with pytest.raises(SettingError, match="is of another training") as info:
+        train(checkpoint, identity=other)
+    with pytest.raises(SettingError, match="is of another training"):
+        ResumableCheckpoint(checkpoint, {}, identity=other).check()
+
+    assert named in str(info.value) and "--resume False" in str(info.value) and "--output_dir" in str(info.value)
+    assert checkpoint.read_bytes() == written
+    assert len(train(checkpoint, identity=other, resume=False)[1]) == EPOCHS * BATCHES
+
+
+def test_a_checkpoint_that_does_not_say_what_it_is_of_is_refused(checkpoint):
+    train(checkpoint)
+
+    with pytest.raises(SettingError, match="does not say which training it is of"):
+        train(checkpoint, identity=IDENTITY)
+
+
+def damage(path, kind: str) -> None:
+    content = path.read_bytes()
+    if kind == "of something else":
+        torch.save({"weights": torch.ones(2)}, path)
+    elif kind == "a list":
+        torch.save([1, 2], path)
+    else:
+        path.write_bytes({"empty": b"", "cut off": content[: len(content) // 2], "text": b"no tensors\n" * 9}[kind])
+
+
+@pytest.mark.parametrize("kind", ["empty", "cut off", "text", "a list", "of something else"])
+def test_a_damaged_checkpoint_is_named_in_one_line(checkpoint, kind):
+    train(checkpoint, kill_at=BATCHES + 1)
+    damage(checkpoint, kind)
+
+    with pytest.raises(UnusableFileError) as info:
+        train(checkpoint)
+    with pytest.raises(UnusableFileError):
+        ResumableCheckpoint(checkpoint, {}).check()
+
+    assert str(checkpoint) in str(info.value) and "--resume False" in str(info.value) and "\n" not in str(info.value)
+
+
+# ---- what is in a checkpoint
+
+
+def test_state_that_is_not_finite_is_not_written_over_what_is(checkpoint):
+    train(checkpoint, max_epochs=1)
+    written = checkpoint.read_bytes()
+    model = nn.Linear(3, 1)
+    nn.init.constant_(model.bias, float("nan"))
+    engine = Engine(lambda engine, batch: None)
+    ResumableCheckpoint(checkpoint, {"model": model}, resume=False).attach(engine)
+
+    with pytest.raises(RefusedError, match="After iteration 1, 1 of the trained tensors.*model.bias"):
+        engine.run([0], max_epochs=1)
+
+    assert checkpoint.read_bytes() == written
+
+
+def test_the_state_of_a_gradient_scaler_goes_on(checkpoint):
+    def engine_with_scaler(scale: float) -> Engine:
+        engine = Engine(lambda engine, batch: None)
+        engine.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        ResumableCheckpoint(checkpoint, {}).attach(engine)
+        return engine
+
+    engine_with_scaler(1024.0).run([0], max_epochs=1)
+    resumed = engine_with_scaler(4.0)
+    resumed.run([0], max_epochs=2)
+
+    assert resumed.scaler.state_dict()["scale"] == 1024.0
+
+
+def test_the_same_training_gives_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        train(tmp_path / name / "checkpoint.pt")
+
+    assert (tmp_path / "a/checkpoint.pt").read_bytes() == (tmp_path / "b/checkpoint.pt").read_bytes()
 
 
 def test_interval_skips_epochs_but_never_the_last(checkpoint, monkeypatch):
@@ -224,6 +380,13 @@ def test_the_average_survives_a_checkpoint(tmp_path):
     second.export(None)
 
     assert exported_weight(tmp_path / "model.pt") == 3.0
+
+
+def test_weights_that_are_not_finite_are_not_exported(tmp_path):
+    with pytest.raises(RefusedError, match="The trained prior is not written.*prior.weight"):
+        export(tmp_path / "model.pt", [1.0, float("nan")], ema_decay=0.0)
+
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])

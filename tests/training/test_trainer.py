@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from ignite.engine import Events
+from scripts.errors import RefusedError, SettingError
 from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
 from scripts.networks.sam2_backbone import FrozenSAM2, mask_to_logits
@@ -53,7 +54,9 @@ def new_network(backbone, batch) -> DiffuSAM:
     return DiffuSAM(backbone, prior, ORGANS)
 
 
-def train(network: DiffuSAM, batch, iterations: int, seed: int = 0, **options) -> list[dict[str, float]]:
+def train(
+    network: DiffuSAM, batch, iterations: int, seed: int = 0, iterations_asked: int | None = None, **options
+) -> list[dict[str, float]]:
     """Trains on the same batch again and again; returns the losses of each iteration."""
     history = []
     trainer = DiffuSAMTrainer(
@@ -63,6 +66,7 @@ def train(network: DiffuSAM, batch, iterations: int, seed: int = 0, **options) -
         network=network,
         optimizer=torch.optim.Adam(network.prior.parameters(), lr=1e-3),
         loss_function=DiffuSAMLoss(),
+        iterations=iterations_asked,
         **options,
     )
     trainer.add_event_handler(
@@ -171,3 +175,35 @@ def test_times_are_drawn_from_those_given(backbone, batch, monkeypatch, timestep
 
     assert len(drawn) == 20 and set(drawn) <= set(expected)
     assert len(set(drawn)) >= min(len(expected), 10)
+
+
+# ---- when it ends
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_training_ends_after_as_many_iterations_as_asked(backbone, batch, iterations):
+    assert len(train(new_network(backbone, batch), batch, iterations=5, iterations_asked=iterations)) == iterations
+
+
+def test_no_iteration_is_no_training(backbone, batch):
+    with pytest.raises(SettingError, match="iterations must be 1 or more, got 0"):
+        train(new_network(backbone, batch), batch, iterations=5, iterations_asked=0)
+
+
+def test_the_first_loss_that_is_not_finite_ends_training_and_names_iteration_and_cases(backbone, batch):
+    network = new_network(backbone, batch)
+    spoilt = {**batch, "memory": batch["memory"] * float("inf"), "case": ["b", "a", "b", "a"]}
+    trainer = DiffuSAMTrainer(
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=[batch, spoilt, batch],
+        network=network,
+        optimizer=torch.optim.Adam(network.prior.parameters(), lr=1e-3),
+        loss_function=DiffuSAMLoss(),
+    )
+
+    with pytest.raises(RefusedError, match=r"not finite in iteration 2 \(.*\). It saw slices of a, b") as info:
+        trainer.run()
+
+    assert "--learning_rate" in str(info.value)
+    assert all(torch.isfinite(each).all() for each in network.prior.parameters())

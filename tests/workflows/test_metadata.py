@@ -214,9 +214,9 @@ def test_training_and_inference_prepare_images_alike():
         # what is applied a few slices at a time is what counts
         steps = [step if isinstance(step, str) else step.get("transform", step) for step in transforms]
         names = [step if isinstance(step, str) else step["_target_"] for step in steps]
-        # at inference slices are resized by the inferer, a few at a time
-        resized = ("Resized", "scripts.data.transforms.ResizeLabeld")
-        return [name for name in names if name not in ("@map_label", *resized)]
+        # at inference slices are resized by the inferer, a few at a time; the other step changes no image
+        others = ("Resized", "scripts.data.transforms.ResizeLabeld", "scripts.inference.trained_with.CheckModalityd")
+        return [name for name in names if name not in ("@map_label", *others)]
 
     training = read("train.json")["train"]["preprocessing"]["transforms"]
     inference = read("inference.json")["preprocessing"]["transforms"]

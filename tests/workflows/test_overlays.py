@@ -8,6 +8,7 @@ import json
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -122,7 +123,11 @@ def test_one_organ_is_trained_evaluated_and_inferred_without_touching_python(tmp
 @pytest.fixture(scope="module")
 def target(tmp_path_factory, write_dataset) -> Path:
     """Cases a, b, c, d in the layout and with the label values of CHAOS, as `sf_uda.json` expects them."""
-    return write_dataset(tmp_path_factory.mktemp("target"))
+    folder = write_dataset(tmp_path_factory.mktemp("target"))
+    for path in folder.glob("image_*.nii.gz"):  # of other scans than the source
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj) + np.int16(1), image.affine), path)
+    return folder
 
 
 def adapt(target: Path, folder: Path, prior_file: Path, backbone_file: Path, **options):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from monai.losses import DiceLoss, FocalLoss
 from torch import Tensor, nn
 
+from ..descriptions import Described
 from ..errors import SettingError
 from ..training.losses import held_slices
 
@@ -51,7 +52,7 @@ class UncertaintyWeights(nn.Module):
         return (0.5 * torch.exp(-self.log_variance) * values + F.softplus(self.log_variance)).sum()
 
 
-class AutoMedSAMLoss(nn.Module):
+class AutoMedSAMLoss(Described, nn.Module):
     """The uncertainty-weighted sum of three losses of the decoded mask, plus cross-entropy on SAM2's object score.
 
     Readings: a mask is of one organ, so the distribution loss is binary cross-entropy. Masks count on slices that hold

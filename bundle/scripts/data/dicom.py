@@ -98,6 +98,16 @@ def is_dicom_file(path: Path) -> bool:
     return "SOPClassUID" in header and "Rows" in header
 
 
+def modality_of(path: str | Path) -> str | None:
+    """The Modality that an image states, such as ``"CT"``, by the first of its DICOM files; None in other formats."""
+    path = Path(path)
+    file = next(dicom_files(path), None) if path.is_dir() else path if path.is_file() and is_dicom_file(path) else None
+    if file is None:
+        return None
+    header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=["Modality"])
+    return str(header.get("Modality") or "").strip() or None
+
+
 def dicom_files(folder: Path) -> Iterator[Path]:
     """The DICOM files in a folder itself, in order of name."""
     return (path for path in sorted(folder.iterdir()) if is_dicom_file(path))

@@ -7,6 +7,7 @@ voxels lie: left and right kidney differ by nothing else.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ from nibabel.processing import resample_from_to
 from ..arguments import as_typed
 from ..descriptions import Described
 from ..errors import DatasetError, SettingError, listed
-from ..files import whole_file
+from ..files import sha256_of, whole_file
 from .dicom import dicom_files, is_dicom_file, load_series
 from .grids import is_mistake, is_sheared, is_usable, oriented, unreadable, upright_grid
 from .itk_files import NRRD_SUFFIXES, data_files, header_fields, load_itk
@@ -290,6 +291,12 @@ def files_of(path: PathLike) -> list[Path]:
         return [path, *data_files(path, header_fields(path))]
     except DatasetError:  # which reading the volume will put into words
         return [path]
+
+
+def volume_digest(path: PathLike) -> str:
+    """SHA-256 of a file; of a volume of many, such as a DICOM series, SHA-256 of theirs in order of name."""
+    digests = [sha256_of(file) for file in files_of(path)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _kind(path: Path) -> str:

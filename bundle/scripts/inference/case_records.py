@@ -23,7 +23,7 @@ from ..data.dicom import is_dicom_file
 from ..data.volumes import files_of
 from ..descriptions import describe
 from ..errors import DatasetError, RefusedError, count, listed, one_line
-from ..files import BUNDLE, sha256_of, whole_file
+from ..files import BUNDLE, locked, sha256_of, whole_file
 
 RECORDS = "results.json"
 # relative to the output folder; a picture is worth having, but nothing is segmented again for want of one
@@ -81,6 +81,7 @@ class CaseRecords:
         self.done: list[str] = []
         self.lost: dict[str, str] = {}
         self.failures: dict[str, str] = {}
+        self._inputs: dict[str, str | None] = {}  # of each case, before it is read
 
     @cached_property
     def configuration(self) -> dict[str, Any]:
@@ -108,12 +109,13 @@ class CaseRecords:
         interrupted: list[Item] = []
         self.there = []
         for item in self._told_apart(items, cases):
+            self._inputs[item["case"]] = _input_digest(item)
             problem = item.get("problem") or _cheap_problem(Path(item["image"]))
             if problem:
                 self.fail(item, problem)
                 continue
             record = cases.get(item["case"], {})
-            same = record.get("configuration") == self.digest and record.get("input") == _input_digest(item)
+            same = record.get("configuration") == self.digest and record.get("input") == self._inputs[item["case"]]
             same = same and record.get("corrections") == self.corrections.get(item.get("named", item["case"]))
             if record.get("status") == "done" and not self.overwrite:
                 if same and self._has_results(item, record):
@@ -157,6 +159,7 @@ class CaseRecords:
 
     def begin(self, item: Item) -> None:
         """Work on a case begins, before it is read: what results it has do not count any more."""
+        self._inputs.setdefault(item["case"], _input_digest(item))
         self._record(item, status="running")
 
     def complete(
@@ -177,7 +180,13 @@ class CaseRecords:
             quality: what a :class:`~scripts.inference.quality.QualityCheck` found.
             notes: what is odd about the image.
             lost_seg: why there is no DICOM SEG, where there should be one.
+
+        A case whose input has changed meanwhile fails: nobody knows which of the two was segmented.
         """
+        if self._inputs.get(item["case"], _input_digest(item)) != _input_digest(item):
+            del self._inputs[item["case"]]
+            self.fail(item, "its input changed while it was segmented; the results may be of either.")
+            return
         files = {**self._wanted(item), "picture": PICTURE.format(case=item["case"])}
         # None: it could not be made, and trying again would not help
         there = {kind: name if (self.output / name).is_file() else None for kind, name in files.items()}
@@ -208,6 +217,10 @@ class CaseRecords:
         there = f", {len(self.there)} there already" if self.there else ""
         failed = f", {len(self.failures)} failed" if self.failures else ""
         logger.info("%s segmented%s%s; results are in '%s'.", count(len(self.done), "case"), there, failed, self.output)
+        for case, missing in self._lost_since().items():
+            self.done = [each for each in self.done if each != case]
+            self.there = [each for each in self.there if each != case]
+            self.failures[case] = f"its results are gone since they were written: {listed(missing)}."
         texts = []
         if self.failures:
             total = len(self.done) + len(self.there) + len(self.failures)
@@ -221,6 +234,18 @@ class CaseRecords:
             ]
         if texts:
             raise FailedCases("\n".join(texts))
+
+    def _lost_since(self) -> dict[str, list[str]]:
+        """Cases of this run whose files are not there any more, as when somebody cleared the folder meanwhile."""
+        lost: dict[str, list[str]] = {}
+        if self.done or self.there:
+            cases = self._read()["cases"]
+            for case in (*self.done, *self.there):
+                files = cases[case].get("files", {}) if case in cases else {RECORDS: RECORDS}
+                wanted = [name for kind, name in files.items() if name is not None and kind != "picture"]
+                missing = [name for name in wanted if case not in cases or not (self.output / name).is_file()]
+                lost |= {case: missing} if missing else {}
+        return lost
 
     def _wanted(self, item: Item) -> dict[str, str]:
         """Files that a case must have, by kind."""
@@ -254,13 +279,18 @@ class CaseRecords:
             ) from error
 
     def _record(self, item: Item, **record: Any) -> None:
+        self.output.mkdir(parents=True, exist_ok=True)
+        with locked(self.output):  # jobs that share a folder record their own cases, and keep those of the others
+            self._replace(item, record)
+
+    def _replace(self, item: Item, record: Mapping[str, Any]) -> None:
         content = self._read()
         configurations, cases = content["configurations"], content["cases"]
         corrections = self.corrections.get(item.get("named", item["case"]))
         configurations[self.digest] = self.configuration
         cases[item["case"]] = {
             "image": item["image"],
-            "input": _input_digest(item),
+            "input": self._inputs.get(item["case"], _input_digest(item)),
             "configuration": self.digest,
             **({"corrections": corrections} if corrections else {}),
             **record,

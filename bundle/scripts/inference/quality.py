@@ -20,6 +20,7 @@ from scipy import ndimage
 
 from ..data.dataset_check import CaseSummary
 from ..data.volumes import result_name
+from ..descriptions import Described
 from ..errors import SettingError, count, listed
 from .calibration import Calibration
 
@@ -59,7 +60,7 @@ class Thresholds:
                 raise SettingError(f"{name} must not be negative, got {getattr(self, name)}.")
 
 
-class QualityCheck:
+class QualityCheck(Described):
     """Measures the organs of a segmented case, flags what is implausible, and says so in one line.
 
     It puts ``"quality"``, ``{"organs": {name: measures}, "flags": [...]}``, into the engine's output, from where it
@@ -90,6 +91,10 @@ class QualityCheck:
         self.thresholds = Thresholds(**thresholds)
         self.calibration = None if calibration is None else Calibration.load(calibration)
         self._volumes: dict[str, list[float]] | None = None
+
+    def described(self) -> dict[str, Any]:
+        """What its flags depend on beside the prior: the content of the calibration, not its place."""
+        return {"thresholds": vars(self.thresholds), "calibration": self.calibration}
 
     def __call__(self, engine: Engine) -> None:
         if self._volumes is None:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
 
+from ..descriptions import Described
 from ..errors import SettingError
 from .sam2_backbone import ImageFeatures
 
@@ -75,7 +76,7 @@ def pad_for_unet(inputs: Tensor, levels: int) -> Tensor:
     return F.pad(inputs, (0, -width % multiple, 0, -height % multiple))
 
 
-class StandardisingModule(nn.Module):
+class StandardisingModule(Described, nn.Module):
     """A module that knows mean and standard deviation of its inputs' channels, as buffers.
 
     Neither memories nor image embeddings have a fixed scale: it depends on the backbone.

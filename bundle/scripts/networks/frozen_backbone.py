@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import SettingError
+from ..descriptions import Described, describe, differences
+from ..errors import SettingError, UnusableFileError
+from ..weights import not_finite
 from .sam2_backbone import Decoded, FrozenSAM2, ImageFeatures, resize_logits, with_background
 
+logger = logging.getLogger(__name__)
+# settings of a diffusers scheduler without which a trained prior's output means something else
+_DIFFUSION = {
+    *("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas", "prediction_type"),
+    "rescale_betas_zero_snr",
+}
 
-class FrozenBackboneNetwork(nn.Module, ABC):
+
+class FrozenBackboneNetwork(Described, nn.Module, ABC):
     """The frozen SAM2 and a prior that stands for the user's prompts; slices in, organ logits out.
 
     The ``state_dict`` holds the prior alone: the backbone never changes and is named by its own checkpoint. The prior's
@@ -100,7 +111,14 @@ class FrozenBackboneNetwork(nn.Module, ABC):
             "organs": self.organs,
             "weights": self.backbone.fingerprint(),
             "slice_context": self.backbone.slice_context,
+            "image_size": self.backbone.image_size,
+            "decoder_token": self.backbone.decoder_token,
+            "scheduler": self._diffusion(),
         }
+
+    def _diffusion(self) -> dict[str, Any]:
+        """What the prior's scheduler says of the noise, and of what is predicted."""
+        return {key: item for key, item in describe(self.prior.scheduler.config).items() if key in _DIFFUSION}
 
     def set_extra_state(self, state: dict) -> None:
         trained, own = state.get("network", "DiffuSAM"), type(self).__name__  # the first priors do not name theirs
@@ -133,6 +151,25 @@ class FrozenBackboneNetwork(nn.Module, ABC):
                 "Memories of different weights do not mix: point `backbone_checkpoint` at the file used in training, "
                 "or train again."
             )
+        if state.get("image_size", self.backbone.image_size) != self.backbone.image_size:
+            raise SettingError(
+                f"This prior was trained on slices of {state['image_size']} pixels, the configuration has them in "
+                f"{self.backbone.image_size}, where it would find little. Set `image_size` to {state['image_size']}, "
+                "or train another prior."
+            )
+        own = self._diffusion()
+        found = differences({key: state.get("scheduler", own).get(key) for key in own}, own)
+        if found:
+            raise SettingError(
+                f"This prior was trained with another diffusion than the configuration's `scheduler`: "
+                f"{'; '.join(found)}. Use the same, or train another prior."
+            )
+        token = state.get("decoder_token", self.backbone.decoder_token)
+        if token != self.backbone.decoder_token:
+            logger.warning(
+                "The prior was trained with decoder_token '%s', which is '%s' now: its masks may be worse.",
+                *(token, self.backbone.decoder_token),
+            )
 
 
 def _drop_backbone(module: nn.Module, state_dict: dict, prefix: str, local_metadata: dict) -> None:
@@ -149,5 +186,11 @@ def _keep_backbone(module: FrozenBackboneNetwork, state_dict: dict, prefix: str,
     extra = state_dict.get(prefix + "_extra_state")
     if extra is not None:
         module.set_extra_state(extra)
+    spoilt = not_finite({key: value for key, value in state_dict.items() if key.startswith(prefix)})
+    if spoilt:
+        raise UnusableFileError(
+            f"{len(spoilt)} of the prior's tensors hold NaN or infinite numbers (such as '{spoilt[0]}'): its training "
+            "failed. Point `prior_file` at another prior, or train again with a smaller --learning_rate."
+        )
     for key, value in module.backbone.state_dict(prefix=prefix + "backbone.").items():
         state_dict.setdefault(key, value)

@@ -24,12 +24,14 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor, nn
 
+from ..descriptions import Described
 from ..errors import MissingFileError, SettingError
 from ..files import BUNDLE, sha256_of
 from .sam2_blocks import attend_to_memories, decode_mask, encode_masks, image_features
@@ -123,7 +125,7 @@ class Decoded:
         return torch.where(self.object_score[..., None, None] > 0, self.mask_logits, NO_OBJECT_LOGIT)
 
 
-class SAM2(nn.Module):
+class SAM2(Described, nn.Module):
     """SAM2 through the four functions that DiffuSAM is made of. Trainable; see :class:`FrozenSAM2` for use.
 
     Args:
@@ -188,6 +190,13 @@ class SAM2(nn.Module):
     def max_distance(self) -> int:
         """Largest slice distance for which SAM2 has a temporal encoding (6 in every released model)."""
         return self.model.num_maskmem - 1
+
+    def described(self) -> dict[str, Any]:
+        """Its weights, wherever they lie, and how they are used."""
+        return {
+            **{"name": self.name, "image_size": self.image_size, "decoder_token": self.decoder_token},
+            "weights": self.fingerprint(),
+        }
 
     def fingerprint(self) -> str:
         """A short digest of the architecture's name and every weight, at half precision: tells one backbone from

@@ -48,8 +48,8 @@ class ReportWriter:
     Args:
         folder: of the results.
         settings: kept in ``settings.json`` beside the report, where nothing else keeps them: JSON values, or objects
-            such as transforms, of which the class and the public attributes count. ``label_map``, ``intensity``,
-            ``series`` and ``default_axcodes`` among them say how images and labels are shown.
+            such as transforms, see :func:`scripts.descriptions.describe`. ``label_map``, and what a reader and
+            ``ScaleIntensityRanged`` were built with, say how images and labels are shown.
         data: images and labels of the cases, kept likewise.
         enabled: whether anything is written.
         options: see :func:`write_report`.

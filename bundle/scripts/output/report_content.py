@@ -171,7 +171,7 @@ def _inference(folder: Path, records: Mapping[str, Any]) -> Content:
     used = Counter(record.get("configuration") for record in records.get("cases", {}).values())
     for digest, configuration in configurations.items():
         content.settings.append(_settings(f"Settings of {count(used[digest], 'case')}", configuration))
-        organs = configuration.get("settings", {}).get("organs", [])
+        organs = _named(configuration.get("settings", {}), "organs", list) or []
         content.organs += [organ for organ in organs if organ not in content.organs]
     for name, record in records.get("cases", {}).items():
         settings = configurations.get(record.get("configuration"), {}).get("settings", {})
@@ -196,7 +196,7 @@ def _recorded_case(folder: Path, name: str, record: Mapping[str, Any], settings:
         label_map=_file(folder, files.get("label_map")),
         doubt=_file(folder, files.get("doubt")),
         loading=_loading(settings),
-        window=_window(settings.get("intensity")),
+        window=_window(settings),
     )
 
 
@@ -233,7 +233,7 @@ def _evaluation(folder: Path, metrics: Mapping[str, Any], saved: Mapping[str, An
                 truth=Path(item["label"]) if "label" in item else None,
                 label_values=[np.atleast_1d(values_of.get(organ, [])).tolist() for organ in content.organs],
                 loading=_loading(settings),
-                window=_window(settings.get("intensity")),
+                window=_window(settings),
             )
         )
     return content
@@ -250,24 +250,40 @@ def _settings(title: str, saved: Mapping[str, Any]) -> dict[str, Any]:
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in content.items():
+        if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            value = {str(number): item for number, item in enumerate(value, 1)}
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def _named(settings: Any, name: str, kind: type | tuple[type, ...] = object) -> Any:
+    """The value that has a name at the least depth in recorded settings, if it is of a kind; None if there is none."""
+    layer = [settings]
+    while layer:
+        for each in layer:
+            if isinstance(each, Mapping) and isinstance(each.get(name), kind):
+                return each[name]
+        layer = [
+            item
+            for each in layer
+            if isinstance(each, (Mapping, list))
+            for item in (each.values() if isinstance(each, Mapping) else each)
+        ]
+    return None
+
+
 def _loading(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: settings[key] for key in ("series", "default_axcodes", "trusted_form") if key in settings}
+    found = {key: _named(settings, key, (str, int)) for key in ("series", "default_axcodes", "trusted_form")}
+    return {key: value for key, value in found.items() if value is not None}
 
 
-def _window(intensity: Any) -> tuple[float, float] | None:
+def _window(settings: Mapping[str, Any]) -> tuple[float, float] | None:
     """The range that a recorded ``ScaleIntensityRanged`` maps to [0, 1]."""
-    intensity = intensity.get("ScaleIntensityRanged") if isinstance(intensity, Mapping) else None
-    for name in ("scaler", "ScaleIntensityRange"):  # between which older records have it
-        intensity = intensity.get(name, intensity) if isinstance(intensity, Mapping) else None
-    if not isinstance(intensity, Mapping) or not {"a_min", "a_max"} <= intensity.keys():
-        return None
-    return intensity["a_min"], intensity["a_max"]
+    intensity = _named(settings, "ScaleIntensityRanged", dict)
+    low, high = (_named(intensity, key, (int, float)) for key in ("a_min", "a_max"))
+    return None if low is None or high is None else (low, high)
 
 
 def _file(folder: Path, name: str | None) -> Path | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
+from typing import Any
 
 import torch
 from monai.inferers import Inferer
@@ -19,6 +20,7 @@ from monai.transforms import Resize
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
+from ..descriptions import Described
 from ..errors import RefusedError, SettingError
 from ..networks.diffusam import DiffuSAM
 from ..networks.sam2_backbone import NO_OBJECT_LOGIT, ImageFeatures, Memory, resize_logits, with_background
@@ -28,7 +30,7 @@ from .views import MeanOverViews, View, read_views
 OUTPUTS = ("labels", "labels_and_organs", "logits")
 
 
-class VolumetricInferer(Inferer):
+class VolumetricInferer(Described, Inferer):
     """Runs :class:`DiffuSAM` over a volume of any size in plane and any number of slices.
 
     Slices are resized to the network's input a few at a time, and the masks back to the volume's own size. Memory use
@@ -78,6 +80,10 @@ class VolumetricInferer(Inferer):
         self.batch_size, self.ended_after = batch_size, ended_after
         self.output, self.on_slices = output, on_slices
         self.views = read_views(views)
+
+    def described(self) -> dict[str, Any]:
+        """What a label map depends on; the rest says how fast it comes, and what comes beside it."""
+        return {"neighbours": self.neighbours, "views": self.views}
 
     @torch.no_grad()
     def __call__(

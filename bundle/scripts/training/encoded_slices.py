@@ -24,15 +24,15 @@ from torch.utils.data import Dataset, WeightedRandomSampler
 from tqdm import tqdm
 
 from ..data.transforms import AugmentedVariant
-from ..data.volumes import files_of
+from ..data.volumes import volume_digest
 from ..descriptions import describe
-from ..errors import SettingError
-from ..files import sha256_of
+from ..errors import SettingError, UnusableFileError
 from ..networks.sam2_backbone import MASK_LOGIT, FrozenSAM2, between_neighbours, mask_to_logits
-from .handlers import save_atomically
+from ..weights import load_tensors, save_atomically
 
 logger = logging.getLogger(__name__)
 _LAYOUT = 1  # raise when the content of a cache file changes
+_CONTENT = ("embedding", "high_res_fine", "high_res_coarse", "memory", "label", "present")
 
 
 class EncodedSlices(Dataset):
@@ -57,7 +57,7 @@ class EncodedSlices(Dataset):
         seed: of the augmentation.
 
     Each item is a dictionary of ``embedding``, ``high_res_fine``, ``high_res_coarse``, ``memory`` ``(M, h, w)``, all
-    float16, ``mask`` ``(1, S, S)`` bool, ``organ`` (int) and ``present`` (bool).
+    float16, ``mask`` ``(1, S, S)`` bool, ``organ`` (int), ``present`` (bool) and ``case`` (its name).
 
     Raises:
         ValueError: a volume that does not come out of ``transform`` in the declared shape, or a share out of [0, 1).
@@ -97,7 +97,8 @@ class EncodedSlices(Dataset):
         item = {key: content[key][position] for key in ("embedding", "high_res_fine", "high_res_coarse")}
         item["memory"] = content["memory"][position, organ]
         item["mask"] = (content["label"][position] == organ + 1)[None]
-        return {**item, "organ": organ, "present": bool(self.present[index])}
+        case = self.data[file // (self.variants + 1)]["case"]
+        return {**item, "organ": organ, "present": bool(self.present[index]), "case": case}
 
     def __getstate__(self) -> dict[str, Any]:
         # worker processes open the files themselves and have no use for the backbone
@@ -138,7 +139,7 @@ class EncodedSlices(Dataset):
 
     def _encode_all(self) -> list[Path]:
         jobs = [(item, variant) for item in self.data for variant in range(self.variants + 1)]
-        digests = {item["case"]: [_digest(item["image"]), _digest(item["label"])] for item in self.data}
+        digests = {item["case"]: [volume_digest(item[key]) for key in ("image", "label")] for item in self.data}
         common = {
             "layout": _LAYOUT,
             "transform": describe(self.transform),
@@ -155,7 +156,7 @@ class EncodedSlices(Dataset):
                 key["seed"] = self.augment.seed
             digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
             paths.append(self.cache_dir / f"{item['case']}_v{variant:03d}_{digest}.pt")
-        missing = [(path, *job) for path, job in zip(paths, jobs) if not path.is_file()]
+        missing = [(path, *job) for path, job in zip(paths, jobs) if not _is_whole(path, len(self.organs))]
         if missing:
             logger.info("Encoding %d of %d volume variants into '%s'.", len(missing), len(jobs), self.cache_dir)
         idist.barrier()  # nothing is written before all processes have seen what is missing
@@ -210,7 +211,16 @@ class EncodedSlices(Dataset):
         return {key: torch.cat([chunk[key] for chunk in chunks]).contiguous() for key in chunks[0]}
 
 
-def _digest(path: str) -> str:
-    """SHA-256 of a file; of a volume of many, such as a DICOM series, SHA-256 of theirs in order of name."""
-    digests = [sha256_of(file) for file in files_of(path)]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+def _is_whole(path: Path, organs: int) -> bool:
+    """Whether a cache file is there and can be read; what is damaged, or something else, is made again."""
+    if not path.is_file():
+        return False
+    try:
+        content = load_tensors(path, "file of encoded slices", "", mmap=True)
+        slices = len(content["present"])
+        whole = all(len(content[key]) == slices for key in _CONTENT) and content["memory"].shape[1] == organs
+    except (UnusableFileError, KeyError, IndexError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        logger.warning("'%s' is damaged, or something else: made again.", path)
+    return whole

@@ -13,8 +13,9 @@ from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from torch.optim.swa_utils import AveragedModel
 
-from ..errors import SettingError
-from ..weights import save_atomically
+from ..descriptions import Described, describe, differences
+from ..errors import SHOWN, RefusedError, SettingError, UnusableFileError, count
+from ..weights import load_tensors, not_finite, on_cpu, save_atomically
 
 if TYPE_CHECKING:
     from ..networks.diffusam import DiffuSAM
@@ -29,40 +30,142 @@ class ResumableCheckpoint:
     checkpoint and a config cannot name the file to resume from; this one replaces a single file atomically. Of several
     processes all read it, and the first writes it.
 
+    A checkpoint of another training is refused, and the differences are named: going on from it would give a mixture
+    of both. State that is not finite is never written.
+
+    A training may end within an epoch. Its state is then kept beside that of the last whole epoch, from which a longer
+    training goes on: it draws in that epoch what it would have drawn without the end.
+
     Args:
         path: the checkpoint file.
-        save_dict: objects with ``state_dict`` and ``load_state_dict``; the engine itself is added as ``"trainer"``.
+        save_dict: objects with ``state_dict`` and ``load_state_dict``; the engine itself is added as ``"trainer"``, and
+            its gradient scaler, where it has one, as ``"scaler"``.
         resume: whether an existing file is loaded when the engine starts.
         interval: epochs between two writes; the last epoch is always written.
+        identity: what the training is, see :func:`scripts.training.identity.training_identity`; None is never compared.
+        iterations: that the training takes in all; None stands for whole epochs.
     """
 
-    def __init__(self, path: str | Path, save_dict: Mapping[str, Any], resume: bool = True, interval: int = 1) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        save_dict: Mapping[str, Any],
+        resume: bool = True,
+        interval: int = 1,
+        identity: Mapping[str, Any] | None = None,
+        iterations: int | None = None,
+    ) -> None:
         self.path, self.save_dict, self.resume, self.interval = Path(path), dict(save_dict), resume, interval
+        self.identity, self.iterations = None if identity is None else describe(identity), iterations
+        self._taken_up = False
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.load)
         if idist.get_rank() == 0:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
+    def check(self) -> None:
+        """Refuses a checkpoint that :meth:`load` would, before anything expensive starts.
+
+        Raises:
+            SettingError: it is of another training, or of more iterations than are asked for.
+            UnusableFileError: it is empty, damaged or something else.
+        """
+        if self.resume and self.path.is_file():
+            self._check(load_tensors(self.path, "checkpoint", _REMEDY, mmap=True), self.identity)
+
     def load(self, engine: Engine) -> None:
         if not self.resume or not self.path.is_file():
             return
-        checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
-        for key, item in self.save_dict.items():
-            item.load_state_dict(checkpoint.get(key, {}))  # nothing stands for what has no state, such as a plain loss
+        checkpoint = load_tensors(self.path, "checkpoint", _REMEDY)
         max_epochs = engine.state.max_epochs
-        if checkpoint["trainer"]["iteration"] >= max_epochs * engine.state.epoch_length:
+        iterations = self.iterations or max_epochs * engine.state.epoch_length
+        self._check(checkpoint, self._identity(engine))
+        self._taken_up = True
+        done = _done(checkpoint)
+        if done >= iterations:
+            self._restore(checkpoint.get("end", checkpoint), engine)
             logger.info("'%s' is of a finished training: nothing left to do.", self.path)
             engine.terminate()
-            return
-        engine.load_state_dict({**checkpoint["trainer"], "max_epochs": max_epochs})
-        logger.info("Resumed from '%s' at iteration %d.", self.path, engine.state.iteration)
+        elif "trainer" in checkpoint:  # otherwise it ended in its first epoch
+            self._restore(checkpoint, engine)
+            engine.load_state_dict({**checkpoint["trainer"], "max_epochs": max_epochs})
+            logger.info("Resumed from '%s' at iteration %d.", self.path, engine.state.iteration)
 
     def save(self, engine: Engine) -> None:
-        if engine.state.epoch % self.interval and engine.state.epoch != engine.state.max_epochs:
+        state = engine.state
+        whole = state.iteration == state.epoch * (state.epoch_length or 0)
+        if whole and state.epoch % self.interval and state.epoch != state.max_epochs:
             return
-        checkpoint = {key: item.state_dict() for key, item in self.save_dict.items()}
-        save_atomically({**checkpoint, "trainer": dict(engine.state_dict())}, self.path)
+        content = {key: on_cpu(item.state_dict()) for key, item in self.save_dict.items()}
+        if scaler := getattr(engine, "scaler", None):
+            content["scaler"] = on_cpu(scaler.state_dict())
+        spoilt = not_finite({key: content.get(key, {}) for key in ("model", "average", "loss")})
+        if spoilt:
+            raise RefusedError(
+                f"After iteration {state.iteration}, {len(spoilt)} of the trained tensors hold NaN or infinite numbers "
+                f"(such as '{spoilt[0]}'). The last finite checkpoint stays in '{self.path}'. Train with a smaller "
+                "--learning_rate."
+            )
+        content["trainer"] = dict(engine.state_dict())
+        if not whole:
+            before = load_tensors(self.path, "checkpoint", _REMEDY) if self._taken_up else {}
+            content = {**before, "end": content}
+        save_atomically({**content, "identity": self._identity(engine)}, self.path)
+        self._taken_up = True
+
+    def _identity(self, engine: Engine) -> dict[str, Any] | None:
+        if self.identity is None:
+            return None
+        return {**self.identity, "trainer": describe(engine) if isinstance(engine, Described) else None}
+
+    def _restore(self, checkpoint: Mapping[str, Any], engine: Engine) -> None:
+        for key, item in self.save_dict.items():
+            item.load_state_dict(checkpoint.get(key, {}))  # nothing stands for what has no state, such as a plain loss
+        scaler = getattr(engine, "scaler", None)
+        if scaler and checkpoint.get("scaler"):
+            scaler.load_state_dict(checkpoint["scaler"])
+
+    def _check(self, checkpoint: Mapping[str, Any], identity: Mapping[str, Any] | None) -> None:
+        if "trainer" not in checkpoint and "end" not in checkpoint:
+            raise UnusableFileError(f"'{self.path}' is no checkpoint of a training. {_REMEDY}")
+        then = checkpoint.get("identity")
+        if identity is not None:
+            if then is None:
+                raise SettingError(
+                    f"The checkpoint '{self.path}' does not say which training it is of; an earlier version wrote it. "
+                    f"{_REMEDY}"
+                )
+            found = differences({key: then.get(key) for key in identity}, dict(identity))
+            if found:
+                raise SettingError(
+                    "\n".join(
+                        [
+                            f"The checkpoint '{self.path}' is of another training, which differs in "
+                            f"{count(len(found), 'setting')}:",
+                            *(f"  {line}" for line in found[:SHOWN]),
+                            *([f"  and {len(found) - SHOWN} more"] if len(found) > SHOWN else []),
+                            f"Nothing of it is used. {_REMEDY}",
+                        ]
+                    )
+                )
+        done = _done(checkpoint)
+        if self.iterations is not None and self.iterations < done:
+            raise SettingError(
+                f"The checkpoint '{self.path}' is of a training that has done {done} iterations, {self.iterations} are "
+                f"asked for. Set --iterations to {done} or more. {_REMEDY}"
+            )
+
+
+_REMEDY = (
+    "Give --resume False to train anew in its place, or another --output_dir to keep it, or the settings it was "
+    "trained with to go on."
+)
+
+
+def _done(checkpoint: Mapping[str, Any]) -> int:
+    """Iterations that a checkpoint has done."""
+    return int(checkpoint.get("end", checkpoint)["trainer"]["iteration"])
 
 
 class SeedEpoch:
@@ -93,8 +196,9 @@ class PriorExporter:
             shorter in the first iterations so that the average does not remember the initialisation.
         snapshots: iterations after which the prior is written beside ``path`` as well, each to a file of its own: that
             after 100 iterations to ``model_000100.pt`` beside ``model.pt``.
-        about: what else the files hold, such as ``{"organ_volumes": ...}``, by which
-            :class:`~scripts.inference.quality.QualityCheck` judges organs.
+        about: what else the files hold, as :func:`scripts.descriptions.describe` has it: ``"organ_volumes"``, by which
+            :class:`~scripts.inference.quality.QualityCheck` judges organs, and ``"training"``, by which
+            :mod:`scripts.inference.trained_with` knows what the prior is for.
     """
 
     def __init__(
@@ -139,7 +243,13 @@ class PriorExporter:
         if self.average is not None and int(self.average.n_averaged):
             averaged = dict(self.average.module.named_parameters())
             state.update({f"prior.{key}": value.detach() for key, value in averaged.items()})
-        save_atomically({"model": state, **self.about}, path)
+        spoilt = not_finite(state)
+        if spoilt:
+            raise RefusedError(
+                f"The trained prior is not written to '{path}': {len(spoilt)} of its tensors hold NaN or infinite "
+                f"numbers (such as '{spoilt[0]}'). Train with a smaller --learning_rate."
+            )
+        save_atomically({"model": on_cpu(state), **describe(self.about)}, path)
         logger.info("Wrote the trained prior to '%s'.", path)
 
     def state_dict(self) -> dict[str, Any]:

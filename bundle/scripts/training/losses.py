@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from monai.losses import DiceLoss, FocalLoss
 from torch import Tensor, nn
 
+from ..descriptions import Described
 from ..errors import SettingError
 from .parallel import mean_over_processes
 
 
-class DiffuSAMLoss(nn.Module):
+class DiffuSAMLoss(Described, nn.Module):
     """Weighted sum of the prior's error and the loss of the mask decoded from the denoised memory.
 
     The paper does not name its segmentation loss. The default is soft Dice plus binary cross-entropy on slices that

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ignite.distributed as idist
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
+from ..descriptions import Described
+from ..errors import RefusedError, SettingError, listed
 from ..networks.diffusam import DiffuSAM
 from ..networks.sam2_backbone import ImageFeatures, Memory, resize_logits
 from .parallel import draw_rows, means_over_processes, noise_like
@@ -39,7 +41,7 @@ class TrainingStep(nn.Module):
         return self.compute(self.network, batch)
 
 
-class DiffuSAMTrainer(SupervisedTrainer):
+class DiffuSAMTrainer(Described, SupervisedTrainer):
     """One iteration: noise the true memory, denoise it, decode the denoised memory, sum both losses, step the prior.
 
     Takes every argument of MONAI's ``SupervisedTrainer``; ``network`` is :class:`DiffuSAM`, ``loss_function`` is
@@ -53,24 +55,55 @@ class DiffuSAMTrainer(SupervisedTrainer):
         max_grad_norm: the prior's gradient is clipped to this norm; None leaves it.
         timesteps: the diffusion times that are drawn from, such as those that inference visits; None draws from all,
             as the paper does.
+        iterations: after which training ends, within an epoch if need be; None trains whole epochs.
+
+    A loss that is not finite ends the training, before it changes any weight, with a :class:`RefusedError`.
     """
 
     def __init__(
-        self, *args: Any, max_grad_norm: float | None = 1.0, timesteps: Sequence[int] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        max_grad_norm: float | None = 1.0,
+        timesteps: Sequence[int] | None = None,
+        iterations: int | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        if iterations is not None:
+            if iterations < 1:
+                raise SettingError(f"iterations must be 1 or more, got {iterations}.")
+            self.add_event_handler(Events.ITERATION_COMPLETED, self._end_at, iterations)
         self.max_grad_norm = max_grad_norm
         self.timesteps = None if timesteps is None else torch.tensor(list(timesteps))
         self.step: nn.Module = TrainingStep(self.network, self.loss_function, self._losses)
         if idist.get_world_size() > 1:
             self.step = DistributedDataParallel(self.step, broadcast_buffers=False)
 
-    def _iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-        batch = {key: value.to(self.state.device, non_blocking=self.non_blocking) for key, value in batchdata.items()}
+    def described(self) -> dict[str, Any]:
+        """What an iteration does with a batch; the other arguments have descriptions of their own."""
+        times = None if self.timesteps is None else self.timesteps.tolist()
+        return {
+            **{"max_grad_norm": self.max_grad_norm, "timesteps": times, "processes": idist.get_world_size()},
+            **{"amp": self.amp, "amp_kwargs": self.amp_kwargs},
+        }
+
+    @staticmethod
+    def _end_at(engine: Engine, iterations: int) -> None:
+        if engine.state.iteration == iterations and iterations % engine.state.epoch_length:
+            engine.terminate_epoch()
+
+    def _iteration(self, engine: Engine, batchdata: dict[str, Any]) -> list[dict[str, Tensor]]:
+        batch = {
+            key: value.to(self.state.device, non_blocking=self.non_blocking)
+            for key, value in batchdata.items()
+            if isinstance(value, Tensor)
+        }
         self.network.train()
         self.optimizer.zero_grad(set_to_none=self.optim_set_to_none)
         with torch.autocast(self.state.device.type, enabled=self.amp, **self.amp_kwargs):
             losses = self.step(batch)
+        means = means_over_processes(losses)  # so that all processes end where one of them must
+        self._check_finite(engine, means, batchdata)
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
         if self.amp and self.scaler is not None:
             self.scaler.scale(losses["loss"]).backward()
@@ -86,8 +119,20 @@ class DiffuSAMTrainer(SupervisedTrainer):
         else:
             self.optimizer.step()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
-        engine.state.output = [means_over_processes(losses)]
+        engine.state.output = [means]
         return engine.state.output
+
+    @staticmethod
+    def _check_finite(engine: Engine, losses: Mapping[str, Tensor], batch: Mapping[str, Any]) -> None:
+        if torch.isfinite(losses["loss"]):
+            return
+        values = ", ".join(f"{key} {value.item():g}" for key, value in losses.items())
+        cases = f" It saw slices of {listed(sorted(set(batch['case'])))}." if "case" in batch else ""
+        raise RefusedError(
+            f"The loss is not finite in iteration {engine.state.iteration} ({values}).{cases} Training ends here; what "
+            "was finite before is kept in its checkpoint. Train with a smaller --learning_rate, or look at the images "
+            "and labels of these cases."
+        )
 
     def _losses(self, network: DiffuSAM, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         features = ImageFeatures(

@@ -1,0 +1,87 @@
+"""What a training is: everything that its result depends on, by which a checkpoint is taken up or refused, and what a
+prior says of its own training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from monai.transforms import ScaleIntensityRanged
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from ..data.datalists import Item
+from ..data.dicom import modality_of
+from ..data.volumes import volume_digest
+from ..descriptions import describe
+from ..networks.frozen_backbone import FrozenBackboneNetwork
+
+# iterations at which a schedule of rates is looked at: the same in a longer training, which goes on with a shorter one
+_LOOKED_AT = (0, 1, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
+# what a schedule keeps of its use
+_USED = {"optimizer", "last_epoch", "verbose"}
+
+
+def training_identity(
+    data: Sequence[Item], network: FrozenBackboneNetwork, optimizer: Optimizer, lr_scheduler: LRScheduler, **parts: Any
+) -> dict[str, Any]:
+    """Everything that a training's result depends on, but for how many iterations it takes.
+
+    Args:
+        data: the training cases; their files count by their content, not by their places.
+        network: of which the prior, the backbone with its weights, and the organs count; how it samples does not.
+        optimizer: with its rates.
+        lr_scheduler: the rates along the training.
+        parts: further settings and objects by their names, such as transforms and the loss; see
+            :func:`scripts.descriptions.describe`.
+
+    Returns:
+        The description of each.
+    """
+    return {
+        "cases": [item["case"] for item in data],
+        "files": case_digests(data),
+        "network": type(network).__name__,
+        "organs": list(network.organs),
+        "backbone": describe(network.backbone),
+        "prior": describe(network.prior),
+        "optimizer": describe(optimizer),
+        "lr_scheduler": _rates(lr_scheduler),
+        **{name: describe(part) for name, part in parts.items()},
+    }
+
+
+def case_digests(data: Sequence[Item]) -> dict[str, dict[str, str]]:
+    """SHA-256 of the files of each case."""
+    return {item["case"]: {key: volume_digest(item[key]) for key in ("image", "label") if key in item} for item in data}
+
+
+def about_training(identity: Mapping[str, Any], data: Sequence[Item], intensity: Any) -> dict[str, Any]:
+    """What a prior says of its training.
+
+    Args:
+        identity: of :func:`training_identity`.
+        data: the training cases.
+        intensity: the transform that scales intensities.
+
+    Returns:
+        ``settings``, the whole identity; ``cases``, the digests of each; ``intensity``; ``modalities``, as far as they
+        are known: those that DICOM files state, or CT where intensities are scaled by a window of Hounsfield units.
+    """
+    stated = {modality for item in data if (modality := modality_of(item["image"]))}
+    if not stated and isinstance(intensity, ScaleIntensityRanged) and intensity.scaler.a_min < 0:
+        stated = {"CT"}
+    return {
+        "settings": dict(identity),
+        "cases": identity["files"],
+        "intensity": describe(intensity),
+        "modalities": sorted(stated),
+    }
+
+
+def _rates(schedule: LRScheduler) -> Any:
+    if isinstance(schedule, LambdaLR):
+        return {"factors": [[float(factor(each)) for each in _LOOKED_AT] for factor in schedule.lr_lambdas]}
+    settings = {key: item for key, item in vars(schedule).items() if key not in _USED and key[0] != "_"}
+    return {type(schedule).__name__: describe(settings)}

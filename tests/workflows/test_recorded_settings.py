@@ -1,0 +1,209 @@
+"""What a training, an evaluation and an inference record of their settings: everything that changes their results.
+
+Each setting is changed in turn. One that is new stands in neither list, and fails here until somebody has decided.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from scripts.descriptions import describe
+
+from tests.conftest import save_dataset
+from tests.helpers.workflows import BUNDLE, SETTINGS, nano_checkpoint, new_workflow, write_overlay
+
+ORGANS = SETTINGS["label_map"]
+SWAPPED = {**ORGANS, "spleen": ORGANS["liver"], "liver": ORGANS["spleen"]}
+WINDOW = {"_target_": "ScaleIntensityRanged", "keys": "image", "a_min": -100, "a_max": 275, "b_min": 0, "b_max": 1}
+SCHEDULER = {
+    **{"_target_": "diffusers.DDIMScheduler", "num_train_timesteps": 500, "beta_schedule": "linear"},
+    **{"beta_start": 0.01, "beta_end": 0.01, "prediction_type": "sample", "clip_sample": False},
+    "timestep_spacing": "trailing",
+}
+
+# of the prior and the images: in trainings and in all that use them
+COMMON = {
+    "series": "portal",
+    "default_axcodes": "LAS",
+    "trusted_form": "sform",
+    "intensity": WINDOW,
+    "image_size": 96,
+    "decoder_token": "single",
+    "use_high_res": True,
+    "prior_channels": [16, 32],
+    "attention_levels": 2,
+    "dropout": 0.5,
+    "scheduler": SCHEDULER,
+    "seed": 1,
+}
+TRAINING = {
+    **COMMON,
+    "train_cases": ["b", "a"],
+    "label_map": SWAPPED,
+    "background_values": [0, 9],
+    "organs": ["liver", "right kidney", "left kidney", "spleen"],
+    "iterations_per_epoch": 3,
+    "batch_size": 2,
+    "learning_rate": 0.01,
+    "learning_rate_factor": "$lambda progress: 1 - progress",
+    "lambda_prior": 0.5,
+    "lambda_seg": 0.5,
+    "object_weight": 0.5,
+    "absent_share": 0.5,
+    "variants": 2,
+    "organ_contrast": {"liver": [0.5, 1.0]},
+    "ema_decay": 0.5,
+    "training_timesteps": [999],
+    "trainer_class": "scripts.automedsam.network.AutoMedSAMTrainer",
+    "train#augmentation#transforms#1#prob": 0.5,
+    "train#optimizer#weight_decay": 0.1,
+    "loss#segmentation": "focal_dice",
+}
+INFERENCE = {
+    **COMMON,
+    "organs": ["liver", "right kidney", "left kidney", "spleen"],
+    "inference_steps": 3,
+    "eta": 1.0,
+    "memory_samples": 2,
+    "neighbours": 2,
+    "no_3d": True,
+    "views": [[5, 1]],
+    "largest_component": True,
+    "organ_codes": {"spleen": "10200004"},
+    "amp": True,
+    "inferer_class": "scripts.automedsam.network.SliceInferer",
+    "quality#max_jump": 0.3,
+}
+EVALUATION = {key: value for key, value in INFERENCE.items() if key not in ("organ_codes", "quality#max_jump")} | {
+    **{"label_map": SWAPPED, "surface_tolerance": 1.0},
+    **{"prior_file": "/somewhere/else.pt", "background_values": [0, 9]},
+}
+# where things are and what they are called, how fast it goes, and what is written beside the results; the content of
+# files counts by its own digest
+PLACES = {
+    *(
+        "bundle_root",
+        "dataset_dir",
+        "output_dir",
+        "run_dir",
+        "prior_file",
+        "cache_dir",
+        "image_pattern",
+        "label_pattern",
+    ),
+    *("experiment_name", "run_name", "device", "num_workers", "encode_batch_size", "resume"),
+    *("report", "report_pixels", "report_slices", "report_megabytes"),
+    *("backbone_checkpoint", "backbone_sha256", "backbone_name"),
+}
+# a training takes up any number of iterations, and its prior is not changed by how it is used
+NO_TRAINING = PLACES | {"iterations", "snapshots", "test_cases", "inference_steps", "eta", "memory_samples", "amp"}
+# what each case records for itself, or its own files show
+NO_INFERENCE = PLACES | {
+    *("input", "output", "volume_device", "overwrite", "dicom_seg", "probabilities", "doubt", "doubt_calibration"),
+    *("label_map", "corrections", "correction_reach"),
+}
+NO_EVALUATION = (
+    PLACES
+    | NO_TRAINING
+    | set(TRAINING)
+    | {*("evaluation_dir", "report_figures", "volume_device", "allow_training_cases")}
+)
+
+
+@pytest.fixture(scope="module")
+def overlay(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("recorded")
+    backbone = nano_checkpoint(folder / "backbone.pt")
+    settings = {"prior_channels": [16, 16], "organ_contrast": {}, "iterations": 4}
+    overlay = write_overlay(folder / "run", save_dataset(folder / "data"), backbone, **settings)
+    torch.save({}, folder / "run" / "model.pt")
+    return overlay
+
+
+def recorded(command: str, overlay: Path, **changes) -> dict:
+    parser = new_workflow(command, overlay, **changes).parser
+    place = {"training": "train#identity", "inferring": "settings", "evaluating": "validate#report#settings"}[command]
+    return json.loads(json.dumps(describe(parser.get_parsed_content(place))))
+
+
+@pytest.fixture(scope="module")
+def usual(overlay) -> dict[str, dict]:
+    return {command: recorded(command, overlay) for command in ("training", "inferring", "evaluating")}
+
+
+CHANGES = [
+    *(("training", key, value) for key, value in TRAINING.items()),
+    *(("inferring", key, value) for key, value in INFERENCE.items()),
+    *(("evaluating", key, value) for key, value in EVALUATION.items()),
+]
+
+
+@pytest.mark.parametrize("command, setting, value", CHANGES, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_setting_that_changes_results_changes_the_record(usual, overlay, command, setting, value):
+    changes = {setting: value}
+    if setting == "organ_contrast":
+        changes["train#augmentation#transforms#0#factor_ranges"] = value
+    assert recorded(command, overlay, **changes) != usual[command]
+
+
+def plain_settings(*names: str) -> set[str]:
+    """Settings of configurations that are values, and not objects or parts of the workflow."""
+    content: dict = {}
+    for name in names:
+        content |= json.loads((BUNDLE / "configs" / name).read_text())
+    parts = {"imports", "initialize", "run", "finalize", "train", "validate", "settings", "network", "handlers"}
+    parts |= {"training", "evaluating", "inferring"}
+    return {
+        key
+        for key, value in content.items()
+        if key not in parts and not (isinstance(value, dict) and "_target_" in value)
+    } | ({"intensity", "scheduler"} & content.keys())
+
+
+@pytest.mark.parametrize(
+    "names, changing, others",
+    [
+        (["train.json"], TRAINING, NO_TRAINING),
+        (["inference.json"], INFERENCE, NO_INFERENCE),
+        (["train.json", "evaluate.json"], EVALUATION, NO_EVALUATION),
+    ],
+    ids=["training", "inferring", "evaluating"],
+)
+def test_of_every_setting_it_is_known_whether_it_changes_results(names, changing, others):
+    assert plain_settings(*names) - set(changing) - others == set()
+
+
+def test_where_things_are_changes_no_record(usual, overlay, tmp_path):
+    moved = tmp_path / "moved"
+    save_dataset(moved)
+
+    assert recorded("training", overlay, dataset_dir=str(moved), output_dir=str(tmp_path)) == usual["training"]
+    assert recorded("inferring", overlay, output=str(tmp_path), encode_batch_size=2) == usual["inferring"]
+
+
+@pytest.mark.parametrize("kind", ["image", "label"])
+def test_another_content_of_a_training_file_is_another_training(usual, overlay, tmp_path, kind):
+    changed = save_dataset(tmp_path / "data")
+    (changed / f"{kind}_a.nii.gz").write_bytes((changed / f"{kind}_c.nii.gz").read_bytes() + b"\0" * 512)
+
+    files = recorded("training", overlay, dataset_dir=str(changed))["files"]
+
+    assert {case for case in files if files[case] != usual["training"]["files"][case]} == {"a"}
+
+
+def test_other_weights_of_the_backbone_are_another_training(usual, overlay, tmp_path):
+    other = nano_checkpoint(tmp_path / "other.pt", seed=1)
+
+    for command in usual:
+        assert recorded(command, overlay, backbone_checkpoint=str(other)) != usual[command]
+
+
+def test_a_schedule_of_rates_that_depends_on_the_end_is_told_by_it(overlay):
+    falling = {"learning_rate_factor": "$lambda progress: 1 - progress"}
+    shorter, longer = (recorded("training", overlay, iterations=each, **falling) for each in (4, 400))
+
+    assert shorter != longer
+    assert recorded("training", overlay, iterations=400) == recorded("training", overlay)
