@@ -17,7 +17,7 @@ from monai.losses import DiceCELoss
 from scripts.data.phantom_anatomy import ORGANS
 from scripts.pretraining.anatomy import write_patients
 from scripts.pretraining.patient_clips import AnatomyClips, PatientPool
-from scripts.training.handlers import save_atomically
+from scripts.weights import save_atomically
 from tqdm import trange
 
 from .supervised import plain_unet

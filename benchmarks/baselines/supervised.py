@@ -17,7 +17,7 @@ from monai.bundle import ConfigParser
 from monai.losses import DiceCELoss
 from monai.networks.nets import UNet
 from scripts.data.transforms import AugmentedVariant
-from scripts.training.handlers import save_atomically
+from scripts.weights import save_atomically
 from torch import Tensor, nn
 from tqdm import tqdm, trange
 

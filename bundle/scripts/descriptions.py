@@ -61,7 +61,7 @@ def _note_arguments(kind: type) -> None:
         return _note(object.__new__(cls) if make is None else make.__func__(cls, *args, **kwargs), args, kwargs)
 
     __new__.notes = True  # type: ignore[attr-defined]
-    kind.__new__ = __new__  # type: ignore[method-assign]
+    kind.__new__ = __new__  # type: ignore[method-assign, assignment]
 
 
 _note_arguments(Transform)
@@ -141,9 +141,9 @@ def differences(then: Any, now: Any, place: str = "") -> list[str]:
         return [] if then == now else [f"{place or 'all'}: {_short(then)} then, {_short(now)} now"]
     return [
         line
-        for name, *both in pairs
-        if both[0] != both[1]
-        for line in differences(*both, f"{place}.{name}" if place else str(name))
+        for name, first, second in pairs
+        if first != second
+        for line in differences(first, second, f"{place}.{name}" if place else str(name))
     ]
 
 

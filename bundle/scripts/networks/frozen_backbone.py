@@ -141,7 +141,7 @@ class FrozenBackboneNetwork(Described, nn.Module, ABC):
                 f"{self.organs}. Use the same names and order in `label_map`."
             )
         if state.get("slice_context", False) != self.backbone.slice_context:
-            raise ValueError(
+            raise SettingError(
                 f"This prior was trained with slice_context {state.get('slice_context', False)}, but the configuration "
                 f"sets {self.backbone.slice_context}. Set `slice_context` as in its training, or train another prior."
             )

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data import phantom_anatomy as shapes
+from ..errors import SettingError
 from ..files import whole_file
 from .organs import (
     paint_adrenals,
@@ -43,7 +44,7 @@ def make_patient(seed: int) -> tuple[np.ndarray, np.ndarray]:
         patient's right, anterior and superior direction.
     """
     if seed < 0:
-        raise ValueError(f"The seed must be 0 or more, but is {seed}.")
+        raise SettingError(f"The seed must be 0 or more, but is {seed}.")
     axes = [(np.arange(n) - (n - 1) / 2) * step for n, step in zip(SHAPE, SPACING)]
     patient = Patient(np.random.default_rng([seed, 7]), axes)
     _paint_trunk(patient)
@@ -222,7 +223,7 @@ def write_patients(folder: str | Path, count: int, first_seed: int = 0, workers:
         the files, in the order of the seeds.
     """
     if count < 1:
-        raise ValueError(f"The count of patients must be 1 or more, but is {count}.")
+        raise SettingError(f"The count of patients must be 1 or more, but is {count}.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = {seed: folder / f"patient_{seed:05d}.npz" for seed in range(first_seed, first_seed + count)}

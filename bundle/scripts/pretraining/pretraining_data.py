@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.phantom_anatomy import ORGANS
+from ..errors import SettingError
 from ..networks.sam2_backbone import MASK_LOGIT, SAM2, between_neighbours, mask_to_logits
 from .patient_clips import AnatomyClips
 
@@ -64,7 +65,7 @@ class EncodedAnatomy:
         seed: int = 0,
     ) -> None:
         if list(organs) != list(ORGANS):
-            raise ValueError(f"Painted patients have the organs {list(ORGANS)}, in this order; got {list(organs)}.")
+            raise SettingError(f"Painted patients have the organs {list(ORGANS)}, in this order; got {list(organs)}.")
         self.anatomy, self.backbone, self.batch_size, self.absent_share = anatomy, backbone, batch_size, absent_share
         self.context_share, self.seed = context_share, seed
 

@@ -12,10 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ..files import sha256_of
 from ..networks.diffusam import DiffuSAM
+from ..weights import load_tensors
 
 logger = logging.getLogger(__name__)
 _EMBEDDING = "unet.class_embedding.weight"  # a row for each organ
@@ -46,7 +47,8 @@ class StartingPrior:
         path, prior = self.start_from, self.network.prior
         if not path.is_file():
             return f"'{path}' is not there"
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)["model"]
+        remedy = "Name another file with `start_from`, or null to start from scratch."
+        state: dict[str, Any] = load_tensors(path, "trained prior", remedy)["model"]
         about, own = state["_extra_state"], self.network.get_extra_state()
         if about.get("network", "DiffuSAM") != own["network"]:
             return f"'{path}' holds a prior of {about['network']}, this is {own['network']}"
@@ -79,3 +81,10 @@ class StartingPrior:
         for organ in known:
             rows[self.network.organs.index(organ)] = found[names.index(organ)]
         return rows, known
+
+
+def starting_digest(start_from: str | Path | None) -> str | None:
+    """SHA-256 of the prior that a training would start from, by which two trainings differ; None where there is
+    none.
+    """
+    return sha256_of(start_from) if start_from is not None and Path(start_from).is_file() else None
