@@ -204,7 +204,7 @@ def _paint_outside(patient: Patient) -> None:
 
 def _write_patient(folder: Path, seed: int) -> None:
     tissue, label = make_patient(seed)
-    with whole_file(folder / f"patient_{seed:05d}.npz", unique=True) as temporary, open(temporary, "wb") as file:
+    with whole_file(folder / f"patient_{seed:05d}.npz") as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, tissue=tissue, label=label)
 
 
