@@ -1,6 +1,6 @@
 """Slices of painted patients in random contrasts, with the outlines of their organs: what pretraining sees.
 
-    python -m benchmarks.figures.painted_patients --patients_dir data/patients --output painted_patients.png
+python -m benchmarks.figures.painted_patients --patients_dir data/patients --output painted_patients.png
 """
 
 from __future__ import annotations

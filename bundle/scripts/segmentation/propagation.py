@@ -187,7 +187,7 @@ class VolumetricInferer(Inferer):
                     sides[1].follow(sides[0])
 
     def _decode_step(self, own: _OwnMemories, indices: list[int], sides: list[_Side]) -> Tensor:
-        """Organ logits ``(n, K, S/4, S/4)`` of n slices, which their sides of the walk then remember."""
+        """Organ logits ``(n, K, S/4, S/4)`` of n slices, whose memories their sides of the walk then keep."""
         network, size = own.network, 4 * own.network.backbone.embedding_size
         logits = torch.full((len(indices), len(network.organs), size, size), NO_OBJECT_LOGIT, device=own.device)
         # together where the same organs are looked for
@@ -200,8 +200,8 @@ class VolumetricInferer(Inferer):
                 continue
             features, memory = own.of([indices[row] for row in rows], organs)
             decoded = self._decode(network, features, memory, [side.memories(organs) for side in of_group])
-            remembered = self._remember(network, features, decoded).split(len(organs))
-            for row, side, each, entry in zip(rows, of_group, decoded, remembered):
+            encoded = self._encode_masks(network, features, decoded).split(len(organs))
+            for row, side, each, entry in zip(rows, of_group, decoded, encoded):
                 logits[row, list(organs)] = each.to(logits)
                 side.add(each, entry)
         return logits
@@ -227,7 +227,7 @@ class VolumetricInferer(Inferer):
         decoded = backbone.decode(backbone.condition(features, memories), features)
         return network.organ_logits(decoded, len(features))
 
-    def _remember(self, network: DiffuSAM, features: ImageFeatures, logits: Tensor) -> Tensor:
+    def _encode_masks(self, network: DiffuSAM, features: ImageFeatures, logits: Tensor) -> Tensor:
         """ME(y, z_img): memories ``(slices * organs, M, h, w)`` of the masks just decoded, merged: every voxel belongs
         to one organ at most.
         """
