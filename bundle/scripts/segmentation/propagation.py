@@ -10,7 +10,7 @@ masks.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 
 import torch
@@ -100,16 +100,23 @@ class VolumetricInferer(Inferer):
         """
         source = self._source(inputs, network)
         output = self._empty_output(source.volume, len(source.network.organs))
-        kept: dict[int, Tensor] = {}  # what the corrector starts from
-        for indices, logits in self._decode_all(source):
-            self._write(output, indices, logits)
-            kept |= needed(corrector, indices, logits)
-        self._correct(corrector, source, kept, output)
+        self._write_all(output, source, self._decode_all(source), corrector)
         # with the input's record of transforms, by which `Invertd` finds the way back to the file's grid
         return convert_to_dst_type(output, inputs, dtype=output.dtype)[0]
 
-    def _correct(self, corrector: Corrector | None, source: _Slices, kept: dict[int, Tensor], output: Tensor) -> None:
-        """Puts what a user has corrected into the volume, from the logits :func:`needed` for it."""
+    def _write_all(
+        self,
+        output: Tensor,
+        source: _Slices,
+        decoded: Iterable[tuple[Sequence[int], Tensor]],
+        corrector: Corrector | None,
+    ) -> None:
+        """Puts slices into the volume as they come, and then those that a user has corrected in their place."""
+        kept: dict[int, Tensor] = {}  # what the corrector starts from
+        for indices, logits in decoded:
+            self._write(output, indices, logits)
+            if corrector is not None:
+                kept |= {index: each.cpu() for index, each in zip(indices, logits) if corrector.needs(index)}
         if corrector is not None:
             for index, logits in corrector(source, kept):
                 self._write(output, [index], logits)
@@ -380,13 +387,6 @@ def merged_labels(logits: Tensor, size: Sequence[int], dtype: torch.dtype = torc
         bits += (values > 0) * 2**organ
         highest = values.clamp_min(highest)
     return labels, bits
-
-
-def needed(corrector: Corrector | None, indices: Sequence[int], logits: Tensor) -> dict[int, Tensor]:
-    """The logits ``(K, S/4, S/4)`` of those slices that will be corrected."""
-    if corrector is None:
-        return {}
-    return {index: each.cpu() for index, each in zip(indices, logits) if corrector.needs(index)}
 
 
 def _batched(steps: list[list[int]], batch_size: int) -> Iterator[list[list[int]]]:

@@ -6,7 +6,7 @@ sample walks through the volume by itself (Equation 3); the image features, whic
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..networks.diffusam import DiffuSAM
 from ..networks.sam2_backbone import ImageFeatures, resize_logits, with_background
-from .propagation import Corrector, VolumetricInferer, _Slices, needed
+from .propagation import Corrector, VolumetricInferer, _Slices
 
 PROBABILITY_STEPS = 255  # a probability is stored as a byte
 
@@ -65,24 +65,34 @@ class UncertaintyInferer(VolumetricInferer):
         if not self.samples:
             return super().__call__(inputs, network, *args, corrector=corrector, **kwargs)
         source = self._source(inputs, network)
-        organs, size = len(source.network.organs), source.volume.shape[:2]
-        plain = self._empty_output(source.volume, organs)
+        plain = self._empty_output(source.volume, len(source.network.organs))
         output = plain.new_empty((1, plain.shape[1] + 1, *source.volume.shape))
-        agreement = SampleAgreement(organs)
+        agreement = SampleAgreement(len(source.network.organs))
+        compared = self._compared(source, output[0, -1], agreement)
+        self._write_all(output[:, :-1], source, compared, corrector)
+        self.predicted_dice = agreement.dice()
+        return convert_to_dst_type(output, inputs, dtype=output.dtype)[0]
+
+    def _compared(
+        self, source: _Slices, uncertainties: Tensor, agreement: SampleAgreement
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Yields the first sample's slices, and compares all samples on them.
+
+        Args:
+            source: of the volume.
+            uncertainties: gets the uncertainty, ``(H, W, slices)``.
+            agreement: gets the samples' label maps.
+        """
         shared: dict[str, Any] = {}
-        kept: dict[int, Tensor] = {}
         # in step with one another, so that each batch of slices is encoded once
         walks = [self._decode_all(_Sample(source, sample, shared)) for sample in range(self.samples)]
         for decoded in zip(*walks, strict=True):
-            indices = decoded[0][0]
-            self._write(output[:, :-1], indices, decoded[0][1])
-            kept |= needed(corrector, indices, decoded[0][1])
+            indices, _ = decoded[0]
+            yield decoded[0]
+            size = source.volume.shape[:2]
             uncertainty, labels = uncertainty_of_samples([logits for _, logits in decoded], size)
             agreement.add(labels)
-            output[0, -1, ..., indices] = (uncertainty * PROBABILITY_STEPS).round().permute(1, 2, 0).to(output)
-        self._correct(corrector, source, kept, output[:, :-1])
-        self.predicted_dice = agreement.dice()
-        return convert_to_dst_type(output, inputs, dtype=output.dtype)[0]
+            uncertainties[..., indices] = (uncertainty * PROBABILITY_STEPS).round().permute(1, 2, 0).to(uncertainties)
 
 
 class _Sample(_Slices):
