@@ -10,7 +10,8 @@ from monai.transforms import Resize
 from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
 from scripts.networks.sam2_backbone import NO_OBJECT_LOGIT, Decoded, FrozenSAM2, ImageFeatures, resize_logits
-from scripts.segmentation.propagation import VolumetricInferer, merged_labels
+from scripts.segmentation.label_maps import merged_labels
+from scripts.segmentation.propagation import VolumetricInferer
 
 SIZE, TOKENS, CHANNELS, MEMORY_CHANNELS = 64, 4, 128, 32
 ORGANS = ("spleen", "liver")

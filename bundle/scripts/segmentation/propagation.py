@@ -14,20 +14,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 
 import torch
-from monai.inferers import Inferer
 from monai.transforms import Resize
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
 from ..networks.diffusam import DiffuSAM
-from ..networks.sam2_backbone import NO_OBJECT_LOGIT, ImageFeatures, Memory, resize_logits, with_background
+from ..networks.sam2_backbone import NO_OBJECT_LOGIT, ImageFeatures, Memory, resize_logits
 from .corrected_slices import Corrector
+from .label_maps import LabelMapInferer
 from .views import MeanOverViews, View, read_views
 
-OUTPUTS = ("labels", "labels_and_organs", "logits")
 
-
-class VolumetricInferer(Inferer):
+class VolumetricInferer(LabelMapInferer):
     """Runs :class:`DiffuSAM` over a volume of any size in plane and any number of slices.
 
     Slices are resized to the network's input a few at a time, and the masks back to the volume's own size. Memory use
@@ -66,13 +64,11 @@ class VolumetricInferer(Inferer):
         output: str = "labels",
         on_slices: Callable[[int, int], None] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(output)
         if not 0 <= neighbours <= 6:
             raise ValueError(f"neighbours must lie in 0...6, got {neighbours}.")
         if ended_after < 0:
             raise ValueError(f"ended_after must be 0 or more slices, got {ended_after}.")
-        if output not in OUTPUTS:
-            raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got '{output}'.")
         self.neighbours = 0 if no_3d else neighbours
         self.batch_size, self.ended_after = batch_size, ended_after
         self.output, self.on_slices = output, on_slices
@@ -127,9 +123,7 @@ class VolumetricInferer(Inferer):
             raise RuntimeError(
                 "The memory prior is untrained: load a trained one (`prior_file`), or run training first."
             )
-        if inputs.ndim != 5 or inputs.shape[:2] != (1, 1):
-            raise ValueError(f"Expected one volume of shape (1, 1, H, W, slices), got {tuple(inputs.shape)}.")
-        return _Slices(convert_to_tensor(inputs[0, 0], track_meta=False), network, self.batch_size)
+        return _Slices(self._volume(inputs), network, self.batch_size)
 
     def _decode_all(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:
         """Yields indices of slices and their organ logits ``(n, K, S/4, S/4)``, every slice once, as they get final."""
@@ -152,24 +146,6 @@ class VolumetricInferer(Inferer):
             decoded += len(indices)
             if self.on_slices is not None:
                 self.on_slices(decoded, source.count * len(self.views))
-
-    def _empty_output(self, volume: Tensor, organs: int) -> Tensor:
-        """``(1, channels, H, W, slices)``, of which each slice lies together in memory, as it is written."""
-        channels, dtype = OUTPUTS.index(self.output) + 1, torch.uint8 if organs <= 8 else torch.int32
-        if self.output == "logits":
-            channels, dtype = 1 + organs, torch.float32
-        *size, slices = volume.shape
-        return torch.empty((1, channels, slices, *size), dtype=dtype, device=volume.device).permute(0, 1, 3, 4, 2)
-
-    def _write(self, output: Tensor, indices: Sequence[int], logits: Tensor) -> None:
-        """Puts the organ logits ``(n, K, S/4, S/4)`` of some slices into the volume, at its own size."""
-        size = output.shape[2:4]
-        for index, each in zip(indices, logits):
-            if self.output == "logits":
-                channels = with_background(resize_logits(each[None], size))[0]
-            else:
-                channels = torch.stack(merged_labels(each, size, output.dtype)[: output.shape[1]])
-            output[0, ..., index] = channels.to(output)
 
     def _walk_independent(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:
         for indices in source.chunks():
@@ -363,30 +339,6 @@ class _OwnMemories:
     def _select(self, indices: Sequence[int]) -> ImageFeatures:
         rows = [self._rows[index] for index in indices]
         return self._features if rows == list(range(len(self._rows))) else self._features[rows]
-
-
-def merged_labels(logits: Tensor, size: Sequence[int], dtype: torch.dtype = torch.uint8) -> tuple[Tensor, Tensor]:
-    """A slice's label map, and its organs before they are merged.
-
-    Only the masks of organs that are there are resized: between logits that are not positive none is.
-
-    Args:
-        logits: of K organs, ``(K, h, w)``.
-        size: (H, W) of the results.
-        dtype: of the results.
-
-    Returns:
-        ``(H, W)``: 1 + the organ of the highest logit where any is positive, or else 0; and a number whose bit i is set
-        where the logit of organ i is positive.
-    """
-    labels = torch.zeros(tuple(size), dtype=dtype, device=logits.device)
-    bits, highest = torch.zeros_like(labels), 0.0
-    there = (logits.amax((1, 2)) > 0).nonzero()[:, 0].tolist()
-    for organ, values in zip(there, resize_logits(logits[there][None], size)[0] if there else ()):
-        labels[values > highest] = organ + 1
-        bits += (values > 0) * 2**organ
-        highest = values.clamp_min(highest)
-    return labels, bits
 
 
 def _batched(steps: list[list[int]], batch_size: int) -> Iterator[list[list[int]]]:
