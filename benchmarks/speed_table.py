@@ -20,7 +20,7 @@ import torch
 from monai.transforms import Orientation
 from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.sam2_backbone import FrozenSAM2
-from scripts.output.pictures import draw_overlay, save_figure
+from scripts.output.previews import draw_preview, save_figure
 from scripts.output.report_slices import draw_view
 from scripts.segmentation.propagation import VolumetricInferer
 from scripts.training.trainer import DiffuSAMTrainer
@@ -34,7 +34,7 @@ STAGES = {
     "synthesise": "prior",
     "condition": "memory attention",
     "decode": "mask decoder",
-    "_remember": "merging and memory encoder",
+    "_encode_masks": "merging and memory encoder",
     "_write": "writing the label map",
 }
 
@@ -128,7 +128,7 @@ def table(
     rows.add("... every organ in every slice (`ended_after` 0)", each["everywhere"])
     speed = each["predictor"].cpu / each["here"].cpu
     rows.add("`SAM2VideoPredictor`, as many objects", each["predictor"], f"{speed:.2f} times the volume's time")
-    methods = [(network, "synthesise"), (here, "_remember"), (here, "_write")]
+    methods = [(network, "synthesise"), (here, "_encode_masks"), (here, "_write")]
     with stages(*((backbone, name) for name in ("encode_image", "condition", "decode")), *methods) as spent:
         here(volume, network)
     for name, label in STAGES.items():
@@ -196,7 +196,7 @@ def _around(rows: Table, parser: Any, data: dict[str, Any], pred: Tensor | None)
     rows.add("back to the file's grid, written", spent.of(slices))
 
     def picture() -> None:
-        figure = draw_overlay(result["image"], result["pred_labels"], get("organs"))
+        figure = draw_preview(result["image"], result["pred_labels"], get("organs"))
         save_figure(figure, Path(get("evaluation_dir")) / "picture.png")
 
     rows.add("its picture", cost(picture).of(slices))

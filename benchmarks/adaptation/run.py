@@ -20,7 +20,7 @@ those of the test. The upper bound trains on the ``train_cases`` with their labe
 * ``config_file``: config files as for ``monai.bundle run evaluating``; ``train_source`` needs no ``evaluate.json``;
 * ``source_model``: file of the source model;
 * ``output``: JSON file of the result, by default ``baselines/{row}.json`` in ``output_dir``. A folder of the same name
-  beside it gets label maps, pictures, tables and checkpoints;
+  beside it gets label maps, previews, tables and checkpoints;
 * ``overwrite``: whether a result or a source model that is there is made anew;
 * any other option changes a value of the configuration, such as ``--variants 12``.
 

@@ -53,7 +53,7 @@ class Row:
 
     @property
     def folder(self) -> Path:
-        """Label maps, pictures, tables and checkpoints of the row: named like its JSON file, without the suffix."""
+        """Label maps, previews, tables and checkpoints of the row: named like its JSON file, without the suffix."""
         return self.path.with_suffix("")
 
     @property

@@ -6,7 +6,7 @@ After He et al., "Few-Shot Adaptation of Training-Free Foundation Model for 3D M
 1. the slice's image embedding retrieves the ``supports`` nearest labelled slices of the training volumes;
 2. memory attention sees their memories, made of the true masks, as SAM2's conditioning memories, and those of the last
    ``neighbours`` slices as its tracked ones (the paper's "volumetric consistency");
-3. the mask decoder gives each organ's mask, and that is remembered for the slices that follow.
+3. the mask decoder gives each organ's mask, whose memory is kept for the slices that follow.
 
 Where the paper leaves room, this is what the published code does (I3Tlab/FATE-SAM: ``notebooks/predictor_utils.py``,
 ``notebooks/utils.py``, ``sam2/sam2_video_predictor_FATE.py``):
@@ -14,10 +14,10 @@ Where the paper leaves room, this is what the published code does (I3Tlab/FATE-S
 * three supports, shared by all organs, among labelled slices that hold any organ; the distance is Manhattan, summed
   over channels, averaged over positions, then over the three levels of features. The paper's text has cosine
   similarity of image embeddings instead: ``retrieval="cosine"``;
-* an organ that a support does not hold has an empty mask there, which is remembered like any other;
+* an organ that a support does not hold has an empty mask there, which is encoded like any other;
 * from the middle slice down to the first, then from the slice above the middle up to the last. The way up begins with
   the memories of the middle and the slices below it;
-* masks are remembered as decoded, organs unmerged, gated by the object score.
+* masks are encoded as decoded, organs unmerged, gated by the object score.
 
 What differs: the backbone, size and intensities are the configuration's, as in all rows (there SAM2 large at 1024
 pixels, slices scaled from their minimum to maximum); K organs are tracked from the first slice on (there from the first
@@ -168,7 +168,7 @@ class FateSamInferer(SlicewiseInferer):
     def _decode(
         self, network: FrozenSAM2, features: ImageFeatures, past: Sequence[tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Organ logits ``(1, K, S/4, S/4)`` of one slice, and what later slices remember of it."""
+        """Organ logits ``(1, K, S/4, S/4)`` of one slice, and its memory for later slices."""
         found = self.bank.nearest(features, self.supports).tolist()
         memories = [Memory(self.bank.memories(index).to(features.embedding)) for index in found]
         for distance, (memory, pointer) in enumerate(past, start=1):
@@ -176,5 +176,5 @@ class FateSamInferer(SlicewiseInferer):
         here = features.repeat_interleave(self.organs)
         decoded = network.decode(network.condition(here, memories), here)
         logits = decoded.gated()
-        remembered = network.encode_memory(here, logits, decoded.object_score)
-        return logits[None, :, 0], (remembered, decoded.pointer)
+        encoded = network.encode_memory(here, logits, decoded.object_score)
+        return logits[None, :, 0], (encoded, decoded.pointer)

@@ -18,7 +18,7 @@ A result that is there is not made again, and a training that was interrupted go
 
 * ``config_file``: config files as for ``monai.bundle run evaluating``;
 * ``output``: JSON file of the result, by default ``baselines/{row}.json`` in ``output_dir``. A folder of the same name
-  beside it gets label maps, pictures, tables and checkpoints;
+  beside it gets label maps, previews, tables and checkpoints;
 * ``overwrite``: whether a result that is there is replaced;
 * any other option changes a value of the configuration, such as ``--variants 12``.
 """

@@ -7,16 +7,15 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from monai.data import MetaTensor
-from monai.inferers import Inferer
 from monai.transforms import Orientation, Resize
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from nibabel.orientations import aff2axcodes
 from scripts.data.transforms import ResizeLabeld
-from scripts.networks.sam2_backbone import resize_logits, with_background
+from scripts.segmentation.label_maps import LabelMapInferer
 from torch import Tensor, nn
 
 
-class SlicewiseInferer(Inferer):
+class SlicewiseInferer(LabelMapInferer):
     """Base of inferers that yield organ logits of slices, in any order and at any resolution.
 
     Args:
@@ -24,7 +23,7 @@ class SlicewiseInferer(Inferer):
     """
 
     def __init__(self, organs: int) -> None:
-        super().__init__()
+        super().__init__("labels_and_organs")
         self.organs = organs
 
     @torch.no_grad()
@@ -43,18 +42,11 @@ class SlicewiseInferer(Inferer):
         Raises:
             ValueError: another shape.
         """
-        if inputs.ndim != 5 or inputs.shape[:2] != (1, 1):
-            raise ValueError(f"Expected one volume of shape (1, 1, H, W, slices), got {tuple(inputs.shape)}.")
-        dtype = torch.uint8 if self.organs <= 8 else torch.int32
-        output = torch.zeros((1, 2, *inputs.shape[2:]), dtype=dtype, device=inputs.device)
-        bits = 2 ** torch.arange(self.organs).view(1, -1, 1, 1)
+        output = self._empty_output(self._volume(inputs), self.organs).zero_()
         for indices, logits in self.segment(inputs, network, *args):
-            logits = resize_logits(logits.float(), inputs.shape[2:4])
-            label = with_background(logits).argmax(1)
-            packed = ((logits > 0) * bits.to(logits.device)).sum(1)
-            output[0, ..., list(indices)] = torch.stack([label, packed]).permute(0, 2, 3, 1).to(output)
+            self._write(output, indices, logits.float())
         # with the input's record of transforms, by which `Invertd` finds the way back to the file's grid
-        return convert_to_dst_type(output, inputs, dtype=dtype)[0]
+        return convert_to_dst_type(output, inputs, dtype=output.dtype)[0]
 
     @abstractmethod
     def segment(self, inputs: Tensor, network: nn.Module, *args) -> Iterator[tuple[Sequence[int], Tensor]]:

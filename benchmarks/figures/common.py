@@ -14,7 +14,7 @@ from monai.utils import set_determinism
 from scripts import errors
 from scripts.files import whole_file
 from scripts.networks.diffusam import check_prior_file
-from scripts.output.pictures import save_figure
+from scripts.output.previews import save_figure
 from torch import Tensor
 
 from benchmarks.configuration import parse

@@ -23,7 +23,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from monai.metrics import compute_dice
 from scripts.networks.sam2_backbone import resize_logits, with_background
-from scripts.output.pictures import add_legend, draw_slice
+from scripts.output.previews import add_legend, draw_slice
 from torch import Tensor
 
 from benchmarks.figures.common import load_prior, open_configuration, volumes, write

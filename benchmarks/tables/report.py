@@ -11,7 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from scripts.files import whole_file
-from scripts.output.pictures import save_figure
+from scripts.output.previews import save_figure
 
 from .plan import Table
 

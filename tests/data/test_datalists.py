@@ -458,7 +458,7 @@ def test_an_organ_in_no_training_volume_is_named(items, label, write_volume, pur
         check_dataset(items, LABEL_MAP, purpose=purpose)
 
 
-def test_an_organ_of_one_voxel_is_doubted(items, label, write_volume, caplog):
+def test_an_organ_of_one_voxel_is_questioned(items, label, write_volume, caplog):
     for number, item in enumerate(items):
         voxels = np.where(label == 1, 0, label).astype(np.uint8)
         voxels[4, 4, 2] = number == 0

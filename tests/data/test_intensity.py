@@ -143,7 +143,7 @@ def test_a_window_of_ct_expects_hounsfield_units(image, kind, caplog):
 
 
 @pytest.mark.parametrize("image", [CT, CT.clamp(-200), CT - 2000 * (CT < -900)])
-def test_hounsfield_units_are_not_doubted(image, caplog):
+def test_hounsfield_units_are_not_questioned(image, caplog):
     CheckUnitsd("image", intensity("ct"))({"image": image})
     assert not caplog.text
 

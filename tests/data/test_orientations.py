@@ -37,7 +37,7 @@ def overlay(tmp_path_factory, write_dataset, backbone_file) -> Path:
 
 @pytest.fixture
 def segment(overlay, tmp_path):
-    """``segment(folder)``: label maps of all volumes in a folder, by name, from one run without pictures."""
+    """``segment(folder)``: label maps of all volumes in a folder, by name, from one run without previews."""
 
     def segment(folder: Path, **overrides) -> dict[str, nib.Nifti1Image]:
         output = tmp_path / "output"

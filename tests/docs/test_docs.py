@@ -34,7 +34,7 @@ PAGES += sorted({path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").r
 # what a reader runs in a shell of his own
 SHELL = ("pip install", "cd ", "pytest", "ruff ", "git ")
 # needs several processes, a browser, a prior that finds organs: test_multi_gpu, test_html_report, test_uncertainty
-ELSEWHERE = ("torchrun", "DIFFUSAM_REPORT=", "python -m benchmarks.doubt")
+ELSEWHERE = ("torchrun", "DIFFUSAM_REPORT=", "python -m benchmarks.uncertainty")
 SMALL = {
     key: SETTINGS[key]
     for key in ("backbone_name", "backbone_sha256", "image_size", "prior_channels", "attention_levels", "batch_size")

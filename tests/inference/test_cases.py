@@ -20,7 +20,7 @@ from nibabel.affines import apply_affine
 from scripts.errors import DatasetError, user_error
 from scripts.inference.case_records import CaseRecords, FailedCases
 from scripts.inference.cases import CaseProgress, FiniteVolumeReader, LogitsToProbabilitiesd
-from scripts.output.pictures import OverlaySaver
+from scripts.output.previews import PreviewSaver
 from scripts.segmentation.propagation import VolumetricInferer
 
 from tests.helpers.workflows import BUNDLE, SETTINGS, Killed, command_line, new_workflow, run, write_overlay
@@ -101,7 +101,7 @@ def test_a_folder_with_a_bad_file_and_a_dicom_series(overlay, scans, write_dicom
     assert statuses(output) == {"a": "done", "b": "failed", "c": "done", "series": "done"}
     assert {path.name for path in output.iterdir()} == {
         *("a_seg.nii.gz", "c_seg.nii.gz", "series_seg.nii.gz", "series_seg.dcm"),
-        *("pictures", "results.json", "report.html"),
+        *("previews", "results.json", "report.html"),
     }
     saved = nib.load(output / "series_seg.nii.gz")
     assert_equal_voxels(hd.seg.segread(output / "series_seg.dcm"), saved)
@@ -147,10 +147,10 @@ def test_a_case_that_runs_out_of_memory_does_not_stop_the_others(overlay, scans,
     assert not (output / "a_seg.nii.gz").exists()
 
 
-@pytest.mark.parametrize("what", ["the label map", "the picture"])
+@pytest.mark.parametrize("what", ["the label map", "the preview"])
 def test_results_that_cannot_be_written_fail_their_case_alone(overlay, scans, monkeypatch, what):
     output = scans.parent / "out"
-    blocked = output / ("a_seg.nii.gz" if what == "the label map" else "pictures/a.png")
+    blocked = output / ("a_seg.nii.gz" if what == "the label map" else "previews/a.png")
     (blocked / "in the way").mkdir(parents=True)
 
     message = failure(overlay, input=str(scans), output=str(output))
@@ -185,7 +185,7 @@ def test_voxels_that_are_no_numbers_are_counted(tmp_path, write_volume):
 
 
 def test_a_killed_run_goes_on_with_what_is_missing(overlay, scans, monkeypatch, caplog):
-    draw = OverlaySaver.__call__
+    draw = PreviewSaver.__call__
 
     def killed_at_b(self, engine):
         if engine.state.iteration == 2:
@@ -194,7 +194,7 @@ def test_a_killed_run_goes_on_with_what_is_missing(overlay, scans, monkeypatch, 
 
     output = scans.parent / "out"
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(OverlaySaver, "__call__", killed_at_b)
+        patch.setattr(PreviewSaver, "__call__", killed_at_b)
         run("inferring", overlay, input=str(scans), output=str(output))
     assert statuses(output) == {"a": "done", "b": "running"}
     first = (output / "a_seg.nii.gz").stat().st_mtime_ns
@@ -341,7 +341,7 @@ def test_the_record_says_what_each_result_was_made_with(recorded):
     made_with = content["configurations"][case["configuration"]]
 
     assert (case["image"], case["seconds"], case["shape"]) == (recorded.items[0]["image"], 1.5, [4, 5, 6])
-    assert case["files"] == {"label_map": "a_seg.nii.gz", "picture": None}
+    assert case["files"] == {"label_map": "a_seg.nii.gz", "preview": None}
     assert made_with["prior_file"] == str(recorded.folder / "prior.pt")
     assert len(made_with["prior_sha256"]) == 64
 

@@ -466,5 +466,5 @@ def test_corrections_of_an_unknown_case_end_the_run_before_anything_is_segmented
 
 
 def overlay_handlers() -> list[dict]:
-    """No pictures."""
+    """No previews."""
     return [{"_target_": "CheckpointLoader", "load_path": "@prior_file", "load_dict": "$dict(model=@network)"}]

@@ -131,9 +131,9 @@ def flags_of(volumes=None, **changes) -> list[str]:
         ({"largest_jump": 0.56}, ["jump"]),
         ({"touches_edge": True}, ["edge"]),
         ({"predicted_dice": 0.7}, []),
-        ({"predicted_dice": 0.69}, ["doubt"]),
+        ({"predicted_dice": 0.69}, ["uncertainty"]),
         ({"predicted_dice": None}, []),
-        ({"largest_jump": 1.0, "predicted_dice": 0.2}, ["jump", "doubt"]),
+        ({"largest_jump": 1.0, "predicted_dice": 0.2}, ["jump", "uncertainty"]),
     ],
 )
 def test_each_threshold_has_its_flag(changes, flags):
@@ -239,7 +239,7 @@ def test_the_predicted_dice_is_calibrated(older_prior, tmp_path):
     quality = check(older_prior, labels, [0.8, None], calibration=tmp_path / "calibration.json", min_dice=0.65)
 
     assert quality["organs"]["liver"]["predicted_dice"] == pytest.approx(0.64)
-    assert [flag["flag"] for flag in quality["flags"]] == ["doubt", "empty"]
+    assert [flag["flag"] for flag in quality["flags"]] == ["uncertainty", "empty"]
 
 
 def test_an_unknown_threshold_is_refused(older_prior):

@@ -96,11 +96,11 @@ def save_inference(folder: Path, cases: dict[str, dict]) -> Path:
 @pytest.fixture
 def inference(tmp_path) -> Path:
     """A case with everything, one with a name that wants to be HTML, a failed and an unfinished one."""
-    save_volume(tmp_path / "a_doubt.nii.gz", np.linspace(0, 1, np.prod(SHAPE), dtype=np.float32).reshape(SHAPE))
+    save_volume(tmp_path / "a_uncertainty.nii.gz", np.linspace(0, 1, np.prod(SHAPE), dtype=np.float32).reshape(SHAPE))
     return save_inference(
         tmp_path,
         {
-            "a": {"status": "done", "quality": QUALITY, "files": {"doubt": "a_doubt.nii.gz"}},
+            "a": {"status": "done", "quality": QUALITY, "files": {"uncertainty": "a_uncertainty.nii.gz"}},
             EVIL: {"status": "done"},
             "bad": {"status": "failed", "error": f"'bad.nii.gz': truncated {EVIL}"},
             "cut off": {"status": "running"},
@@ -209,12 +209,12 @@ def test_settings_and_versions_are_shown(inference):
     assert f"nibabel {nib.__version__}" in page.text
 
 
-def test_doubt_is_a_layer_of_the_cases_that_have_it(inference):
+def test_uncertainty_is_a_layer_of_the_cases_that_have_it(inference):
     page = Page(write_report(inference))
 
     toggles = [attrs["data-layer"] for _, attrs in page.elements if "data-layer" in attrs]
-    assert toggles == ["outlines", "fill", "doubt", "outlines", "fill"]
-    (sheet,) = re.findall(r"#case-0 \.doubt \{ background-image: url\((.*?)\)", page.source)
+    assert toggles == ["outlines", "fill", "uncertainty", "outlines", "fill"]
+    (sheet,) = re.findall(r"#case-0 \.uncertainty \{ background-image: url\((.*?)\)", page.source)
     alpha = np.asarray(picture(sheet).convert("RGBA"))[..., 3]
     assert alpha.min() == 0 and alpha.max() > 128
 
@@ -500,7 +500,7 @@ def test_arrow_keys_move_the_slider_and_change_the_slice(inference, visit):
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("name", ["Outlines", "Fill", "Doubt", "spleen"])
+@pytest.mark.parametrize("name", ["Outlines", "Fill", "Uncertainty", "spleen"])
 def test_layers_and_organs_are_switched(inference, visit, name):
     page = visit(write_report(inference), height=1600)  # so that nothing scrolls between two pictures
     viewer = page.locator("#case-0 .viewer")

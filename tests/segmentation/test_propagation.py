@@ -1,4 +1,4 @@
-"""The walk through a volume: its order, each slice's neighbours, what they remember, and its memory use."""
+"""The walk through a volume: its order, each slice's neighbours, the memories of their masks, and its memory use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from monai.transforms import Resize
 from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
 from scripts.networks.sam2_backbone import NO_OBJECT_LOGIT, Decoded, FrozenSAM2, ImageFeatures, resize_logits
-from scripts.segmentation.propagation import VolumetricInferer, merged_labels
+from scripts.segmentation.label_maps import merged_labels
+from scripts.segmentation.propagation import VolumetricInferer
 
 SIZE, TOKENS, CHANNELS, MEMORY_CHANNELS = 64, 4, 128, 32
 ORGANS = ("spleen", "liver")
@@ -92,7 +93,7 @@ def logits_of(volume: torch.Tensor, network, **options) -> torch.Tensor:
 
 
 def assert_same_walk(logits: torch.Tensor, expected: torch.Tensor) -> None:
-    """Up to voxels where two organs tie: rounding gives them to either, and the neighbours remember it, faintly.
+    """Up to voxels where two organs tie: rounding gives them to either, which the neighbours' memories hold, faintly.
 
     A wrong neighbour changes a whole slice.
     """
@@ -269,11 +270,11 @@ def test_feature_maps_alive_at_once_do_not_grow_with_the_volume(network, monkeyp
     assert sum(trace.batches) == 15 and max(trace.batches) <= batch_size + 1
 
 
-# -------------------------------------------------------------------------------- what is remembered
+# -------------------------------------------------------------------------------- which masks are encoded
 
 
 @pytest.fixture
-def remembered(network, monkeypatch):
+def encoded(network, monkeypatch):
     """Masks handed to the memory encoder, ``(slices, organs, S, S)`` a call, of a decoder whose organs overlap."""
     masks, backbone = [], network.backbone
     decode, encode_memory = backbone.decode, backbone.encode_memory
@@ -293,14 +294,14 @@ def remembered(network, monkeypatch):
     return masks
 
 
-def test_merged_masks_belong_to_one_organ_at_most(network, remembered):
+def test_merged_masks_belong_to_one_organ_at_most(network, encoded):
     VolumetricInferer()(make_volume(3), network)
-    assert remembered and all((logits > 0).sum(1).max() == 1 for logits, _ in remembered)
+    assert encoded and all((logits > 0).sum(1).max() == 1 for logits, _ in encoded)
 
 
-def test_merged_masks_are_the_label_map_of_the_output(network, remembered):
+def test_merged_masks_are_the_label_map_of_the_output(network, encoded):
     labels = VolumetricInferer()(make_volume(1), network)[:, 0, ..., 0]
-    logits, _ = remembered[0]
+    logits, _ = encoded[0]
     assert torch.equal(logits > 0, torch.stack([labels == organ for organ in (1, 2)], 1))
 
 
@@ -311,7 +312,7 @@ def test_walk_over_a_volume_without_organs(network, monkeypatch):
     assert not VolumetricInferer()(make_volume(3), network).any()
 
 
-def test_object_score_of_a_remembered_mask_says_whether_it_is_empty(network, remembered, monkeypatch):
+def test_object_score_of_an_encoded_mask_says_whether_it_is_empty(network, encoded, monkeypatch):
     def logits_without_spleen(*args):
         logits = DiffuSAM.organ_logits(network, *args)
         logits[:, 0] = -5
@@ -319,7 +320,7 @@ def test_object_score_of_a_remembered_mask_says_whether_it_is_empty(network, rem
 
     monkeypatch.setattr(network, "organ_logits", logits_without_spleen)
     VolumetricInferer()(make_volume(1), network)
-    assert remembered[0][1].tolist() == [[-1, 1]]
+    assert encoded[0][1].tolist() == [[-1, 1]]
 
 
 # ---- progress

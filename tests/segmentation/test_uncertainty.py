@@ -1,4 +1,4 @@
-"""Doubt: where samples of the memory disagree, what Dice they predict, and whether the benchmark can tell."""
+"""Uncertainty: where samples of the memory disagree, what Dice they predict, and whether the benchmark can tell."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
 from scripts.networks.sam2_backbone import Decoded, FrozenSAM2
 from scripts.segmentation.propagation import VolumetricInferer
-from scripts.segmentation.uncertainty import DoubtInferer, SampleAgreement, SplitDoubtd, doubt_of_samples
+from scripts.segmentation.uncertainty import (
+    SampleAgreement,
+    SplitUncertaintyd,
+    UncertaintyInferer,
+    uncertainty_of_samples,
+)
 
-from benchmarks import doubt as benchmark
+from benchmarks import uncertainty as benchmark
 from tests.helpers.workflows import BUNDLE, run, write_overlay, write_prior
 
 SIZE = 64
@@ -48,20 +53,20 @@ def logit(probability: float) -> float:
 # ---- samples
 
 
-def test_doubt_is_the_mean_probability_that_the_label_is_another():
+def test_uncertainty_is_the_mean_probability_that_the_label_is_another():
     """One organ: the first sample says it is there with 0.9, the second with 0.3."""
     logits = [torch.full((1, 1, 4, 4), logit(p)) for p in (0.9, 0.3)]
-    doubt, labels = doubt_of_samples(logits, (8, 6))
+    uncertainty, labels = uncertainty_of_samples(logits, (8, 6))
 
-    torch.testing.assert_close(doubt, torch.full((1, 8, 6), 1 - (0.9 + 0.3) / 2))
+    torch.testing.assert_close(uncertainty, torch.full((1, 8, 6), 1 - (0.9 + 0.3) / 2))
     assert labels.shape == (2, 1, 8, 6)
     assert labels[0].unique().tolist() == [1] and labels[1].unique().tolist() == [0]
 
 
-def test_background_is_doubted_as_well():
-    doubt, labels = doubt_of_samples([torch.full((1, 1, 4, 4), logit(0.2))], (4, 4))
+def test_background_is_uncertain_as_well():
+    uncertainty, labels = uncertainty_of_samples([torch.full((1, 1, 4, 4), logit(0.2))], (4, 4))
 
-    torch.testing.assert_close(doubt, torch.full((1, 4, 4), 0.2))
+    torch.testing.assert_close(uncertainty, torch.full((1, 4, 4), 0.2))
     assert not labels.any()
 
 
@@ -86,16 +91,16 @@ def test_two_samples_without_an_organ_agree_though_a_third_has_it():
 
 @pytest.mark.parametrize("output, channels", [("labels", 1), ("logits", 3)])
 @pytest.mark.parametrize("options", [{}, {"no_3d": True}, {"ended_after": 1}, {"views": [[0, 1], [9, 1.1]]}], ids=str)
-def test_the_result_is_that_without_doubt(network, volume, output, channels, options):
+def test_the_result_is_that_without_uncertainty(network, volume, output, channels, options):
     plain = VolumetricInferer(output=output, batch_size=2, **options)(volume, network)
-    doubtful = DoubtInferer(3, output=output, batch_size=2, **options)(volume, network)
+    uncertain = UncertaintyInferer(3, output=output, batch_size=2, **options)(volume, network)
 
-    assert doubtful.shape == (1, channels + 1, *volume.shape[2:]) and doubtful.dtype == plain.dtype
-    torch.testing.assert_close(doubtful[:, :channels], plain)
+    assert uncertain.shape == (1, channels + 1, *volume.shape[2:]) and uncertain.dtype == plain.dtype
+    torch.testing.assert_close(uncertain[:, :channels], plain)
 
 
 def test_without_samples_nothing_is_added(network, volume):
-    inferer = DoubtInferer(0, no_3d=True)
+    inferer = UncertaintyInferer(0, no_3d=True)
 
     torch.testing.assert_close(inferer(volume, network), VolumetricInferer(no_3d=True)(volume, network))
     assert inferer.predicted_dice == []
@@ -109,13 +114,13 @@ def test_samples_share_the_image_features(network, volume, monkeypatch):
         return encode(image)
 
     monkeypatch.setattr(network.backbone, "encode_image", counted)
-    DoubtInferer(3, batch_size=2)(volume, network)
+    UncertaintyInferer(3, batch_size=2)(volume, network)
 
     assert sum(encoded) == volume.shape[-1]
 
 
 def test_samples_have_the_seeds_that_follow(network, volume, monkeypatch):
-    inferer = DoubtInferer(2, no_3d=True, output="logits")
+    inferer = UncertaintyInferer(2, no_3d=True, output="logits")
     inferer(volume, network)
     with monkeypatch.context() as patch:
         patch.setattr(network, "seed", network.seed + 1)
@@ -130,7 +135,7 @@ def test_samples_have_the_seeds_that_follow(network, volume, monkeypatch):
     assert inferer.predicted_dice == pytest.approx([float(each) for each in expected if each == each], abs=1e-6)
 
 
-def test_samples_that_disagree_leave_doubt(network, volume, monkeypatch):
+def test_samples_that_disagree_leave_uncertainty(network, volume, monkeypatch):
     """Each sample's mask is everything or nothing, by the sign of its memory; logits of 20 are sure."""
     signs = {0: 20.0, 1: 20.0, 2: -20.0, 3: -20.0}
 
@@ -145,7 +150,7 @@ def test_samples_that_disagree_leave_doubt(network, volume, monkeypatch):
     monkeypatch.setattr(network, "synthesise", synthesise)
     monkeypatch.setattr(network.backbone, "condition", lambda features, memories: memories[0].features[:, :, :1, :1])
     monkeypatch.setattr(network.backbone, "decode", decode)
-    inferer = DoubtInferer(4, no_3d=True)
+    inferer = UncertaintyInferer(4, no_3d=True)
 
     result = inferer(volume, network)
 
@@ -156,15 +161,15 @@ def test_samples_that_disagree_leave_doubt(network, volume, monkeypatch):
 
 @pytest.mark.parametrize("samples", [-1, 1])
 def test_fewer_than_two_samples_are_refused(samples):
-    with pytest.raises(ValueError, match="doubt needs at least 2 samples"):
-        DoubtInferer(samples)
+    with pytest.raises(ValueError, match="uncertainty needs at least 2 samples"):
+        UncertaintyInferer(samples)
 
 
 def test_the_last_channel_is_split_off():
-    result = SplitDoubtd("pred")({"pred": torch.tensor([3.0, 4.0, 200.0]).view(3, 1, 1, 1)})
+    result = SplitUncertaintyd("pred")({"pred": torch.tensor([3.0, 4.0, 200.0]).view(3, 1, 1, 1)})
 
     assert result["pred"].flatten().tolist() == [3, 4]
-    assert result["doubt"].dtype == torch.uint8 and result["doubt"].flatten().tolist() == [200]
+    assert result["uncertainty"].dtype == torch.uint8 and result["uncertainty"].flatten().tolist() == [200]
 
 
 # ---- calibration
@@ -212,7 +217,7 @@ def test_a_file_that_is_no_calibration_is_named(tmp_path, content, message):
     path = tmp_path / "calibration.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(DatasetError, match=f"calibration.json.*{message}.*doubt_calibration"):
+    with pytest.raises(DatasetError, match=f"calibration.json.*{message}.*uncertainty_calibration"):
         Calibration.load(path)
 
 
@@ -221,7 +226,7 @@ def test_a_file_that_is_no_calibration_is_named(tmp_path, content, message):
 
 @pytest.fixture(scope="module")
 def overlay(tmp_path_factory, write_dataset, backbone_file) -> Path:
-    folder = tmp_path_factory.mktemp("doubt")
+    folder = tmp_path_factory.mktemp("uncertainty")
     path = write_overlay(folder, write_dataset(folder / "dataset"), backbone_file, test_cases=["c", "d"])
     write_prior(path)
     return path
@@ -233,49 +238,49 @@ def infer(overlay: Path, output: Path, **options) -> dict:
     return json.loads((output / "results.json").read_text())["cases"]["image_c"]
 
 
-def test_inference_writes_doubt_beside_the_same_label_map(overlay, tmp_path):
+def test_inference_writes_uncertainty_beside_the_same_label_map(overlay, tmp_path):
     plain = infer(overlay, tmp_path)
     labels = np.asarray(nib.load(tmp_path / "image_c_seg.nii.gz").dataobj)
-    assert not (tmp_path / "image_c_doubt.nii.gz").exists()
-    assert "doubt" not in plain["files"]
+    assert not (tmp_path / "image_c_uncertainty.nii.gz").exists()
+    assert "uncertainty" not in plain["files"]
 
-    record = infer(overlay, tmp_path, doubt=3)
+    record = infer(overlay, tmp_path, uncertainty=3)
 
     np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "image_c_seg.nii.gz").dataobj), labels)
-    saved, image = (nib.load(path) for path in (tmp_path / "image_c_doubt.nii.gz", record["image"]))
+    saved, image = (nib.load(path) for path in (tmp_path / "image_c_uncertainty.nii.gz", record["image"]))
     assert saved.shape == image.shape and saved.get_data_dtype() == np.uint8
     np.testing.assert_allclose(saved.affine, image.affine)
-    doubt = saved.get_fdata()
-    assert 0 <= doubt.min() < doubt.max() <= 1
-    assert record["files"]["doubt"] == "image_c_doubt.nii.gz"
+    uncertainty = saved.get_fdata()
+    assert 0 <= uncertainty.min() < uncertainty.max() <= 1
+    assert record["files"]["uncertainty"] == "image_c_uncertainty.nii.gz"
     predicted = [organ["predicted_dice"] for organ in record["quality"]["organs"].values()]
     assert all(dice is None or 0 <= dice <= 1 for dice in predicted) and any(dice is not None for dice in predicted)
 
 
-def test_doubt_is_not_made_twice_but_with_other_samples(overlay, tmp_path):
+def test_uncertainty_is_not_made_twice_but_with_other_samples(overlay, tmp_path):
     def written() -> int:
-        return (tmp_path / "image_c_doubt.nii.gz").stat().st_mtime_ns
+        return (tmp_path / "image_c_uncertainty.nii.gz").stat().st_mtime_ns
 
-    infer(overlay, tmp_path, doubt=2, probabilities=True)
+    infer(overlay, tmp_path, uncertainty=2, probabilities=True)
     first = written()
 
-    infer(overlay, tmp_path, doubt=2)
-    infer(overlay, tmp_path)  # without doubt, it stays as well
+    infer(overlay, tmp_path, uncertainty=2)
+    infer(overlay, tmp_path)  # without uncertainty, it stays as well
     assert written() == first
-    (tmp_path / "image_c_doubt.nii.gz").unlink()
-    assert infer(overlay, tmp_path, doubt=2)["doubt_samples"] == 2
+    (tmp_path / "image_c_uncertainty.nii.gz").unlink()
+    assert infer(overlay, tmp_path, uncertainty=2)["uncertainty_samples"] == 2
     second = written()
-    assert infer(overlay, tmp_path, doubt=3)["doubt_samples"] == 3
+    assert infer(overlay, tmp_path, uncertainty=3)["uncertainty_samples"] == 3
     assert written() > second
 
 
 def test_the_predicted_dice_is_calibrated_by_the_file(overlay, tmp_path):
     Calibration([0.0], [0.25]).save(tmp_path / "calibration.json")
-    record = infer(overlay, tmp_path / "out", doubt=2, doubt_calibration=str(tmp_path / "calibration.json"))
+    record = infer(overlay, tmp_path / "out", uncertainty=2, uncertainty_calibration=str(tmp_path / "calibration.json"))
 
     predicted = [organ["predicted_dice"] for organ in record["quality"]["organs"].values()]
     assert {dice for dice in predicted if dice is not None} == {0.25}
-    assert "doubt" in {flag["flag"] for flag in record["quality"]["flags"]}
+    assert "uncertainty" in {flag["flag"] for flag in record["quality"]["flags"]}
 
 
 # ---- the benchmark
@@ -288,16 +293,16 @@ def test_the_calibration_error_is_of_means_over_bins():
     assert found == {"ece": pytest.approx((0.0 + 0.2) / 2), "mae": pytest.approx((0.4 + 0.1 + 0.1 + 0.0) / 4)}
 
 
-def test_voxels_are_counted_by_their_doubt():
+def test_voxels_are_counted_by_their_uncertainty():
     right, wrong = np.zeros(256, int), np.zeros(256, int)
     right[0], wrong[0] = 80, 5
-    right[51], wrong[51] = 9, 1  # a doubt of 0.2, errors of 0.1
+    right[51], wrong[51] = 9, 1  # an uncertainty of 0.2, errors of 0.1
     wrong[255] = 5
     found = benchmark.voxel_calibration(right, wrong, bins=5)
 
-    assert found["doubted"] == pytest.approx(15 / 100)
-    assert found["wrong_undoubted"] == pytest.approx(5 / 11)
-    assert [(each["doubt"], each["error"], each["voxels"]) for each in found["bins"]] == [
+    assert found["uncertain"] == pytest.approx(15 / 100)
+    assert found["wrong_and_certain"] == pytest.approx(5 / 11)
+    assert [(each["uncertainty"], each["error"], each["voxels"]) for each in found["bins"]] == [
         *((pytest.approx(0.2), pytest.approx(0.1), 10), (pytest.approx(1.0), 1.0, 5))
     ]
     assert found["ece"] == pytest.approx(10 / 15 * 0.1)
@@ -338,8 +343,8 @@ def test_flags_are_counted_among_good_and_bad_organs():
     }
     flags = benchmark.summarise(cases, "linear", 5, {})["flags"]
 
-    assert flags["good"] == {"organs": 4, "flagged": 1, "flagged_without_doubt": 1, "flags": {"jump": 1}}
-    assert flags["bad"]["organs"] == 1 and flags["bad"]["flagged_without_doubt"] == 0
+    assert flags["good"] == {"organs": 4, "flagged": 1, "flagged_without_uncertainty": 1, "flags": {"jump": 1}}
+    assert flags["bad"]["organs"] == 1 and flags["bad"]["flagged_without_uncertainty"] == 0
 
 
 def test_the_benchmark_goes_on_where_it_was(overlay, tmp_path, monkeypatch, capsys):
@@ -359,11 +364,11 @@ def test_the_benchmark_goes_on_where_it_was(overlay, tmp_path, monkeypatch, caps
     benchmark.main(**options, bundle_root=str(BUNDLE))
 
     assert measured == ["c", "d", "d"]
-    result = json.loads((tmp_path / "doubt.json").read_text())
+    result = json.loads((tmp_path / "uncertainty.json").read_text())
     assert {row["case"] for row in result["organs"]} == {"c", "d"}
     assert all(0 <= row["predicted"] <= 1 and 0 <= row["dice"] <= 1 for row in result["organs"])
-    assert (tmp_path / "doubt.png").stat().st_size > 10_000
-    assert Calibration.load(tmp_path / "doubt_calibration.json").about["samples"] == 2
+    assert (tmp_path / "uncertainty.png").stat().st_size > 10_000
+    assert Calibration.load(tmp_path / "uncertainty_calibration.json").about["samples"] == 2
     assert "Spearman correlation" in capsys.readouterr().out
 
 

@@ -102,7 +102,16 @@ PLACES = {
 NO_TRAINING = PLACES | {"iterations", "snapshots", "test_cases", "inference_steps", "eta", "memory_samples", "amp"}
 # what each case records for itself, or its own files show
 NO_INFERENCE = PLACES | {
-    *("input", "output", "volume_device", "overwrite", "dicom_seg", "probabilities", "doubt", "doubt_calibration"),
+    *(
+        "input",
+        "output",
+        "volume_device",
+        "overwrite",
+        "dicom_seg",
+        "probabilities",
+        "uncertainty",
+        "uncertainty_calibration",
+    ),
     *("label_map", "corrections", "correction_reach"),
 }
 NO_EVALUATION = (

@@ -182,8 +182,8 @@ def test_evaluation_and_inference_segment_alike(project):
 
 
 @pytest.mark.parametrize("results", ["evaluation", "inference"])
-def test_each_volume_has_its_picture(project, results):
-    pictures = sorted((project.folder / results / "pictures").iterdir())
+def test_each_volume_has_its_preview(project, results):
+    pictures = sorted((project.folder / results / "previews").iterdir())
 
     assert [picture.name for picture in pictures] == [
         NAMES[results].format(case).replace("_seg.nii.gz", ".png") for case in "cd"
@@ -193,7 +193,7 @@ def test_each_volume_has_its_picture(project, results):
 
 @pytest.mark.parametrize("results", ["evaluation", "inference"])
 def test_pictures_do_not_depend_on_how_a_volume_is_stored(project, results):
-    upright, turned = (imread(picture) for picture in sorted((project.folder / results / "pictures").iterdir()))
+    upright, turned = (imread(picture) for picture in sorted((project.folder / results / "previews").iterdir()))
 
     np.testing.assert_array_equal(turned, upright)
 

@@ -154,7 +154,7 @@ class AutoMedSAM(FrozenBackboneNetwork):
     """
 
     def decode(self, features: ImageFeatures, organ: Tensor, noise: Tensor | None = None) -> Decoded:
-        """What the frozen mask decoder makes of the generated prompts, for B pairs of slice and organ ``(B,)``."""
+        """Output of the frozen mask decoder for the generated prompts of B pairs of slice and organ ``(B,)``."""
         sparse, dense = self.prior(features.embedding, organ, noise)
         return self.backbone.decode_embeddings(self.backbone.condition(features), features, sparse, dense)
 
@@ -194,7 +194,7 @@ class SliceInferer(VolumetricInferer):
     def __init__(self, *args, samples: int = 0, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if samples:
-            raise SettingError("doubt belongs to DiffuSAM; AutoMedSAM needs it to be 0.")
+            raise SettingError("uncertainty belongs to DiffuSAM; AutoMedSAM needs it to be 0.")
         self.neighbours = 0
 
     def _walk_independent(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:

@@ -20,7 +20,8 @@ from .dicom import is_dicom_file
 from .found_files import Found, found_at, found_below
 from .volumes import IMAGE_SUFFIXES, case_name, is_image_file
 
-LONGEST_NAME = 242  # bytes in the name of a case: with what results add to it, such as "_doubt.nii.gz", a file's 255
+# bytes in the name of a case: with what results add to it, such as "_uncertainty_upright.nii.gz", a file's 255
+LONGEST_NAME = 228
 
 _CASE = "{case}"
 

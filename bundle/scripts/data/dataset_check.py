@@ -21,7 +21,7 @@ from ..errors import SHOWN, DatasetError, count, listed
 from .datalists import Item, LabelMap
 from .volumes import Volume, VolumeReader
 
-FEW_VOXELS = 30  # of an organ in all training labels, below which its label is doubted
+FEW_VOXELS = 30  # of an organ in all training labels, below which its label is questioned
 GRID_TOLERANCE = 0.05  # of a voxel, at the volume's corners: above rounding in headers, below anything that matters
 
 logger = logging.getLogger(__name__)

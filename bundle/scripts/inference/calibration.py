@@ -77,7 +77,7 @@ class Calibration:
         Raises:
             DatasetError: it is not there, or something else.
         """
-        remedy = "Make one with `python -m benchmarks.doubt`, or set doubt_calibration to null."
+        remedy = "Make one with `python -m benchmarks.uncertainty`, or set uncertainty_calibration to null."
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             knots = [[float(each) for each in content[key]] for key in ("predicted", "dice")]

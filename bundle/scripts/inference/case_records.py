@@ -26,10 +26,10 @@ from ..errors import DatasetError, RefusedError, count, listed, one_line
 from ..files import BUNDLE, locked, sha256_of, whole_file
 
 RECORDS = "results.json"
-# relative to the output folder; a picture is worth having, but nothing is segmented again for want of one
+# relative to the output folder; a preview is worth having, but nothing is segmented again for want of one
 LABEL_MAP, DICOM_SEG, PROBABILITIES = "{case}_seg.nii.gz", "{case}_seg.dcm", "{case}_prob.nii.gz"
-DOUBT = "{case}_doubt.nii.gz"
-PICTURE = "pictures/{case}.png"
+UNCERTAINTY = "{case}_uncertainty.nii.gz"
+PREVIEW = "previews/{case}.png"
 LOST_SEG = "lost_dicom_seg"  # in the output of a case, and in its record: why there is no DICOM SEG
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class CaseRecords:
             :func:`scripts.data.transforms.describe`.
         dicom_seg: whether DICOM input gets a DICOM SEG.
         probabilities: whether cases get probabilities.
-        doubt: samples from which cases get their doubt, 0 for none.
+        uncertainty: samples from which cases get their uncertainty, 0 for none.
         overwrite: whether cases are segmented again that were there already.
         corrections: of the cases that have some, see :meth:`scripts.inference.corrections.Corrections.recorded`. Other
             cases do not depend on them.
@@ -71,10 +71,15 @@ class CaseRecords:
         probabilities: bool = False,
         overwrite: bool = False,
         corrections: Mapping[str, Any] | None = None,
-        doubt: int = 0,
+        uncertainty: int = 0,
     ) -> None:
         self.output, self.prior_file, self.settings = Path(output), Path(prior_file), settings
-        self.dicom_seg, self.probabilities, self.overwrite, self.doubt = dicom_seg, probabilities, overwrite, doubt
+        self.dicom_seg, self.probabilities, self.overwrite, self.uncertainty = (
+            dicom_seg,
+            probabilities,
+            overwrite,
+            uncertainty,
+        )
         self.corrections = corrections or {}
         self.path = self.output / RECORDS
         self.there: list[str] = []
@@ -187,12 +192,12 @@ class CaseRecords:
             del self._inputs[item["case"]]
             self.fail(item, "its input changed while it was segmented; the results may be of either.")
             return
-        files = {**self._wanted(item), "picture": PICTURE.format(case=item["case"])}
+        files = {**self._wanted(item), "preview": PREVIEW.format(case=item["case"])}
         # None: it could not be made, and trying again would not help
         there = {kind: name if (self.output / name).is_file() else None for kind, name in files.items()}
         record = {"seconds": round(seconds, 2), "shape": list(map(int, shape)), "files": there}
-        if self.doubt:
-            record["doubt_samples"] = self.doubt
+        if self.uncertainty:
+            record["uncertainty_samples"] = self.uncertainty
         if quality is not None:
             record["quality"] = quality
         if notes:
@@ -254,12 +259,12 @@ class CaseRecords:
             wanted["dicom_seg"] = DICOM_SEG
         if self.probabilities:
             wanted["probabilities"] = PROBABILITIES
-        if self.doubt:
-            wanted["doubt"] = DOUBT
+        if self.uncertainty:
+            wanted["uncertainty"] = UNCERTAINTY
         return {kind: name.format(case=item["case"]) for kind, name in wanted.items()}
 
     def _has_results(self, item: Item, record: Mapping[str, Any]) -> bool:
-        if self.doubt and record.get("doubt_samples") != self.doubt:
+        if self.uncertainty and record.get("uncertainty_samples") != self.uncertainty:
             return False
         wanted, files = self._wanted(item), record.get("files", {})
         return all(

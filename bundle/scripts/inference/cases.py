@@ -138,7 +138,7 @@ class ForEachCase:
     """Ignite handler that calls ``save`` with the engine for each segmented case.
 
     Args:
-        save: such as a :class:`~scripts.output.pictures.OverlaySaver`, which by itself would end the run when it fails.
+        save: such as a :class:`~scripts.output.previews.PreviewSaver`, which by itself would end the run when it fails.
     """
 
     def __init__(self, save: Callable[[Engine], None]) -> None:

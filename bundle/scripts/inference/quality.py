@@ -1,7 +1,7 @@
 """What speaks against a result: measures of each segmented organ, and flags where they are implausible.
 
-Nothing here needs the truth. A flag is a reason to look, not a verdict; ``benchmarks/doubt.py`` counts how many good
-and bad organs get one.
+Nothing here needs the truth. A flag is a reason to look, not a verdict; ``benchmarks/uncertainty.py`` counts how many
+good and bad organs get one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Thresholds:
             larger than the largest.
         max_outside: share of an organ's voxels that may lie outside its largest component.
         max_jump: see :func:`largest_jump`.
-        min_dice: predicted Dice, where doubt is on.
+        min_dice: predicted Dice, where uncertainty is on.
         edge: whether an organ that touches the edge of the volume is flagged.
 
     Raises:
@@ -199,7 +199,7 @@ def find_flags(
 
     Returns:
         ``{"organ", "flag", "message"}`` for each, ``flag`` being "empty", "volume", "components", "jump", "edge" or
-        "doubt".
+        "uncertainty".
     """
     flags = []
     for organ, each in measures.items():
@@ -238,7 +238,7 @@ def _problems(
         yield "edge", "it reaches the edge of the volume and may be cut off"
     dice = organ["predicted_dice"]
     if dice is not None and dice < thresholds.min_dice:
-        yield "doubt", f"the predicted Dice is {dice:.2f}, at least {thresholds.min_dice:.2f} expected"
+        yield "uncertainty", f"the predicted Dice is {dice:.2f}, at least {thresholds.min_dice:.2f} expected"
 
 
 def training_volumes(summaries: Iterable[CaseSummary]) -> dict[str, list[float]]:

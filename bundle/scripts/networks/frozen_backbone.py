@@ -27,7 +27,7 @@ class FrozenBackboneNetwork(Described, nn.Module, ABC):
     """The frozen SAM2 and a prior that stands for the user's prompts; slices in, organ logits out.
 
     The ``state_dict`` holds the prior alone: the backbone never changes and is named by its own checkpoint. The prior's
-    checkpoint remembers which network, backbone and organs it was trained for, and refuses any other.
+    checkpoint holds which network, backbone and organs it was trained for, and refuses any other.
 
     Args:
         backbone: the frozen SAM2.

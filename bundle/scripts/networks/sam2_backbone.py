@@ -54,7 +54,7 @@ BACKBONES = (*_SAM2_YAML, "sam2_nano")
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What the image encoder keeps of a batch of slices.
+    """Features of a batch of slices from the image encoder.
 
     Attributes:
         embedding: image embedding z_img, ``(B, C, S/16, S/16)`` for input slices of S x S pixels.
@@ -103,7 +103,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What the mask decoder says of each item of the batch.
+    """Output of the mask decoder for each item of the batch.
 
     Attributes:
         mask_logits: ``(B, 1, S/4, S/4)``, never gated: the object score is for the caller to apply (see :meth:`gated`).

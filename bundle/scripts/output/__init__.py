@@ -1,1 +1,1 @@
-"""What is made of results: metrics and tables, pictures, DICOM SEG, and the report of a run."""
+"""What is made of results: metrics and tables, previews, DICOM SEG, and the report of a run."""

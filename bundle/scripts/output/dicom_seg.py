@@ -21,7 +21,7 @@ from ..errors import DatasetError, listed
 from ..files import whole_file
 from ..inference.case_records import DICOM_SEG, LOST_SEG, bundle_version, is_dicom
 from .dicom_headers import UTF_8, mend_headers, plain_classes, restore_classes, text
-from .pictures import COLOURS
+from .previews import COLOURS
 
 if TYPE_CHECKING:
     import highdicom as hd

@@ -31,9 +31,9 @@ from ..errors import SHOWN, install
 from ..files import BUNDLE, whole_file
 from ..inference.case_records import bundle_version
 from ..inference.cases import reason
-from .pictures import COLOURS
+from .previews import COLOURS
 from .report_content import MEASURES, SETTINGS, Case, Content, Curve, read_folder
-from .report_slices import SliceView, data_uri, doubt_scale, view_case
+from .report_slices import SliceView, data_uri, uncertainty_scale, view_case
 
 REPORT = "report.html"
 MEGABYTE = 1_000_000
@@ -120,7 +120,7 @@ def write_report(
         notes=notes,
         charts=[chart(curve) for curve in content.curves],
         figures=_pictures(figures or {}),
-        doubt_scale=doubt_scale(),
+        uncertainty_scale=uncertainty_scale(),
         colours=[COLOURS[number % len(COLOURS)] for number in range(len(content.organs))],
     )
     path = Path(folder) / REPORT
@@ -191,7 +191,7 @@ def _views(
     for case in sorted(done, key=lambda case: (not case.flags, _mean_headline(case, content.headline))):
         try:
             view = view_case(case, content.organs, pixels, max_slices) if left > 0 else None
-        except Exception as error:  # of any kind: a report without a picture is still a report
+        except Exception as error:  # of any kind: a report without a slice is still a report
             notes.setdefault(f"could not be drawn: {reason(error)}", []).append(case.name)
             continue
         left -= view.size if view else 0

@@ -66,7 +66,7 @@ class Case:
     flags: list[dict[str, str | None]] = field(default_factory=list)
     image: Path | None = None
     label_map: Path | None = None
-    doubt: Path | None = None
+    uncertainty: Path | None = None
     truth: Path | None = None
     label_values: list[list[int]] = field(default_factory=list)
     loading: dict[str, Any] = field(default_factory=dict)
@@ -194,7 +194,7 @@ def _recorded_case(folder: Path, name: str, record: Mapping[str, Any], settings:
         ],
         image=Path(record["image"]) if "image" in record else None,
         label_map=_file(folder, files.get("label_map")),
-        doubt=_file(folder, files.get("doubt")),
+        uncertainty=_file(folder, files.get("uncertainty")),
         loading=_loading(settings),
         window=_window(settings),
     )

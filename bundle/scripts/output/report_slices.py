@@ -19,12 +19,12 @@ from skimage.measure import approximate_polygon, find_contours
 
 from ..data.volumes import VolumeReader
 from ..errors import DatasetError
-from .pictures import radiological
+from .previews import radiological
 from .report_content import Case
 
 THUMBNAILS = 6
-DOUBT_LEVELS = 16  # few levels make small files, and no eye tells more of them apart over an image
-DOUBT_COLOURS, DOUBT_OPACITY = "inferno", 0.8
+UNCERTAINTY_LEVELS = 16  # few levels make small files, and no eye tells more of them apart over an image
+UNCERTAINTY_COLOURS, UNCERTAINTY_OPACITY = "inferno", 0.8
 WEBP_QUALITY = 78
 
 
@@ -37,7 +37,7 @@ class SliceView:
         columns, rows: slices on the sheet.
         total: slices of the volume; fewer may be shown.
         indices: of the slices on the sheet, counted from the feet, from 0.
-        image, doubt: the sheets, as data URIs.
+        image, uncertainty: the sheets, as data URIs.
         outlines: for each slice the SVG paths of organs by their label value, and of the truth as ``"truth"``.
         extents: for each organ the runs of slices on the sheet that hold it, ``(first, number)``.
         thumbnails, start: positions on the sheet.
@@ -50,7 +50,7 @@ class SliceView:
     total: int
     indices: list[int]
     image: str
-    doubt: str | None
+    uncertainty: str | None
     outlines: list[dict[str, str]]
     extents: list[list[tuple[int, int]]]
     thumbnails: list[int]
@@ -60,7 +60,7 @@ class SliceView:
     def size(self) -> int:
         """Bytes in the page, about."""
         paths = sum(len(path) for outlines in self.outlines for path in outlines.values())
-        return len(self.image) + len(self.doubt or "") + paths
+        return len(self.image) + len(self.uncertainty or "") + paths
 
 
 def view_case(case: Case, organs: Sequence[str], pixels: int, max_slices: int) -> SliceView:
@@ -86,11 +86,11 @@ def view_case(case: Case, organs: Sequence[str], pixels: int, max_slices: int) -
         truth = np.zeros(values.shape, np.uint8)
         for organ, wanted in enumerate(case.label_values, 1):
             truth[np.isin(values, wanted)] = organ
-    doubt = None if case.doubt is None else _read(case.doubt)[0].numpy()
-    for kind, voxels in (("label map", labels), ("label", truth), ("doubt", doubt)):
+    uncertainty = None if case.uncertainty is None else _read(case.uncertainty)[0].numpy()
+    for kind, voxels in (("label map", labels), ("label", truth), ("uncertainty", uncertainty)):
         if voxels is not None and voxels.shape != image.shape[1:]:
             raise DatasetError(f"the {kind} has shape {voxels.shape}, the image {tuple(image.shape[1:])}.")
-    return draw_view(image, labels, len(organs), truth, doubt, case.window, pixels, max_slices)
+    return draw_view(image, labels, len(organs), truth, uncertainty, case.window, pixels, max_slices)
 
 
 def draw_view(
@@ -98,7 +98,7 @@ def draw_view(
     labels: np.ndarray,
     organs: int,
     truth: np.ndarray | None = None,
-    doubt: np.ndarray | None = None,
+    uncertainty: np.ndarray | None = None,
     window: tuple[float, float] | None = None,
     pixels: int = 288,
     max_slices: int = 120,
@@ -109,7 +109,7 @@ def draw_view(
         image: ``(1, H, W, D)`` in that orientation, with its affine.
         labels: ``(H, W, D)``, values 0...K; ``truth`` likewise.
         organs: K.
-        doubt: ``(H, W, D)``, 0...1.
+        uncertainty: ``(H, W, D)``, 0...1.
         window: intensities shown as black and white; None takes the 0.5 and 99.5 percentiles.
         pixels: see :func:`view_case`; ``max_slices`` too.
     """
@@ -121,7 +121,7 @@ def draw_view(
     shown += [each.any(2) for each in (labels, truth) if each is not None]
     body = _box(np.logical_or.reduce(shown))
     voxels, labels = voxels[body], labels[body]
-    truth, doubt = (None if each is None else each[body] for each in (truth, doubt))
+    truth, uncertainty = (None if each is None else each[body] for each in (truth, uncertainty))
     extent = np.array(voxels.shape[:2]) * spacing[:2]
     height, width = np.maximum(1, (extent * min(pixels / extent.max(), 1 / min(spacing[:2]))).round().astype(int))
     # in a column for each of the square root, as graphics hardware has the same limit for both sides of a picture
@@ -131,11 +131,11 @@ def draw_view(
 
     grey = [_bytes((voxels[..., index] - low) / max(high - low, 1e-6), 255) for index in indices]
     sheets = {"image": _encoded(cells.sheet(grey, Image.Resampling.LANCZOS), "webp", quality=WEBP_QUALITY, method=4)}
-    if doubt is not None:
-        levels = [_bytes(doubt[..., index], DOUBT_LEVELS - 1) for index in indices]
+    if uncertainty is not None:
+        levels = [_bytes(uncertainty[..., index], UNCERTAINTY_LEVELS - 1) for index in indices]
         sheet = cells.sheet(levels, Image.Resampling.BOX)
-        sheet.putpalette(*_doubt_palette())
-        sheets["doubt"] = _encoded(sheet, "png", optimize=True, bits=4)
+        sheet.putpalette(*_uncertainty_palette())
+        sheets["uncertainty"] = _encoded(sheet, "png", optimize=True, bits=4)
 
     outlines = []
     for index in indices:
@@ -155,7 +155,7 @@ def draw_view(
         total=total,
         indices=indices.tolist(),
         image=sheets["image"],
-        doubt=sheets.get("doubt"),
+        uncertainty=sheets.get("uncertainty"),
         outlines=outlines,
         extents=[_runs(area > 0) for area in areas],
         thumbnails=np.unique(held[spread]).tolist(),
@@ -217,17 +217,17 @@ def _bytes(plane: np.ndarray, steps: int) -> np.ndarray:
     return (np.clip(plane, 0, 1) * steps).round().astype(np.uint8)
 
 
-def _doubt_palette() -> tuple[bytes, str]:
+def _uncertainty_palette() -> tuple[bytes, str]:
     """Colours from transparent to bright."""
-    share = np.linspace(0, 1, DOUBT_LEVELS)
-    colours = colormaps[DOUBT_COLOURS](0.3 + 0.65 * share)
-    colours[:, 3] = DOUBT_OPACITY * np.sqrt(share)
+    share = np.linspace(0, 1, UNCERTAINTY_LEVELS)
+    colours = colormaps[UNCERTAINTY_COLOURS](0.3 + 0.65 * share)
+    colours[:, 3] = UNCERTAINTY_OPACITY * np.sqrt(share)
     return (colours * 255).round().astype(np.uint8).tobytes(), "RGBA"
 
 
-def doubt_scale() -> list[str]:
-    """The colours of doubt from 0 to 1, as CSS has them."""
-    palette = np.frombuffer(_doubt_palette()[0], np.uint8).reshape(-1, 4)
+def uncertainty_scale() -> list[str]:
+    """The colours of uncertainty from 0 to 1, as CSS has them."""
+    palette = np.frombuffer(_uncertainty_palette()[0], np.uint8).reshape(-1, 4)
     return [f"rgb({red} {green} {blue})" for red, green, blue, _ in palette[::3]]
 
 

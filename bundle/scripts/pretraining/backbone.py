@@ -135,7 +135,7 @@ class ClipModel(nn.Module):
         return self.backbone.condition(features, memories)
 
     def _past_memory(self, features: ImageFeatures, target: Tensor, outputs: tuple[Tensor, ...]) -> Tensor:
-        """What later frames remember of this one: of some objects the true mask, of the others the predicted one."""
+        """Memory for later frames: of some objects the true mask, of the others the predicted one."""
         masks, ious, _, score = outputs
         best = ious[:, 1:].argmax(1) + 1
         logits = masks[torch.arange(len(best), device=best.device), best][:, None].detach().float()

@@ -151,7 +151,7 @@ class Corrector:
         _set_mask(present, prompt.organ, after)
         if not after.any():  # what is not there has no memory to show; its absence would spread into the organ
             return
-        shown = self._remember(source, features, after)
+        shown = self._encode_masks(source, features, after)
         for direction in (-1, 1):
             self._walk(source, logits, prompt, direction, shown, before, after)
 
@@ -189,14 +189,14 @@ class Corrector:
             before, wanted = _mask(logits[index], organ), _mask(logits[index], organ, proposal)
             after = (before | touching(wanted & ~before, gained)) & ~touching(before & ~wanted, lost)
             _set_mask(logits[index], organ, after)
-            previous = self._remember(source, features, after)
+            previous = self._encode_masks(source, features, after)
 
     def _belongs(self, index: int, prompt: SlicePrompt, count: int) -> bool:
         """Whether a slice is there, and no nearer to another corrected slice of the same organ."""
         others = [each.slice for each in self.prompts if each.organ == prompt.organ and each is not prompt]
         return 0 <= index < count and all(abs(index - other) > abs(index - prompt.slice) for other in others)
 
-    def _remember(self, source: Slices, features: ImageFeatures, mask: np.ndarray) -> Tensor:
+    def _encode_masks(self, source: Slices, features: ImageFeatures, mask: np.ndarray) -> Tensor:
         logits = mask_to_logits(torch.from_numpy(mask)[None, None]).to(features.embedding.device)
         return source.network.backbone.encode_memory(features, logits)
 

@@ -10,27 +10,24 @@ masks.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from typing import Any
 
 import torch
-from monai.inferers import Inferer
 from monai.transforms import Resize
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
-from ..descriptions import Described
 from ..errors import RefusedError, SettingError
 from ..networks.diffusam import DiffuSAM
-from ..networks.sam2_backbone import NO_OBJECT_LOGIT, ImageFeatures, Memory, resize_logits, with_background
+from ..networks.sam2_backbone import NO_OBJECT_LOGIT, ImageFeatures, Memory, resize_logits
 from .corrected_slices import Corrector
+from .label_maps import LabelMapInferer
 from .views import MeanOverViews, View, read_views
 
-OUTPUTS = ("labels", "labels_and_organs", "logits")
 
-
-class VolumetricInferer(Described, Inferer):
+class VolumetricInferer(LabelMapInferer):
     """Runs :class:`DiffuSAM` over a volume of any size in plane and any number of slices.
 
     Slices are resized to the network's input a few at a time, and the masks back to the volume's own size. Memory use
@@ -69,13 +66,11 @@ class VolumetricInferer(Described, Inferer):
         output: str = "labels",
         on_slices: Callable[[int, int], None] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(output)
         if not 0 <= neighbours <= 6:
             raise SettingError(f"neighbours must lie in 0...6, got {neighbours}.")
         if ended_after < 0:
             raise SettingError(f"ended_after must be 0 or more slices, got {ended_after}.")
-        if output not in OUTPUTS:
-            raise SettingError(f"output must be one of {', '.join(OUTPUTS)}, got '{output}'.")
         self.neighbours = 0 if no_3d else neighbours
         self.batch_size, self.ended_after = batch_size, ended_after
         self.output, self.on_slices = output, on_slices
@@ -107,16 +102,23 @@ class VolumetricInferer(Described, Inferer):
         """
         source = self._source(inputs, network)
         output = self._empty_output(source.volume, len(source.network.organs))
-        kept: dict[int, Tensor] = {}  # what the corrector starts from
-        for indices, logits in self._decode_all(source):
-            self._write(output, indices, logits)
-            kept |= needed(corrector, indices, logits)
-        self._correct(corrector, source, kept, output)
+        self._write_all(output, source, self._decode_all(source), corrector)
         # with the input's record of transforms, by which `Invertd` finds the way back to the file's grid
         return convert_to_dst_type(output, inputs, dtype=output.dtype)[0]
 
-    def _correct(self, corrector: Corrector | None, source: _Slices, kept: dict[int, Tensor], output: Tensor) -> None:
-        """Puts what a user has corrected into the volume, from the logits :func:`needed` for it."""
+    def _write_all(
+        self,
+        output: Tensor,
+        source: _Slices,
+        decoded: Iterable[tuple[Sequence[int], Tensor]],
+        corrector: Corrector | None,
+    ) -> None:
+        """Puts slices into the volume as they come, and then those that a user has corrected in their place."""
+        kept: dict[int, Tensor] = {}  # what the corrector starts from
+        for indices, logits in decoded:
+            self._write(output, indices, logits)
+            if corrector is not None:
+                kept |= {index: each.cpu() for index, each in zip(indices, logits) if corrector.needs(index)}
         if corrector is not None:
             for index, logits in corrector(source, kept):
                 self._write(output, [index], logits)
@@ -127,9 +129,7 @@ class VolumetricInferer(Described, Inferer):
             raise RefusedError(
                 "The memory prior is untrained: load a trained one (`prior_file`), or run training first."
             )
-        if inputs.ndim != 5 or inputs.shape[:2] != (1, 1):
-            raise SettingError(f"Expected one volume of shape (1, 1, H, W, slices), got {tuple(inputs.shape)}.")
-        return _Slices(convert_to_tensor(inputs[0, 0], track_meta=False), network, self.batch_size)
+        return _Slices(self._volume(inputs), network, self.batch_size)
 
     def _decode_all(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:
         """Yields indices of slices and their organ logits ``(n, K, S/4, S/4)``, every slice once, as they get final."""
@@ -152,24 +152,6 @@ class VolumetricInferer(Described, Inferer):
             decoded += len(indices)
             if self.on_slices is not None:
                 self.on_slices(decoded, source.count * len(self.views))
-
-    def _empty_output(self, volume: Tensor, organs: int) -> Tensor:
-        """``(1, channels, H, W, slices)``, of which each slice lies together in memory, as it is written."""
-        channels, dtype = OUTPUTS.index(self.output) + 1, torch.uint8 if organs <= 8 else torch.int32
-        if self.output == "logits":
-            channels, dtype = 1 + organs, torch.float32
-        *size, slices = volume.shape
-        return torch.empty((1, channels, slices, *size), dtype=dtype, device=volume.device).permute(0, 1, 3, 4, 2)
-
-    def _write(self, output: Tensor, indices: Sequence[int], logits: Tensor) -> None:
-        """Puts the organ logits ``(n, K, S/4, S/4)`` of some slices into the volume, at its own size."""
-        size = output.shape[2:4]
-        for index, each in zip(indices, logits):
-            if self.output == "logits":
-                channels = with_background(resize_logits(each[None], size))[0]
-            else:
-                channels = torch.stack(merged_labels(each, size, output.dtype)[: output.shape[1]])
-            output[0, ..., index] = channels.to(output)
 
     def _walk_independent(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:
         for indices in source.chunks():
@@ -194,7 +176,7 @@ class VolumetricInferer(Described, Inferer):
                     sides[1].follow(sides[0])
 
     def _decode_step(self, own: _OwnMemories, indices: list[int], sides: list[_Side]) -> Tensor:
-        """Organ logits ``(n, K, S/4, S/4)`` of n slices, which their sides of the walk then remember."""
+        """Organ logits ``(n, K, S/4, S/4)`` of n slices, whose memories their sides of the walk then keep."""
         network, size = own.network, 4 * own.network.backbone.embedding_size
         logits = torch.full((len(indices), len(network.organs), size, size), NO_OBJECT_LOGIT, device=own.device)
         # together where the same organs are looked for
@@ -207,8 +189,8 @@ class VolumetricInferer(Described, Inferer):
                 continue
             features, memory = own.of([indices[row] for row in rows], organs)
             decoded = self._decode(network, features, memory, [side.memories(organs) for side in of_group])
-            remembered = self._remember(network, features, decoded).split(len(organs))
-            for row, side, each, entry in zip(rows, of_group, decoded, remembered):
+            encoded = self._encode_masks(network, features, decoded).split(len(organs))
+            for row, side, each, entry in zip(rows, of_group, decoded, encoded):
                 logits[row, list(organs)] = each.to(logits)
                 side.add(each, entry)
         return logits
@@ -234,7 +216,7 @@ class VolumetricInferer(Described, Inferer):
         decoded = backbone.decode(backbone.condition(features, memories), features)
         return network.organ_logits(decoded, len(features))
 
-    def _remember(self, network: DiffuSAM, features: ImageFeatures, logits: Tensor) -> Tensor:
+    def _encode_masks(self, network: DiffuSAM, features: ImageFeatures, logits: Tensor) -> Tensor:
         """ME(y, z_img): memories ``(slices * organs, M, h, w)`` of the masks just decoded, merged: every voxel belongs
         to one organ at most.
         """
@@ -363,37 +345,6 @@ class _OwnMemories:
     def _select(self, indices: Sequence[int]) -> ImageFeatures:
         rows = [self._rows[index] for index in indices]
         return self._features if rows == list(range(len(self._rows))) else self._features[rows]
-
-
-def merged_labels(logits: Tensor, size: Sequence[int], dtype: torch.dtype = torch.uint8) -> tuple[Tensor, Tensor]:
-    """A slice's label map, and its organs before they are merged.
-
-    Only the masks of organs that are there are resized: between logits that are not positive none is.
-
-    Args:
-        logits: of K organs, ``(K, h, w)``.
-        size: (H, W) of the results.
-        dtype: of the results.
-
-    Returns:
-        ``(H, W)``: 1 + the organ of the highest logit where any is positive, or else 0; and a number whose bit i is set
-        where the logit of organ i is positive.
-    """
-    labels = torch.zeros(tuple(size), dtype=dtype, device=logits.device)
-    bits, highest = torch.zeros_like(labels), 0.0
-    there = (logits.amax((1, 2)) > 0).nonzero()[:, 0].tolist()
-    for organ, values in zip(there, resize_logits(logits[there][None], size)[0] if there else ()):
-        labels[values > highest] = organ + 1
-        bits += (values > 0) * 2**organ
-        highest = values.clamp_min(highest)
-    return labels, bits
-
-
-def needed(corrector: Corrector | None, indices: Sequence[int], logits: Tensor) -> dict[int, Tensor]:
-    """The logits ``(K, S/4, S/4)`` of those slices that will be corrected."""
-    if corrector is None:
-        return {}
-    return {index: each.cpu() for index, each in zip(indices, logits) if corrector.needs(index)}
 
 
 def _batched(steps: list[list[int]], batch_size: int) -> Iterator[list[list[int]]]:

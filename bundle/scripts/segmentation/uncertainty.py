@@ -6,7 +6,7 @@ sample walks through the volume by itself (Equation 3); the image features, whic
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,30 +18,30 @@ from torch import Tensor
 from ..errors import SettingError
 from ..networks.diffusam import DiffuSAM
 from ..networks.sam2_backbone import ImageFeatures, resize_logits, with_background
-from .propagation import Corrector, VolumetricInferer, _Slices, needed
+from .propagation import Corrector, VolumetricInferer, _Slices
 
 PROBABILITY_STEPS = 255  # a probability is stored as a byte
 
 
-class DoubtInferer(VolumetricInferer):
+class UncertaintyInferer(VolumetricInferer):
     """A :class:`VolumetricInferer` that says how far to trust its result.
 
-    The result is that of the first sample, the same as without doubt. Beside it come
+    The result is that of the first sample, the same as without uncertainty. Beside it come
 
-    * a further channel, the last, in steps of 1/255: the doubt of each voxel, 1 - p, where p is the probability of the
-      voxel's label, averaged over the samples. It is meant as the probability that the label is wrong, so it can be
-      held against how often labels are wrong; an entropy cannot.
+    * a further channel, the last, in steps of 1/255: the uncertainty of each voxel, 1 - p, where p is the probability
+      of the voxel's label, averaged over the samples. It is meant as the probability that the label is wrong, so it can
+      be compared with how often labels are wrong; an entropy cannot.
     * :attr:`predicted_dice`.
 
     Args:
         samples: memories drawn for each slice and organ, with the seeds ``network.seed``, ``network.seed`` + 1, ...; 0
-            leaves doubt out, and is a plain :class:`VolumetricInferer`.
+            leaves uncertainty out, and is a plain :class:`VolumetricInferer`.
         options: see :class:`VolumetricInferer`.
 
     Attributes:
         predicted_dice: of the last volume, for each organ: the mean Dice, over the whole volume, between the result and
             those of the other samples, before calibration. None for an organ that no sample has; an empty list without
-            doubt.
+            uncertainty.
 
     Raises:
         ValueError: one sample, which has none to be compared with, or fewer than none.
@@ -50,7 +50,7 @@ class DoubtInferer(VolumetricInferer):
     def __init__(self, samples: int = 0, **options: Any) -> None:
         super().__init__(**options)
         if samples < 0 or samples == 1:
-            raise SettingError(f"doubt needs at least 2 samples, or 0 to leave it out, got {samples}.")
+            raise SettingError(f"uncertainty needs at least 2 samples, or 0 to leave it out, got {samples}.")
         self.samples = samples
         self.predicted_dice: list[float | None] = []
 
@@ -58,32 +58,42 @@ class DoubtInferer(VolumetricInferer):
     def __call__(
         self, inputs: Tensor, network: DiffuSAM, *args: Any, corrector: Corrector | None = None, **kwargs: Any
     ) -> Tensor:
-        """Segments a volume; see :class:`VolumetricInferer`, whose channels are followed by the doubt.
+        """Segments a volume; see :class:`VolumetricInferer`, whose channels are followed by the uncertainty.
 
-        What a user has corrected is in the result; doubt and predicted Dice are those before the correction.
+        What a user has corrected is in the result; uncertainty and predicted Dice are those before the correction.
         """
         self.predicted_dice = []
         if not self.samples:
             return super().__call__(inputs, network, *args, corrector=corrector, **kwargs)
         source = self._source(inputs, network)
-        organs, size = len(source.network.organs), source.volume.shape[:2]
-        plain = self._empty_output(source.volume, organs)
+        plain = self._empty_output(source.volume, len(source.network.organs))
         output = plain.new_empty((1, plain.shape[1] + 1, *source.volume.shape))
-        agreement = SampleAgreement(organs)
+        agreement = SampleAgreement(len(source.network.organs))
+        compared = self._compared(source, output[0, -1], agreement)
+        self._write_all(output[:, :-1], source, compared, corrector)
+        self.predicted_dice = agreement.dice()
+        return convert_to_dst_type(output, inputs, dtype=output.dtype)[0]
+
+    def _compared(
+        self, source: _Slices, uncertainties: Tensor, agreement: SampleAgreement
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Yields the first sample's slices, and compares all samples on them.
+
+        Args:
+            source: of the volume.
+            uncertainties: gets the uncertainty, ``(H, W, slices)``.
+            agreement: gets the samples' label maps.
+        """
         shared: dict[str, Any] = {}
-        kept: dict[int, Tensor] = {}
         # in step with one another, so that each batch of slices is encoded once
         walks = [self._decode_all(_Sample(source, sample, shared)) for sample in range(self.samples)]
         for decoded in zip(*walks, strict=True):
-            indices = decoded[0][0]
-            self._write(output[:, :-1], indices, decoded[0][1])
-            kept |= needed(corrector, indices, decoded[0][1])
-            doubt, labels = doubt_of_samples([logits for _, logits in decoded], size)
+            indices, _ = decoded[0]
+            yield decoded[0]
+            size = source.volume.shape[:2]
+            uncertainty, labels = uncertainty_of_samples([logits for _, logits in decoded], size)
             agreement.add(labels)
-            output[0, -1, ..., indices] = (doubt * PROBABILITY_STEPS).round().permute(1, 2, 0).to(output)
-        self._correct(corrector, source, kept, output[:, :-1])
-        self.predicted_dice = agreement.dice()
-        return convert_to_dst_type(output, inputs, dtype=output.dtype)[0]
+            uncertainties[..., indices] = (uncertainty * PROBABILITY_STEPS).round().permute(1, 2, 0).to(uncertainties)
 
 
 class _Sample(_Slices):
@@ -142,15 +152,15 @@ class SampleAgreement:
         return result
 
 
-def doubt_of_samples(logits: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Doubt in the first of several samples.
+def uncertainty_of_samples(logits: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Uncertainty in the first of several samples.
 
     Args:
         logits: of each sample, organ logits ``(n, K, S/4, S/4)`` of n slices.
         size: (H, W) of the volume.
 
     Returns:
-        The doubt ``(n, H, W)`` in [0, 1], and the label maps ``(samples, n, H, W)`` of all samples.
+        The uncertainty ``(n, H, W)`` in [0, 1], and the label maps ``(samples, n, H, W)`` of all samples.
     """
     labels, trust = [], 0.0
     for each in logits:
@@ -160,20 +170,20 @@ def doubt_of_samples(logits: Sequence[Tensor], size: Sequence[int]) -> tuple[Ten
     return (1 - trust / len(logits)).clamp(0, 1)[:, 0], torch.stack(labels)[:, :, 0]
 
 
-class SplitDoubtd(MapTransform):
-    """Takes the last channel, the doubt of a :class:`DoubtInferer`, out of its result.
+class SplitUncertaintyd(MapTransform):
+    """Takes the last channel, the uncertainty of a :class:`UncertaintyInferer`, out of its result.
 
     Args:
         keys: results ``(C + 1, ...)``; become ``(C, ...)``.
-        doubt_key: gets ``(1, ...)``, uint8, in steps of 1/255.
+        uncertainty_key: gets ``(1, ...)``, uint8, in steps of 1/255.
     """
 
-    def __init__(self, keys: KeysCollection, doubt_key: str = "doubt") -> None:
+    def __init__(self, keys: KeysCollection, uncertainty_key: str = "uncertainty") -> None:
         super().__init__(keys)
-        self.doubt_key = doubt_key
+        self.uncertainty_key = uncertainty_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
         for key in self.key_iterator(result):
-            result[key], result[self.doubt_key] = result[key][:-1], result[key][-1:].to(torch.uint8)
+            result[key], result[self.uncertainty_key] = result[key][:-1], result[key][-1:].to(torch.uint8)
         return result

@@ -193,7 +193,7 @@ class PriorExporter:
         network: the DiffuSAM in training.
         path: the file to write, atomically.
         ema_decay: if above 0, the exported weights are an exponential moving average with this decay, which is
-            shorter in the first iterations so that the average does not remember the initialisation.
+            shorter in the first iterations so that the average forgets the initialisation.
         snapshots: iterations after which the prior is written beside ``path`` as well, each to a file of its own: that
             after 100 iterations to ``model_000100.pt`` beside ``model.pt``.
         about: what else the files hold, as :func:`scripts.descriptions.describe` has it: ``"organ_volumes"``, by which

@@ -1,17 +1,18 @@
-"""Whether doubt tells the truth: predicted against real Dice, doubt of voxels against real errors, flags of organs.
+"""Whether the uncertainty tells the truth: predicted against real Dice, voxels against errors, flags of organs.
 
 Run from the bundle's folder, with the configuration of an evaluation and a trained prior:
 
     CONFIG="['configs/train.json','configs/evaluate.json','configs/demo.json']"
-    python -m benchmarks.doubt --config_file $CONFIG --samples 4
+    python -m benchmarks.uncertainty --config_file $CONFIG --samples 4
 
 It keeps what it measured of every test case, so that the same command goes on where it was interrupted, and then writes
 
-* ``doubt.json``: rank correlation and calibration error of the predicted Dice, before and after calibration, the
-  latter with each case left out of its own calibration; calibration of the doubt of voxels; organs flagged, good and
-  bad ones;
-* ``doubt.png``, the same as a picture;
-* ``doubt_calibration.json``, fitted on all cases, for inference: ``run inferring --doubt 4 --doubt_calibration FILE``.
+* ``uncertainty.json``: rank correlation and calibration error of the predicted Dice, before and after calibration, the
+  latter with each case left out of its own calibration; calibration of the uncertainty of voxels; organs flagged, good
+  and bad ones;
+* ``uncertainty.png``, the same as a picture;
+* ``uncertainty_calibration.json``, fitted on all cases, for inference: ``run inferring --uncertainty 4
+  --uncertainty_calibration FILE``.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ from scripts.files import sha256_of, whole_file
 from scripts.inference.calibration import Calibration
 from scripts.inference.quality import Thresholds, find_flags, measure_organs, read_training_volumes
 from scripts.output.metrics import OrganDice
-from scripts.output.pictures import COLOURS
-from scripts.segmentation.uncertainty import DoubtInferer
+from scripts.output.previews import COLOURS
+from scripts.segmentation.uncertainty import UncertaintyInferer
 
 from benchmarks.configuration import parse
 
-STEPS = 256  # values of a voxel's doubt, stored as a byte
+STEPS = 256  # values of a voxel's uncertainty, stored as a byte
 GOOD, BAD = 0.8, 0.7  # Dice from which on an organ should get no flag, and below which it should
 
 
@@ -56,12 +57,12 @@ def main(
     overwrite: bool = False,
     **overrides,
 ) -> None:
-    """Measures every test case, and writes what doubt is worth.
+    """Measures every test case, and writes what the uncertainty is worth.
 
     Args:
         config_file: config files as for ``monai.bundle run evaluating``.
         samples: of the memory, 2 or more.
-        output: folder of the results, by default ``doubt`` in ``output_dir``.
+        output: folder of the results, by default ``uncertainty`` in ``output_dir``.
         calibration: "linear" or "isotonic".
         bins: equally many organs in each, of the calibration error of Dice.
         overwrite: whether cases are measured again.
@@ -71,17 +72,17 @@ def main(
 
     errors.install()
     get = parser.get_parsed_content
-    folder = Path(output or f"{get('output_dir')}/doubt")
+    folder = Path(output or f"{get('output_dir')}/uncertainty")
     get("test_data_check")
     set_determinism(get("seed"))
     cases = measure_cases(parser, samples, folder / "cases", overwrite)
     about = {"samples": samples, "prior_sha256": sha256_of(get("prior_file")), "cases": sorted(cases)}
     result = summarise(cases, calibration, bins, about)
     fitted = result.pop("fitted")
-    fitted.save(folder / "doubt_calibration.json")
-    with whole_file(folder / "doubt.json") as temporary:
+    fitted.save(folder / "uncertainty_calibration.json")
+    with whole_file(folder / "uncertainty.json") as temporary:
         temporary.write_text(json.dumps(result, indent=4) + "\n")
-    with whole_file(folder / "doubt.png") as temporary:
+    with whole_file(folder / "uncertainty.png") as temporary:
         draw(result, fitted).savefig(temporary, format="png", dpi=110)
     print(as_text(result))
     print(f"Results are in '{folder}'.")
@@ -94,7 +95,7 @@ def measure_cases(parser: ConfigParser, samples: int, folder: Path, overwrite: b
     """What :func:`measure_case` found of every test case, from its file where that is there."""
     get = parser.get_parsed_content
     options = {key: get(f"validate#inferer#{key}") for key in parser["validate#inferer"] if key != "_target_"}
-    inferer = DoubtInferer(samples, **{**options, "output": "labels"})
+    inferer = UncertaintyInferer(samples, **{**options, "output": "labels"})
     network, transform = get("network"), get("validate#preprocessing")
     identity = {
         **{"samples": samples, "neighbours": inferer.neighbours, "image_size": get("image_size")},
@@ -118,15 +119,15 @@ def measure_cases(parser: ConfigParser, samples: int, folder: Path, overwrite: b
 
 
 def measure_case(item: dict[str, str], transform, inferer, network, prior_file: str) -> dict[str, Any]:
-    """The predicted and the real Dice of each organ (null where there is none), how many voxels of each doubt have a
-    right and a wrong label, the measures of quality, and the seconds that the inferer took.
+    """The predicted and the real Dice of each organ (null where there is none), how many voxels of each uncertainty
+    have a right and a wrong label, the measures of quality, and the seconds that the inferer took.
     """
     data = transform(dict(item))
     start = time.perf_counter()
     prediction = inferer(data["image"][None], network)[0]
     seconds = time.perf_counter() - start
     inverted = Invertd("pred", transform, orig_keys="image", nearest_interp=True)({**data, "pred": prediction})["pred"]
-    labels, doubt, truth = inverted[:1], inverted[1].as_tensor().flatten().long(), data["label"]
+    labels, uncertainty, truth = inverted[:1], inverted[1].as_tensor().flatten().long(), data["label"]
     dice = OrganDice(len(network.organs))(y_pred=[labels], y=[truth])[0]
     wrong = (labels.as_tensor() != truth.as_tensor()).flatten()
     measures = measure_organs(labels[0].cpu().numpy(), np.asarray(labels.affine), network.organs)
@@ -134,8 +135,8 @@ def measure_case(item: dict[str, str], transform, inferer, network, prior_file: 
         "organs": list(network.organs),
         "predicted": inferer.predicted_dice,
         "dice": [None if value != value else round(value, 6) for value in dice.flatten().tolist()],
-        "right": torch.bincount(doubt[~wrong], minlength=STEPS).tolist(),
-        "wrong": torch.bincount(doubt[wrong], minlength=STEPS).tolist(),
+        "right": torch.bincount(uncertainty[~wrong], minlength=STEPS).tolist(),
+        "wrong": torch.bincount(uncertainty[wrong], minlength=STEPS).tolist(),
         "measures": measures,
         "training_volumes": read_training_volumes(prior_file),
         "seconds": round(seconds, 1),
@@ -205,25 +206,25 @@ def calibration_error(predicted: Sequence[float], true: Sequence[float], bins: i
 
 
 def voxel_calibration(right: np.ndarray, wrong: np.ndarray, bins: int = 10) -> dict[str, Any]:
-    """How doubt goes with errors.
+    """How uncertainty goes with errors.
 
     Args:
-        right: voxels of each doubt, 0 to 255, whose label is right.
+        right: voxels of each uncertainty, 0 to 255, whose label is right.
         wrong: voxels whose label is wrong.
-        bins: of doubt, equally wide.
+        bins: of uncertainty, equally wide.
 
     Returns:
-        ``doubted``, the share of voxels with any doubt; ``wrong_undoubted``, the share of wrong voxels without any;
-        ``ece``, over the doubted voxels; ``auroc``, the probability that a wrong voxel has more doubt than a right one;
-        and for each bin its mean ``doubt``, its ``error`` rate and number of ``voxels``.
+        ``uncertain``, the share of voxels with any uncertainty; ``wrong_and_certain``, the share of wrong voxels
+        without any; ``ece``, over the uncertain voxels; ``auroc``, the probability that a wrong voxel is more uncertain
+        than a right one; and for each bin its mean ``uncertainty``, its ``error`` rate and number of ``voxels``.
     """
-    total, doubt = right + wrong, np.arange(STEPS) / (STEPS - 1)
+    total, uncertainty = right + wrong, np.arange(STEPS) / (STEPS - 1)
     below = np.cumsum(right) - right
     auroc = (wrong * (below + right / 2)).sum() / max(right.sum() * wrong.sum(), 1)
     groups = [group for group in np.array_split(np.arange(1, STEPS), bins) if total[group].sum()]
     table = [
         {
-            "doubt": float((doubt * total)[group].sum() / total[group].sum()),
+            "uncertainty": float((uncertainty * total)[group].sum() / total[group].sum()),
             "error": float(wrong[group].sum() / total[group].sum()),
             "voxels": int(total[group].sum()),
         }
@@ -231,19 +232,19 @@ def voxel_calibration(right: np.ndarray, wrong: np.ndarray, bins: int = 10) -> d
     ]
     voxels = sum(each["voxels"] for each in table)
     return {
-        "doubted": float(voxels / total.sum()),
-        "wrong_undoubted": float(wrong[0] / max(wrong.sum(), 1)),
-        "ece": sum(each["voxels"] * abs(each["doubt"] - each["error"]) for each in table) / max(voxels, 1),
+        "uncertain": float(voxels / total.sum()),
+        "wrong_and_certain": float(wrong[0] / max(wrong.sum(), 1)),
+        "ece": sum(each["voxels"] * abs(each["uncertainty"] - each["error"]) for each in table) / max(voxels, 1),
         "auroc": float(auroc),
         "bins": table,
     }
 
 
 def count_flags(cases: dict[str, dict], rows: Sequence[dict]) -> dict[str, Any]:
-    """Flagged organs among good and bad ones, with the default thresholds; by the shape alone, and with doubt."""
+    """Flagged organs among good and bad ones, with the default thresholds; by the shape alone, and with uncertainty."""
     calibrated = {(row["case"], row["organ"]): row["calibrated"] for row in rows}
     groups: dict[str, dict[str, Any]] = {
-        name: {"organs": 0, "flagged": 0, "flagged_without_doubt": 0, "flags": {}} for name in ("good", "bad")
+        name: {"organs": 0, "flagged": 0, "flagged_without_uncertainty": 0, "flags": {}} for name in ("good", "bad")
     }
     for name, case in cases.items():
         for organ, dice in zip(case["organs"], case["dice"]):
@@ -254,7 +255,7 @@ def count_flags(cases: dict[str, dict], rows: Sequence[dict]) -> dict[str, Any]:
             found = {each["flag"] for each in find_flags({organ: measures}, Thresholds(), case["training_volumes"])}
             group["organs"] += 1
             group["flagged"] += bool(found)
-            group["flagged_without_doubt"] += bool(found - {"doubt"})
+            group["flagged_without_uncertainty"] += bool(found - {"uncertainty"})
             for flag in sorted(found):
                 group["flags"][flag] = group["flags"].get(flag, 0) + 1
     return groups
@@ -271,20 +272,20 @@ def as_text(result: dict[str, Any]) -> str:
         f"Spearman correlation of predicted and real Dice: {result['spearman']:.2f}",
         f"calibration error of Dice: {before['ece']:.3f}, calibrated {after['ece']:.3f} (each case left out)",
         f"mean error of the predicted Dice: {before['mae']:.3f}, calibrated {after['mae']:.3f}",
-        f"voxels: calibration error {voxels['ece']:.3f} where there is doubt, {voxels['doubted']:.1%} of all; "
-        f"AUROC {voxels['auroc']:.3f}; {voxels['wrong_undoubted']:.1%} of the wrong ones without doubt",
+        f"voxels: calibration error {voxels['ece']:.3f} where there is uncertainty, {voxels['uncertain']:.1%} of all; "
+        f"AUROC {voxels['auroc']:.3f}; {voxels['wrong_and_certain']:.1%} of the wrong ones without uncertainty",
     ]
     for name, group in result["flags"].items():
         flags = ", ".join(f"{flag} {number}" for flag, number in group["flags"].items())
         lines.append(
-            f"{name} organs: {group['flagged']} of {group['organs']} flagged, {group['flagged_without_doubt']} without "
-            f"the predicted Dice ({flags or 'no flags'})"
+            f"{name} organs: {group['flagged']} of {group['organs']} flagged, {group['flagged_without_uncertainty']} "
+            f"without the predicted Dice ({flags or 'no flags'})"
         )
     return "\n".join(lines)
 
 
 def draw(result: dict[str, Any], fitted) -> Figure:
-    """Predicted against real Dice with the calibration; doubt of voxels against their error rate."""
+    """Predicted against real Dice with the calibration; uncertainty of voxels against their error rate."""
     figure = Figure(figsize=(11, 5))
     FigureCanvasAgg(figure)
     organs, voxels = figure.subplots(1, 2)
@@ -301,8 +302,8 @@ def draw(result: dict[str, Any], fitted) -> Figure:
         fontsize=10,
     )
     table = result["voxels"]["bins"]
-    voxels.plot([each["doubt"] for each in table], [each["error"] for each in table], "o-", color=COLOURS[1])
-    voxels.set(xlabel="doubt of a voxel", ylabel="share of wrong labels")
+    voxels.plot([each["uncertainty"] for each in table], [each["error"] for each in table], "o-", color=COLOURS[1])
+    voxels.set(xlabel="uncertainty of a voxel", ylabel="share of wrong labels")
     voxels.set_title(
         f"calibration error {result['voxels']['ece']:.3f}, AUROC {result['voxels']['auroc']:.3f}", fontsize=10
     )

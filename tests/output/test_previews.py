@@ -1,4 +1,4 @@
-"""Pictures: readable files, and the same picture however a volume is stored."""
+"""Previews: readable files, and the same preview however a volume is stored."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ignite.engine import Engine
 from matplotlib.image import imread
 from monai.data import MetaTensor
 from monai.transforms import Orientation
-from scripts.output.pictures import OverlaySaver, draw_overlay, save_figure
+from scripts.output.previews import PreviewSaver, draw_preview, save_figure
 
 ORGANS = ["spleen", "liver"]
 
@@ -32,7 +32,7 @@ def pixels(figure) -> np.ndarray:
 
 
 def draw(image, prediction, truth=None, **options):
-    return draw_overlay(image, prediction, ORGANS, truth, **options)
+    return draw_preview(image, prediction, ORGANS, truth, **options)
 
 
 @pytest.mark.parametrize("with_truth", [True, False])
@@ -66,7 +66,7 @@ def test_anterior_is_up_and_the_patients_right_on_the_left():
     np.testing.assert_array_equal(np.argwhere(shown)[:, 1], np.tile([0, 1, 2], 3))
 
 
-def test_truth_adds_to_the_picture(volume):
+def test_truth_adds_to_the_preview(volume):
     image, prediction, truth = volume
 
     assert not np.array_equal(pixels(draw(image, prediction, truth)), pixels(draw(image, prediction)))
@@ -92,7 +92,7 @@ def test_the_handler_names_a_picture_after_its_case(tmp_path, volume):
     image, prediction, truth = volume
     image.meta["filename_or_obj"] = "/somewhere/img0007.nii.gz"
     engine = Engine(lambda engine, batch: [{"image": image, "pred_labels": prediction, "label": truth}])
-    OverlaySaver(tmp_path, ORGANS, prediction_key="pred_labels").attach(engine)
+    PreviewSaver(tmp_path, ORGANS, prediction_key="pred_labels").attach(engine)
 
     engine.run([0])
 

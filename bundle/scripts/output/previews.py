@@ -1,4 +1,4 @@
-"""Pictures of segmented volumes: slices with the outlines of predicted and, where known, true organs."""
+"""Previews of segmented volumes: slices with the outlines of predicted and, where known, true organs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from ..files import whole_file
 COLOURS = ("#ffb000", "#dc267f", "#648fff", "#00b27a", "#fe6100", "#785ef0", "#009e73", "#f0e442")
 
 
-class OverlaySaver:
+class PreviewSaver:
     """Ignite handler that writes one PNG for each volume an evaluator finishes: ``{save_dir}/{case}.png``.
 
     Args:
-        save_dir: folder of the pictures.
+        save_dir: folder of the previews.
         organs: names, for the legend; label values 1...K in this order.
         window: intensities shown as black and white; None takes the 0.5 and 99.5 percentiles of the slices shown.
-        columns: slices in a picture, spread evenly over those that hold an organ.
+        columns: slices in a preview, spread evenly over those that hold an organ.
         prediction_key: of the label map in the engine's output.
     """
 
@@ -49,13 +49,13 @@ class OverlaySaver:
         for output in engine.state.output:
             image = output["image"]
             name = result_name(image.meta)
-            figure = draw_overlay(
+            figure = draw_preview(
                 image, output[self.prediction_key], self.organs, output.get("label"), self.window, self.columns
             )
             save_figure(figure, self.save_dir / f"{name}.png")
 
 
-def draw_overlay(
+def draw_preview(
     image: MetaTensor,
     prediction: MetaTensor,
     organs: Sequence[str],
@@ -70,7 +70,7 @@ def draw_overlay(
         prediction: ``(1, H, W, D)`` label values, of the same voxels but with axes in any order; filled and outlined.
         organs: names for the legend.
         truth: like ``prediction``; dashed white outlines.
-        window: see :class:`OverlaySaver`.
+        window: see :class:`PreviewSaver`.
         columns: number of slices.
     """
     oriented = radiological(image)
