@@ -177,6 +177,7 @@ def test_a_right_header_is_not_mended(write):
     assert mend_headers({file: pydicom.dcmread(file) for file in series.iterdir()}) == []
 
 
+@pytest.mark.external
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="needs dicom3tools")
 @pytest.mark.parametrize(
     "tags",
