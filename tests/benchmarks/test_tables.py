@@ -128,7 +128,7 @@ def test_a_recorded_row_is_shown_with_its_commit_and_never_run(tmp_path):
 
 def test_the_ablations_of_options_that_are_gone_are_those_of_the_committed_table(tmp_path):
     table = Table.read("ablations", tmp_path, {})
-    committed = (ROOT / "docs" / "tables" / "ablations.md").read_text(encoding="utf-8").splitlines()
+    committed = (ROOT / "docs" / "results" / "tables" / "ablations.md").read_text(encoding="utf-8").splitlines()
 
     marked = [line for line in report.to_markdown(report.collect(table)).splitlines() if report.RECORDED in line]
 

@@ -22,7 +22,7 @@ from monai.utils import convert_to_dst_type, convert_to_tensor, ensure_tuple_rep
 from scipy.ndimage import find_objects
 from torch import Tensor
 
-from ..descriptions import describe as describe  # which notes what transforms are built with
+from ..descriptions import describe as describe  # noqa: F401  it notes what transforms are built with
 from ..errors import SettingError
 
 _SAME_SHARE = 1e-4  # of a voxel's place: what two labels have of it differs by rounding alone

@@ -195,7 +195,7 @@ class SAM2(Described, nn.Module):
         """Its weights, wherever they lie, and how they are used."""
         return {
             **{"name": self.name, "image_size": self.image_size, "decoder_token": self.decoder_token},
-            "weights": self.fingerprint(),
+            **{"slice_context": self.slice_context, "weights": self.fingerprint()},
         }
 
     def fingerprint(self) -> str:

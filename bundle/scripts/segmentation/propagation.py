@@ -78,7 +78,7 @@ class VolumetricInferer(LabelMapInferer):
 
     def described(self) -> dict[str, Any]:
         """What a label map depends on; the rest says how fast it comes, and what comes beside it."""
-        return {"neighbours": self.neighbours, "views": self.views}
+        return {"neighbours": self.neighbours, "ended_after": self.ended_after, "views": self.views}
 
     @torch.no_grad()
     def __call__(

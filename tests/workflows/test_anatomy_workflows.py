@@ -1,0 +1,92 @@
+"""Pretraining on painted patients, as the configurations say it, with little of everything."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+
+from tests.conftest import save_volume, simple_image, simple_label
+from tests.helpers.workflows import BUNDLE
+
+CONFIGS = BUNDLE / "configs"
+STAGES = [{"epochs": 1, "image_size": 64, "frames": 2, "clips": 1}]
+
+
+def run(run_id: str, *configs: str, **overrides) -> None:
+    workflow = ConfigWorkflow(
+        config_file=[str(CONFIGS / name) for name in configs],
+        logging_file=False,
+        run_id=run_id,
+        workflow_type="train",
+        bundle_root=str(BUNDLE),
+        device=torch.device("cpu"),
+        patients=1,
+        **overrides,
+    )
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+
+
+def test_backbone_and_prior_are_pretrained_one_after_the_other(tmp_path):
+    patients = str(tmp_path / "patients")
+    run(
+        "pretraining",
+        "pretrain_anatomy.json",
+        patients_dir=patients,
+        stages=STAGES,
+        iterations_per_epoch=2,
+        shapes_every=2,
+        shape_clips=1,
+        num_workers=0,
+        output_dir=str(tmp_path / "backbone"),
+    )
+    run(
+        "training",
+        "train.json",
+        "pretrain_prior.json",
+        patients_dir=patients,
+        slices=2,
+        batch_size=2,
+        iterations=2,
+        iterations_per_epoch=2,
+        image_size=64,
+        backbone_checkpoint=str(tmp_path / "backbone/sam2_nano.pt"),
+        start_prior=str(tmp_path / "backbone/prior.pt"),
+        output_dir=str(tmp_path / "prior"),
+    )
+
+    content = torch.load(tmp_path / "prior/model.pt", weights_only=True)
+    assert content["model"]["_extra_state"]["organs"] == ["spleen", "right kidney", "left kidney", "liver"]
+    assert content["organ_volumes"]["liver"][0] < 1500 < content["organ_volumes"]["liver"][1]
+    before = torch.load(BUNDLE / "models/sam2_nano.pt", weights_only=True)["model"]
+    after = torch.load(tmp_path / "backbone/sam2_nano.pt", weights_only=True)["model"]
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("modality", ["ct", "mr"])
+def test_the_prior_that_ships_segments_a_scan(tmp_path, modality):
+    image = simple_image(simple_label())
+    save_volume(tmp_path / "scan.nii.gz", image if modality == "ct" else image - image.min())
+    workflow = ConfigWorkflow(
+        config_file=[str(CONFIGS / name) for name in ("inference.json", "embedded.json", f"{modality}.json")],
+        logging_file=False,
+        run_id="inferring",
+        workflow_type="infer",
+        bundle_root=str(BUNDLE),
+        device=torch.device("cpu"),
+        input=str(tmp_path / "scan.nii.gz"),
+        output=str(tmp_path / "out"),
+        report=False,
+    )
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+
+    labels = nib.load(tmp_path / "out/scan_seg.nii.gz")
+    assert labels.shape == image.shape
+    assert set(np.unique(labels.dataobj)) <= {0, 1, 2, 3, 4}
