@@ -1,8 +1,6 @@
 """What the Model Zoo asks of a bundle: its CI (``ci/verify_bundle.py``) and CONTRIBUTING.md, without the network.
 
-Not asked here: TorchScript export, which the bundle's page says is not possible (``exclude_verify_torchscript_list``),
-and ``models/model.pt``, which is not part of the repository (``exclude_verify_preferred_files_list``; a trained bundle
-has one, see ``tests/test_standalone.py``).
+Not asked here: TorchScript export, which the bundle's page says is not possible (``exclude_verify_torchscript_list``).
 """
 
 from __future__ import annotations
