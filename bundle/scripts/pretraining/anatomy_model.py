@@ -108,16 +108,11 @@ class AnatomyModel(ClipModel):
         def own(frame: int) -> Tensor:
             return torch.cat([predicted[:, frame], others], 1).flatten(0, 1)
 
-        self._encoded = encoded  # what super().forward asks encode() for; encoding twice would double the cost
-        losses = super().forward(image, mask, prompt_share, own)
+        losses = self.follow(encoded, mask, prompt_share, own)
         losses["naming"] = self._naming_loss(encoded, classes)
         losses["prior"] = prior_error
         losses["loss"] = losses["loss"] + self.prior_weight * losses["prior"] + self.naming_weight * losses["naming"]
         return losses
-
-    def encode(self, image: Tensor) -> ImageFeatures:
-        kept, self._encoded = getattr(self, "_encoded", None), None
-        return super().encode(image) if kept is None else kept
 
     def _predict_memories(self, encoded: ImageFeatures, mask: Tensor, organ: Tensor) -> tuple[Tensor, Tensor]:
         """The prior's memories ``(V * T * n, M, h, w)``, from pure noise, and the error of Equation 1."""

@@ -54,9 +54,7 @@ class ClipModel(nn.Module):
         self.mask_weight, self.dice_weight = mask_weight, dice_weight
         self.iou_weight, self.object_weight = iou_weight, object_weight
 
-    def forward(
-        self, image: Tensor, mask: Tensor, prompt_share: float | Tensor = 0.4, own: OwnMemories | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, image: Tensor, mask: Tensor, prompt_share: float | Tensor = 0.4) -> dict[str, Tensor]:
         """Losses of a batch of clips.
 
         Args:
@@ -68,10 +66,21 @@ class ClipModel(nn.Module):
             ``loss`` (the weighted sum) and its parts ``mask``, ``dice``, ``iou``, ``object``, each a scalar, and
             ``dice_frame_0`` ... without gradient.
         """
+        return self.follow(self.encode(image), mask, prompt_share)
+
+    def follow(
+        self, encoded: ImageFeatures, mask: Tensor, prompt_share: float | Tensor, own: OwnMemories | None = None
+    ) -> dict[str, Tensor]:
+        """Losses of the objects of clips that are encoded already, frames running fastest; see :meth:`forward`.
+
+        Args:
+            encoded: of :meth:`encode`.
+            mask, prompt_share: see :meth:`forward`.
+            own: a prior's memories of each frame, for those objects that have one.
+        """
         clips, objects, frames = mask.shape[:3]
-        encoded = self.encode(image)
         truth = mask.flatten(0, 1).float().transpose(0, 1)[:, :, None]  # (T, V * K, 1, S, S)
-        rows = torch.arange(clips, device=image.device).repeat_interleave(objects) * frames
+        rows = torch.arange(clips, device=mask.device).repeat_interleave(objects) * frames
 
         losses, memories = [], []
         for frame in range(frames):

@@ -37,7 +37,6 @@ _T2 = {
     **{"marrow": 0.4, "disc": 0.4, "cartilage": 0.2, "canal": 0.95, "cord": 0.4, "cyst": 0.98, "ascites": 0.95},
     **{"effusion": 0.9, "gland": 0.5, "adrenal": 0.35, "stone": 0.03, "lesion": 0.5},
 }
-_FLUIDS = ("cyst", "ascites", "effusion")
 
 
 class Draw:

@@ -20,8 +20,8 @@ LABELS = (
     *shapes.ORGANS,
     *("gallbladder", "stomach", "aorta", "vena cava", "pancreas", "spine", "bowel", "heart", "lung", "collection"),
 )
-#: Volume in ml, mean and standard deviation over adults, of CT volumetry (liver and spleen: Geraghty et al., Radiology
-#: 2004; kidneys with their sinus: Cheong et al., CJASN 2007, and the patients of CHAOS).
+#: Volume in ml, mean and standard deviation over adults of both sexes, rounded, after volumetry (liver and spleen:
+#: Geraghty et al., Abdominal Imaging 2004; kidneys: Cheong et al., CJASN 2007, and the patients of CHAOS).
 POPULATION = {
     "spleen": (215.0, 110.0),
     "right kidney": (190.0, 45.0),
