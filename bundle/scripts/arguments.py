@@ -56,6 +56,16 @@ def refuse_expressions(options: Sequence[str]) -> None:
                 )
 
 
+def given_options() -> list[str]:
+    """Names of the options that ``python -m monai.bundle run`` was given; none where something else runs."""
+    arguments = sys.argv[1:]
+    if arguments[:1] != ["run"]:
+        return []
+    flags = arguments[: arguments.index("--")] if "--" in arguments else arguments  # after it come Fire's own
+    names = (flag[2:].partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--"))
+    return list(dict.fromkeys(names))
+
+
 def _typed(option: str) -> list[str]:
     """Every value that the program was given for an option."""
     flag, values = f"--{option}", []

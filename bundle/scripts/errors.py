@@ -58,6 +58,12 @@ class SettingError(BundleError, ValueError):
     """A setting, or an argument, that cannot be used, or does not fit the others."""
 
 
+class UnknownSettingError(SettingError):
+    """A setting that there is not: wrong use, which programs tell from a run that failed by the exit code."""
+
+    exit_code = 2
+
+
 class MissingFileError(BundleError, FileNotFoundError):
     """A file or folder that is not there."""
 
@@ -195,6 +201,8 @@ def install() -> None:
             default(kind, error, trace)
         else:
             print(f"\nerror: {indented(printable(found))}", file=sys.stderr)
+        if code := getattr(user_error(error), "exit_code", None):
+            raise SystemExit(code)
 
     sys.excepthook = excepthook
     _escape_logs()

@@ -1,0 +1,177 @@
+"""Settings that were given, but name nothing: MONAI adds each as an entry of its own, which nothing reads.
+
+So ``--iteration 100`` would train as long as ever. What a configuration holds after all overlays and options are merged
+is compared with what the bundle's own files declare: an entry beyond them must be one that something refers to, or
+begin with an underscore.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from monai.bundle import ConfigWorkflow
+from monai.bundle.reference_resolver import ReferenceResolver
+from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
+
+from .arguments import given_options
+from .errors import UnknownSettingError, count, listed
+from .files import BUNDLE
+
+_SEPARATOR = ReferenceResolver.sep
+# arguments of `monai.bundle run` itself
+_OF_RUN = {
+    *("run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file"),
+    *("workflow_type", "workflow", "properties_path"),
+}
+# what `--tracking mlflow` adds, or reads where it is given
+_MLFLOW = DEFAULT_EXP_MGMT_SETTINGS["mlflow"]
+_OF_TRACKING = {*_MLFLOW["configs"]} - {*_MLFLOW["handlers_id"]}
+
+logger = logging.getLogger(__name__)
+
+
+def check() -> None:
+    """Refuses settings of the running workflow that name nothing, and says which options have no effect in it.
+
+    For ``initialize`` of a configuration: the workflow is the one that evaluates it.
+
+    Raises:
+        UnknownSettingError: with the nearest names.
+    """
+    workflow = _running()
+    if workflow is None:  # evaluated by something else than a workflow
+        return
+    config = workflow.parser.get()
+    refuse_unknown(config, declared_settings(workflow.config_root_path))
+    idle = without_effect(config, (workflow.init_id, workflow.run_id, workflow.final_id), given_options())
+    if idle:
+        names = listed(f"--{name}" for name in idle)
+        logger.warning("Without effect, since nothing in `run %s` depends on it: %s.", workflow.run_id, names)
+
+
+def declared_settings(folder: str | Path) -> set[str]:
+    """Ids of the entries that the workflows in a folder, and those of the bundle, declare.
+
+    An overlay declares nothing, wherever it lies: what it adds must be used.
+
+    Args:
+        folder: with JSON files.
+    """
+    names: set[str] = set()
+    for path in {path.resolve() for root in (Path(folder), BUNDLE / "configs") for path in root.glob("*.json")}:
+        try:
+            content = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError):  # if it is of this run, MONAI has said so
+            continue
+        if isinstance(content, dict) and "run" in content:
+            names |= {ReferenceResolver.normalize_id(key.removeprefix("+")) for key in _ids(content)}
+    return names
+
+
+def refuse_unknown(config: Mapping[str, Any], declared: set[str]) -> None:
+    """Refuses entries of a configuration that are neither declared nor referred to.
+
+    Args:
+        config: as it is merged.
+        declared: ids of :func:`declared_settings`.
+
+    Raises:
+        UnknownSettingError: with the nearest names.
+    """
+    known = declared | _OF_TRACKING | _referred(config)
+    unknown = [
+        name for name in _ids(config) if name not in known and not name.rpartition(_SEPARATOR)[2].startswith("_")
+    ]
+    if not unknown:
+        return
+    near = dict.fromkeys(near for name in unknown for near in difflib.get_close_matches(name, sorted(known), 3, 0.75))
+    shown = [name.replace(_SEPARATOR, "#") for name in unknown]
+    hint = f"Nearest: {listed(name.replace(_SEPARATOR, '#') for name in near)}. " if near else ""
+    raise UnknownSettingError(
+        f"{count(len(unknown), 'setting')} that no configuration declares and nothing refers to: {listed(shown)}. "
+        f"{hint}Correct the option or the overlay; an entry of your own for later begins with an underscore."
+    )
+
+
+def without_effect(config: Mapping[str, Any], steps: tuple[str, ...], options: list[str]) -> list[str]:
+    """Those of the options on which none of a workflow's steps depends.
+
+    Args:
+        config: as it is merged.
+        steps: ids of what is evaluated.
+        options: ids of settings.
+    """
+    options = [ReferenceResolver.normalize_id(option) for option in options]
+    options = [option for option in options if option not in _OF_RUN | _OF_TRACKING and option[:1] != "_"]
+    reached, waiting = set(), [step for step in (*steps, "imports") if step in config]
+    while waiting:
+        name = waiting.pop()
+        if name in reached:
+            continue
+        reached.add(name)
+        waiting += _references(_at(config, name))
+    return [
+        option.replace(_SEPARATOR, "#")
+        for option in options
+        if not any(_within(option, name) or _within(name, option) for name in reached)
+    ]
+
+
+def _running() -> ConfigWorkflow | None:
+    """The workflow that is evaluating its configuration: MONAI hands it to nothing that it evaluates."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, ConfigWorkflow):
+            return owner
+        frame = frame.f_back
+    return None
+
+
+def _ids(content: Mapping[str, Any]) -> Iterator[str]:
+    """Ids of entries: those on top, and within groups of parts, such as ``train``."""
+    for key, value in content.items():
+        yield key
+        parts = value.values() if isinstance(value, Mapping) and "_target_" not in value else ()
+        if any(isinstance(part, Mapping) and "_target_" in part for part in parts):
+            yield from (f"{key}{_SEPARATOR}{part}" for part in value)
+
+
+def _references(value: Any) -> set[str]:
+    """Ids that a piece of configuration refers to."""
+    if isinstance(value, str):
+        return set(ReferenceResolver.match_refs_pattern(value))
+    pieces = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return {name for piece in pieces for name in _references(piece)}
+
+
+def _referred(config: Mapping[str, Any]) -> set[str]:
+    """The same of a whole configuration, with all that these lie in."""
+    found: set[str] = set()
+    for name in _references(config):
+        parts = name.split(_SEPARATOR)
+        found |= {_SEPARATOR.join(parts[:length]) for length in range(1, len(parts) + 1)}
+    return found
+
+
+def _at(config: Any, name: str) -> Any:
+    """The entry of an id; None where there is none."""
+    for part in name.split(_SEPARATOR):
+        if isinstance(config, list) and part.isdigit() and int(part) < len(config):
+            config = config[int(part)]
+        elif isinstance(config, Mapping):
+            config = config.get(part)
+        else:
+            return None
+    return config
+
+
+def _within(name: str, other: str) -> bool:
+    return name == other or name.startswith(other + _SEPARATOR)
