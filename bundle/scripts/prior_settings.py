@@ -1,0 +1,218 @@
+"""The settings that belong to a trained prior: its file records them, and inference takes them from there.
+
+A prior works with the backbone, slices, intensities, organs and diffusion of its training alone. So training writes
+them into its file, and as an overlay beside it; ``configs/inference.json`` names each as a value of
+:func:`settings_of_prior`, which an overlay or an option overrules as it does any other.
+
+A prior's file may come from anybody, so what it records is never evaluated: objects are named by classes of MONAI and
+diffusers that do nothing but scale intensities or schedule noise, with plain numbers and texts as their arguments.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from ignite.engine import Engine, Events
+from monai.bundle import ConfigParser
+from monai.transforms import Transform
+from monai.transforms.intensity import array, dictionary
+
+from .descriptions import given
+from .errors import UnusableFileError
+from .files import BUNDLE, whole_file
+from .inert import inert
+from .weights import load_tensors
+
+RECORD = "inference"  # where a prior's file has its settings
+OVERLAY = "inference.json"  # the overlay beside it
+_TARGET = "_target_"
+_REMEDY = "Point `prior_file` at a trained prior, or run `training` again."
+
+logger = logging.getLogger(__name__)
+
+
+def record(settings: Mapping[str, Any], bundle_root: str | Path = BUNDLE) -> dict[str, Any]:
+    """Settings as a prior's file records them.
+
+    Args:
+        settings: by their names in ``configs/inference.json``: plain values, the ``intensity`` transform and the
+            ``scheduler``. A transform other than MONAI's own for intensities has no record: inference must be told.
+        bundle_root: a ``backbone_checkpoint`` in this folder is recorded by its place there. Of others the name alone
+            is, since a place on one machine means nothing on another.
+    """
+    found = {key: _plain(value) for key, value in settings.items()}
+    if checkpoint := found.get("backbone_checkpoint"):
+        path, root = Path(checkpoint).resolve(), Path(bundle_root).resolve()
+        found["backbone_checkpoint"] = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+    return {key: value for key, value in found.items() if value is not _UNKNOWN}
+
+
+def settings_of_prior(prior_file: str | Path, bundle_root: str | Path, otherwise: Mapping[str, Any]) -> dict[str, Any]:
+    """What a prior's file records, with its objects built.
+
+    Args:
+        prior_file: the trained prior; one that is not there has nothing to say, and is refused elsewhere.
+        bundle_root: where a ``backbone_checkpoint`` lies.
+        otherwise: the value of each setting where the file has none; an object as what makes it, since a transform is
+            described by what it was built with only once :mod:`scripts.descriptions` is there to note it.
+
+    Returns:
+        A value for each of ``otherwise``, and ``label_map``, each organ with its value in the label maps to be written.
+
+    Raises:
+        UnusableFileError: the file is no prior, or records what no training does.
+    """
+    settings = _made(otherwise)
+    path = Path(prior_file)
+    if path.is_file():
+        found = load_tensors(path, "trained prior", _REMEDY, mmap=True).get(RECORD, {})
+        settings |= {key: _built(path, key, value) for key, value in found.items() if key in otherwise}
+        if found.get("backbone_checkpoint"):
+            settings["backbone_checkpoint"] = _checkpoint(found["backbone_checkpoint"], Path(bundle_root), path)
+    settings["label_map"] = _label_map(settings["organs"])
+    return settings
+
+
+def configuration_of(prior_file: str | Path) -> dict[str, Any]:
+    """What a prior's file records, as an overlay for ``configs/inference.json``; empty where it records nothing."""
+    found = load_tensors(prior_file, "trained prior", _REMEDY, mmap=True).get(RECORD, {})
+    for key, value in found.items():
+        _built(Path(prior_file), key, value)  # what cannot be built is refused here
+    return _overlay(found)
+
+
+def overlay_for(
+    settings: Mapping[str, Any], prior_file: str | Path, bundle_root: str | Path = BUNDLE
+) -> dict[str, Any]:
+    """The overlay for ``configs/inference.json`` that says what a prior's file records, and where that file is.
+
+    Args:
+        settings: as for :func:`record`.
+        prior_file: the trained prior.
+        bundle_root: as for :func:`record`.
+
+    Returns:
+        What differs from the configuration's own settings, as JSON in which every value means itself.
+    """
+    config = json.loads((BUNDLE / "configs" / OVERLAY).read_text("utf-8"))
+    parser = ConfigParser({**config, "bundle_root": str(bundle_root)})
+    usual = record(_made(parser.get_parsed_content("prior_settings::otherwise")), bundle_root)
+    changed = {key: value for key, value in record(settings, bundle_root).items() if value != usual.get(key)}
+    if "backbone_checkpoint" in changed:  # beside the prior, on this machine, the whole place is of use
+        changed["backbone_checkpoint"] = str(Path(settings["backbone_checkpoint"]).resolve())
+    return _overlay({"prior_file": str(Path(prior_file).resolve()), **changed})
+
+
+class InferenceOverlay:
+    """Writes :func:`overlay_for` as ``inference.json`` beside the trained prior when a training ends.
+
+    Args:
+        prior_file: the trained prior.
+        settings: as for :func:`record`.
+        bundle_root: as for :func:`record`.
+    """
+
+    def __init__(self, prior_file: str | Path, settings: Mapping[str, Any], bundle_root: str | Path = BUNDLE) -> None:
+        self.prior_file, self.settings, self.bundle_root = Path(prior_file), dict(settings), bundle_root
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, self.write)
+
+    def write(self, engine: Engine) -> None:
+        path = self.prior_file.with_name(OVERLAY)
+        text = json.dumps(overlay_for(self.settings, self.prior_file, self.bundle_root), indent=4) + "\n"
+        with whole_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        logger.info("Wrote what inference needs to know of it to '%s'.", path)
+
+
+_UNKNOWN = object()
+
+
+def _plain(value: Any) -> Any:
+    """A value as it is recorded: an object as its class and those arguments that are no defaults."""
+    if isinstance(value, diffusers.SchedulerMixin):
+        arguments = {key: item for key, item in value.config.items() if key[0] != "_"}
+    elif isinstance(value, Transform):
+        arguments = given(value)
+    else:
+        return _plain_value(value)
+    kind = type(value)
+    if _classes().get(kind.__name__) is not kind:
+        return _UNKNOWN
+    defaults = {name: each.default for name, each in inspect.signature(kind.__init__).parameters.items()}
+    changed = {name: item for name, item in arguments.items() if not _same(item, defaults.get(name, _UNKNOWN))}
+    found = {name: _plain_value(item) for name, item in changed.items()}
+    return _UNKNOWN if _UNKNOWN in found.values() else {_TARGET: kind.__name__, **found}
+
+
+def _plain_value(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        items = [_plain_value(item) for item in value]
+        return _UNKNOWN if any(item is _UNKNOWN for item in items) else items
+    return _UNKNOWN
+
+
+def _same(first: Any, second: Any) -> bool:
+    return type(first) is type(second) and first == second
+
+
+def _classes() -> dict[str, type]:
+    """What a record may name: MONAI's transforms of intensities, and diffusers' schedulers, by their names."""
+    transforms = [getattr(module, name) for module in (array, dictionary) for name in module.__all__]
+    schedulers = [getattr(diffusers, name) for name in ("DDIMScheduler", "DDPMScheduler")]
+    return {kind.__name__: kind for kind in (*transforms, *schedulers) if isinstance(kind, type)}
+
+
+def _made(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value() if isinstance(value, functools.partial) else value for key, value in settings.items()}
+
+
+def _built(path: Path, key: str, value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    arguments = {name: item for name, item in value.items() if name != _TARGET}
+    try:
+        return _classes()[value[_TARGET]](**arguments)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnusableFileError(
+            f"'{path}' records for `{key}` what no training does ({type(error).__name__}: {error}). {_REMEDY}"
+        ) from error
+
+
+def _checkpoint(recorded: str, root: Path, prior_file: Path) -> str:
+    """Where the backbone's weights lie: in the bundle, else beside the prior, where a bundle of its own has them."""
+    name = Path(recorded).name
+    places = (root / recorded, root / "models" / name, prior_file.parent / name)
+    return str(next((place for place in places if place.is_file()), places[0]))
+
+
+def _label_map(organs: Sequence[str]) -> dict[str, int]:
+    return {organ: value for value, organ in enumerate(organs, 1)}
+
+
+def _overlay(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {"label_map" if key == "organs" else key: value for key, value in recorded.items()}
+    if "label_map" in settings:
+        settings["label_map"] = _label_map(settings["label_map"])
+    return {key: _configuration(value) for key, value in settings.items()}
+
+
+def _configuration(value: Any) -> Any:
+    """What is recorded, as JSON of which MONAI makes the same."""
+    if isinstance(value, Mapping) and _TARGET in value:
+        kind = _classes()[value[_TARGET]]
+        package = "diffusers." if issubclass(kind, diffusers.SchedulerMixin) else ""
+        return {_TARGET: package + kind.__name__, **inert({k: v for k, v in value.items() if k != _TARGET})}
+    return inert(value)

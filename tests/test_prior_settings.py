@@ -1,0 +1,149 @@
+"""The settings that a prior's file records, and what inference makes of them."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.transforms import Compose, ScaleIntensityd, ScaleIntensityRanged, ScaleIntensityRangePercentilesd
+from scripts.descriptions import describe
+from scripts.errors import UnusableFileError
+from scripts.prior_settings import configuration_of, overlay_for, record, settings_of_prior
+
+from tests.helpers.workflows import BUNDLE
+
+WINDOW = {"keys": "image", "a_min": -100, "a_max": 200, "b_min": 0, "b_max": 1, "clip": True}
+OTHERWISE = {
+    "organs": ["spleen", "liver"],
+    "backbone_checkpoint": "models/sam2_nano.pt",
+    "image_size": 256,
+    "intensity": functools.partial(ScaleIntensityd, "image"),
+    "scheduler": diffusers.DDIMScheduler(),
+}
+
+
+@pytest.fixture
+def prior_file(tmp_path):
+    """``prior_file(**settings)``: a file that records them."""
+
+    def write(**settings) -> Path:
+        torch.save({"model": {}, "inference": record(settings)}, tmp_path / "model.pt")
+        return tmp_path / "model.pt"
+
+    return write
+
+
+def settings(path: Path) -> dict:
+    return settings_of_prior(path, BUNDLE, OTHERWISE)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("intensity", ScaleIntensityRanged(**WINDOW)),
+        ("intensity", ScaleIntensityRangePercentilesd("image", 0, 99.5, 0, 1, clip=True, relative=False)),
+        ("scheduler", diffusers.DDIMScheduler(1000, 0.01, 0.01, prediction_type="sample", clip_sample=False)),
+        ("scheduler", diffusers.DDPMScheduler(num_train_timesteps=100, beta_end=0.01)),
+        ("image_size", 96),
+        ("organs", ["liver", "left kidney"]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_setting_comes_back_as_it_was(prior_file, key, value):
+    found = settings(prior_file(**{key: value}))
+
+    assert describe(found[key]) == describe(value)
+
+
+def test_the_organs_of_the_record_name_the_label_map(prior_file):
+    assert settings(prior_file(organs=["aorta", "spleen"]))["label_map"] == {"aorta": 1, "spleen": 2}
+
+
+@pytest.mark.parametrize("content", [None, {"model": {}}, {"model": {}, "inference": {}}], ids=str)
+def test_what_is_not_recorded_is_as_declared(tmp_path, content):
+    path = tmp_path / "model.pt"
+    if content is not None:
+        torch.save(content, path)
+
+    found = settings(path)
+
+    assert found["image_size"] == 256 and found["label_map"] == {"spleen": 1, "liver": 2}
+    assert isinstance(found["intensity"], ScaleIntensityd)
+
+
+def test_a_setting_that_inference_does_not_know_is_left(prior_file):
+    assert "colour" not in settings(prior_file(colour="red"))
+
+
+def test_a_transform_of_another_kind_has_no_record():
+    assert record({"intensity": Compose([ScaleIntensityd("image")]), "image_size": 64}) == {"image_size": 64}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"_target_": "os.system", "command": "true"},
+        {"_target_": "Lambdad", "keys": "image"},
+        {"_target_": "ScaleIntensityRanged", "colour": "red"},
+        {"keys": "image"},
+    ],
+    ids=str,
+)
+def test_a_file_from_anybody_names_nothing_but_intensities_and_schedulers(tmp_path, value):
+    torch.save({"model": {}, "inference": {"intensity": value}}, tmp_path / "model.pt")
+
+    with pytest.raises(UnusableFileError, match="model.pt.*records for `intensity` what no training does"):
+        settings(tmp_path / "model.pt")
+    with pytest.raises(UnusableFileError):
+        configuration_of(tmp_path / "model.pt")
+
+
+def test_texts_of_a_file_are_texts(prior_file):
+    path = prior_file(organs=["$1/0", "@seed"], intensity=ScaleIntensityRanged(**{**WINDOW, "keys": "$1/0"}))
+
+    assert settings(path)["label_map"] == {"$1/0": 1, "@seed": 2}
+    parsed = ConfigParser(configuration_of(path)).get_parsed_content("label_map")
+    assert parsed == {"$1/0": 1, "@seed": 2}
+
+
+def test_weights_in_the_bundle_are_recorded_by_their_place_there_and_others_by_their_name(tmp_path):
+    inside, outside = BUNDLE / "models/sam2_nano.pt", tmp_path / "someone" / "sam2.pt"
+
+    assert record({"backbone_checkpoint": str(inside)}) == {"backbone_checkpoint": "models/sam2_nano.pt"}
+    assert record({"backbone_checkpoint": str(outside)}) == {"backbone_checkpoint": "sam2.pt"}
+
+
+def test_weights_are_looked_for_in_the_bundle_then_beside_the_prior(prior_file, tmp_path):
+    path = prior_file(backbone_checkpoint=str(BUNDLE / "models/sam2_nano.pt"))
+    assert settings(path)["backbone_checkpoint"] == str(BUNDLE / "models/sam2_nano.pt")
+
+    path = prior_file(backbone_checkpoint=str(tmp_path / "other.pt"))
+    (tmp_path / "other.pt").touch()
+    assert settings(path)["backbone_checkpoint"] == str(tmp_path / "other.pt")
+
+
+def test_the_overlay_says_what_differs_from_the_configuration_and_nothing_else(tmp_path):
+    usual = json.loads((BUNDLE / "configs/inference.json").read_text())["prior_settings"]["otherwise"]
+    own = {
+        "organs": ["spleen"],
+        "image_size": 512,
+        "dropout": usual["dropout"],
+        "backbone_checkpoint": str(tmp_path / "sam2.pt"),
+        "intensity": ScaleIntensityRanged(**WINDOW),
+        "scheduler": diffusers.DDIMScheduler(
+            **{key: value for key, value in usual["scheduler"].items() if key[0] != "_"}
+        ),
+    }
+
+    assert overlay_for(own, tmp_path / "model.pt") == {
+        "prior_file": str(tmp_path / "model.pt"),
+        "label_map": {"spleen": 1},
+        "image_size": 512,
+        "backbone_checkpoint": str(tmp_path / "sam2.pt"),
+        "intensity": {"_target_": "ScaleIntensityRanged", **WINDOW},
+    }
