@@ -7,7 +7,7 @@ Each organ is corrected by itself. The result is volumetric Dice on the files' o
 it with each reach, and Dice of the corrected slice alone; and for each case a picture of these slices before and after
 the click. Run from the bundle's folder, with the configuration of an evaluation:
 
-    CONFIG="['configs/train.json','configs/evaluate.json','configs/demo.json']"
+    CONFIG="['configs/train.json','configs/evaluate.json']"
     python -m benchmarks.corrections --config_file $CONFIG
 """
 

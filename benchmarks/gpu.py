@@ -75,7 +75,7 @@ def walk(device: str = "cuda:0", quick: bool = False, slices: int = 64) -> None:
     """Milliseconds a slice and peak memory of a volume with four organs in two thirds of its slices, by precision."""
     options = {"image_size": 64} if quick else TINY
     slices = 6 if quick else slices
-    files = ["configs/train.json", "configs/evaluate.json", "configs/demo.json"]
+    files = ["configs/train.json", "configs/evaluate.json"]
     parser = parse(files, {"device": f"$torch.device('{device}')", "prior_file": "", "dataset_dir": ".", **options})
     network, _ = _network(parser)
     size = network.backbone.image_size
@@ -112,8 +112,8 @@ def _commands(device: str, quick: bool, folder: Path) -> dict[str, list[list[str
     if quick:
         demo += ["--image_size=64", "--iterations=2", "--iterations_per_epoch=2", "--variants=1"]
     run = [*python, "monai.bundle", "run"]
-    train, evaluate = "'configs/train.json','configs/demo.json'", "'configs/train.json','configs/evaluate.json'"
-    evaluate = [*run, "evaluating", f"--config_file=[{evaluate},'configs/demo.json']", *demo]
+    train, evaluate = "'configs/train.json'", "'configs/train.json','configs/evaluate.json'"
+    evaluate = [*run, "evaluating", f"--config_file=[{evaluate}]", *demo]
     where = f"--device=$torch.device('{device}')"
     return {
         "agreement": [[*python, "benchmarks.gpu", "agreement", *here]],

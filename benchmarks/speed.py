@@ -3,10 +3,10 @@ paper's recipe end to end, long volumes.
 
 Run from the bundle's folder; for ratios that mean something, with one thread (`OMP_NUM_THREADS=1`):
 
-    python -m benchmarks.speed table  --config_file "['configs/train.json','configs/evaluate.json','configs/demo.json']"
-    python -m benchmarks.speed cache  --config_file "['configs/train.json','configs/demo.json']"
+    python -m benchmarks.speed table  --config_file "['configs/train.json','configs/evaluate.json']"
+    python -m benchmarks.speed cache  --config_file configs/train.json
     python -m benchmarks.speed recipe --device cpu
-    python -m benchmarks.speed volume --slices 1500 --config_file "['configs/inference.json','configs/demo.json']"
+    python -m benchmarks.speed volume --config_file configs/inference.json --prior_file runs/train/model.pt
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def recipe(
     iterations: int = 20,
     slices: int = 8,
     device: str = "cuda:0" if torch.cuda.is_available() else "cpu",
-    config_file=("configs/train.json", "configs/evaluate.json"),
+    config_file=("configs/train.json", "configs/evaluate.json", "configs/paper.json"),
     **overrides,
 ) -> None:
     """The paper's recipe (SAM2.1 tiny, 512 pixels, batch 4) on random slices: seconds and peak memory.
@@ -135,7 +135,7 @@ def recipe(
         slices: of the volume that is segmented.
         device: "cpu" or "cuda:0".
     """
-    parser = parse(list(config_file), {"device": f"$torch.device('{device}')", "batch_size": 4, **overrides})
+    parser = parse(list(config_file), {"device": f"$torch.device('{device}')", **overrides})
     network = parser.get_parsed_content("network")
 
     backbone, size = network.backbone, network.backbone.image_size

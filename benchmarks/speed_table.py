@@ -65,7 +65,7 @@ class Table:
 
 
 def table(
-    config_file=("configs/train.json", "configs/evaluate.json", "configs/demo.json"),
+    config_file=("configs/train.json", "configs/evaluate.json"),
     slices: int | None = None,
     rounds: int = 3,
     given_masks: bool | None = None,
@@ -298,7 +298,7 @@ def memory(slices: int = 200, shape: tuple[int, int] = (512, 512)) -> None:
         nib.save(nib.Nifti1Image(stored, np.diag([0.8, 0.8, 1.0, 1.0])), path)
         del stored
         options = {"input": str(path), "output": folder, "largest_component": True, "backbone_checkpoint": None}
-        parser = parse(["configs/inference.json", "configs/demo.json"], options)
+        parser = parse("configs/inference.json", options)
         prepare, finish = (parser.get_parsed_content(key) for key in ("preprocessing", "postprocessing"))
         before = _resident()
         with _peak() as peak:
@@ -356,7 +356,7 @@ def _start(rows: Table) -> None:
         "start: `import monai`": "import monai",
         "start: all that inference imports and builds": (
             "from benchmarks.configuration import parse\n"
-            "parser = parse(['configs/inference.json', 'configs/demo.json'], {})\n"
+            "parser = parse('configs/inference.json', {})\n"
             "[parser.get_parsed_content(key) for key in ('network', 'preprocessing', 'inferer', 'postprocessing')]"
         ),
     }

@@ -2,7 +2,7 @@
 
 Run from the bundle's folder, with the configuration of an evaluation and a trained prior:
 
-    CONFIG="['configs/train.json','configs/evaluate.json','configs/demo.json']"
+    CONFIG="['configs/train.json','configs/evaluate.json']"
     python -m benchmarks.uncertainty --config_file $CONFIG --samples 4
 
 It keeps what it measured of every test case, so that the same command goes on where it was interrupted, and then writes

@@ -35,7 +35,11 @@ from these files and [settings.json](settings.json).
 
 A setting is changed on the command line (`--iterations 1000`, `--quality#max_jump 0.7`), or in an overlay, a JSON file
 of your own that comes later in the list of `--config_file`. Values that begin with `$` are Python expressions, and
-`@name` is the value of another setting.
+`@name` is the value of another setting. A setting that names nothing is an error.
+
+Settings that belong to a prior (backbone, image size, intensity, organs, diffusion, ...) are recorded in its file, and
+inference takes them from there unless an overlay or an option says otherwise; the defaults here are those of the prior
+that ships.
 """
 
 AUGMENTATION = """The transforms of `train#augmentation`, in their order. An argument is changed by its number:
@@ -53,7 +57,17 @@ PRETRAINED = """A configuration by itself, whose settings are its own: what they
 def read_configs(folder: Path = CONFIGS) -> dict[str, dict[str, Any]]:
     """The content of each file, by its path below the folder without the suffix; not what describes the bundle."""
     files = sorted(path for path in folder.rglob("*.json") if path.name != "metadata.json")
-    return {path.relative_to(folder).with_suffix("").as_posix(): json.loads(path.read_text("utf-8")) for path in files}
+    return {path.relative_to(folder).with_suffix("").as_posix(): _read(path) for path in files}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file's content; what is a prior's to say, as it is where the prior says nothing."""
+    content = json.loads(path.read_text("utf-8"))
+    for key, value in content.get("prior_settings", {}).get("otherwise", {}).items():
+        if str(content.get(key)).startswith("$@prior_settings"):
+            made = isinstance(value, Mapping)
+            content[key] = {name: item for name, item in value.items() if name != "_mode_"} if made else value
+    return content
 
 
 def keys_of(config: Mapping[str, Any], opened: set[str]) -> dict[str, Any]:

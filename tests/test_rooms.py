@@ -11,7 +11,7 @@ from tests.helpers.workflows import BUNDLE
 FLOORS = (
     {"descriptions", "errors", "files", "inert"},
     {"arguments", "weights"},
-    {"networks", "data"},
+    {"networks", "data", "overrides", "prior_settings"},
     {"training", "segmentation", "prepare", "standalone"},
     {"inference", "automedsam", "pretraining"},
     {"output"},

@@ -3,8 +3,8 @@
 Run from the bundle's folder. The source model is trained once, on the source; all that follows gets the target's
 configuration and that one file:
 
-    SOURCE="['configs/train.json','configs/demo.json']"
-    TARGET="['configs/train.json','configs/evaluate.json','configs/demo.json','configs/sf_uda.json',
+    SOURCE=configs/train.json
+    TARGET="['configs/train.json','configs/evaluate.json','configs/sf_uda.json',
              'configs/sf_uda_demo.json','../benchmarks/adaptation/demo_target.json']"
     MODEL=runs/adaptation/source.pt
     RUN="-m benchmarks.adaptation.run"

@@ -2,7 +2,7 @@
 
 Run from the bundle's folder:
 
-    CONFIG="['configs/train.json','configs/evaluate.json','configs/demo.json']"
+    CONFIG="['configs/train.json','configs/evaluate.json']"
     python -m benchmarks.baselines.run unet        --config_file $CONFIG
     python -m benchmarks.baselines.run unetr       --config_file $CONFIG
     python -m benchmarks.baselines.run sam2_points --config_file $CONFIG

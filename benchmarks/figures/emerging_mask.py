@@ -2,7 +2,7 @@ r"""Figure 3: the mask as it emerges while the memory is sampled, from noise to 
 
 Run from the bundle's folder, with one list of config files for each block of columns:
 
-    DEMO="'configs/train.json','configs/evaluate.json','configs/demo.json'"
+    DEMO="'configs/train.json','configs/evaluate.json'"
     python -m benchmarks.figures.emerging_mask --output runs/figures \
         --config_files "{'CT': [$DEMO], 'MR': [$DEMO,'configs/sf_uda.json','configs/sf_uda_demo.json']}"
 

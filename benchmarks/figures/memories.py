@@ -3,8 +3,8 @@ r"""Figure 2: generated memories and true ones, organ by organ, at several stage
 Run from the bundle's folder, after a training with ``--snapshots "[25]"``, which keeps the prior after 25 iterations:
 
     python -m benchmarks.figures.memories \
-        --config_file "['configs/train.json','configs/evaluate.json','configs/demo.json']" \
-        --priors "{'25 iterations': 'runs/demo/model_000025.pt', '500 iterations': 'runs/demo/model.pt'}"
+        --config_file "['configs/train.json','configs/evaluate.json']" \
+        --priors "{'25 iterations': 'runs/train/model_000025.pt', '500 iterations': 'runs/train/model.pt'}"
 
 A t-SNE map shows neighbourhoods and no distances, and can be drawn until it pleases. So numbers stand beside it, of the
 memories themselves, standardised per channel as the prior sees them:

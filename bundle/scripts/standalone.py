@@ -1,8 +1,8 @@
 """A trained prior as a bundle of its own, for programs that read ``configs/inference.json`` and know no overlays: MONAI
 Label, ``monai.bundle.load``, the Model Zoo.
 
-    python -m scripts.standalone --config_file "['configs/inference.json','configs/demo.json']" \
-        --prior_file runs/demo/model.pt --output /apps/diffusam_demo
+    python -m scripts.standalone --config_file configs/inference.json \
+        --prior_file runs/train/model.pt --output /apps/diffusam_demo
 
 writes a folder with the settings of all overlays in its ``configs/inference.json``, the organs and sizes in its
 ``configs/metadata.json``, the weights in ``models``, and scripts, licence and docs beside them.
@@ -24,6 +24,7 @@ from . import errors
 from .files import BUNDLE
 from .inert import inert, quoted
 from .networks.diffusam import check_prior_file
+from .prior_settings import configuration_of
 from .weights import load_tensors
 
 PRIOR = "model.pt"  # the name by which MONAI Label and the Model Zoo look for weights
@@ -39,7 +40,7 @@ def standalone(
 
     Args:
         output: its folder, which is new or empty; its name is the bundle's.
-        config_file: ``configs/inference.json``, and the overlays that the prior was trained with.
+        config_file: ``configs/inference.json``, and overlays; what the prior's own file records needs none.
         prior_file: the trained prior; by default the configuration's.
 
     Returns:
@@ -53,9 +54,7 @@ def standalone(
     target = Path(str(output)).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise errors.SettingError(f"'{target}' is there already. Name a new folder in --output, or empty that one.")
-    settings, places = _read([config_file] if isinstance(config_file, str) else list(config_file))
-    prior, backbone = Path(prior_file or places["prior_file"]).expanduser(), Path(places["backbone_checkpoint"])
-    check_prior_file(prior)
+    settings, prior, backbone = _read([config_file] if isinstance(config_file, str) else list(config_file), prior_file)
     check_backbone_file(backbone)
     network = ConfigParser({**settings, "backbone_checkpoint": str(backbone)}).get_parsed_content("network_def")
     content = load_tensors(prior, "trained prior", "Point --prior_file at a trained prior.")
@@ -104,15 +103,20 @@ def check_backbone_file(path: Path) -> None:
         )
 
 
-def _read(files: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Of a configuration what inference has a use for, and where it has its weights."""
+def _read(files: Sequence[str], prior_file: str | None) -> tuple[dict[str, Any], Path, Path]:
+    """Of a configuration what inference has a use for, with what the prior's file records; the prior, the backbone."""
     for file in files:
         if not Path(file).is_file():
             raise errors.MissingFileError(f"The configuration '{file}' is not there. Correct --config_file.")
     original, merged = ConfigParser.load_config_file(files[0]), ConfigParser.load_config_files(files)
-    parser = ConfigParser({**merged, "bundle_root": str(BUNDLE)})
-    places = {key: parser.get_parsed_content(key) for key in ("prior_file", "backbone_checkpoint")}
-    return {key: original[key] if key in PLACES else merged[key] for key in original}, places
+    here = {**merged, "bundle_root": str(BUNDLE)}
+    prior = Path(prior_file or ConfigParser(dict(here)).get_parsed_content("prior_file")).expanduser()
+    check_prior_file(prior)
+    backbone = ConfigParser({**here, "prior_file": inert(str(prior))}).get_parsed_content("backbone_checkpoint")
+    recorded = configuration_of(prior)
+    settings = {key: original[key] if key in PLACES else merged[key] for key in original}
+    settings |= {key: value for key, value in recorded.items() if settings.get(key) == original.get(key)}
+    return settings, prior, Path(backbone)
 
 
 def _copy(source: Path, target: Path) -> None:

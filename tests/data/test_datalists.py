@@ -114,7 +114,7 @@ def test_missing_folder_says_how_to_set_it(tmp_path):
     message = str(caught.value)
     assert f"'{tmp_path / 'nowhere'}' is not there" in message
     assert "--dataset_dir" in message and "docs/README.md says where to get BTCV and CHAOS" in message
-    assert "add 'configs/demo.json' to --config_file" in message
+    assert "leave out --dataset_dir" in message
 
 
 def test_file_in_place_of_the_folder_is_named(tmp_path):

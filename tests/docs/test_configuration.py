@@ -43,7 +43,7 @@ def test_every_key_of_every_file_is_on_the_page(configs):
     "name, key, value, shown",
     [
         ("train", "patience", 3, "patience"),
-        ("demo", "patience", 3, "patience"),
+        ("chaos", "patience", 3, "patience"),
         ("pretrain_nano", "patience", 3, "patience"),
         ("inference", "quality", {"patience": 3}, "quality#patience"),
         ("pretrain_nano", "optimizer", {"patience": 3}, "optimizer#patience"),
@@ -79,12 +79,12 @@ def test_a_setting_that_is_described_twice_is_an_error(configs, descriptions):
 def test_a_row_tells_the_default_and_who_changes_it(configs, descriptions):
     for name in configs.keys() - descriptions["pretraining"].keys():
         configs[name].pop("iterations", None)
-    configs["train"]["iterations"], configs["demo"]["iterations"] = 11, 12
+    configs["train"]["iterations"], configs["paper"]["iterations"] = 11, 12
     configs["chaos"]["iterations"], configs["btcv"]["iterations"] = 12, 11
 
     cells = row(configuration.page(configs, descriptions), "iterations")
 
-    assert cells[2:] == ["iterations", "`11`", "`chaos`, `demo`: `12`"]
+    assert cells[2:] == ["iterations", "`11`", "`chaos`, `paper`: `12`"]
 
 
 def test_a_row_tells_defaults_that_differ(configs, descriptions):

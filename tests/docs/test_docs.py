@@ -111,7 +111,11 @@ def arguments(command: str, place: Path) -> list[str]:
         index = words.index("--config_file") + 1
         files = ast.literal_eval(words[index]) if words[index].startswith("[") else [words[index]]
         small = "pretraining" if "pretraining" in words else "small"
-        if "configs/embedded.json" not in files:  # the prior that ships is as it is
+        given = words[words.index("--prior_file") + 1] if "--prior_file" in words else None
+        shipped = (
+            given == "models/model.pt" or given is None and files[-1] in ("configs/inference.json", "configs/mr.json")
+        )
+        if not shipped:  # the prior that ships is as it is
             files.append(str(place / f"{small}.json"))
         words[index] = str(files)
         if "configs/sf_uda_demo.json" in files:

@@ -212,7 +212,7 @@ def test_distance_without_temporal_encoding(nano, features, distance):
 
 
 def test_missing_checkpoint_names_the_path_and_the_demo(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.pt.*large_files.*configs/demo.json"):
+    with pytest.raises(FileNotFoundError, match="nowhere.pt.*large_files.*sam2_nano"):
         FrozenSAM2("sam2_nano", SIZE, tmp_path / "nowhere.pt")
 
 

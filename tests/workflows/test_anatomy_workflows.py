@@ -73,7 +73,7 @@ def test_the_prior_that_ships_segments_a_scan(tmp_path, modality):
     image = simple_image(simple_label())
     save_volume(tmp_path / "scan.nii.gz", image if modality == "ct" else image - image.min())
     workflow = ConfigWorkflow(
-        config_file=[str(CONFIGS / name) for name in ("inference.json", "embedded.json", f"{modality}.json")],
+        config_file=[str(CONFIGS / name) for name in ("inference.json", f"{modality}.json")],
         logging_file=False,
         run_id="inferring",
         workflow_type="infer",

@@ -29,28 +29,17 @@ REQUIRED_BY_SCHEMA = [
 ]
 REQUIRED_BY_MODEL_ZOO = ["name", "changelog", "references"]
 
-# the settings that a prior has been trained with, or that make a network and its input
-SHARED = [
-    "backbone_name",
-    "backbone_checkpoint",
-    "backbone_sha256",
-    "image_size",
-    "decoder_token",
-    "slice_context",
-    "inference_steps",
-    "eta",
-    "memory_samples",
-    "use_high_res",
-    "prior_channels",
-    "attention_levels",
-    "dropout",
-    "scheduler",
-    "intensity",
-    "backbone",
-    "prior",
-    "network_def",
-    "network",
-]
+# what training and inference both declare, and cannot declare in one place: MONAI finds a file that a value refers to
+# ("%configs/train.json::prior") from the working directory alone, where --bundle_root and a copy of one file end
+DIFFERING = {
+    "dataset_dir": "inference reads its input",
+    "prior_file": "training writes its own, inference reads the one that ships",
+    "run_name": "names in MLflow",
+    "reader": "inference refuses what is not finite case by case",
+    "initialize": "what each begins with",
+    "run": "what each does",
+}
+OF_PRIOR = "$@prior_settings["  # inference takes what a prior's file records
 
 
 def read(name: str) -> dict:
@@ -106,18 +95,18 @@ def test_channels_after_the_background_are_the_organs(prediction_format):
 
     assert background == "background"
     assert organs == list(read("train.json")["label_map"])
-    assert organs == list(read("inference.json")["label_map"])
+    assert organs == read("inference.json")["prior_settings"]["otherwise"]["organs"]
 
 
 def test_organs_have_the_order_of_the_channels_in_every_overlay(prediction_format):
     organs = list(prediction_format["channel_def"].values())[1:]
-    overlays = [path for path in CONFIGS.glob("*.json") if "label_map" in read(path.name)]
+    overlays = [path for path in CONFIGS.glob("*.json") if isinstance(read(path.name).get("label_map"), dict)]
 
     assert all(list(read(path.name)["label_map"]) == organs for path in overlays)
 
 
 def test_the_declared_image_size_is_the_configs(image_format, prediction_format):
-    size = read("inference.json")["image_size"]
+    size = read("inference.json")["prior_settings"]["otherwise"]["image_size"]
 
     assert image_format["spatial_shape"] == prediction_format["spatial_shape"] == [size, size]
 
@@ -184,9 +173,48 @@ def test_configs_are_json_indented_by_four_spaces(path):
     assert text == json.dumps(json.loads(text), indent=4, ensure_ascii=False) + "\n"
 
 
-@pytest.mark.parametrize("key", SHARED)
-def test_training_and_inference_agree(key):
-    assert read("inference.json")[key] == read("train.json")[key]
+def test_what_training_and_inference_both_declare_is_the_same():
+    training, inference = read("train.json"), read("inference.json")
+    differing = {
+        key
+        for key in training.keys() & inference.keys()
+        if training[key] != inference[key] and not str(inference[key]).startswith(OF_PRIOR)
+    }
+
+    assert differing == {*DIFFERING}
+
+
+def test_inference_takes_from_a_prior_exactly_what_training_records():
+    inference = read("inference.json")
+    taken = {key for key, value in inference.items() if str(value).startswith(OF_PRIOR)} - {"label_map"}
+
+    assert (
+        {*read("train.json")["train"]["inference"]} == {*inference["prior_settings"]["otherwise"]} == taken | {"organs"}
+    )
+    assert all(inference[key] == f"{OF_PRIOR}'{key}']" for key in taken)
+
+
+# the prior that ships shows each slice between its neighbours, and was trained at one diffusion time
+SHIPPED = {"slice_context", "inference_steps", "largest_component", "encode_batch_size"}
+
+
+def test_the_prior_that_ships_is_of_the_defaults_but_for_what_it_was_pretrained_with():
+    training, shipped = read("train.json"), read("inference.json")["prior_settings"]["otherwise"]
+    pretrained = read("pretrain_prior.json")
+    plain = {**training, "organs": list(training["label_map"])}
+    built = {key: {"_mode_": "callable", **plain[key]} for key in ("intensity", "scheduler")}
+
+    assert {key for key, value in shipped.items() if (plain | built)[key] != value} == SHIPPED
+    assert all(shipped[key] == pretrained[key] for key in SHIPPED - {"encode_batch_size"})
+
+
+def test_the_papers_recipe_leaves_nothing_of_the_network_or_its_training_to_the_defaults():
+    told = {*read("paper.json")}
+    recipe = {*read("train.json")["train"]["inference"]} - {"organs"} | {"label_map", "train_cases", "test_cases"}
+    recipe |= {"iterations", "batch_size", "learning_rate", "learning_rate_factor", "lambda_prior", "lambda_seg"}
+    recipe |= {"variants", "absent_share", "object_weight", "ema_decay", "training_timesteps", "start_from"}
+
+    assert recipe - told == set()
 
 
 def test_training_never_writes_over_the_prior_that_ships():

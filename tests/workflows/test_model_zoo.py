@@ -83,9 +83,9 @@ def test_large_files_have_a_place_a_source_and_a_hash(path):
         assert target.is_relative_to(BUNDLE) and target not in tracked_files()
 
 
-def test_the_large_file_is_the_backbone_of_the_configuration():
+def test_the_large_file_is_the_backbone_of_the_papers_recipe():
     (entry,) = ConfigParser.load_config_file(BUNDLE / "large_files.yml")["large_files"]
-    parser = ConfigParser(json.loads((CONFIGS / "inference.json").read_text()))
+    parser = ConfigParser({**json.loads((CONFIGS / "paper.json").read_text()), "bundle_root": "."})
 
     assert parser.get_parsed_content("backbone_checkpoint") == f"./{entry['path']}"
     assert parser.get_parsed_content("backbone_sha256") == entry["hash_val"]

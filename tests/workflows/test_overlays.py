@@ -20,9 +20,9 @@ from tests.helpers.workflows import BUNDLE, SETTINGS, new_workflow, run, train, 
 CONFIGS = BUNDLE / "configs"
 BTCV_CASES = [f"{number:04d}" for number in [*range(1, 11), *range(21, 41)]]
 CHAOS_CASES = [*"1 2 3 5 8 10 13 15 19 20 21 22 31 32 33 34 36 37 38 39".split()]
-OVERLAYS = ["btcv", "chaos", "folder", "demo", "sf_uda", "sf_uda_demo", "ct", "mr", "automedsam", "beyond_paper"]
+OVERLAYS = ["paper", "btcv", "chaos", "folder", "sf_uda", "sf_uda_demo", "ct", "mr", "automedsam", "beyond_paper"]
 OVERLAYS += [f"splits/{path.stem}" for path in (CONFIGS / "splits").iterdir()]
-OWN = {"demo": {"phantoms"}, "automedsam": {"sparse_tokens", "pixel_loss"}}  # keys that an overlay brings along
+OWN = {"automedsam": {"sparse_tokens", "pixel_loss"}}  # keys that an overlay brings along
 
 
 def read(name: str) -> dict:
@@ -42,13 +42,13 @@ def test_intensities_of_one_modality_are_the_same_everywhere(name, other):
     assert read(name)["intensity"] == read(other)["intensity"]
 
 
-@pytest.mark.parametrize("name", ["btcv", "chaos", "sf_uda", "demo", "sf_uda_demo", "folder"])
+@pytest.mark.parametrize("name", ["paper", "btcv", "chaos", "sf_uda", "sf_uda_demo", "folder"])
 def test_organs_come_in_the_order_of_the_published_prior(name):
     assert list(read(name)["label_map"]) == list(read("train")["label_map"])
 
 
 def test_btcv_is_what_the_recipe_names():
-    recipe = read("train")
+    recipe = read("paper")
 
     assert all(value == recipe[key] for key, value in read("btcv").items() if key not in ("output_dir", "prior_file"))
 
@@ -181,7 +181,7 @@ def test_adaptation_reaches_no_source_and_changes_no_weight(tmp_path, write_data
 @pytest.mark.parametrize("size", ["tiny", "small", "base_plus", "large"])
 def test_downloaded_weights_are_what_the_overlay_loads(size):
     """MONAI's `download_large_files` puts a file where its list lies; the overlay must look for it there."""
-    settings = read("train") if size == "tiny" else read(f"backbones/{size}")
+    settings = read("paper") if size == "tiny" else read(f"backbones/{size}")
     folder = BUNDLE if size == "tiny" else BUNDLE / "models" / f"sam2.1_hiera_{size}"
     (listed,) = ConfigParser.load_config_file(folder / "large_files.yml")["large_files"]
 

@@ -33,7 +33,7 @@ COMMON = {
     "image_size": 96,
     "decoder_token": "single",
     "slice_context": True,
-    "use_high_res": True,
+    "use_high_res": False,
     "prior_channels": [16, 32],
     "attention_levels": 2,
     "dropout": 0.5,
@@ -65,6 +65,7 @@ TRAINING = {
 }
 INFERENCE = {
     **COMMON,
+    "slice_context": False,  # as the prior that ships has it not
     "organs": ["liver", "right kidney", "left kidney", "spleen"],
     "inference_steps": 3,
     "eta": 1.0,
@@ -73,13 +74,14 @@ INFERENCE = {
     "no_3d": True,
     "ended_after": 0,
     "views": [[5, 1]],
-    "largest_component": True,
+    "largest_component": False,
     "organ_codes": {"spleen": "10200004"},
     "amp": True,
     "inferer_class": "scripts.automedsam.network.SliceInferer",
     "quality#max_jump": 0.3,
 }
 EVALUATION = {key: value for key, value in INFERENCE.items() if key not in ("organ_codes", "quality#max_jump")} | {
+    **{"slice_context": True, "largest_component": True},
     **{"label_map": SWAPPED, "surface_tolerance": 1.0},
     **{"prior_file": "/somewhere/else.pt", "background_values": [0, 9]},
 }
@@ -103,6 +105,7 @@ PLACES = {
 }
 # a training takes up any number of iterations, and its prior is not changed by how it is used
 NO_TRAINING = PLACES | {"iterations", "snapshots", "test_cases", "inference_steps", "eta", "memory_samples", "amp"}
+NO_TRAINING |= {"largest_component", "phantoms"}  # files count by their content
 # what each case records for itself, or its own files show
 NO_INFERENCE = PLACES | {
     *(

@@ -336,7 +336,7 @@ def test_a_wrong_path_ends_the_program_with_one_message(tmp_path):
     last = result.stderr.strip().splitlines()[-1]
     assert result.returncode == 1
     assert last.startswith("error: ")
-    assert str(tmp_path / "btcv") in last and "configs/demo.json" in last
+    assert str(tmp_path / "btcv") in last and "leave out --dataset_dir" in last
     assert "Traceback" not in result.stderr + result.stdout
     assert not (tmp_path / "checkpoint.pt").exists()
 
@@ -369,7 +369,7 @@ def test_a_missing_sam2_checkpoint_is_named(overlay, tmp_path, command):
     error = refusal(command, overlay, backbone_checkpoint=str(missing))
 
     assert isinstance(error, FileNotFoundError)
-    assert str(missing) in str(error) and "configs/demo.json" in str(error)
+    assert str(missing) in str(error) and "sam2_nano" in str(error)
 
 
 def test_an_unknown_backbone_is_refused_with_those_there_are(overlay):

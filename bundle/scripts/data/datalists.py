@@ -245,7 +245,7 @@ def _existing_folder(dataset_dir: str | Path) -> Path:
         found = "is a file, not a folder" if folder.exists() else "is not there"
         raise MissingFileError(
             f"The data set folder '{folder}' {found}. Set it with --dataset_dir; docs/README.md says where to get BTCV "
-            "and CHAOS. The embedded demo needs no download: add 'configs/demo.json' to --config_file."
+            "and CHAOS. The embedded demo needs no download: leave out --dataset_dir."
         )
     return folder
 

@@ -232,8 +232,8 @@ class SAM2(Described, nn.Module):
             raise MissingFileError(
                 f"SAM2 checkpoint '{path}' for backbone '{self.name}' is not there. Fetch it with `python -m "
                 "monai.bundle download_large_files --bundle_path .` from the bundle's folder (large_files.yml names "
-                "the source), or point `backbone_checkpoint` at your copy. The embedded demo needs no download: add "
-                "'configs/demo.json' to --config_file."
+                "the source), or point `backbone_checkpoint` at your copy. The embedded backbone needs no download: "
+                "without an overlay or option that names another one, `backbone_name` is sam2_nano."
             )
         if sha256 is not None:
             found = sha256_of(path)

@@ -13,8 +13,9 @@ from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from torch.optim.swa_utils import AveragedModel
 
+from ..arguments import given_options
 from ..descriptions import Described, describe, differences
-from ..errors import SHOWN, RefusedError, SettingError, UnusableFileError, count
+from ..errors import SHOWN, RefusedError, SettingError, UnusableFileError, count, listed
 from ..weights import load_tensors, not_finite, on_cpu, save_atomically
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class ResumableCheckpoint:
         done = _done(checkpoint)
         if done >= iterations:
             self._restore(checkpoint.get("end", checkpoint), engine)
-            logger.info("'%s' is of a finished training: nothing left to do.", self.path)
+            logger.info("'%s' is of a finished training: nothing left to do.%s", self.path, _idle_options())
             engine.terminate()
         elif "trainer" in checkpoint:  # otherwise it ended in its first epoch
             self._restore(checkpoint, engine)
@@ -161,6 +162,18 @@ _REMEDY = (
     "Give --resume False to train anew in its place, or another --output_dir to keep it, or the settings it was "
     "trained with to go on."
 )
+
+
+# of the options that no identity has, those that are of use while something is trained
+_WHILE_TRAINING = {*("amp", "batch_size", "device", "encode_batch_size", "num_workers", "snapshots", "cache_dir")}
+
+
+def _idle_options() -> str:
+    """Which of the command line's options have no effect where nothing is left to train."""
+    idle = [f"--{name}" for name in given_options() if name in _WHILE_TRAINING]
+    return (
+        f" Without effect: {listed(idle)}; a larger --iterations goes on, --resume False trains anew." if idle else ""
+    )
 
 
 def _done(checkpoint: Mapping[str, Any]) -> int:
