@@ -124,12 +124,12 @@ def test_the_command_ends_with_one_line_and_the_exit_code_of_wrong_use(tmp_path)
 @pytest.mark.parametrize(
     "files, step, options, idle",
     [
-        (TRAIN, "training", ["batch_size", "train#trainer#max_epochs", "config_file", "seed"], []),
-        (TRAIN, "training", ["backbone_name", "device", "loss#segmentation", "output_dir"], []),
-        (TRAIN, "training", ["test_cases"], ["test_cases"]),
-        (EVALUATE, "evaluating", ["neighbours", "batch_size", "test_cases"], ["batch_size"]),
-        (EVALUATE, "evaluating", ["train#optimizer#lr"], ["train#optimizer#lr"]),
-        (["inference.json"], "inferring", ["quality#max_jump", "train_cases", "input"], ["train_cases"]),
+        (TRAIN, "run", ["batch_size", "train#trainer#max_epochs", "config_file", "seed"], []),
+        (TRAIN, "run", ["backbone_name", "device", "loss#segmentation", "output_dir"], []),
+        (TRAIN, "run", ["test_cases"], ["test_cases"]),
+        (EVALUATE, "run", ["neighbours", "batch_size", "test_cases"], ["batch_size"]),
+        (EVALUATE, "run", ["train#optimizer#lr"], ["train#optimizer#lr"]),
+        (["inference.json"], "run", ["quality#max_jump", "train_cases", "input"], ["train_cases"]),
     ],
     ids=str,
 )
@@ -140,7 +140,7 @@ def test_an_option_on_which_no_step_depends_is_told(files, step, options, idle):
 def test_the_number_of_phantoms_says_nothing_of_other_data():
     config = merged(*TRAIN, dataset_dir="/data/mine", test_cases=["b"])
 
-    assert without_effect(config, ("initialize", "training"), ["phantoms", "dataset_dir"]) == ["phantoms"]
+    assert without_effect(config, ("initialize", "run"), ["phantoms", "dataset_dir"]) == ["phantoms"]
 
 
 def test_options_are_those_of_the_command_line(monkeypatch):
