@@ -39,6 +39,11 @@ SETTINGS = {
     "backbone_name": "sam2_nano",
     "backbone_sha256": None,
     "image_size": SIZE,
+    # alike for all three commands, also with a prior whose file records nothing
+    "slice_context": False,
+    "inference_steps": 2,
+    "largest_component": False,
+    "use_high_res": False,
     "prior_channels": [32, 64],
     "attention_levels": 1,
     "variants": 1,

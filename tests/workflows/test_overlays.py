@@ -137,6 +137,7 @@ def adapt(target: Path, folder: Path, prior_file: Path, backbone_file: Path, **o
         "backbone_name",
         "backbone_sha256",
         "image_size",
+        "use_high_res",
         "prior_channels",
         "attention_levels",
     )

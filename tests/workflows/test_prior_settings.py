@@ -26,7 +26,7 @@ OWN = {
         "b_min": 0,
         "b_max": 1,
     },
-    "slice_context": False,
+    "use_high_res": True,
     "prior_channels": [16, 32],
     "inference_steps": 3,
     "iterations": 2,

@@ -33,7 +33,7 @@ COMMON = {
     "image_size": 96,
     "decoder_token": "single",
     "slice_context": True,
-    "use_high_res": False,
+    "use_high_res": True,
     "prior_channels": [16, 32],
     "attention_levels": 2,
     "dropout": 0.5,
@@ -65,7 +65,6 @@ TRAINING = {
 }
 INFERENCE = {
     **COMMON,
-    "slice_context": False,  # as the prior that ships has it not
     "organs": ["liver", "right kidney", "left kidney", "spleen"],
     "inference_steps": 3,
     "eta": 1.0,
@@ -74,14 +73,13 @@ INFERENCE = {
     "no_3d": True,
     "ended_after": 0,
     "views": [[5, 1]],
-    "largest_component": False,
+    "largest_component": True,
     "organ_codes": {"spleen": "10200004"},
     "amp": True,
     "inferer_class": "scripts.automedsam.network.SliceInferer",
     "quality#max_jump": 0.3,
 }
 EVALUATION = {key: value for key, value in INFERENCE.items() if key not in ("organ_codes", "quality#max_jump")} | {
-    **{"slice_context": True, "largest_component": True},
     **{"label_map": SWAPPED, "surface_tolerance": 1.0},
     **{"prior_file": "/somewhere/else.pt", "background_values": [0, 9]},
 }
