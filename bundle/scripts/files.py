@@ -20,6 +20,10 @@ _LONGEST_NAME = 255  # bytes, in the file systems in use
 _PART = ".part-"  # how temporary names begin
 _UMASK = os.umask(0)
 os.umask(_UMASK)
+# a folder is looked through for what killed programs left once in as many writes as it has entries, divided by this:
+# looked through at every write, a folder of n files would cost n squared to fill
+_ENTRIES_A_WRITE = 16
+_writes_left: dict[str, int] = {}  # by folder, before it is looked through again
 
 
 @contextmanager
@@ -29,7 +33,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     ``path`` is then either as it was or complete, whenever the program is killed. The temporary name is hidden, so that
     no pattern takes it for a case, and keeps the suffix, from which many writers take the format. It is another each
     time, which nobody can guess, so that many processes may write one file at once; the last that ends is kept. What
-    killed programs have left under such names in the folder is removed.
+    killed programs have left under such names in the folder is removed, now and then in a folder of many files.
 
     Args:
         path: of the file; its folder is made where it is missing.
@@ -86,8 +90,13 @@ def _clear(folder: Path) -> None:
     """Removes temporary files that no program has locked any more."""
     if fcntl is None:
         return
-    with os.scandir(folder) as entries:
-        left = [each.path for each in entries if each.name.startswith(_PART) and each.is_file(follow_symlinks=False)]
+    place = os.path.abspath(folder)
+    if _writes_left.get(place, 0) > 0:
+        _writes_left[place] -= 1
+        return
+    entries = list(os.scandir(folder))
+    _writes_left[place] = len(entries) // _ENTRIES_A_WRITE
+    left = [each.path for each in entries if each.name.startswith(_PART) and each.is_file(follow_symlinks=False)]
     for path in left:
         with suppress(OSError):  # locked, gone already, or another's
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path, PurePath
@@ -208,7 +209,8 @@ def _with_names_of_their_own(items: list[dict[str, str]]) -> list[dict[str, str]
                 f"'{item['image']}': its results would be named '{item['case']}', {longer} bytes longer than a file's "
                 'name can be. Rename it, or list it in a JSON file with a shorter "case".',
             )
-    clashing = [Path(item["image"]) for item in items if names.count(item["case"]) > 1]
+    times = Counter(names)
+    clashing = [Path(item["image"]) for item in items if times[item["case"]] > 1]
     if clashing:
         raise DatasetError(
             f"Several inputs have the same name, so their results would overwrite each other: {listed(clashing)}. Run "
@@ -318,10 +320,11 @@ def _items_at(path: Path, leave_out: Path | None) -> list[dict[str, str]]:
         found, root = found_at(matches, leave_out), None
     _say_what_is_left(found)
     tops = dict.fromkeys(found.images, root) if root else {}
-    for top in () if root else matches:  # a pattern names many folders: what lies in each is named after it
-        tops |= {
-            image: top.parent for image in (*found.images, *found.problems) if top.is_dir() and top in image.parents
-        }
+    if not root:  # a pattern names many folders: what lies in each is named after it, after the last of those in one
+        order = {top: number for number, top in enumerate(matches) if top.is_dir()}
+        for image in (*found.images, *found.problems) if order else ():
+            above = [top for top in image.parents if top in order]
+            tops |= {image: max(above, key=order.__getitem__).parent} if above else {}
     images = [{"image": str(image), "case": _name_below(image, tops.get(image))} for image in found.images]
     problems = [
         {"image": str(file), "case": _name_below(file, tops.get(file, root), suffix=file.name), "problem": reason}
