@@ -18,8 +18,9 @@ BUNDLE = Path(__file__).resolve().parents[1]  # the bundle root: configs, docs a
 
 _LONGEST_NAME = 255  # bytes, in the file systems in use
 _PART = ".part-"  # how temporary names begin
-_UMASK = os.umask(0)
-os.umask(_UMASK)
+_LOCK = ".lock"
+UMASK = os.umask(0)
+os.umask(UMASK)
 # a folder is looked through for what killed programs left once in as many writes as it has entries, divided by this:
 # looked through at every write, a folder of n files would cost n squared to fill
 _ENTRIES_A_WRITE = 16
@@ -53,17 +54,37 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
 @contextmanager
 def locked(folder: str | os.PathLike) -> Iterator[None]:
     """Keeps other programs that ask for the same folder waiting until the block ends, for files that are read, changed
-    and written again. On a system without locks it does nothing.
+    and written again. Without locks, on a system, a file system or in a folder that may not be written to, it does
+    nothing.
     """
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = None if fcntl is None else _lock_file(Path(folder) / _LOCK)
     try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
+        if descriptor is not None:
+            with suppress(OSError):
+                os.unlink(Path(folder) / _LOCK)
+            os.close(descriptor)
+
+
+def _lock_file(path: Path) -> int | None:
+    """A locked file of this name: one that may be written, as locks over NFS need it, which no folder is."""
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor)):
+                return descriptor
+        except FileNotFoundError:  # removed by who held it until now
+            pass
+        except OSError:  # a file system without locks
+            return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
 
 
@@ -79,7 +100,7 @@ def _new_file(path: Path) -> tuple[int, Path]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
         try:
             if os.path.samestat(os.stat(temporary, follow_symlinks=False), os.fstat(descriptor)):
-                os.chmod(temporary, 0o666 & ~_UMASK)  # as any other file; mkstemp keeps its own to their owner
+                os.chmod(temporary, 0o666 & ~UMASK)  # as any other file; mkstemp keeps its own to their owner
                 return descriptor, Path(temporary)
         except FileNotFoundError:  # removed, in the moment before it was locked, as what a killed program left
             pass
