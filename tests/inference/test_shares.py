@@ -7,6 +7,8 @@ import math
 import multiprocessing
 import os
 import signal
+import socket
+import sys
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,7 +22,7 @@ from scripts.inference import record_files
 from scripts.inference.case_records import CaseRecords, FailedCases
 from scripts.inference.journals import FOLDER, Journal, found_journals
 from scripts.inference.record_files import RecordFiles, read_records
-from scripts.inference.shares import WHOLE, Share, own_share
+from scripts.inference.shares import WHOLE, Share, gathered, own_share
 
 needs_locks = pytest.mark.skipif(bundle_files.fcntl is None, reason="no locks on this system")
 
@@ -50,6 +52,17 @@ def test_torchrun_and_a_job_array_divide_the_cases_together(monkeypatch):
 def test_shares_that_there_are_not_are_refused(text):
     with pytest.raises(SettingError, match="from 1/16 to 16/16"):
         own_share(text)
+
+
+def test_what_processes_gather_leaves_messages_and_exit_codes_as_they_are(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    for name, value in {**places, "RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    hook = sys.excepthook
+    assert gathered(["a"]) == [["a"]]
+    assert sys.excepthook is hook
 
 
 # ---- a folder, its cases, and processes at work there

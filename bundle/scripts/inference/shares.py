@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -97,7 +98,9 @@ def gathered(value: Any) -> list[Any]:
 
     Nothing else needs them together, so they become a group here alone: a slow one keeps nobody from work before.
     """
+    hook = sys.excepthook
     dist.init_process_group("gloo", timeout=_PATIENCE)
+    sys.excepthook = hook  # PyTorch's own, which names ranks, loses what ends a program with an exit code
     try:
         values: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(values, value)
