@@ -95,6 +95,15 @@ def test_what_a_killed_program_left_is_removed_and_what_a_running_one_writes_is_
     assert names(tmp_path) == ["a.txt"]
 
 
+def test_looking_for_what_killed_programs_left_costs_no_square_of_the_files(tmp_path, monkeypatch):
+    seen, scandir = [], os.scandir
+    monkeypatch.setattr(files.os, "scandir", lambda folder: seen.extend(entries := list(scandir(folder))) or entries)
+    for number in range(400):
+        with whole_file(tmp_path / f"{number}.txt") as temporary:
+            temporary.touch()
+    assert 0 < len(seen) < 20 * 400  # looked through at each write, it would be 80 000
+
+
 # ---- tensors
 
 

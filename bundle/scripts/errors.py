@@ -44,7 +44,12 @@ class BundleError(Exception):
 
     A user sees the message alone. Whatever else is raised, by the bundle or below it, is a mistake in the program, and
     keeps its traceback.
+
+    Attributes:
+        exit_code: of a program that it ends.
     """
+
+    exit_code = 1
 
     def __str__(self) -> str:
         return printable(super().__str__())
@@ -201,8 +206,8 @@ def install() -> None:
             default(kind, error, trace)
         else:
             print(f"\nerror: {indented(printable(found))}", file=sys.stderr)
-        if code := getattr(user_error(error), "exit_code", None):
-            raise SystemExit(code)
+        if isinstance(found, BundleError) and found.exit_code != 1:
+            raise SystemExit(found.exit_code)
 
     sys.excepthook = excepthook
     _escape_logs()

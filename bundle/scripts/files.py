@@ -18,8 +18,13 @@ BUNDLE = Path(__file__).resolve().parents[1]  # the bundle root: configs, docs a
 
 _LONGEST_NAME = 255  # bytes, in the file systems in use
 _PART = ".part-"  # how temporary names begin
-_UMASK = os.umask(0)
-os.umask(_UMASK)
+_LOCK = ".lock"
+UMASK = os.umask(0)
+os.umask(UMASK)
+# a folder is looked through for what killed programs left once in as many writes as it has entries, divided by this:
+# looked through at every write, a folder of n files would cost n squared to fill
+_ENTRIES_A_WRITE = 16
+_writes_left: dict[str, int] = {}  # by folder, before it is looked through again
 
 
 @contextmanager
@@ -29,7 +34,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     ``path`` is then either as it was or complete, whenever the program is killed. The temporary name is hidden, so that
     no pattern takes it for a case, and keeps the suffix, from which many writers take the format. It is another each
     time, which nobody can guess, so that many processes may write one file at once; the last that ends is kept. What
-    killed programs have left under such names in the folder is removed.
+    killed programs have left under such names in the folder is removed, now and then in a folder of many files.
 
     Args:
         path: of the file; its folder is made where it is missing.
@@ -49,17 +54,37 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
 @contextmanager
 def locked(folder: str | os.PathLike) -> Iterator[None]:
     """Keeps other programs that ask for the same folder waiting until the block ends, for files that are read, changed
-    and written again. On a system without locks it does nothing.
+    and written again. Without locks, on a system, a file system or in a folder that may not be written to, it does
+    nothing.
     """
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = None if fcntl is None else _lock_file(Path(folder) / _LOCK)
     try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
+        if descriptor is not None:
+            with suppress(OSError):
+                os.unlink(Path(folder) / _LOCK)
+            os.close(descriptor)
+
+
+def _lock_file(path: Path) -> int | None:
+    """A locked file of this name: one that may be written, as locks over NFS need it, which no folder is."""
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor)):
+                return descriptor
+        except FileNotFoundError:  # removed by who held it until now
+            pass
+        except OSError:  # a file system without locks
+            return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
 
 
@@ -75,7 +100,7 @@ def _new_file(path: Path) -> tuple[int, Path]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
         try:
             if os.path.samestat(os.stat(temporary, follow_symlinks=False), os.fstat(descriptor)):
-                os.chmod(temporary, 0o666 & ~_UMASK)  # as any other file; mkstemp keeps its own to their owner
+                os.chmod(temporary, 0o666 & ~UMASK)  # as any other file; mkstemp keeps its own to their owner
                 return descriptor, Path(temporary)
         except FileNotFoundError:  # removed, in the moment before it was locked, as what a killed program left
             pass
@@ -86,8 +111,13 @@ def _clear(folder: Path) -> None:
     """Removes temporary files that no program has locked any more."""
     if fcntl is None:
         return
-    with os.scandir(folder) as entries:
-        left = [each.path for each in entries if each.name.startswith(_PART) and each.is_file(follow_symlinks=False)]
+    place = os.path.abspath(folder)
+    if _writes_left.get(place, 0) > 0:
+        _writes_left[place] -= 1
+        return
+    entries = list(os.scandir(folder))
+    _writes_left[place] = len(entries) // _ENTRIES_A_WRITE
+    left = [each.path for each in entries if each.name.startswith(_PART) and each.is_file(follow_symlinks=False)]
     for path in left:
         with suppress(OSError):  # locked, gone already, or another's
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)

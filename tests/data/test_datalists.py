@@ -83,6 +83,41 @@ def test_labels_beside_the_images_are_no_images(tmp_path):
     assert cases_of(find_cases(tmp_path, "{case}.nii.gz", "{case}_seg.nii.gz")) == ["a"]
 
 
+@pytest.mark.parametrize("ending", ["", ".*"])
+def test_endings_that_a_pattern_leaves_open_may_differ(tmp_path, ending):
+    """As folders of several studies do: a case a folder, of any format; what is no volume is none."""
+    touch(tmp_path, "p1/T2.nii.gz", "p2/T2.nrrd", "p3/T2.NII", "p10/T2/1.dcm", "p4/T2.txt", "p5/T2w.nii.gz", "a.nii")
+    items = find_cases(tmp_path, "{case}/T2" + ending)
+    assert cases_of(items) == ["p1", "p2", "p3", "p10"]
+    names = [str(Path(item["image"]).relative_to(tmp_path)) for item in items]
+    assert names == ["p1/T2.nii.gz", "p2/T2.nrrd", "p3/T2.NII", "p10/T2"]
+
+
+@pytest.mark.parametrize("ending", ["", ".*"])
+def test_labels_beside_the_images_are_told_by_what_follows_their_name(tmp_path, ending):
+    touch(tmp_path, "a.nii.gz", "a_seg.nrrd", "b.mha", "b_seg.nii.gz", "a.b.nii")
+    touch(tmp_path, "a.b_seg.nii.gz")
+    items = find_cases(tmp_path, "{case}" + ending, "{case}_seg" + ending)
+    assert [(item["case"], Path(item["label"]).name) for item in items] == [
+        ("a", "a_seg.nrrd"),
+        ("a.b", "a.b_seg.nii.gz"),
+        ("b", "b_seg.nii.gz"),
+    ]
+
+
+def test_two_files_that_an_open_ending_may_mean_are_named(tmp_path):
+    touch(tmp_path, "a.nii.gz", "a.nrrd", "b.nii.gz")
+    with pytest.raises(DatasetError, match="a.nii.gz', '.*a.nrrd' of case 'a': expected one. Give the pattern the end"):
+        find_cases(tmp_path, "{case}.*")
+    assert cases_of(find_cases(tmp_path, "{case}.nii.gz")) == ["a", "b"]
+
+
+def test_a_missing_file_with_an_open_ending_is_named_by_its_pattern(tmp_path):
+    touch(tmp_path, "p1/image.nii.gz", "p1/label.mha", "p2/image.nii.gz")
+    with pytest.raises(FileNotFoundError, match=r"p2/label\.\*'"):
+        find_cases(tmp_path, "{case}/image.*", "{case}/label.*")
+
+
 def test_excluded_cases_are_left_out(tiny_dataset):
     assert cases_of(find_cases(tiny_dataset, *PATTERNS, exclude=["b", "elsewhere"])) == ["a", "c", "d"]
 

@@ -123,6 +123,21 @@ def test_a_link_that_leads_round_is_followed_once(tmp_path):
     assert taken(tmp_path / "in") == {"a": "a.nii.gz"}
 
 
+def test_each_folder_is_listed_once_and_each_match_of_a_pattern_looked_at_a_few_times(tmp_path, monkeypatch):
+    """Ten thousand scans would take hours otherwise."""
+    touch(tmp_path, *(f"p{number}/scan.nii.gz" for number in range(60)))
+    listings, looks = [], []
+    iterdir, is_dir = Path.iterdir, Path.is_dir
+    monkeypatch.setattr(Path, "iterdir", lambda path: listings.append(str(path)) or iterdir(path))
+    monkeypatch.setattr(Path, "is_dir", lambda path: looks.append(path) or is_dir(path))
+
+    assert len(inference_inputs(tmp_path)) == len(inference_inputs(str(tmp_path / "p*"))) == 60
+
+    folders = [str(tmp_path), *(str(tmp_path / f"p{number}") for number in range(60))]
+    assert sorted(listings) == sorted(folders + folders[1:])  # the pattern does not list the folder that it lies in
+    assert len(looks) < 20 * 60
+
+
 # ---- results among the images
 
 

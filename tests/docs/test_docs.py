@@ -34,12 +34,13 @@ PAGES += sorted({path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").r
 # what a reader runs in a shell of his own
 SHELL = ("pip install", "cd ", "pytest", "ruff ", "git ")
 # needs several processes, a browser, a prior that finds organs, painted patients: test_multi_gpu, test_html_report,
-# test_uncertainty, test_anatomy_workflows, test_anatomy_unet
+# test_uncertainty, test_anatomy_workflows, test_anatomy_unet; minutes: test_many
 ELSEWHERE = (
     "torchrun",
     "DIFFUSAM_REPORT=",
     "python -m benchmarks.uncertainty",
     "python -m benchmarks.baselines.anatomy",
+    "python -m benchmarks.many",
 )
 PAINTED = ("configs/pretrain_anatomy.json", "configs/pretrain_prior.json")
 SMALL = {

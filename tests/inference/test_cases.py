@@ -94,7 +94,7 @@ def test_a_folder_with_a_bad_file_and_a_dicom_series(overlay, scans, write_dicom
     result = command_line(arguments, BUNDLE)
 
     said = result.stdout + result.stderr
-    assert result.returncode == 1
+    assert result.returncode == 3
     assert "Traceback" not in said
     assert said.count(f"'{scans / 'b.nii.gz'}': cannot be read") == 2  # at once, and at the end
     assert "error: 1 of 4 cases failed" in result.stderr

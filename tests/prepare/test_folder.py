@@ -8,6 +8,7 @@ import itk
 import nibabel as nib
 import numpy as np
 import pytest
+from scripts.data.datalists import find_cases
 from scripts.errors import DatasetError
 from scripts.prepare.folder import prepare_folder
 
@@ -166,6 +167,37 @@ def test_dicom_series_and_nrrd_labels_train_and_evaluate(tmp_path, backbone_file
     )
     np.testing.assert_array_equal(canonical(tmp_path / "out/label/b.nii.gz").get_fdata(), simple_label())
     assert (metrics["organs"], metrics["cases"]) == (ORGANS, ["d"])
+
+
+def test_each_case_may_have_files_of_another_format(tmp_path):
+    label = simple_label()
+    save_dicom_series(tmp_path / "mine/a/CT", simple_image(label, 0)[::-1, ::-1], AXIAL)
+    save_nrrd(tmp_path / "mine/a/seg.nrrd", label[::-1, ::-1], AXIAL)
+    for seed, case, suffix in ((1, "b", ".nii.gz"), (2, "c", ".nii")):
+        save_volume(tmp_path / f"mine/{case}/CT{suffix}", simple_image(label, seed))
+        save_volume(tmp_path / f"mine/{case}/seg.nii.gz", label.astype(np.uint8))
+
+    prepare_folder(tmp_path / "mine", "{case}/CT.*", "{case}/seg", tmp_path / "out", {"spleen": 1})
+
+    overlay = overlay_of(tmp_path / "out")
+    assert (overlay["train_cases"], overlay["image_pattern"]) == (["a", "b", "c"], "image/{case}.nii.gz")
+    for seed, case in enumerate("abc"):
+        np.testing.assert_array_equal(
+            canonical(tmp_path / f"out/image/{case}.nii.gz").get_fdata(), simple_image(label, seed)
+        )
+
+
+def test_nifti_files_with_either_ending_stay_where_they_are(tiny_dataset, tmp_path):
+    nib.save(nib.load(tiny_dataset / "image_b.nii.gz"), tiny_dataset / "image_b.nii")
+    (tiny_dataset / "image_b.nii.gz").unlink()
+
+    prepare_folder(tiny_dataset, "image_{case}", "label_{case}.*", tmp_path / "mine", {"spleen": 1})
+
+    overlay = overlay_of(tmp_path / "mine")
+    patterns = (overlay["image_pattern"], overlay["label_pattern"])
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["overlay.json"]
+    items = find_cases(tiny_dataset, *patterns, cases=overlay["train_cases"])
+    assert [Path(item["image"]).name for item in items] == ["image_a.nii.gz", "image_b.nii", "image_c.nii.gz"]
 
 
 def test_cases_to_train_on_show_every_organ(tiny_dataset, tmp_path):

@@ -13,7 +13,10 @@ from types import SimpleNamespace
 import ignite.distributed as idist
 import pytest
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine
+from monai.data import Dataset
+from scripts.errors import RefusedError
 from scripts.training import parallel
 from scripts.training.handlers import PriorExporter, ResumableCheckpoint
 from scripts.training.losses import DiffuSAMLoss
@@ -189,6 +192,14 @@ def test_only_the_first_process_writes_prior_and_checkpoint(process, tmp_path, r
     engine.run([0])
 
     assert [path.name for path in sorted(tmp_path.iterdir())] == ([] if rank else ["checkpoint.pt", "model.pt"])
+
+
+def test_more_processes_than_test_cases_are_refused(monkeypatch):
+    monkeypatch.setattr(dist, "get_world_size", lambda *group: 3)
+    monkeypatch.setattr(dist, "get_rank", lambda *group: 2)
+    with pytest.raises(RefusedError, match="3 processes cannot share 2 test cases"):
+        parallel.case_sampler(Dataset(["a", "b"]))
+    assert list(parallel.case_sampler(Dataset(["a", "b", "c", "d"]))) == [2]
 
 
 def test_without_torchrun_the_overlay_says_how_to_start(monkeypatch):

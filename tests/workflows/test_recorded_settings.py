@@ -110,6 +110,7 @@ NO_INFERENCE = PLACES | {
         "input",
         "output",
         "volume_device",
+        "share",
         "overwrite",
         "dicom_seg",
         "probabilities",

@@ -11,19 +11,19 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from ..errors import SHOWN, DatasetError, MissingFileError, count, listed
+from .case_patterns import case_path, cases_matching, check_patterns
 from .dicom import is_dicom_file
 from .found_files import Found, found_at, found_below
 from .volumes import IMAGE_SUFFIXES, case_name, is_image_file
 
 # bytes in the name of a case: with what results add to it, such as "_uncertainty_upright.nii.gz", a file's 255
 LONGEST_NAME = 228
-
-_CASE = "{case}"
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,8 @@ def find_cases(
 
     Args:
         dataset_dir: folder of the data set; if nothing there matches, the one folder in it where something does.
-        image_pattern: path of an image relative to it, with ``{case}`` exactly once: ``"img/img{case}.nii.gz"``.
+        image_pattern: path of an image relative to it, with ``{case}`` exactly once: ``"img/img{case}.nii.gz"``, or
+            ``"{case}/T2_SPIR.*"``, whose ending may differ; see :mod:`scripts.data.case_patterns`.
         label_pattern: the same for labels, or None for a list without labels.
         cases: exactly these, in this order; None takes every case that has an image, in natural order (2 before 10).
         exclude: left out when ``cases`` is None; names that are not there do no harm.
@@ -62,7 +63,7 @@ def find_cases(
         [{'image': '/data/btcv/img/img0001.nii.gz', 'case': '0001'}]
     """
     patterns = {"image": image_pattern} | ({"label": label_pattern} if label_pattern is not None else {})
-    _check_patterns(patterns)
+    check_patterns(patterns)
     folder = _existing_folder(dataset_dir)
     available = _available_cases(folder, image_pattern, label_pattern)
     if not available:
@@ -85,7 +86,7 @@ def find_cases(
         wanted = [str(case) for case in cases]
         _check_names(wanted)
     items = [
-        {key: str(_case_path(folder, pattern, case)) for key, pattern in patterns.items()} | {"case": case}
+        {key: str(case_path(folder, pattern, case)) for key, pattern in patterns.items()} | {"case": case}
         for case in wanted
     ]
     missing = [(item["case"], item[key]) for item in items for key in patterns if not os.path.exists(item[key])]
@@ -208,7 +209,8 @@ def _with_names_of_their_own(items: list[dict[str, str]]) -> list[dict[str, str]
                 f"'{item['image']}': its results would be named '{item['case']}', {longer} bytes longer than a file's "
                 'name can be. Rename it, or list it in a JSON file with a shorter "case".',
             )
-    clashing = [Path(item["image"]) for item in items if names.count(item["case"]) > 1]
+    times = Counter(names)
+    clashing = [Path(item["image"]) for item in items if times[item["case"]] > 1]
     if clashing:
         raise DatasetError(
             f"Several inputs have the same name, so their results would overwrite each other: {listed(clashing)}. Run "
@@ -225,20 +227,6 @@ def _check_names(names: Iterable[str]) -> None:
         raise DatasetError(f"Cases are named {listed(unusable)}; expected names that files can have. Rename them.")
 
 
-def _check_patterns(patterns: Mapping[str, str]) -> None:
-    for key, pattern in patterns.items():
-        if pattern.count(_CASE) != 1:
-            raise DatasetError(
-                f"{key}_pattern is '{pattern}', which has {pattern.count(_CASE)} times '{_CASE}'; expected it exactly "
-                "once, as in 'img/img{case}.nii.gz'. It stands for what differs between the files of two cases."
-            )
-    if len(set(patterns.values())) < len(patterns):
-        raise DatasetError(
-            f"image_pattern and label_pattern are both '{patterns['image']}'; expected two different files a case. Set "
-            "--label_pattern to where the labels are."
-        )
-
-
 def _existing_folder(dataset_dir: str | Path) -> Path:
     folder = Path(dataset_dir).expanduser().resolve()
     if not folder.is_dir():
@@ -252,19 +240,12 @@ def _existing_folder(dataset_dir: str | Path) -> Path:
 
 def _available_cases(folder: Path, image_pattern: str, label_pattern: str | None) -> list[str]:
     """Every case that has an image, in natural order."""
-    before, after = PurePath(image_pattern).as_posix().split(_CASE)
-    matches = glob.glob(f"{glob.escape(before)}*{glob.escape(after)}", root_dir=folder)
-    names = (PurePath(match).as_posix() for match in matches)
-    cases = [name[len(before) : len(name) - len(after)] for name in names if len(name) > len(before) + len(after)]
+    cases = cases_matching(folder, image_pattern)
     if label_pattern is not None:
         # '{case}.nii.gz' also matches the labels that '{case}_seg.nii.gz' keeps beside the images
-        labels = {_case_path(folder, label_pattern, case) for case in cases}
-        cases = [case for case in cases if _case_path(folder, image_pattern, case) not in labels]
+        labels = {case_path(folder, label_pattern, case) for case in cases}
+        cases = [case for case in cases if case_path(folder, image_pattern, case) not in labels]
     return sorted(cases, key=natural_order)
-
-
-def _case_path(folder: Path, pattern: str, case: str) -> Path:
-    return folder / pattern.replace(_CASE, case)
 
 
 def natural_order(name: object) -> tuple[list[tuple[int, int | str]], str]:
@@ -318,10 +299,11 @@ def _items_at(path: Path, leave_out: Path | None) -> list[dict[str, str]]:
         found, root = found_at(matches, leave_out), None
     _say_what_is_left(found)
     tops = dict.fromkeys(found.images, root) if root else {}
-    for top in () if root else matches:  # a pattern names many folders: what lies in each is named after it
-        tops |= {
-            image: top.parent for image in (*found.images, *found.problems) if top.is_dir() and top in image.parents
-        }
+    if not root:  # a pattern names many folders: what lies in each is named after it, after the last of those in one
+        order = {top: number for number, top in enumerate(matches) if top.is_dir()}
+        for image in (*found.images, *found.problems) if order else ():
+            above = [top for top in image.parents if top in order]
+            tops |= {image: max(above, key=order.__getitem__).parent} if above else {}
     images = [{"image": str(image), "case": _name_below(image, tops.get(image))} for image in found.images]
     problems = [
         {"image": str(file), "case": _name_below(file, tops.get(file, root), suffix=file.name), "problem": reason}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,9 +49,9 @@ def found_below(folder: Path, leave_out: Path | None = None) -> Found:
     """
     found = Found()
     seen: set[str] = set()
-    pending = [folder]
+    pending = deque([folder])
     while pending:
-        each = pending.pop(0)
+        each = pending.popleft()
         real = os.path.realpath(each)
         if real in seen:  # a link to a folder above would lead round and round
             continue
@@ -105,8 +106,9 @@ def _sort_into(found: Found, folder: Path | None, entries: list[Path]) -> None:
             found.problems[file] = f"'{file}': cannot be opened ({error.strerror}). Ask for permission to read it."
     if slices and folder is not None:
         found.images.append(folder)
-        for file in [file for file in found.problems if file.parent == folder and file.is_symlink()]:
-            del found.problems[file]  # it may be one of the slices, so the series itself is refused
+        for file in files:
+            if file in found.problems and file.is_symlink():
+                del found.problems[file]  # it may be one of the slices, so the series itself is refused
 
 
 def _sort_other(found: Found, file: Path) -> None:

@@ -1,10 +1,7 @@
-"""What an inference has done: ``results.json`` in its output folder, by which an interrupted run goes on.
-
-    {"configurations": {"1f0c...": {"version": ..., "prior_file": ..., "prior_sha256": ..., "settings": {...}}},
-     "cases": {"a": {"image": ..., "status": "done", "configuration": "1f0c...", "seconds": ..., "files": {...}, ...}}}
+"""What an inference has done, and what is left of it: an interrupted run goes on, and processes share the cases.
 
 A case is ``running`` from when work on it begins until it is ``done``, which it is only with all its results complete,
-or ``failed``, with the reason as ``error``. The file is replaced as a whole whenever that changes.
+or ``failed``, with the reason as ``error``. :mod:`scripts.inference.record_files` keeps that in ``results.json``.
 """
 
 from __future__ import annotations
@@ -22,10 +19,11 @@ from ..data.datalists import Item
 from ..data.dicom import is_dicom_file
 from ..data.volumes import files_of
 from ..descriptions import describe
-from ..errors import DatasetError, RefusedError, count, listed, one_line
-from ..files import BUNDLE, locked, sha256_of, whole_file
+from ..errors import RefusedError, count, listed, one_line
+from ..files import BUNDLE, sha256_of
+from .record_files import RECORDS, RecordFiles
+from .shares import WHOLE, Share, gathered
 
-RECORDS = "results.json"
 # relative to the output folder; a preview is worth having, but nothing is segmented again for want of one
 LABEL_MAP, DICOM_SEG, PROBABILITIES = "{case}_seg.nii.gz", "{case}_seg.dcm", "{case}_prob.nii.gz"
 UNCERTAINTY = "{case}_uncertainty.nii.gz"
@@ -36,11 +34,20 @@ logger = logging.getLogger(__name__)
 
 
 class FailedCases(RefusedError):
-    """Cases that could not be segmented; the message holds the reason of each."""
+    """Cases that could not be segmented; the message holds the reason of each.
+
+    Args:
+        text: the message.
+        some: whether others were, which the program's exit code tells.
+    """
+
+    def __init__(self, text: str, some: bool = True) -> None:
+        super().__init__(text)
+        self.exit_code = 3 if some else 1
 
 
 class CaseRecords:
-    """Decides which cases are still to be segmented, and keeps ``results.json``.
+    """Decides which cases this process is to segment, and keeps their records.
 
     Results of a case are there already if it is recorded as done, from the same input files (by name, size and time
     of change), with the same corrections, prior, settings and version of the bundle, and all files that are wanted now
@@ -57,6 +64,7 @@ class CaseRecords:
         overwrite: whether cases are segmented again that were there already.
         corrections: of the cases that have some, see :meth:`scripts.inference.corrections.Corrections.recorded`. Other
             cases do not depend on them.
+        share: of the cases that is this process's.
 
     Raises:
         DatasetError: a ``results.json`` of something else, once it is needed.
@@ -72,6 +80,7 @@ class CaseRecords:
         overwrite: bool = False,
         corrections: Mapping[str, Any] | None = None,
         uncertainty: int = 0,
+        share: Share = WHOLE,
     ) -> None:
         self.output, self.prior_file, self.settings = Path(output), Path(prior_file), settings
         self.dicom_seg, self.probabilities, self.overwrite, self.uncertainty = (
@@ -80,8 +89,11 @@ class CaseRecords:
             overwrite,
             uncertainty,
         )
-        self.corrections = corrections or {}
-        self.path = self.output / RECORDS
+        self.corrections, self.share = corrections or {}, share
+        self.files = RecordFiles(Path(os.path.abspath(self.output)))
+        self.path = self.files.output / RECORDS
+        self.last = True  # whether the report is this process's to write
+        self._finished = False
         self.there: list[str] = []
         self.done: list[str] = []
         self.lost: dict[str, str] = {}
@@ -104,20 +116,27 @@ class CaseRecords:
         return _digest({key: value for key, value in self.configuration.items() if key != "prior_file"})
 
     def pending(self, items: Sequence[Item]) -> list[Item]:
-        """The cases still to be segmented. Those that nothing can be read from fail here, before anything starts.
+        """The cases that this process is still to segment, which are then taken: no other process may work on them.
+
+        Those that nothing can be read from fail here, before anything starts.
 
         Args:
-            items: of :func:`scripts.data.datalists.inference_inputs`.
+            items: all of them, of :func:`scripts.data.datalists.inference_inputs`.
+
+        Raises:
+            RefusedError: another process is at work on one of these cases.
         """
-        cases, outdated = self._read()["cases"], 0
+        cases, outdated = self.files.read()["cases"], 0
         pending: list[Item] = []
         interrupted: list[Item] = []
-        self.there = []
-        for item in self._told_apart(items, cases):
+        unreadable: list[tuple[Item, str]] = []
+        self.there, self._finished = [], False
+        items = self.share.of(self._told_apart(items, cases))
+        for item in items:
             self._inputs[item["case"]] = _input_digest(item)
             problem = item.get("problem") or _cheap_problem(Path(item["image"]))
             if problem:
-                self.fail(item, problem)
+                unreadable.append((item, problem))
                 continue
             record = cases.get(item["case"], {})
             same = record.get("configuration") == self.digest and record.get("input") == self._inputs[item["case"]]
@@ -130,6 +149,11 @@ class CaseRecords:
                     continue
                 outdated += not same
             (interrupted if record.get("status") == "running" else pending).append(item)
+        taken = [item["case"] for item in (*pending, *interrupted, *(item for item, _ in unreadable))]
+        if taken:
+            self.files.take(taken, {self.digest: self.configuration}, alone=self.share.is_whole)
+        for item, problem in unreadable:
+            self.fail(item, problem)
         if interrupted:
             cases_then = listed(item["case"] for item in interrupted)
             logger.warning("A run ended while it was at %s: read again, after all others.", cases_then)
@@ -213,19 +237,35 @@ class CaseRecords:
         logger.error("%s failed: %s", item["case"], reason)
         self._record(item, status="failed", error=reason)
 
+    def finish(self) -> None:
+        """Ends this process's work: its records are in ``results.json``, and its cases are free again.
+
+        Of processes that ``torchrun`` started, each waits here for all others, and the first one then speaks for all.
+        Of others, the one that ends last, as far as can be seen, is to write the report.
+        """
+        self._finished = True
+        self._find_lost()
+        self.last = self.files.close()
+        if self.share.processes > 1:
+            parts = gathered([self.done, self.there, self.lost, self.failures])
+            self.last = self.share.rank == 0
+            if self.last:
+                self.done, self.there = ([case for part in parts for case in part[kind]] for kind in (0, 1))
+                self.lost, self.failures = ({k: v for part in parts for k, v in part[kind].items()} for kind in (2, 3))
+
     def check(self) -> None:
-        """Ends a run.
+        """Ends a run, and this process's work if :meth:`finish` has not; says what was done.
 
         Raises:
             FailedCases: cases have failed, or lack their DICOM SEG.
         """
+        if not self._finished:
+            self.finish()
+        if self.share.rank > 0:  # the first process has said it, or says it
+            return
         there = f", {len(self.there)} there already" if self.there else ""
         failed = f", {len(self.failures)} failed" if self.failures else ""
         logger.info("%s segmented%s%s; results are in '%s'.", count(len(self.done), "case"), there, failed, self.output)
-        for case, missing in self._lost_since().items():
-            self.done = [each for each in self.done if each != case]
-            self.there = [each for each in self.there if each != case]
-            self.failures[case] = f"its results are gone since they were written: {listed(missing)}."
         texts = []
         if self.failures:
             total = len(self.done) + len(self.there) + len(self.failures)
@@ -238,13 +278,20 @@ class CaseRecords:
                 *_numbered(self.lost),
             ]
         if texts:
-            raise FailedCases("\n".join(texts))
+            raise FailedCases("\n".join(texts), some=bool(self.done or self.there))
+
+    def _find_lost(self) -> None:
+        """Cases of this run whose files are not there any more have failed."""
+        lost = self._lost_since()
+        self.done, self.there = ([case for case in cases if case not in lost] for cases in (self.done, self.there))
+        for case, missing in lost.items():
+            self.failures[case] = f"its results are gone since they were written: {listed(missing)}."
 
     def _lost_since(self) -> dict[str, list[str]]:
-        """Cases of this run whose files are not there any more, as when somebody cleared the folder meanwhile."""
+        """What is missing of the cases of this run, as when somebody cleared the folder meanwhile."""
         lost: dict[str, list[str]] = {}
         if self.done or self.there:
-            cases = self._read()["cases"]
+            cases = self.files.read()["cases"]
             for case in (*self.done, *self.there):
                 files = cases[case].get("files", {}) if case in cases else {RECORDS: RECORDS}
                 wanted = [name for kind, name in files.items() if name is not None and kind != "picture"]
@@ -271,39 +318,16 @@ class CaseRecords:
             kind in files and (files[kind] is None or (self.output / name).is_file()) for kind, name in wanted.items()
         )
 
-    def _read(self) -> dict[str, dict[str, Any]]:
-        if not self.path.is_file():
-            return {"configurations": {}, "cases": {}}
-        try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-            return {key: dict(content[key]) for key in ("configurations", "cases")}
-        except (ValueError, KeyError, TypeError) as error:
-            raise DatasetError(
-                f"'{self.path}' is not the record of an inference ({type(error).__name__}: {error}). Remove it, and "
-                "every case is segmented again, or set --output to another folder."
-            ) from error
-
     def _record(self, item: Item, **record: Any) -> None:
-        self.output.mkdir(parents=True, exist_ok=True)
-        with locked(self.output):  # jobs that share a folder record their own cases, and keep those of the others
-            self._replace(item, record)
-
-    def _replace(self, item: Item, record: Mapping[str, Any]) -> None:
-        content = self._read()
-        configurations, cases = content["configurations"], content["cases"]
         corrections = self.corrections.get(item.get("named", item["case"]))
-        configurations[self.digest] = self.configuration
-        cases[item["case"]] = {
+        content = {
             "image": item["image"],
             "input": self._inputs.get(item["case"], _input_digest(item)),
             "configuration": self.digest,
             **({"corrections": corrections} if corrections else {}),
             **record,
         }
-        used = {case["configuration"] for case in cases.values()}
-        content["configurations"] = {digest: each for digest, each in configurations.items() if digest in used}
-        with whole_file(self.path) as temporary:
-            temporary.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+        self.files.add(item["case"], content, {self.digest: self.configuration})
 
 
 def _numbered(reasons: Mapping[str, str]) -> list[str]:

@@ -17,7 +17,8 @@ import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
 from ..errors import DatasetError, count
-from ..inference.case_records import LABEL_MAP, RECORDS
+from ..inference.case_records import LABEL_MAP
+from ..inference.record_files import RECORDS, read_records
 
 METRICS, SETTINGS = "metrics.json", "settings.json"
 
@@ -127,7 +128,7 @@ def read_folder(folder: str | Path, training_dir: str | Path | None = None) -> C
     folder = Path(folder)
     curves = read_curves(Path(training_dir or folder))
     if (folder / RECORDS).is_file():
-        content = _inference(folder, _json(folder / RECORDS))
+        content = _inference(folder, read_records(folder))
     elif (folder / METRICS).is_file():
         content = _evaluation(folder, _json(folder / METRICS), _json(folder / SETTINGS))
     elif curves:

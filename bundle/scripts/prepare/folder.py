@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.case_patterns import case_path
 from ..data.datalists import Item, LabelMap, find_cases
 from ..data.dataset_check import check_dataset
 from ..data.intensity import hounsfield_units, no_hounsfield_units
 from ..data.volumes import NIFTI_SUFFIXES, VolumeReader
 from ..errors import DatasetError, listed
-from .configs import CASE, intensity_of
+from .configs import intensity_of
 from .overlays import cases_with_organs, chosen_train_cases, write_overlay
 from .targets import Target, convert
 from .words import FOLDER, in_words_of
@@ -39,6 +40,7 @@ def prepare_folder(
     Args:
         source: folder that the patterns start from.
         image: path of an image below it, with ``{case}`` once: a file, or a folder with the slices of a DICOM series.
+            Without an ending, or with ``.*`` for it, images may be of any format, and each of another.
         label: the same for its label. Images without a label are left out.
         output: folder for ``overlay.json``, and for the converted files if there are any.
         label_map: organ to its label value, or values: ``"{'spleen': 1, 'liver': 6}"``. Other values become background.
@@ -83,7 +85,8 @@ def prepare_folder(
 def _labelled(source: str, image: str, label: str) -> tuple[list[dict[str, str]], list[str]]:
     """The cases that have an image and a label, and the names of those that have no label."""
     images = find_cases(source, image)
-    labels = {item["case"]: Path(source).expanduser().resolve() / label.replace(CASE, item["case"]) for item in images}
+    folder = Path(source).expanduser().resolve()
+    labels = {item["case"]: case_path(folder, label, item["case"]) for item in images}
     # '{case}.nii.gz' also names the labels that '{case}_seg.nii.gz' keeps beside the images
     cases = [item["case"] for item in images if Path(item["image"]) not in labels.values()]
     with_label = [case for case in cases if labels[case].exists()]

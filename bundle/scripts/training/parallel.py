@@ -16,10 +16,11 @@ from itertools import islice
 import ignite.distributed as idist
 import torch
 import torch.distributed as dist
+from monai.data import Dataset, DistributedSampler
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from ..errors import RefusedError
+from ..errors import RefusedError, count
 
 # one process may still be encoding or reading a volume while the others wait; PyTorch's ten minutes are too few
 _TIMEOUT = timedelta(hours=2)
@@ -67,6 +68,23 @@ def leave() -> None:
     """Ends the group of processes."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def case_sampler(dataset: Dataset) -> DistributedSampler:
+    """Every n-th case for this process, each in one process alone.
+
+    Args:
+        dataset: of cases.
+
+    Raises:
+        RuntimeError: there are more processes than cases, of which some would have nothing to evaluate.
+    """
+    if len(dataset) < dist.get_world_size():
+        raise RefusedError(
+            f"{dist.get_world_size()} processes cannot share {count(len(dataset), 'test case')}: start as many "
+            "processes as there are cases at most (`--nproc_per_node`)."
+        )
+    return DistributedSampler(dataset, even_divisible=False, shuffle=False)
 
 
 class ShareOfSampler(Sampler):
