@@ -9,7 +9,7 @@ import numpy as np
 
 from ..data.datalists import Item, LabelMap, find_cases
 from ..data.dataset_check import check_dataset
-from ..data.intensity import hounsfield_units, no_hounsfield_units
+from ..data.intensity import hounsfield_units, modality_in, no_hounsfield_units
 from ..data.volumes import NIFTI_SUFFIXES, VolumeReader
 from ..errors import DatasetError, listed
 from .configs import CASE, intensity_of
@@ -43,7 +43,8 @@ def prepare_folder(
         output: folder for ``overlay.json``, and for the converted files if there are any.
         label_map: organ to its label value, or values: ``"{'spleen': 1, 'liver': 6}"``. Other values become background.
             Without it, every value that is found is an organ, named ``organ 1`` ... in the overlay.
-        modality: ``ct`` or ``mr``: intensities are scaled as in configs/ct.json or configs/mr.json.
+        modality: ``ct`` or ``mr``: intensities are scaled as in configs/ct.json or configs/mr.json. ``auto`` takes what
+            the images say of themselves, DICOM in its header and other CT by its Hounsfield units.
         train_cases: cases to train on; without it, the first three. The others are evaluated.
         series: which of several DICOM series in one folder; see :func:`~scripts.data.volumes.load_volume`.
         default_axcodes: where the axes of a file point that does not say so itself; see there.
@@ -58,8 +59,9 @@ def prepare_folder(
         FileNotFoundError: the folder or every image is missing.
     """
     reader = VolumeReader(series, default_axcodes, trusted_form)
-    intensity = intensity_of(modality)
     items, without = _labelled(source, image, label)
+    modality = _common_modality(items, reader) if modality == "auto" else modality
+    intensity = intensity_of(modality)
     stated = train_cases is not None
     train_cases = chosen_train_cases([item["case"] for item in items], train_cases)
     target = Target(output, overwrite)
@@ -135,6 +137,24 @@ def _label_values(path: str, reader: VolumeReader) -> set[int]:
     except DatasetError:  # said by check_dataset, with the problems of the other files, as what is no integer is
         return set()
     return {int(value) for value in values[np.isfinite(values)]}
+
+
+def _common_modality(items: Sequence[Item], reader: VolumeReader) -> str:
+    """What all images are, by what they say of themselves.
+
+    Raises:
+        DatasetError: one does not say, or they differ.
+    """
+    found: dict[str, list[str]] = {}
+    for item in items:
+        found.setdefault(modality_in(reader.load(item["image"]).voxels, item["image"]), []).append(item["case"])
+    if len(found) > 1:
+        kinds = "; ".join(f"{modality.upper()}: {listed(cases)}" for modality, cases in found.items())
+        raise DatasetError(
+            f"The images are of several modalities ({kinds}), which are scaled in different ways. Put each into a "
+            "folder of its own, or choose one scaling for all: --modality ct, or --modality mr."
+        )
+    return next(iter(found))
 
 
 def _unit_warnings(items: Sequence[Item], modality: str, reader: VolumeReader) -> list[str]:
