@@ -78,7 +78,7 @@ def modality_in(image: Any, path: Any = None) -> str:
     """``"ct"`` or ``"mr"``: what an image is, as far as it says so.
 
     DICOM states it. Of other formats only one thing is safe to conclude: what has the air and the fat of Hounsfield
-    units is CT. The numbers of MR mean nothing by themselves, and CT that was stored without its offset looks like them.
+    units is CT. The numbers of MR mean nothing by themselves, and CT stored without its offset looks like them.
 
     Args:
         image: its voxels.

@@ -9,8 +9,9 @@ import numpy as np
 
 from ..data.datalists import Item, LabelMap, find_cases
 from ..data.dataset_check import check_dataset
+from ..data.file_names import NIFTI_SUFFIXES
 from ..data.intensity import hounsfield_units, modality_in, no_hounsfield_units
-from ..data.volumes import NIFTI_SUFFIXES, VolumeReader
+from ..data.volumes import VolumeReader
 from ..errors import DatasetError, listed
 from .configs import CASE, intensity_of
 from .overlays import cases_with_organs, chosen_train_cases, write_overlay
