@@ -14,7 +14,7 @@ FLOORS = (
     {"networks", "data"},
     {"training", "segmentation", "prepare", "standalone"},
     {"inference", "automedsam", "pretraining"},
-    {"output"},
+    {"output", "command"},
 )
 
 

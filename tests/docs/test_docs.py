@@ -21,6 +21,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts.command import commands as diffusam_commands
+from scripts.command import doctor as diffusam_doctor
+from scripts.command.program import program
 from scripts.data import datalists
 
 from tests.conftest import save_volume, simple_image, simple_label
@@ -32,7 +35,7 @@ from tests.prepare.test_chaos import save_chaos_case
 PAGES = ["README.md", "docs/data.md"]  # the second prepares BTCV for others
 PAGES += sorted({path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")} - set(PAGES))
 # what a reader runs in a shell of his own
-SHELL = ("pip install", "cd ", "pytest", "ruff ", "git ")
+SHELL = ("pip install", "cd ", "pytest", "ruff ", "git ", "./demo", "./check")
 # needs several processes, a browser, a prior that finds organs, painted patients: test_multi_gpu, test_html_report,
 # test_uncertainty, test_anatomy_workflows, test_anatomy_unet
 ELSEWHERE = (
@@ -111,7 +114,8 @@ def arguments(command: str, place: Path) -> list[str]:
         index = words.index("--config_file") + 1
         files = ast.literal_eval(words[index]) if words[index].startswith("[") else [words[index]]
         small = "pretraining" if "pretraining" in words else "small"
-        if "configs/embedded.json" not in files:  # the prior that ships is as it is
+        # the prior that ships is as it is
+        if "inferring" not in words or "--prior_file" in words or not any("embedded.json" in file for file in files):
             files.append(str(place / f"{small}.json"))
         words[index] = str(files)
         if "configs/sf_uda_demo.json" in files:
@@ -138,6 +142,21 @@ def run_python(words: list[str], monkeypatch) -> None:
         assert not end.code, end.code
 
 
+def run_diffusam(command: str, place: Path, monkeypatch) -> None:
+    """``diffusam ...`` in this process, and so the bundle's commands that it stands for."""
+    words = shlex.split(re.sub(r"(?<=[\s'\"])/data/", f"{place}/data/", command))[1:]
+
+    def run_here(started: list[str]) -> int:
+        if started[1].endswith("scripts/prepare"):
+            started = ["python", "-m", "scripts.prepare", *started[2:]]
+        run_python(arguments(shlex.join(started), place), monkeypatch)
+        return 0
+
+    for module in (diffusam_commands, diffusam_doctor):
+        monkeypatch.setattr(module, "run", run_here)
+    assert program(words) == 0
+
+
 def run_page(page: str, place: Path, monkeypatch, fetched: list) -> None:
     """Runs the commands of a page, once in this place."""
     mark = place / f"{page.replace('/', '_')}.done"
@@ -145,6 +164,9 @@ def run_page(page: str, place: Path, monkeypatch, fetched: list) -> None:
         return
     for command in commands(page):
         if command.startswith((*SHELL, *ELSEWHERE)) or any(name in command for name in PAINTED):
+            continue
+        if command.startswith("diffusam "):
+            run_diffusam(command, place, monkeypatch)
             continue
         assert command.startswith("python "), f"not a command that this test knows: {command}"
         words = arguments(command, place)
@@ -179,7 +201,8 @@ def test_every_command_of_a_page_runs(page, place, monkeypatch):
 def test_the_gate_and_the_workflow_run_the_checks_of_the_readme():
     parts = [part.strip() for line in commands("README.md") for part in line.split("&&")]
     checks = [part for part in parts if part.startswith(("ruff ", "mypy", "pytest"))]
-    run = (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
+    assert "./check" in (ROOT / ".ci/run").read_text(encoding="utf-8").split()
+    run = (ROOT / "check").read_text(encoding="utf-8").splitlines()
     workflow = (ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8")
     run += re.findall(r"- run: (.+)", workflow)
 

@@ -74,7 +74,7 @@ def layout_of(folder: Path) -> Layout:
     found: dict[tuple[str, ...], tuple[str, str, list[str]]] = {}
     for image, label, cases in _candidates(folder):
         # other patterns of the same files say nothing new
-        key = tuple(label.replace(CASE, case) for case in cases)
+        key = tuple(pattern.replace(CASE, case) for pattern in (image, label) for case in cases)
         found.setdefault(key, (image, label, cases))
     if not found:
         raise DatasetError(f"No images with labels of their names in '{folder}'. {_there(folder)} {_REMEDY}")
