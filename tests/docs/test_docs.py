@@ -114,8 +114,11 @@ def arguments(command: str, place: Path) -> list[str]:
         index = words.index("--config_file") + 1
         files = ast.literal_eval(words[index]) if words[index].startswith("[") else [words[index]]
         small = "pretraining" if "pretraining" in words else "small"
-        # the prior that ships is as it is
-        if "inferring" not in words or "--prior_file" in words or not any("embedded.json" in file for file in files):
+        # the prior that ships is as it is; diffusam names its configurations by their whole paths
+        embedded = (
+            "inferring" in words and "--prior_file" not in words and any("embedded.json" in file for file in files)
+        )
+        if "configs/embedded.json" not in files and not embedded:
             files.append(str(place / f"{small}.json"))
         words[index] = str(files)
         if "configs/sf_uda_demo.json" in files:
