@@ -323,8 +323,10 @@ def test_the_demo_is_that_of_the_readme(started, tmp_path):
     assert program(["demo", "-o", "out"]) == 0
 
     training, evaluating = started.words
-    assert configs(training) == ["train.json", "demo.json"]
-    assert configs(evaluating) == ["train.json", "evaluate.json", "demo.json"]
+    assert configs(training) == [Path(each).name for each in runs.DEMO]
+    assert configs(evaluating) == [Path(each).name for each in runs.DEMO_EVALUATING]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("'", "")
+    assert all(f'--config_file "[{",".join(each)}]"' in readme for each in (runs.DEMO, runs.DEMO_EVALUATING))
 
 
 def test_the_bundles_own_preparation_is_passed_through(started):
@@ -375,7 +377,18 @@ def test_a_scan_is_segmented_in_one_command(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     run = subprocess.run(
-        [sys.executable, "-m", "diffusam", "segment", "ct.nii.gz", "mr.nii.gz", "-o", "out", "--device", "cpu"],
+        [
+            sys.executable,
+            "-m",
+            "diffusam",
+            "segment",
+            "ct.nii.gz",
+            "mr.nii.gz",
+            "-o",
+            "out",
+            "--device",
+            "$torch.device('cpu')",
+        ],
         **{"cwd": tmp_path, "env": environment, "capture_output": True, "text": True},
     )
 

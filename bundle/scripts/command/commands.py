@@ -57,7 +57,7 @@ def segment(
         raise UsageError("segment needs a scan: diffusam segment SCAN -o OUT.")
     folder = _output("segment", output)
     only_scalars(options, switches(runs.INFERRING))
-    configs = [*runs.INFERRING, *_of_model(model), *_of_modality(modality, model)]
+    configs: list[str | Path] = [*runs.INFERRING, *_of_model(model), *_of_modality(modality, model)]
     if model is not None:
         options = {"prior_file": plain(_prior(model), "model"), **options}
     wanted = {"input": typed(input_of(scans, folder)), "output": typed(shown(folder)), **options}
@@ -97,7 +97,7 @@ def learn(
     --train_cases    which cases train, "['a','b']"; the others are evaluated
     --overwrite      replace what another preparation has left in OUT
     --KEY VALUE      anything that configs/train.json or evaluate.json declare,
-                     such as --iterations 1500 or --device cpu
+                     such as --iterations 1500
 
     The same command goes on where it was interrupted.
     Then: diffusam segment SCAN -o OUT2 --model OUT

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import yaml
 
+from ..data.file_names import case_name
 from ..files import BUNDLE, sha256_of
 from .runs import INFERRING, run, shown, workflow
 from .usage import UsageError, only_scalars
@@ -76,8 +77,8 @@ def _machine() -> Iterator[Line]:
     with_memory = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
     if with_memory:
         page, pages = os.sysconf("SC_PAGE_SIZE"), (os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PHYS_PAGES"))
-        free, total = (number * page / 2**30 for number in pages)
-        yield "memory", f"{free:.1f} of {total:.1f} GiB unused", "4 GiB are needed" if total < 3.5 else None
+        unused, there = (number * page / 2**30 for number in pages)
+        yield "memory", f"{unused:.1f} of {there:.1f} GiB unused", "4 GiB are needed" if there < 3.5 else None
     yield "disk", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB free here", None
 
 
@@ -112,9 +113,8 @@ def _self_test() -> list[str]:
         (files,) = write_phantoms(temporary, 1, shape=_SHAPE, spacing=_SPACING)
         options = {"input": files["image"], "output": f"{temporary}/out", "report": "False"}
         code = run(workflow("inferring", [*INFERRING, "configs/ct.json"], options))
-        dice = (
-            0.0 if code else _liver_dice(f"{temporary}/out/{Path(files['image']).name[:-7]}_seg.nii.gz", files["label"])
-        )
+        predicted = Path(temporary, "out", f"{case_name(files['image'])}_seg.nii.gz")
+        dice = 0.0 if code else _liver_dice(predicted, Path(files["label"]))
     print(f"\nself-test            {time.monotonic() - start:.0f} s, Dice of the liver {dice:.2f}")
     return [f"the self-test (exit code {code}, Dice {dice:.2f})"] if code or dice < LEAST_DICE else []
 
