@@ -32,7 +32,7 @@ from scripts.files import whole_file
 from scripts.inference.case_records import LABEL_MAP, CaseRecords
 from scripts.output.html_report import write_report
 
-INFERENCE = ("configs/inference.json", "configs/embedded.json")
+INFERENCE = ("configs/inference.json",)
 ORGANS = ("spleen", "right kidney", "left kidney", "liver")
 PARTS = ("find", "decide", "record", "report", "decide again")
 

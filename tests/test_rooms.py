@@ -14,7 +14,7 @@ FLOORS = (
     {"networks", "data", "overrides", "prior_settings"},
     {"training", "segmentation", "prepare", "standalone"},
     {"inference", "automedsam", "pretraining"},
-    {"output"},
+    {"output", "command"},
 )
 
 

@@ -11,7 +11,15 @@ import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose, LoadImaged, ScaleIntensityRanged, ScaleIntensityRangePercentilesd
-from scripts.data.intensity import NOTES, CheckUnitsd, LeaveOutPaddingd, hounsfield_units, no_hounsfield_units
+from scripts.data.intensity import (
+    NOTES,
+    CheckUnitsd,
+    LeaveOutPaddingd,
+    hounsfield_units,
+    modality_in,
+    no_hounsfield_units,
+)
+from scripts.data.transforms import InSlabsd
 from scripts.data.volumes import VolumeReader
 from scripts.errors import DatasetError
 from scripts.prepare.folder import prepare_folder
@@ -182,3 +190,60 @@ def test_a_window_without_width_is_refused(a_min, a_max):
 def test_an_image_of_one_value_is_said(caplog):
     CheckUnitsd("image", intensity("ct"))({"image": MetaTensor(torch.full(SHAPE, -1000.0))})
     assert "all voxels are -1000" in caplog.text
+
+
+# ---- which of the two scalings an image needs
+
+
+def by_modality():
+    return intensity("by_modality")
+
+
+def test_the_two_scalings_are_those_of_ct_and_of_mr():
+    contents = [json.loads((BUNDLE / "configs" / f"{name}.json").read_text()) for name in ("by_modality", "ct", "mr")]
+    both, ct, mr_alone = (content["intensity"] for content in contents)
+
+    assert (both["ct"], both["mr"]) == (ct, mr_alone)
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_a_series_is_scaled_by_the_modality_that_it_states(tmp_path, write_dicom_series, modality):
+    folder = write_dicom_series(tmp_path / "series", simple_image(simple_label()), Modality=modality)
+    image = LoadImaged("image", reader=VolumeReader(), ensure_channel_first=True)({"image": folder})
+    usual = intensity(modality.lower())
+    steps = lambda scaling: Compose(  # noqa: E731
+        [CheckUnitsd("image", scaling), LeaveOutPaddingd("image", scaling), InSlabsd(scaling)]
+    )
+
+    assert torch.equal(steps(by_modality())(image)["image"], steps(usual)(image)["image"])
+
+
+def test_hounsfield_units_are_ct(tmp_path):
+    path = save_volume(tmp_path / "scan.nii.gz", simple_image(simple_label()))
+
+    assert modality_in(VolumeReader().load(path).voxels, path) == "ct"
+
+
+@pytest.mark.parametrize("offset", [0, 1024], ids=["of MR", "of CT stored without its offset, or of MR"])
+def test_numbers_that_may_be_of_either_are_refused(offset):
+    with pytest.raises(DatasetError, match=r"'scan.nii.gz': values from .* do not say.*--modality mr"):
+        modality_in(mr(offset=offset), "scan.nii.gz")
+
+
+def test_another_modality_is_refused_by_its_name(tmp_path, write_dicom_series):
+    folder = write_dicom_series(tmp_path / "pet", simple_image(simple_label()), Modality="PT")
+
+    with pytest.raises(DatasetError, match="its Modality is PT, expected CT or MR"):
+        modality_in(VolumeReader().load(folder).voxels, folder)
+
+
+def test_folders_are_prepared_by_what_their_images_say(tmp_path):
+    save_dataset(tmp_path / "data")
+    patterns = {"image": "image_{case}.nii.gz", "label": "label_{case}.nii.gz", "modality": "auto"}
+
+    prepare_folder(str(tmp_path / "data"), output=str(tmp_path / "ct"), **patterns)
+    save_volume(tmp_path / "data/image_b.nii.gz", np.abs(simple_image(simple_label())))
+
+    assert '"a_min": -125' in (tmp_path / "ct/overlay.json").read_text()
+    with pytest.raises(DatasetError, match="image_b.*--modality mr"):
+        prepare_folder(str(tmp_path / "data"), output=str(tmp_path / "other"), **patterns)

@@ -16,7 +16,8 @@ from monai.transforms import LoadImage, SaveImage
 from nibabel.affines import apply_affine
 from nibabel.eulerangles import euler2mat
 from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, RLELossless
-from scripts.data.volumes import VolumeReader, VolumeWriter, case_name, files_of, load_volume, output_name
+from scripts.data.file_names import case_name
+from scripts.data.volumes import VolumeReader, VolumeWriter, files_of, load_volume, output_name
 from scripts.errors import DatasetError, user_error
 from scripts.files import whole_file
 

@@ -21,6 +21,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts.command import commands as diffusam_commands
+from scripts.command import doctor as diffusam_doctor
+from scripts.command.program import program
 from scripts.data import datalists
 
 from tests.conftest import save_volume, simple_image, simple_label
@@ -32,7 +35,7 @@ from tests.prepare.test_chaos import save_chaos_case
 PAGES = ["README.md", "docs/data.md"]  # the second prepares BTCV for others
 PAGES += sorted({path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")} - set(PAGES))
 # what a reader runs in a shell of his own
-SHELL = ("pip install", "cd ", "pytest", "ruff ", "git ")
+SHELL = ("pip install", "cd ", "pytest", "ruff ", "git ", "./demo", "./check")
 # needs several processes, a browser, a prior that finds organs, painted patients: test_multi_gpu, test_html_report,
 # test_uncertainty, test_anatomy_workflows, test_anatomy_unet; minutes: test_many
 ELSEWHERE = (
@@ -114,7 +117,7 @@ def arguments(command: str, place: Path) -> list[str]:
         small = "pretraining" if "pretraining" in words else "small"
         given = words[words.index("--prior_file") + 1] if "--prior_file" in words else None
         shipped = (
-            given == "models/model.pt" or given is None and files[-1] in ("configs/inference.json", "configs/mr.json")
+            given == "models/model.pt" or given is None and files[-1].endswith(("configs/inference.json", "configs/mr.json", "configs/by_modality.json"))
         )
         if not shipped:  # the prior that ships is as it is
             files.append(str(place / f"{small}.json"))
@@ -143,6 +146,21 @@ def run_python(words: list[str], monkeypatch) -> None:
         assert not end.code, end.code
 
 
+def run_diffusam(command: str, place: Path, monkeypatch) -> None:
+    """``diffusam ...`` in this process, and so the bundle's commands that it stands for."""
+    words = shlex.split(re.sub(r"(?<=[\s'\"])/data/", f"{place}/data/", command))[1:]
+
+    def run_here(started: list[str]) -> int:
+        if started[1].endswith("scripts/prepare"):
+            started = ["python", "-m", "scripts.prepare", *started[2:]]
+        run_python(arguments(shlex.join(started), place), monkeypatch)
+        return 0
+
+    for module in (diffusam_commands, diffusam_doctor):
+        monkeypatch.setattr(module, "run", run_here)
+    assert program(words) == 0
+
+
 def run_page(page: str, place: Path, monkeypatch, fetched: list) -> None:
     """Runs the commands of a page, once in this place."""
     mark = place / f"{page.replace('/', '_')}.done"
@@ -150,6 +168,9 @@ def run_page(page: str, place: Path, monkeypatch, fetched: list) -> None:
         return
     for command in commands(page):
         if command.startswith((*SHELL, *ELSEWHERE)) or any(name in command for name in PAINTED):
+            continue
+        if command.startswith("diffusam "):
+            run_diffusam(command, place, monkeypatch)
             continue
         assert command.startswith("python "), f"not a command that this test knows: {command}"
         words = arguments(command, place)
@@ -184,7 +205,8 @@ def test_every_command_of_a_page_runs(page, place, monkeypatch):
 def test_the_gate_and_the_workflow_run_the_checks_of_the_readme():
     parts = [part.strip() for line in commands("README.md") for part in line.split("&&")]
     checks = [part for part in parts if part.startswith(("ruff ", "mypy", "pytest"))]
-    run = (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
+    assert "./check" in (ROOT / ".ci/run").read_text(encoding="utf-8").split()
+    run = (ROOT / "check").read_text(encoding="utf-8").splitlines()
     workflow = (ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8")
     run += re.findall(r"- run: (.+)", workflow)
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from ..errors import SHOWN, DatasetError, MissingFileError, count, listed
 from .case_patterns import case_path, cases_matching, check_patterns
 from .dicom import is_dicom_file
+from .file_names import IMAGE_SUFFIXES, case_name, is_image_file
 from .found_files import Found, found_at, found_below
-from .volumes import IMAGE_SUFFIXES, case_name, is_image_file
 
 # bytes in the name of a case: with what results add to it, such as "_uncertainty_upright.nii.gz", a file's 255
 LONGEST_NAME = 228

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ..errors import DatasetError
 from .dicom import is_dicom_file
+from .file_names import IMAGE_SUFFIXES, is_image_file
 from .itk_files import data_files, header_fields
-from .volumes import IMAGE_SUFFIXES, is_image_file
 
 # volumes, or pictures, in formats that are not read
 OTHER_FORMATS = (

@@ -19,7 +19,9 @@ from monai.utils import ImageMetaKey
 from torch import Tensor
 
 from ..errors import DatasetError
+from .dicom import modality_of
 
+MODALITIES = ("ct", "mr")
 NOTES = "notes"  # in the meta of an image: what is odd about it, a line each
 
 _BINS = 2000
@@ -33,7 +35,78 @@ _GAP_BELOW, _GAP_BELOW_FROM_ZERO, _GAP_BELOW_FROM_NEGATIVE, _GAP_ABOVE = 0.5, 1.
 # shares of voxels that Hounsfield units have below: fat and air, in any part of a body
 _BELOW_WATER, _LEAST_BELOW_WATER = -20.0, 1e-3
 
+_MODALITY = "modality"  # in the meta of an image: which scaling was chosen for it
+
 logger = logging.getLogger(__name__)
+
+
+class ScaleByModalityd(MapTransform):
+    """Scales CT in its window and MR by its own percentiles, for folders in which both may lie.
+
+    Args:
+        keys: images ``(1, I, J, K)``.
+        ct: the transform of CT, such as that of configs/ct.json.
+        mr: the transform of MR, such as that of configs/mr.json.
+        modality: ``"ct"`` or ``"mr"`` where all images are of one; None asks each, see :func:`modality_in`.
+
+    Raises:
+        DatasetError: an image that says nothing of its modality.
+    """
+
+    def __init__(self, keys: KeysCollection, ct: MapTransform, mr: MapTransform, modality: str | None = None) -> None:
+        super().__init__(keys)
+        if modality not in (None, *MODALITIES):
+            raise DatasetError(f"modality is '{modality}', expected ct or mr. Choose how intensities are scaled.")
+        self.transforms, self.modality = dict(zip(MODALITIES, (ct, mr))), modality
+
+    def of(self, image: Any) -> MapTransform:
+        """The transform that this image needs."""
+        meta = getattr(image, "meta", {})
+        modality = self.modality or meta.get(_MODALITY)
+        if modality is None:
+            modality = meta[_MODALITY] = modality_in(image, meta.get(ImageMetaKey.FILENAME_OR_OBJ))
+        return self.transforms[modality]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = self.of(result[key])({key: result[key]})[key]
+        return result
+
+
+def modality_in(image: Any, path: Any = None) -> str:
+    """``"ct"`` or ``"mr"``: what an image is, as far as it says so.
+
+    DICOM states it. Of other formats only one thing is safe to conclude: what has the air and the fat of Hounsfield
+    units is CT. The numbers of MR mean nothing by themselves, and CT stored without its offset looks like them.
+
+    Args:
+        image: its voxels.
+        path: of its file or series, for DICOM and for the message.
+
+    Raises:
+        DatasetError: it does not say, or it is neither.
+    """
+    stated = modality_of(path) if path is not None else None
+    if stated is not None:
+        if stated.lower() in MODALITIES:
+            return stated.lower()
+        raise DatasetError(
+            f"'{path}': its Modality is {stated}, expected CT or MR. If its intensities are like those of one of them, "
+            "say so with --modality ct or --modality mr."
+        )
+    if hounsfield_units(image):
+        return "ct"
+    values = _tensor(image)
+    raise DatasetError(
+        f"'{path}': values from {values.min().item():g} to {values.max().item():g} do not say whether it is MR or CT, "
+        "and each is scaled in its own way. Say which: --modality mr, or --modality ct."
+    )
+
+
+def chosen(intensity: Any, image: Any) -> Any:
+    """The transform that scales an image, where it is chosen for each."""
+    return intensity.of(image) if isinstance(intensity, ScaleByModalityd) else intensity
 
 
 class LeaveOutPaddingd(MapTransform):
@@ -49,12 +122,13 @@ class LeaveOutPaddingd(MapTransform):
 
     def __init__(self, keys: KeysCollection, intensity: Any = None) -> None:
         super().__init__(keys)
-        self.stated = isinstance(intensity, ScaleIntensityRanged)
+        self.intensity = intensity
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
-        for key in () if self.stated else self.key_iterator(result):
-            result[key] = self._without(result[key])
+        for key in self.key_iterator(result):
+            if not isinstance(chosen(self.intensity, result[key]), ScaleIntensityRanged):
+                result[key] = self._without(result[key])
         return result
 
     def _without(self, image: Tensor) -> Tensor:
@@ -118,17 +192,16 @@ class CheckUnitsd(MapTransform):
                 f"intensity scales {intensity.scaler.a_min} ... {intensity.scaler.a_max} (a_min, a_max), which is no "
                 "range. Set a_max above a_min."
             )
-        self.window = intensity.scaler.a_min if isinstance(intensity, ScaleIntensityRanged) else None
-        self.own_range = isinstance(intensity, ScaleIntensityRangePercentilesd)
+        self.intensity = intensity
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         for key in self.key_iterator(dict(data)):
-            problem, values = None, _tensor(data[key])
+            problem, values, intensity = None, _tensor(data[key]), chosen(self.intensity, data[key])
             if values.min() == values.max():
                 problem = f"all voxels are {values.min().item():g}: there is no image in it"
-            elif self.window is not None and self.window < 0:
+            elif isinstance(intensity, ScaleIntensityRanged) and intensity.scaler.a_min < 0:
                 problem = no_hounsfield_units(data[key])
-            elif self.own_range:
+            elif isinstance(intensity, ScaleIntensityRangePercentilesd):
                 problem = hounsfield_units(data[key])
             if problem:
                 remark(data[key], problem)

@@ -18,9 +18,8 @@ from monai.utils import MetaKeys
 from nibabel.affines import voxel_sizes
 
 from ..errors import DatasetError, listed
+from .file_names import NRRD_SUFFIXES
 from .grids import check_amount, check_components, check_dimensions, check_spacing, unplaced
-
-NRRD_SUFFIXES = (".nrrd", ".nhdr")
 
 # the NRRD spaces that ITK converts; the others do not say where the patient's left is
 _NRRD_SPACES = ("right-anterior-superior", "ras", "left-anterior-superior", "las", "left-posterior-superior", "lps")

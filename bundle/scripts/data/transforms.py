@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..descriptions import describe as describe  # noqa: F401  it notes what transforms are built with
 from ..errors import SettingError
+from .intensity import chosen
 
 _SAME_SHARE = 1e-4  # of a voxel's place: what two labels have of it differs by rounding alone
 
@@ -129,15 +130,16 @@ class InSlabsd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
-        if not isinstance(self.transform, ScaleIntensityRanged):
-            for key in self.key_iterator(result):
-                result[key] = convert_to_dst_type(result[key], result[key], dtype=torch.float32)[0]
-            return dict(self.transform(result))
         for key in self.key_iterator(result):
+            transform = chosen(self.transform, result[key])
+            if not isinstance(transform, ScaleIntensityRanged):
+                result[key] = convert_to_dst_type(result[key], result[key], dtype=torch.float32)[0]
+                result[key] = transform({**result})[key]
+                continue
             stored = convert_to_tensor(result[key], track_meta=False)
             scaled = torch.empty_like(stored, dtype=torch.float32)
             for into, slab in zip(scaled.split(self.slices, -1), stored.split(self.slices, -1)):
-                into.copy_(self.transform({**data, key: slab.float()})[key])
+                into.copy_(transform({**data, key: slab.float()})[key])
             result[key] = convert_to_dst_type(scaled, result[key], dtype=torch.float32)[0]
         return result
 

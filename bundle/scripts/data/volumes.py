@@ -28,13 +28,12 @@ from ..descriptions import Described
 from ..errors import DatasetError, SettingError, listed
 from ..files import sha256_of, whole_file
 from .dicom import dicom_files, is_dicom_file, load_series
+from .file_names import IMAGE_SUFFIXES, NIFTI_SUFFIXES, case_name
 from .grids import is_mistake, is_sheared, is_usable, oriented, unreadable, upright_grid
-from .itk_files import NRRD_SUFFIXES, data_files, header_fields, load_itk
+from .itk_files import data_files, header_fields, load_itk
 from .nifti import FORMS, SCANNER, load_nifti
 
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
 UPRIGHT = "_upright.nii.gz"  # the end of the name of what is written beside results on a sheared grid
-IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *NRRD_SUFFIXES, ".mha", ".mhd")
 
 logger = logging.getLogger(__name__)
 # LoadImage builds MONAI's own readers as well, though it never asks them; one warns that it has no GPU to decode with
@@ -260,24 +259,6 @@ def output_name(meta: Mapping[str, Any], saver: Any) -> dict[str, Any]:
 def result_name(meta: Mapping[str, Any]) -> str:
     """What the results of an image are called: its case, if a transform has put that into its ``meta``, or its file."""
     return meta.get("case") or case_name(meta[ImageMetaKey.FILENAME_OR_OBJ])
-
-
-def case_name(path: PathLike) -> str:
-    """The name of a file without its suffix, or of a folder.
-
-    Example:
-        >>> case_name("/data/patient.1.nii.gz"), case_name("/data/1.2.840/")
-        ('patient.1', '1.2.840')
-    """
-    path = Path(path).absolute()
-    suffixes = () if path.is_dir() else (*IMAGE_SUFFIXES, ".dcm")
-    suffix = next((suffix for suffix in suffixes if path.name.lower().endswith(suffix)), "")
-    return path.name[: len(path.name) - len(suffix)]
-
-
-def is_image_file(path: Path) -> bool:
-    """Whether a path is, by its name, a NIfTI, NRRD or MetaImage file."""
-    return path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES) and not path.name.startswith(".")
 
 
 def files_of(path: PathLike) -> list[Path]:

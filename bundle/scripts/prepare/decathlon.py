@@ -10,7 +10,8 @@ import nibabel as nib
 
 from ..data.datalists import Item, find_cases
 from ..data.dataset_check import check_dataset
-from ..data.volumes import VolumeReader, case_name
+from ..data.file_names import case_name
+from ..data.volumes import VolumeReader
 from ..errors import DatasetError
 from .configs import CASE, intensity_of
 from .overlays import cases_with_organs, chosen_train_cases, write_overlay

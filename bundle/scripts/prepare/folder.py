@@ -10,10 +10,12 @@ import numpy as np
 from ..data.case_patterns import case_path
 from ..data.datalists import Item, LabelMap, find_cases
 from ..data.dataset_check import check_dataset
-from ..data.intensity import hounsfield_units, no_hounsfield_units
-from ..data.volumes import NIFTI_SUFFIXES, VolumeReader
+from ..data.file_names import NIFTI_SUFFIXES
+from ..data.intensity import hounsfield_units, modality_in, no_hounsfield_units
+from ..data.volumes import VolumeReader
 from ..errors import DatasetError, listed
-from .configs import intensity_of
+from .configs import CASE, intensity_of
+from .masks import LABELS, ORGAN, merged
 from .overlays import cases_with_organs, chosen_train_cases, write_overlay
 from .targets import Target, convert
 from .words import FOLDER, in_words_of
@@ -41,11 +43,14 @@ def prepare_folder(
         source: folder that the patterns start from.
         image: path of an image below it, with ``{case}`` once: a file, or a folder with the slices of a DICOM series.
             Without an ending, or with ``.*`` for it, images may be of any format, and each of another.
-        label: the same for its label. Images without a label are left out.
+        label: the same for its label. Images without a label are left out. With ``{organ}`` once as well, a mask an
+            organ, ``"{case}/segmentations/{organ}.nii.gz"``, which are put together into label maps in ``output``.
         output: folder for ``overlay.json``, and for the converted files if there are any.
         label_map: organ to its label value, or values: ``"{'spleen': 1, 'liver': 6}"``. Other values become background.
-            Without it, every value that is found is an organ, named ``organ 1`` ... in the overlay.
-        modality: ``ct`` or ``mr``: intensities are scaled as in configs/ct.json or configs/mr.json.
+            Without it, every value that is found is an organ, named ``organ 1`` ... in the overlay. Of masks, organ to
+            the name of its mask: ``"{'right kidney': 'kidney_right'}"``.
+        modality: ``ct`` or ``mr``: intensities are scaled as in configs/ct.json or configs/mr.json. ``auto`` takes what
+            the images say of themselves, DICOM in its header and other CT by its Hounsfield units.
         train_cases: cases to train on; without it, the first three. The others are evaluated.
         series: which of several DICOM series in one folder; see :func:`~scripts.data.volumes.load_volume`.
         default_axcodes: where the axes of a file point that does not say so itself; see there.
@@ -60,11 +65,16 @@ def prepare_folder(
         FileNotFoundError: the folder or every image is missing.
     """
     reader = VolumeReader(series, default_axcodes, trusted_form)
+    masks = _masks(label, label_map)
+    items, without = _labelled(source, image, label.replace(ORGAN, next(iter(masks.values()), ORGAN)))
+    modality = _common_modality(items, reader) if modality == "auto" else modality
     intensity = intensity_of(modality)
-    items, without = _labelled(source, image, label)
     stated = train_cases is not None
     train_cases = chosen_train_cases([item["case"] for item in items], train_cases)
     target = Target(output, overwrite)
+    if masks:
+        items = merged(source, label, items, masks, target, reader)
+        label_map, label = {organ: value for value, organ in enumerate(masks, 1)}, str(target.folder / LABELS)
     label_map, background, remarks = _meanings(items, label_map, reader)
     summaries = check_dataset(items, label_map, background, purpose="prepared", reader=reader)
     train_cases = cases_with_organs(train_cases, summaries, stated)
@@ -80,6 +90,18 @@ def prepare_folder(
     if trusted_form:
         meanings["trusted_form"] = trusted_form
     return write_overlay(target, files, items, summaries, train_cases, meanings, reader, remarks)
+
+
+def _masks(label: str, label_map: object) -> dict[str, str]:
+    """Organs and the names of their masks; none where a label holds all organs."""
+    if ORGAN not in label:
+        return {}
+    if not isinstance(label_map, Mapping) or not all(isinstance(mask, str) for mask in label_map.values()):
+        raise DatasetError(
+            f"--label names masks ({ORGAN}), and --label_map is {label_map!r}, expected organs and their masks: "
+            "\"{'spleen': 'spleen', 'right kidney': 'kidney_right'}\"."
+        )
+    return {str(organ): mask for organ, mask in label_map.items()}
 
 
 def _labelled(source: str, image: str, label: str) -> tuple[list[dict[str, str]], list[str]]:
@@ -138,6 +160,24 @@ def _label_values(path: str, reader: VolumeReader) -> set[int]:
     except DatasetError:  # said by check_dataset, with the problems of the other files, as what is no integer is
         return set()
     return {int(value) for value in values[np.isfinite(values)]}
+
+
+def _common_modality(items: Sequence[Item], reader: VolumeReader) -> str:
+    """What all images are, by what they say of themselves.
+
+    Raises:
+        DatasetError: one does not say, or they differ.
+    """
+    found: dict[str, list[str]] = {}
+    for item in items:
+        found.setdefault(modality_in(reader.load(item["image"]).voxels, item["image"]), []).append(item["case"])
+    if len(found) > 1:
+        kinds = "; ".join(f"{modality.upper()}: {listed(cases)}" for modality, cases in found.items())
+        raise DatasetError(
+            f"The images are of several modalities ({kinds}), which are scaled in different ways. Put each into a "
+            "folder of its own, or choose one scaling for all: --modality ct, or --modality mr."
+        )
+    return next(iter(found))
 
 
 def _unit_warnings(items: Sequence[Item], modality: str, reader: VolumeReader) -> list[str]:

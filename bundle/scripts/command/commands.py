@@ -1,0 +1,346 @@
+"""The commands of ``diffusam``. Their docstrings are their help, which fits a screen of 24 lines."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import MissingFileError, RefusedError, UnusableFileError, count
+from ..files import BUNDLE, whole_file
+from ..inert import inert_json
+from . import runs
+from .layouts import Layout, layout_of
+from .runs import plain, preparation, run, shown, typed, workflow, writable
+from .scans import input_of
+from .usage import UsageError, only_scalars, switches
+
+OVERLAY = "overlay.json"  # of prepared scans
+FAILED, SOME_FAILED = 1, 3
+MODALITIES = ("ct", "mr")
+_PREPARED = ("btcv", "chaos", "decathlon", "folder")  # the commands of scripts.prepare
+_RECORDS = "results.json"
+
+
+def segment(
+    *scans: str,
+    output: str | None = None,
+    modality: str | None = None,
+    model: str | None = None,
+    processes: str = "1",
+    **options: str,
+) -> int:
+    """Segments spleen, kidneys and liver, or the organs of a model of your own.
+
+    usage: diffusam segment SCAN... -o OUT [options]
+
+    SCAN             a file (NIfTI, NRRD, MetaImage, DICOM), a folder of them, a
+                     DICOM series, a pattern in quotes, a CSV or JSON list
+    -o, --output     folder for label maps, previews and report.html
+    --modality       ct or mr. DICOM says it, and CT in Hounsfield units is
+                     known by its numbers; everything else has to be told
+    -m, --model      what `diffusam learn` made, its folder or model.pt; without
+                     it, the model that comes with the bundle
+    --processes      on this machine, that share the scans (1)
+    --overwrite      segment again what is there already
+    --uncertainty 4  how sure each voxel is; --probabilities True
+    --KEY VALUE      anything that configs/inference.json declares
+
+    The same command goes on where it was interrupted.
+    Exit codes: 0, 1 failed, 2 wrong use, 3 some scans failed.
+
+    diffusam segment scan.nii.gz -o out
+    """
+    if not scans:
+        raise UsageError("segment needs a scan: diffusam segment SCAN -o OUT.")
+    folder = _output("segment", output)
+    only_scalars(options, switches(runs.INFERRING))
+    configs: list[str | Path] = [*runs.INFERRING, *_of_model(model), *_of_modality(modality, model)]
+    if model is not None:
+        options = {"prior_file": plain(_prior(model), "model"), **options}
+    wanted = {"input": typed(input_of(scans, folder)), "output": typed(shown(folder)), **options}
+    before = _records(folder)
+    code = run(workflow("inferring", configs, wanted, _whole("processes", processes)))
+    if code == 0:
+        print(f"\nLabel maps, previews and report.html are in {shown(folder)}.")
+        return 0
+    return code if code != FAILED else _failure(before, _records(folder))
+
+
+def learn(
+    folder: str | None = None,
+    *more: str,
+    output: str | None = None,
+    modality: str | None = None,
+    image: str | None = None,
+    label: str | None = None,
+    label_map: str | None = None,
+    train_cases: str | None = None,
+    overwrite: str | None = None,
+    **options: str,
+) -> int:
+    """Makes a model from a few labelled scans: checks and prepares them, trains on
+    the first three from the bundle's model on, evaluates on the others.
+
+    usage: diffusam learn FOLDER -o OUT [options]
+
+    FOLDER           images and labels, as nnU-Net, the Decathlon or
+                     TotalSegmentator have them, images/ beside labels/, or a
+                     folder a case
+    -o, --output     folder for the model, its overlay.json and the report
+    --modality       ct or mr, where neither DICOM nor Hounsfield units say it
+    --image, --label where files are, such as "images/{case}.nii.gz"
+    --label_map      organs and their values, "{'spleen': 1, 'liver': 6}", or
+                     their masks, "{'right kidney': 'kidney_right'}"
+    --train_cases    which cases train, "['a','b']"; the others are evaluated
+    --overwrite      replace what another preparation has left in OUT
+    --KEY VALUE      anything that configs/train.json or evaluate.json declare,
+                     such as --iterations 1500
+
+    The same command goes on where it was interrupted.
+    Then: diffusam segment SCAN -o OUT2 --model OUT
+    """
+    target = _one_folder("learn", folder, more, output)
+    only_scalars(options, switches(runs.EVALUATING))
+    given = {"label_map": label_map, "train_cases": train_cases, "overwrite": overwrite}
+    code = _prepare(folder, target, modality, image, label, given)
+    if code:
+        return code
+    overlay = target / OVERLAY
+    code = run(workflow("training", [*runs.TRAINING, overlay], options))
+    if code:
+        return code
+    if _settings(overlay)["test_cases"]:
+        code = run(workflow("evaluating", [*runs.EVALUATING, overlay], options))
+        print(f"\nThe report is {shown(target / 'run/evaluation/report.html')}." if not code else "")
+    else:
+        print("\nNo labelled scan is left over, so nothing says how good it is. One more would.")
+    print(f"The model is {shown(target / 'run/model.pt')}. Next: diffusam segment SCAN -o OUT --model {shown(target)}")
+    return code
+
+
+def evaluate(
+    folder: str | None = None,
+    *more: str,
+    output: str | None = None,
+    model: str | None = None,
+    modality: str | None = None,
+    image: str | None = None,
+    label: str | None = None,
+    label_map: str | None = None,
+    overwrite: str | None = None,
+    **options: str,
+) -> int:
+    """Says how good a model is: Dice and distances of surfaces of each organ, report.
+
+    usage: diffusam evaluate FOLDER -o OUT [options]   all labelled scans in it
+           diffusam evaluate LEARNED [options]         what `learn` has left over
+
+    FOLDER           images and labels, laid out as for `diffusam learn`
+    -o, --output     folder for metrics, label maps, previews, report.html
+    -m, --model      what `diffusam learn` made, its folder or model.pt; without
+                     it, the model that comes with the bundle
+    --modality       ct or mr, where neither DICOM nor Hounsfield units say it
+    --image, --label where files are, such as "images/{case}.nii.gz"
+    --label_map      the model's organs, and their values in the labels:
+                     "{'spleen': 1, 'right kidney': 2, 'left kidney': 3, ...}"
+    --overwrite      replace what another preparation has left in OUT
+    --KEY VALUE      anything that configs/evaluate.json declares
+    """
+    only_scalars(options, switches(runs.EVALUATING))
+    if folder is not None and (Path(folder).expanduser() / OVERLAY).is_file() and output is None:
+        overlay = Path(folder).expanduser() / OVERLAY
+        given = {"prior_file": plain(_prior(model), "model"), **options} if model is not None else options
+        code = run(workflow("evaluating", [*runs.EVALUATING, overlay], given))
+        return code or _said(overlay.parent / "run/evaluation/report.html")
+    target = _one_folder("evaluate", folder, more, output)
+    code = _prepare(folder, target, modality, image, label, {"label_map": label_map, "overwrite": overwrite})
+    if code:
+        return code
+    prepared = _settings(target / OVERLAY)
+    cases = {"train_cases": [], "test_cases": [*prepared["train_cases"], *prepared["test_cases"]]}
+    places = {"prior_file": str(_prior(model)), "evaluation_dir": str(target.resolve() / "evaluation")}
+    with whole_file(target / "evaluate.json") as temporary:
+        temporary.write_text(inert_json({**places, **cases}), encoding="utf-8")
+    overlays = [*_of_model(model), target / OVERLAY, target / "evaluate.json"]
+    code = run(workflow("evaluating", [*runs.EVALUATING, *overlays], options))
+    return code or _said(target / "evaluation/report.html")
+
+
+def prepare(
+    folder: str | None = None,
+    *more: str,
+    output: str | None = None,
+    modality: str | None = None,
+    image: str | None = None,
+    label: str | None = None,
+    **options: str,
+) -> int:
+    """Checks images and labels, converts what is not NIfTI, prints a table of
+    volumes and organs, and writes OUT/overlay.json for the bundle's commands.
+
+    usage: diffusam prepare FOLDER -o OUT [options]
+           diffusam prepare btcv|chaos|decathlon|folder ...   (-h: their options)
+
+    FOLDER           images and labels, as nnU-Net, the Decathlon or
+                     TotalSegmentator have them, images/ beside labels/, or a
+                     folder a case
+    -o, --output     folder for overlay.json, and for files that are converted
+    --modality       ct or mr, where neither DICOM nor Hounsfield units say it
+    --image, --label where files are, such as "images/{case}.nii.gz"
+    --label_map      organs and their values, "{'spleen': 1, 'liver': 6}", or
+                     their masks, "{'right kidney': 'kidney_right'}"
+    --train_cases    which cases train, "['a','b']"; the others are evaluated
+    --overwrite      replace what another preparation has left in OUT
+
+    `diffusam learn` begins with the same.
+    """
+    target = _one_folder("prepare", folder, more, output)
+    return _prepare(folder, target, modality, image, label, options)
+
+
+def demo(*more: str, output: str = "diffusam_demo", **options: str) -> int:
+    """Trains on three phantoms of the abdomen and evaluates on five others, with
+    nothing to download; five minutes on two cores.
+
+    usage: diffusam demo [-o OUT] [options]
+
+    -o, --output     folder for phantoms, model and report (diffusam_demo)
+    --KEY VALUE      anything that configs/train.json or
+                     evaluate.json declare, such as --iterations 100
+
+    The same command goes on where it was interrupted.
+    """
+    if more:
+        raise UsageError(f"demo takes no folder, and got '{more[0]}'. Results go to -o OUT.")
+    only_scalars(options, switches(runs.EVALUATING))
+    folder = writable(output)
+    places = {"dataset_dir#folder": plain(folder / "data", "output"), "output_dir": plain(folder, "output")}
+    code = run(workflow("training", runs.TRAINING, {**places, **options}))
+    code = code or run(workflow("evaluating", runs.EVALUATING, {**places, **options}))
+    return code or _said(folder / "evaluation/report.html")
+
+
+def is_for_prepare(words: list[str]) -> bool:
+    """Whether ``diffusam prepare`` is given a command of the bundle's own preparation, which reads its options."""
+    return bool(words) and words[0] in _PREPARED
+
+
+# ---- what several commands do
+
+
+def _prepare(
+    folder: str | None,
+    target: Path,
+    modality: str | None,
+    image: str | None,
+    label: str | None,
+    options: Mapping[str, str | None],
+) -> int:
+    """Runs the bundle's preparation with the patterns of a folder, those given or those that its names suggest."""
+    source = Path(str(folder)).expanduser()
+    _check_modality(modality)
+    if (image is None) != (label is None):
+        raise UsageError("--image and --label belong together. Give both, or none to have them found.")
+    given = {name: value for name, value in options.items() if value is not None}
+    only_scalars(given, ["overwrite"])
+    layout = layout_of(source) if image is None else Layout(image, label, [])
+    print(f"{layout.text or f'{image} with {label}.'}\n", flush=True)
+    if layout.image is None or layout.label is None:
+        return run(preparation("decathlon", typed(shown(source)), options={"output": typed(shown(target)), **given}))
+    words = {"image": layout.image, "label": layout.label, "output": typed(shown(target))}
+    words["modality"] = modality or layout.modality or "auto"
+    if layout.label_map and "label_map" not in given:
+        words["label_map"] = str(dict(layout.label_map))
+    return run(preparation("folder", typed(shown(source)), options={**words, **given}))
+
+
+def _one_folder(command: str, folder: str | None, more: tuple[str, ...], output: str | None) -> Path:
+    """The output folder of a command that takes one folder."""
+    if folder is None or more:
+        found = "nothing" if folder is None else count(1 + len(more), "word")
+        raise UsageError(f"{command} needs one folder, and got {found}: diffusam {command} FOLDER -o OUT.")
+    if not Path(folder).expanduser().is_dir():
+        raise MissingFileError(f"There is no folder '{folder}'. Give the folder with the images and their labels.")
+    return _output(command, output)
+
+
+def _output(command: str, output: str | None) -> Path:
+    if output is None:
+        raise UsageError(f"{command} needs a folder for its results: -o OUT.")
+    return writable(output)
+
+
+def _check_modality(modality: str | None) -> None:
+    if modality is not None and modality not in MODALITIES:
+        raise UsageError(f"--modality is '{modality}', expected ct or mr.")
+
+
+def _of_modality(modality: str | None, model: str | None) -> list[str]:
+    """The overlay of intensities: as said, as trained, or as each image says."""
+    _check_modality(modality)
+    if modality is not None:
+        return [f"configs/{modality}.json"]
+    return [] if model is not None else [runs.MODALITY]
+
+
+def _prior(model: str | None) -> Path:
+    """The file of a model: of the bundle, of a folder that was learned, or itself."""
+    if model is None:
+        return BUNDLE / "models" / "model.pt"
+    path = Path(model).expanduser()
+    places = [path, path / "model.pt", path / "run" / "model.pt"]
+    found = next((each for each in places if each.is_file()), None)
+    if found is None:
+        raise MissingFileError(f"There is no model at '{model}'. Give a model.pt, or the folder that `learn` made.")
+    return found
+
+
+def _of_model(model: str | None) -> list[Path]:
+    """The overlay with the settings of a model's training: beside it, or above it where ``learn`` has put it."""
+    if model is None:
+        return []
+    folder = _prior(model).parent
+    return [each for each in (folder / OVERLAY, folder.parent / OVERLAY) if each.is_file()][:1]
+
+
+def _settings(overlay: Path) -> dict[str, Any]:
+    """The cases of an overlay, names as they are."""
+    try:
+        content = json.loads(overlay.read_text(encoding="utf-8"))
+        return {key: [_name(each) for each in content.get(key) or []] for key in ("train_cases", "test_cases")}
+    except (OSError, ValueError) as error:
+        raise UnusableFileError(f"'{overlay}' cannot be read ({error}). Prepare the folder again.") from error
+
+
+def _name(text: str) -> str:
+    return str(ast.literal_eval(text[1:])) if text.startswith("$") else text
+
+
+def _records(folder: Path) -> dict[str, Any]:
+    """The record of each case in a folder of results."""
+    try:
+        return dict(json.loads((folder / _RECORDS).read_text(encoding="utf-8"))["cases"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _failure(before: Mapping[str, Any], after: Mapping[str, Any]) -> int:
+    """Whether a run that failed has done some of its scans: it has recorded failures, and has results too."""
+    status = [record.get("status") for record in after.values()]
+    return SOME_FAILED if before != after and "failed" in status and "done" in status else FAILED
+
+
+def _whole(name: str, text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise UsageError(f"--{name} is '{text}', expected a number from 1.")
+    return int(text)
+
+
+def _said(report: Path) -> int:
+    if not report.is_file():
+        raise RefusedError(f"There is no report '{report}'. See what was said above.")
+    print(f"\nThe report is {shown(report)}.")
+    return 0

@@ -1,0 +1,246 @@
+"""How a folder with labelled scans is laid out, by the names in it: the patterns of images and of labels.
+
+Known are folders of images beside folders of labels (nnU-Net, the Decathlon, most others), a folder a case with an
+image and a label or with a mask an organ (TotalSegmentator), and images and labels in one folder. What fits in one way
+only is taken; everything else is asked for, with what was found.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from ..data.file_names import IMAGE_SUFFIXES
+from ..errors import DatasetError, MissingFileError, count, listed
+
+CASE, ORGAN = "{case}", "{organ}"
+# folders of images, and of labels, in lower case
+_IMAGES = ("imagestr", "images", "image", "img", "imgs", "scans", "volumes", "ct", "mr", "mri")
+_LABELS = ("labelstr", "labels", "label", "lbl", "masks", "mask", "segmentations", "segmentation", "seg", "annotations")
+# in a folder of a case, and as the part by which names of one folder differ
+_IMAGE_WORDS = ("image", "img", "scan", "volume", "vol", "ct", "mr", "mri", "t1", "t2", "imaging")
+_LABEL_WORDS = ("label", "labels", "lbl", "mask", "seg", "segmentation", "gt", "ground_truth")
+_MASKS = "segmentations"  # TotalSegmentator's, a mask an organ
+# the organs that ship with the bundle, as others call them
+_SAME = {
+    "kidney right": "right kidney",
+    "kidney left": "left kidney",
+    "r kidney": "right kidney",
+    "l kidney": "left kidney",
+}
+SHIPPED = ("spleen", "right kidney", "left kidney", "liver")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What was found in a folder.
+
+    Attributes:
+        image, label: patterns with ``{case}``; a label's may hold ``{organ}`` too, a mask each. None for a Decathlon
+            ``dataset.json``, which lists its files itself.
+        cases: that have both.
+        label_map: organ to label value, or to the name of its mask; None if nothing says what values mean.
+        modality: ``ct`` or ``mr``, if something says so.
+        text: what to tell the user.
+    """
+
+    image: str | None
+    label: str | None
+    cases: Sequence[str]
+    label_map: Mapping[str, Any] | None = None
+    modality: str | None = None
+    text: str = field(default="", compare=False)
+
+
+def layout_of(folder: Path) -> Layout:
+    """How a folder is laid out.
+
+    Raises:
+        MissingFileError: it is not there.
+        DatasetError: nothing in it fits, or several layouts do.
+    """
+    if not folder.is_dir():
+        raise MissingFileError(f"There is no folder '{folder}'. Give the folder with the images and their labels.")
+    about = _dataset_json(folder)
+    if isinstance(about.get("training"), list):
+        cases = [Path(str(each.get("label", ""))).name for each in about["training"] if isinstance(each, dict)]
+        return Layout(None, None, cases, text=f"dataset.json lists {count(len(cases), 'labelled volume')}.")
+    found: dict[tuple[str, ...], tuple[str, str, list[str]]] = {}
+    for image, label, cases in _candidates(folder):
+        # other patterns of the same files say nothing new
+        key = tuple(pattern.replace(CASE, case) for pattern in (image, label) for case in cases)
+        found.setdefault(key, (image, label, cases))
+    if not found:
+        raise DatasetError(f"No images with labels of their names in '{folder}'. {_there(folder)} {_REMEDY}")
+    most = max(len(cases) for _, _, cases in found.values())
+    best = [each for each in found.values() if len(each[2]) == most]
+    if len(best) > 1:
+        ways = "; ".join(f"--image '{image}' --label '{label}'" for image, label, _ in best[:3])
+        raise DatasetError(f"'{folder}' can be read in {len(best)} ways. Choose one: {ways}.")
+    image, label, cases = best[0]
+    label_map = _masks(folder, label, cases) if ORGAN in label else _label_map(about)
+    text = f"{count(len(cases), 'labelled volume')}: {image} with {label}."
+    return Layout(image, label, cases, label_map, _modality(about, image), text)
+
+
+_REMEDY = 'Say where they are: --image "images/{case}.nii.gz" --label "labels/{case}.nii.gz".'
+
+
+def _candidates(folder: Path) -> Iterator[tuple[str, str, list[str]]]:
+    """Patterns of images and labels that name the same cases, and these."""
+    folders = sorted(each.name for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
+    lower = {name.lower(): name for name in folders}
+    of_images, of_labels = ([lower[name] for name in names if name in lower] for names in (_IMAGES, _LABELS))
+    for images, labels in product(of_images, of_labels):
+        for image, label, cases in _pairs(_entries(folder / images), _entries(folder / labels)):
+            yield f"{images}/{image}", f"{labels}/{label}", cases
+    yield from _folders_of_cases(folder, folders)
+    files = _entries(folder, files=True)
+    split = {True: [], False: []}  # type: dict[bool, list[str]]
+    for name in files:
+        words = re.split(r"[^A-Za-z]+", _stem(name).lower())
+        split[any(word in _LABEL_WORDS for word in words)].append(name)
+    yield from _pairs(split[False], split[True])
+
+
+def _folders_of_cases(folder: Path, cases: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
+    """A folder a case: with an image and a label, or with an image and a folder of masks."""
+    contents = {case: _entries(folder / case) for case in cases}
+    images: dict[str, list[str]] = {}
+    labels: dict[str, list[str]] = {}
+    for case, names in contents.items():
+        for name in names:
+            kinds = ((images, _IMAGE_WORDS), (labels, _LABEL_WORDS))
+            for kind, words in kinds:
+                if _stem(name).lower() in words and name != _MASKS:
+                    kind.setdefault(f"{CASE}/{name}", []).append(case)
+        if _MASKS in names and any(each.endswith(IMAGE_SUFFIXES) for each in _entries(folder / case / _MASKS)):
+            labels.setdefault(f"{CASE}/{_MASKS}/{ORGAN}.nii.gz", []).append(case)
+    for (image, with_image), (label, with_label) in product(images.items(), labels.items()):
+        if both := [case for case in with_image if case in with_label]:
+            yield image, label, both
+
+
+def _pairs(images: Sequence[str], labels: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
+    """Patterns of names by which each label has an image; those with the longest names of cases first."""
+    for (before, after), (label_before, label_after) in product(_frames(images), _frames(labels)):
+        of_labels = _inside(labels, label_before, label_after)
+        of_images = set(_inside(images, before, after))
+        cases = [case for case in of_labels if case in of_images]
+        if cases and len(cases) == len(of_labels) == len(labels):
+            yield f"{before}{CASE}{after}", f"{label_before}{CASE}{label_after}", cases
+
+
+def _frames(names: Sequence[str]) -> list[tuple[str, str]]:
+    """What may stand before and after the name of a case: words that all names share, and their suffix."""
+    if not names:
+        return []
+    suffixes = {name[len(_stem(name)) :] for name in names}
+    if len(suffixes) > 1:
+        return []
+    suffix = suffixes.pop()
+    before, after = {""}, {""}
+    first = _stem(names[0])
+    for pattern, found in ((r"^[A-Za-z]+[-_.]?", before), (r"[-_.]?[A-Za-z]+$|_0000$|[-_.][A-Za-z0-9]+$", after)):
+        for match in re.finditer(pattern, first):
+            end = match.group()
+            fits = str.startswith if found is before else str.endswith
+            if all(fits(_stem(name), end) for name in names) and end != first:
+                found.add(end)
+    return sorted(((b, a + suffix) for b, a in product(before, after)), key=lambda each: len("".join(each)))
+
+
+def _inside(names: Sequence[str], before: str, after: str) -> list[str]:
+    fitting = (name for name in names if name.startswith(before) and name.endswith(after))
+    return [name[len(before) : len(name) - len(after)] for name in fitting if len(name) > len(before) + len(after)]
+
+
+def _entries(folder: Path, files: bool = False) -> list[str]:
+    """Volumes by their names, and folders, which may be DICOM series."""
+    with os.scandir(folder) as entries:
+        return sorted(
+            each.name
+            for each in entries
+            if not each.name.startswith(".")
+            and (each.name.lower().endswith(IMAGE_SUFFIXES) if each.is_file() else not files)
+        )
+
+
+def _stem(name: str) -> str:
+    suffix = next((suffix for suffix in IMAGE_SUFFIXES if name.lower().endswith(suffix)), "")
+    return name[: len(name) - len(suffix)]
+
+
+def _dataset_json(folder: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def organ_named(name: str) -> str:
+    """An organ's name as the bundle's own are: ``kidney_right`` is the right kidney."""
+    plain = re.sub(r"[_\s]+", " ", name).strip().lower()
+    return _SAME.get(plain, plain)
+
+
+def _label_map(about: Mapping[str, Any]) -> dict[str, int] | None:
+    """Of nnU-Net's ``dataset.json``; the organs that the shipped model knows first, as it has them."""
+    labels = about.get("labels")
+    if not isinstance(labels, dict):
+        return None
+    try:
+        named = {organ_named(str(name)): int(value) for name, value in labels.items() if int(value)}
+    except (TypeError, ValueError):  # regions of several values, or the Decathlon's order
+        return None
+    return {organ: named[organ] for organ in sorted(named, key=_order)} or None
+
+
+def _order(organ: str) -> tuple[int, str]:
+    return (SHIPPED.index(organ) if organ in SHIPPED else len(SHIPPED), organ)
+
+
+def _masks(folder: Path, label: str, cases: Sequence[str]) -> dict[str, str]:
+    """The masks of the organs that the bundle ships with, of those that all cases have."""
+    there = [
+        {_stem(name) for name in _entries((folder / label.replace(CASE, case)).parent, files=True)} for case in cases
+    ]
+    common = sorted(set.intersection(*there))
+    wanted = {organ_named(name): name for name in common if organ_named(name) in SHIPPED}
+    if not wanted:
+        raise DatasetError(
+            f"No mask in '{folder}' is of {listed(SHIPPED)}. Choose from {listed(common)}: --label_map "
+            f"\"{{'organ': '{next(iter(common), 'mask')}'}}\"."
+        )
+    return {organ: wanted[organ] for organ in sorted(wanted, key=_order)}
+
+
+def _modality(about: Mapping[str, Any], image: str) -> str | None:
+    """``ct`` or ``mr`` by ``dataset.json``, or by what the image is called; None where neither says it."""
+    names = about.get("channel_names") or about.get("modality")
+    if isinstance(names, Mapping) and names:
+        text = " ".join(map(str, names.values())).upper()
+        return "ct" if "CT" in text.split() else "mr" if re.search(r"\bMR|\bT[12]|FLAIR", text) else None
+    return {"ct": "ct", "mr": "mr", "mri": "mr"}.get(_stem(Path(image).name).lower())
+
+
+def _there(folder: Path) -> str:
+    names = sorted(path.relative_to(folder).as_posix() for path in _first(folder, 200))
+    return f"There are, for example: {listed(names, 6)}." if names else "The folder is empty."
+
+
+def _first(folder: Path, most: int) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            yield Path(root, name)
+            most -= 1
+            if not most:
+                return

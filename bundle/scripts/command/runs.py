@@ -1,0 +1,144 @@
+"""The commands of the bundle that ``diffusam`` stands for: printed as a user would type them, then run as printed."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from ..errors import RefusedError, system_error
+from ..files import BUNDLE
+from .usage import UsageError
+
+# the lists of configurations that each command begins with: the embedded backbone, and what its prior needs
+INFERRING = ("configs/inference.json",)
+TRAINING = ("configs/train.json",)
+EVALUATING = ("configs/train.json", "configs/evaluate.json")
+MODALITY = "configs/by_modality.json"  # where nobody says which modality
+
+_SPECIAL = set('"\\$`!')  # in double quotes, to a shell
+Options = Mapping[str, str]
+
+
+def workflow(
+    name: str, configs: Iterable[str | Path], options: Options, processes: int = 1, bundle: Path = BUNDLE
+) -> list[str]:
+    """A command ``python -m monai.bundle run NAME``.
+
+    Args:
+        name: ``training``, ``evaluating`` or ``inferring``.
+        configs: files below the bundle, or elsewhere as paths.
+        options: overrides of what these declare.
+        processes: on this machine; more than one share the cases out.
+        bundle: the bundle root.
+    """
+    files = [shown(bundle / each) if isinstance(each, str) else shown(each) for each in configs]
+    words = [python(), "-m"]
+    if processes > 1:
+        words += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
+    words += ["monai.bundle", "run", name]
+    words += ["--config_file", files[0] if len(files) == 1 else f"[{','.join(map(repr, files))}]"]
+    if bundle.resolve() != Path.cwd():
+        words += ["--bundle_root", shown(bundle)]
+    return [*words, *as_words(options)]
+
+
+def preparation(*words: str, options: Options | None = None) -> list[str]:
+    """A command ``python .../scripts/prepare``, by the path of its folder, for which any folder is the right one."""
+    return [python(), shown(BUNDLE / "scripts" / "prepare"), *words, *as_words(options or {})]
+
+
+def as_words(options: Options) -> list[str]:
+    return [word for name, value in options.items() for word in (f"--{name}", value)]
+
+
+def python() -> str:
+    """``python``, where a shell takes that for the interpreter that runs here, else the path of this one."""
+    found = shutil.which("python")
+    return "python" if found and os.path.samefile(found, sys.executable) and _prefix(found) else sys.executable
+
+
+def _prefix(found: str) -> bool:
+    # a virtual environment is told by the folder of its link, not by what the link leads to
+    return os.path.abspath(os.path.dirname(found)) == os.path.abspath(os.path.dirname(sys.executable))
+
+
+def shown(path: Path) -> str:
+    """A path as a user would type it: relative where it lies below the working directory."""
+    path = Path(os.path.abspath(path))
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def quoted(words: Sequence[str]) -> str:
+    """A line for a POSIX shell, in which lists keep the look of the README."""
+    return " ".join(
+        f'"{word}"' if "'" in word and not set(word) & set('"\\$`!') else shlex.quote(word) for word in words
+    )
+
+
+def run(words: Sequence[str], say: bool = True) -> int:
+    """Prints a command, runs it, and returns its exit code, 128 and more for signals as in a shell.
+
+    Interruptions reach the command, which ends in its own way; this program waits for it.
+    """
+    if say:
+        print(f"$ {quoted(words)}\n", flush=True)
+    process = subprocess.Popen([sys.executable, *words[1:]])
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        with suppress(OSError):
+            process.send_signal(number)
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        while True:
+            try:
+                code = process.wait()
+                break
+            except KeyboardInterrupt:  # a terminal sends it to both
+                continue
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return code if code >= 0 else 128 - code
+
+
+def writable(output: str) -> Path:
+    """A folder for results, made where it is missing.
+
+    Raises:
+        RefusedError: it cannot be made, or nothing can be written there.
+    """
+    folder = Path(output).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RefusedError(f"Nothing can be written to --output: {system_error(error)}") from error
+    return folder
+
+
+def typed(path: str) -> str:
+    """A path for ``--input`` or ``--output``, which the bundle takes as typed, but for MONAI's signs in front."""
+    path = os.path.expanduser(path)
+    return f"./{path}" if path[:1] in ("$", "@", "%", "-") else path
+
+
+def plain(path: Path, option: str) -> str:
+    """A path for an option that MONAI reads, and Fire before it: absolute, or with ``./`` in front.
+
+    Raises:
+        UsageError: MONAI would make something else of it.
+    """
+    text = shown(path)
+    if any(sign in text for sign in "$@%#"):
+        raise UsageError(f"--{option} is '{text}', in which MONAI gives $, @, % or # a meaning. Choose another name.")
+    return text if text.startswith("/") else f"./{text}"

@@ -1,0 +1,131 @@
+"""The scans that a user names, as the one ``--input`` of the workflow.
+
+One file, folder, DICOM series or pattern is passed on as it is. Several, and lists in CSV, become a JSON list in the
+output folder. Images of one name, such as ``p1/CT.nii.gz`` and ``p2/CT.nii.gz``, are named after their folders too.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..data.file_names import case_name
+from ..errors import DatasetError, MissingFileError, listed
+from ..files import whole_file
+from .runs import shown, typed
+
+LIST = "inputs.json"
+_IMAGE_COLUMNS = ("image", "path", "file", "scan", "input")
+_NAME_COLUMNS = ("case", "name", "id")
+
+Item = dict[str, str]
+
+
+def input_of(scans: Sequence[str], output: Path) -> str:
+    """What to give to ``--input``.
+
+    Args:
+        scans: files, folders, patterns, lists in CSV or JSON.
+        output: folder of the results, where a list goes.
+
+    Raises:
+        MissingFileError: one is not there, or a pattern matches nothing.
+        DatasetError: a list without images; two images of one name, even after their folders.
+    """
+    if len(scans) == 1 and not _is_csv(scans[0]):
+        found = _found(scans[0])
+        names = [case_name(path) for path in found]
+        if (
+            os.path.exists(os.path.expanduser(scans[0]))
+            or len(set(names)) == len(names)
+            or any(map(os.path.isdir, found))
+        ):
+            return typed(scans[0])
+    items = [item for scan in scans for item in _items(scan, output)]
+    unique = list({item["image"]: item for item in items}.values())
+    with whole_file(output / LIST) as temporary:
+        temporary.write_text(json.dumps(_told_apart(unique), indent=1) + "\n", encoding="utf-8")
+    return shown(output / LIST)
+
+
+def _items(scan: str, output: Path) -> list[Item]:
+    if _is_csv(scan):
+        return _rows(Path(scan).expanduser())
+    items: list[Item] = []
+    for path in _found(scan):
+        if path.suffix.lower() == ".json":
+            raise DatasetError(f"'{path}' is a list of images, expected it alone. Give it without other inputs.")
+        if path.is_dir():
+            from ..data.datalists import inference_inputs  # takes seconds
+
+            below = inference_inputs(path, output)
+            items += [{"image": item["image"], "folder": str(path), "case": item["case"]} for item in below]
+        else:
+            items.append({"image": os.path.abspath(path), "case": case_name(path)})
+    return items
+
+
+def _found(scan: str) -> list[Path]:
+    """What a name, or a pattern, means."""
+    path = Path(scan).expanduser()
+    if path.exists():
+        return [path]
+    matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+    if not matches:
+        kind = "No file matches the pattern" if glob.has_magic(scan) else "There is no file or folder"
+        raise MissingFileError(f"{kind} '{scan}'. Give scans, folders of them, or patterns in quotes.")
+    return matches
+
+
+def _told_apart(items: Sequence[Item]) -> list[Item]:
+    """The same images, each with a name that only it has: where several share one, with their folders in front."""
+    names = [item["case"] for item in items]
+    for level in range(1, 4):
+        shared = {name for name, number in Counter(names).items() if number > 1}
+        for index, item in enumerate(items):
+            if names[index] in shared:
+                # a series is named by its own folder already
+                folders = Path(item["image"]).parts[1:-1][-level:]
+                names[index] = "_".join([*folders, item["case"]])
+    shared = {name for name, number in Counter(names).items() if number > 1}
+    if shared:
+        clashing = [Path(item["image"]) for item, name in zip(items, names) if name in shared]
+        raise DatasetError(
+            f"Several inputs have the same name, so their results would overwrite each other: {listed(clashing)}. List "
+            "them in a CSV with the columns image and case."
+        )
+    return [{"image": item["image"], "case": name} for item, name in zip(items, names)]
+
+
+def _is_csv(scan: str) -> bool:
+    return scan.lower().endswith((".csv", ".tsv")) and os.path.isfile(os.path.expanduser(scan))
+
+
+def _rows(path: Path) -> list[Item]:
+    """The images of a CSV: of its column ``image``, or the first one; names from ``case``, if there is one."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"'{path}' cannot be read as a CSV ({error}). Save it as UTF-8.") from error
+    separator = max(",;\t", key=lines[0].count) if lines else ","
+    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator)]
+    rows = [row for row in rows if any(row)]
+    header = [cell.lower() for cell in rows[0]] if rows else []
+    column = next((header.index(name) for name in _IMAGE_COLUMNS if name in header), None)
+    names = next((header.index(name) for name in _NAME_COLUMNS if name in header), None) if column is not None else None
+    items = []
+    for row in rows if column is None else rows[1:]:
+        image = row[column or 0] if len(row) > (column or 0) else ""
+        if not image:
+            continue
+        image = os.path.abspath(path.parent / Path(image).expanduser())
+        case = row[names] if names is not None and len(row) > names and row[names] else case_name(image)
+        items.append({"image": image, "case": case})
+    if not items:
+        raise DatasetError(f"'{path}' names no image, expected one a line, or a column called image. Correct the list.")
+    return items

@@ -1,0 +1,30 @@
+"""Which files are volumes, and what their cases are called, by their names alone: known before anything is imported
+that reads them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+NRRD_SUFFIXES = (".nrrd", ".nhdr")
+IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *NRRD_SUFFIXES, ".mha", ".mhd")
+
+
+def case_name(path: str | os.PathLike) -> str:
+    """The name of a file without its suffix, or of a folder.
+
+    Example:
+        >>> case_name("/data/patient.1.nii.gz"), case_name("/data/1.2.840/")
+        ('patient.1', '1.2.840')
+    """
+    path = Path(path).absolute()
+    suffixes = () if path.is_dir() else (*IMAGE_SUFFIXES, ".dcm")
+    suffix = next((suffix for suffix in suffixes if path.name.lower().endswith(suffix)), "")
+    return path.name[: len(path.name) - len(suffix)]
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether a path is, by its name, a NIfTI, NRRD or MetaImage file."""
+    return path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES) and not path.name.startswith(".")

@@ -1,0 +1,399 @@
+"""``diffusam``: which commands of the bundle its own stand for, what it refuses, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from scripts.command import runs
+from scripts.command.program import COMMANDS, program
+
+from tests.conftest import save_dataset, save_volume, simple_image, simple_label
+from tests.helpers.workflows import BUNDLE, ROOT
+
+
+class Started:
+    """Stands for the processes that the program starts: notes their words, does what they would have, and ends."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.words: list[list[str]] = []
+        self.codes: dict[str, int] = {}  # by a word of the command
+        self.effects: dict[str, object] = {}
+        monkeypatch.setattr(runs.subprocess, "Popen", self.start)
+
+    def start(self, words):
+        self.words.append(words[1:])
+        for name, effect in self.effects.items():
+            if name in words:
+                effect(words)
+        code = next((code for name, code in self.codes.items() if name in words), 0)
+        return type("Process", (), {"wait": lambda process: code})()
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path) -> Started:
+    monkeypatch.chdir(tmp_path)
+    return Started(monkeypatch)
+
+
+@pytest.fixture
+def scan(tmp_path) -> Path:
+    path = tmp_path / "scan.nii.gz"
+    path.touch()
+    return path
+
+
+def value(words: list[str], option: str) -> str:
+    return words[words.index(option) + 1]
+
+
+def configs(words: list[str]) -> list[str]:
+    """The configurations of a command, by their names."""
+    return [Path(each).name for each in re.findall(r"[^'\[\],]+\.json", value(words, "--config_file"))]
+
+
+# ---- segment
+
+
+@pytest.mark.parametrize(
+    "options, overlay, passed",
+    [
+        ([], "by_modality.json", {}),
+        (["--modality", "mr"], "mr.json", {}),
+        (["--modality=ct"], "ct.json", {}),
+        (["--uncertainty", "4"], "by_modality.json", {"--uncertainty": "4"}),
+        (["--overwrite"], "by_modality.json", {"--overwrite": "True"}),
+        (["--backbone#image_size", "64"], "by_modality.json", {"--backbone#image_size": "64"}),
+    ],
+    ids=" ".join,
+)
+def test_segment_stands_for_inferring(started, scan, options, overlay, passed):
+    assert program(["segment", "scan.nii.gz", "-o", "out", *options]) == 0
+
+    (words,) = started.words
+    assert words[:4] == ["-m", "monai.bundle", "run", "inferring"]
+    assert configs(words) == [*(Path(each).name for each in runs.INFERRING), overlay]
+    assert (value(words, "--input"), value(words, "--output")) == ("scan.nii.gz", "out")
+    assert {option: value(words, option) for option in passed} == passed
+
+
+def test_a_model_brings_its_own_settings(started, scan, tmp_path):
+    (tmp_path / "mine/run").mkdir(parents=True)
+    (tmp_path / "mine/run/model.pt").touch()
+    (tmp_path / "mine/overlay.json").write_text("{}")
+
+    assert program(["segment", "scan.nii.gz", "-o", "out", "-m", "mine"]) == 0
+
+    (words,) = started.words
+    assert configs(words) == [*(Path(each).name for each in runs.INFERRING), "overlay.json"]
+    assert value(words, "--prior_file") == "./mine/run/model.pt"
+
+
+def test_several_processes_share_the_scans(started, scan):
+    assert program(["segment", "scan.nii.gz", "-o", "out", "--processes", "4"]) == 0
+
+    (words,) = started.words
+    distributed = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "4"]
+    assert words[:8] == [*distributed, "-m", "monai.bundle", "run"]
+
+
+def test_the_printed_line_is_what_is_run_from_any_folder(started, tmp_path, capsys):
+    (tmp_path / "my scans").mkdir()
+    (tmp_path / "my scans/it's.nii.gz").touch()
+
+    program(["segment", "my scans/it's.nii.gz", "-o", "out"])
+
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("$ "))
+    assert shlex.split(line)[2:] == started.words[0]
+    files = re.findall(r"'([^']+)'", value(started.words[0], "--config_file"))
+    assert all(Path(each).is_file() for each in files) and Path(value(started.words[0], "--bundle_root")) == BUNDLE
+
+
+# ---- which scans
+
+
+def listed(words: list[str]) -> dict[str, str]:
+    items = json.loads(Path(value(words, "--input")).read_text())
+    return {item["case"]: item["image"] for item in items}
+
+
+def test_several_scans_become_a_list_with_names_of_their_own(started, tmp_path):
+    for case in ("p1", "p2"):
+        (tmp_path / case).mkdir()
+        (tmp_path / case / "CT.nii.gz").touch()
+    (tmp_path / "other.mha").touch()
+
+    assert program(["segment", "p1/CT.nii.gz", "p2/CT.nii.gz", "other.mha", "-o", "out"]) == 0
+
+    names = {"p1_CT": "p1/CT.nii.gz", "p2_CT": "p2/CT.nii.gz", "other": "other.mha"}
+    assert listed(started.words[0]) == {case: str(tmp_path / path) for case, path in names.items()}
+
+
+@pytest.mark.parametrize("pattern, same_names", [("*.nii.gz", False), ("*/CT.nii.gz", True)])
+def test_a_pattern_is_passed_on_where_its_files_have_names_of_their_own(started, tmp_path, pattern, same_names):
+    for case in ("a", "b"):
+        (tmp_path / case).mkdir()
+        (tmp_path / case / "CT.nii.gz").touch()
+        (tmp_path / f"{case}.nii.gz").touch()
+
+    assert program(["segment", pattern, "-o", "out"]) == 0
+
+    (words,) = started.words
+    if same_names:
+        assert sorted(listed(words)) == ["a_CT", "b_CT"]
+    else:
+        assert value(words, "--input") == pattern
+
+
+@pytest.mark.parametrize(
+    "text, cases",
+    [
+        ("image,case\na.nii.gz,first\nb.nii.gz,second\n", ["first", "second"]),
+        ("id;path\n1;a.nii.gz\n2;b.nii.gz\n", ["1", "2"]),
+        ("a.nii.gz\nb.nii.gz\n", ["a", "b"]),
+        ("\ufeffimage\n\na.nii.gz\n", ["a"]),
+    ],
+    ids=["columns", "semicolons", "no header", "a mark of Windows and an empty line"],
+)
+def test_a_csv_lists_scans_beside_it(started, tmp_path, text, cases):
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/scans.csv").write_text(text, encoding="utf-8")
+
+    assert program(["segment", "lists/scans.csv", "-o", "out"]) == 0
+
+    files = listed(started.words[0])
+    assert list(files) == cases and files[cases[0]] == str(tmp_path / "lists/a.nii.gz")
+
+
+# ---- wrong use, bad input, exit codes
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["segmnt"], "There is no command segmnt; did you mean segment"),
+        (["segment", "scan.nii.gz", "-o", "out", "--uncertanty", "4"], "did you mean --uncertainty"),
+        (["segment", "scan.nii.gz", "-o", "out", "-x"], "There is no option -x"),
+        (["segment", "scan.nii.gz"], "needs a folder for its results: -o OUT"),
+        (["segment", "-o", "out"], "segment needs a scan"),
+        (["segment", "scan.nii.gz", "-o"], "--output has no value"),
+        (["segment", "scan.nii.gz", "-o", "a", "-o", "b"], "--output is given twice"),
+        (["segment", "scan.nii.gz", "-o", "out", "--modality", "pet"], "expected ct or mr"),
+        (["segment", "scan.nii.gz", "-o", "out", "--processes", "0"], "--processes is '0', expected a number from 1"),
+        (["segment", "-o", "out", "--overwrite", "scan.nii.gz", "scan.nii.gz"], "--overwrite is 'scan.nii.gz'"),
+        (["learn", "-o", "out"], "learn needs one folder, and got nothing"),
+        (["learn", "a", "b", "-o", "out"], "learn needs one folder, and got 2 words"),
+        (["learn", ".", "-o", "out", "--image", "{case}.nii"], "--image and --label belong together"),
+        (["learn", ".", "-o", "out", "--iteration", "5"], "did you mean --iterations"),
+        (["demo", "out"], "demo takes no folder"),
+        (["demo", "-o", "a#b"], "in which MONAI gives $, @, % or # a meaning"),
+        (["doctor", "now"], "doctor takes no word"),
+        (["prepare", ".", "-o", "out", "--iterations", "5"], "There is no option --iterations"),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+)
+def test_wrong_use_is_one_line_and_exit_code_2(started, scan, capsys, words, said):
+    assert program(words) == 2
+
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and said in error
+    assert started.words == []
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["segment", "nothing.nii.gz", "-o", "out"], "There is no file or folder 'nothing.nii.gz'"),
+        (["segment", "*.mha", "-o", "out"], "No file matches the pattern '*.mha'"),
+        (["segment", "empty.csv", "-o", "out"], "names no image"),
+        (["segment", "scan.nii.gz", "-o", "scan.nii.gz/out"], "Nothing can be written to --output"),
+        (["segment", "scan.nii.gz", "-o", "out", "-m", "nowhere"], "There is no model at 'nowhere'"),
+        (["learn", "nowhere", "-o", "out"], "There is no folder 'nowhere'"),
+        (["learn", "empty", "-o", "out"], "No images with labels of their names in 'empty'. The folder is empty."),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+)
+def test_bad_input_is_one_line_and_exit_code_1(started, scan, tmp_path, capsys, words, said):
+    (tmp_path / "empty.csv").touch()
+    (tmp_path / "empty").mkdir()
+
+    assert program(words) == 1
+
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and said in error
+    assert started.words == []
+
+
+def record(output: Path, **status: str) -> None:
+    output.mkdir(exist_ok=True)
+    cases = {case: {"status": each} for case, each in status.items()}
+    (output / "results.json").write_text(json.dumps({"configurations": {}, "cases": cases}))
+
+
+@pytest.mark.parametrize(
+    "code, before, after, expected",
+    [
+        (0, {}, {"a": "done"}, 0),
+        (1, {}, {"a": "done", "b": "failed"}, 3),
+        (1, {}, {"a": "failed"}, 1),
+        (1, {"a": "done", "b": "failed"}, {"a": "done", "b": "failed"}, 1),
+        (3, {}, {}, 3),
+        (-9, {}, {}, 137),
+        (130, {}, {"a": "done", "b": "running"}, 130),
+    ],
+    ids=["all done", "some failed", "all failed", "nothing was tried", "said by the workflow", "killed", "interrupted"],
+)
+def test_the_exit_code_says_whether_some_have_failed(started, scan, tmp_path, code, before, after, expected):
+    if before:
+        record(tmp_path / "out", **before)
+    started.codes["inferring"] = code
+    started.effects["inferring"] = lambda words: record(tmp_path / "out", **after)
+
+    assert program(["segment", "scan.nii.gz", "-o", "out"]) == expected
+
+
+# ---- learn, evaluate, demo
+
+
+def prepared(test_cases: list[str]):
+    def write(words) -> None:
+        content = {"train_cases": ["a"], "test_cases": test_cases}
+        Path(value(words, "--output"), "overlay.json").write_text(json.dumps(content))
+
+    return write
+
+
+def names(started: Started) -> list[str]:
+    return ["prepare" if words[0].endswith("prepare") else words[3] for words in started.words]
+
+
+@pytest.mark.parametrize("test_cases, steps", [(["b", "c"], ["prepare", "training", "evaluating"]), ([], None)])
+def test_learn_prepares_trains_and_evaluates_what_is_left(started, tmp_path, test_cases, steps):
+    save_dataset(tmp_path / "mine")
+    started.effects["folder"] = prepared(test_cases)
+
+    assert program(["learn", "mine", "-o", "out", "--iterations", "7", "--train_cases", "['a']"]) == 0
+
+    assert names(started) == (steps or ["prepare", "training"])
+    preparation, training, *_ = started.words
+    assert value(preparation, "--image") == "image_{case}.nii.gz" and value(preparation, "--modality") == "auto"
+    assert value(preparation, "--train_cases") == "['a']"
+    assert configs(training)[-1] == "overlay.json" and value(training, "--iterations") == "7"
+
+
+@pytest.mark.parametrize("step", ["folder", "training", "evaluating"])
+def test_a_step_that_fails_is_the_last(started, tmp_path, step):
+    save_dataset(tmp_path / "mine")
+    started.effects["folder"] = prepared(["b"])
+    started.codes[step] = 1
+
+    assert program(["learn", "mine", "-o", "out"]) == 1
+
+    assert step in started.words[-1]
+
+
+def test_evaluating_a_folder_tests_all_of_it(started, tmp_path):
+    save_dataset(tmp_path / "mine")
+    started.effects["folder"] = prepared(["b", "c"])
+    started.effects["evaluating"] = lambda words: (
+        (tmp_path / "out/evaluation").mkdir(),
+        (tmp_path / "out/evaluation/report.html").touch(),
+    )
+
+    assert program(["evaluate", "mine", "-o", "out"]) == 0
+
+    assert names(started) == ["prepare", "evaluating"]
+    cases = json.loads((tmp_path / "out/evaluate.json").read_text())
+    assert (cases["train_cases"], cases["test_cases"]) == ([], ["a", "b", "c"])
+    assert cases["prior_file"] == str(BUNDLE / "models/model.pt")
+
+
+def test_the_demo_is_that_of_the_readme(started, tmp_path):
+    started.effects["evaluating"] = lambda words: (
+        (tmp_path / "out/evaluation").mkdir(parents=True),
+        (tmp_path / "out/evaluation/report.html").touch(),
+    )
+
+    assert program(["demo", "-o", "out"]) == 0
+
+    training, evaluating = started.words
+    assert configs(training) == [Path(each).name for each in runs.TRAINING]
+    assert configs(evaluating) == [Path(each).name for each in runs.EVALUATING]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").translate({ord(mark): None for mark in "'\"[]"})
+    for each in (runs.TRAINING, runs.EVALUATING):
+        assert f"--config_file {','.join(each)}\n" in readme
+
+
+def test_the_bundles_own_preparation_is_passed_through(started):
+    assert program(["prepare", "btcv", "RawData.zip", "--output", "data"]) == 0
+
+    assert started.words[0][1:] == ["btcv", "RawData.zip", "--output", "data"]
+
+
+# ---- help
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_fits_a_screen(command, capsys):
+    assert program([command, "-h"] if command else ["-h"]) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert 0 < len(lines) <= 24 and max(map(len, lines)) <= 80
+
+
+def test_every_option_of_a_command_is_in_its_help(capsys):
+    import inspect
+
+    for name, (command, _) in COMMANDS.items():
+        program([name, "-h"])
+        shown = capsys.readouterr().out
+        own = [
+            parameter.name for parameter in inspect.signature(command).parameters.values() if parameter.kind == 3
+        ]  # that have a name alone
+        assert [each for each in own if f"--{each}" not in shown] == [], name
+
+
+def test_help_imports_neither_torch_nor_monai():
+    code = "import sys, diffusam\ntry: diffusam.main()\nfinally: print(*{'torch', 'monai'} & sys.modules.keys())"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    run = subprocess.run([sys.executable, "-c", code, "segment", "-h"], env=environment, capture_output=True, text=True)
+
+    assert (run.returncode, run.stdout.splitlines()[-1]) == (0, ""), run.stderr
+
+
+# ---- all of it
+
+
+@pytest.mark.slow
+def test_a_scan_is_segmented_in_one_command(tmp_path):
+    save_volume(tmp_path / "ct.nii.gz", simple_image(simple_label()))
+    save_volume(tmp_path / "mr.nii.gz", abs(simple_image(simple_label())))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "diffusam",
+            "segment",
+            "ct.nii.gz",
+            "mr.nii.gz",
+            "-o",
+            "out",
+            "--device",
+            "$torch.device('cpu')",
+        ],
+        **{"cwd": tmp_path, "env": environment, "capture_output": True, "text": True},
+    )
+
+    cases = json.loads((tmp_path / "out/results.json").read_text())["cases"]
+    assert run.returncode == 3, run.stderr
+    assert (cases["ct"]["status"], cases["mr"]["status"]) == ("done", "failed")
+    assert (tmp_path / "out/ct_seg.nii.gz").is_file() and "--modality mr" in cases["mr"]["error"]

@@ -1,0 +1,179 @@
+"""Folders with labelled scans as people have them, read by their names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from scripts.command.layouts import layout_of, organ_named
+from scripts.errors import DatasetError
+from scripts.prepare.folder import prepare_folder
+
+from tests.conftest import ORGAN_VALUES, save_volume, simple_image, simple_label
+from tests.helpers.archives import overlay_of
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+LAYOUTS = {
+    "images beside labels": (
+        [f"{kind}/{case}.nii.gz" for kind in ("images", "labels") for case in ("p1", "p2", "10")],
+        ("images/{case}.nii.gz", "labels/{case}.nii.gz", ["10", "p1", "p2"]),
+    ),
+    "one case": (["images/a.nii.gz", "labels/a.nii.gz"], ("images/{case}.nii.gz", "labels/{case}.nii.gz", ["a"])),
+    "nnU-Net": (
+        [f"imagesTr/liver_{n:03d}_0000.nii.gz" for n in (1, 2)] + [f"labelsTr/liver_{n:03d}.nii.gz" for n in (1, 2)],
+        ("imagesTr/{case}_0000.nii.gz", "labelsTr/{case}.nii.gz", ["liver_001", "liver_002"]),
+    ),
+    "BTCV's names": (
+        [f"{kind}/{kind}{n:04d}.nii.gz" for kind in ("img", "label") for n in (1, 2)],
+        ("img/img{case}.nii.gz", "label/label{case}.nii.gz", ["0001", "0002"]),
+    ),
+    "images without a label": (
+        ["images/a.nii.gz", "images/b.nii.gz", "labels/a.nii.gz"],
+        ("images/{case}.nii.gz", "labels/{case}.nii.gz", ["a"]),
+    ),
+    "other formats": (
+        ["Images/a.nrrd", "Images/b.nrrd", "Masks/a_mask.mha", "Masks/b_mask.mha"],
+        ("Images/{case}.nrrd", "Masks/{case}_mask.mha", ["a", "b"]),
+    ),
+    "DICOM series": (
+        ["images/a/1.dcm", "images/b/1.dcm", "labels/a.nii.gz", "labels/b.nii.gz"],
+        ("images/{case}", "labels/{case}.nii.gz", ["a", "b"]),
+    ),
+    "a folder a case": (
+        [f"{case}/{name}.nii.gz" for case in ("a", "b") for name in ("image", "label", "notes")],
+        ("{case}/image.nii.gz", "{case}/label.nii.gz", ["a", "b"]),
+    ),
+    "in one folder": (
+        [f"{kind}_{case}.nii.gz" for kind in ("image", "label") for case in "ab"],
+        ("image_{case}.nii.gz", "label_{case}.nii.gz", ["a", "b"]),
+    ),
+    "labels by their ending": (
+        ["a.nii.gz", "a_seg.nii.gz", "b.nii.gz", "b_seg.nii.gz"],
+        ("{case}.nii.gz", "{case}_seg.nii.gz", ["a", "b"]),
+    ),
+    "LiTS": (
+        [f"{kind}-{n}.nii" for kind in ("volume", "segmentation") for n in (0, 1)],
+        ("volume-{case}.nii", "segmentation-{case}.nii", ["0", "1"]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_is_known_by_its_names(tmp_path, name):
+    files, (image, label, cases) = LAYOUTS[name]
+
+    found = layout_of(touch(tmp_path, *files))
+
+    assert (found.image, found.label, sorted(found.cases)) == (image, label, cases)
+
+
+def test_masks_of_the_shipped_organs_are_taken_by_their_names(tmp_path):
+    masks = ("liver", "kidney_left", "kidney_right", "aorta")
+    files = [f"s{n}/segmentations/{mask}.nii.gz" for n in (1, 2) for mask in masks]
+
+    found = layout_of(touch(tmp_path, "s1/ct.nii.gz", "s2/ct.nii.gz", *files))
+
+    assert (found.image, found.label, found.modality) == (
+        "{case}/ct.nii.gz",
+        "{case}/segmentations/{organ}.nii.gz",
+        "ct",
+    )
+    assert found.label_map == {"right kidney": "kidney_right", "left kidney": "kidney_left", "liver": "liver"}
+
+
+def test_nnunets_dataset_json_names_organs_and_modality(tmp_path):
+    touch(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
+    labels = {"background": 0, "pancreas": 1, "kidney_left": 2, "Spleen": 3}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels, "channel_names": {"0": "T2_MRI"}}))
+
+    found = layout_of(tmp_path)
+
+    # those that the shipped model knows first, as it has them
+    assert list(found.label_map.items()) == [("spleen", 3), ("left kidney", 2), ("pancreas", 1)]
+    assert found.modality == "mr"
+
+
+def test_a_decathlon_task_is_left_to_its_own_command(tmp_path):
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": [{"image": "a", "label": "b"}]}))
+
+    assert layout_of(tmp_path).image is None
+
+
+@pytest.mark.parametrize(
+    "files, said",
+    [
+        ([], "The folder is empty"),
+        (["scans.zip", "a.nii.gz"], "There are, for example: a.nii.gz, scans.zip"),
+        (["images/a.nii.gz", "labels/b.nii.gz"], 'Say where they are: --image "images/{case}.nii.gz"'),
+        (
+            [f"{case}/{name}.nii.gz" for case in "ab" for name in ("ct", "mr", "label")],
+            "can be read in 2 ways. Choose one: --image '{case}/ct.nii.gz'",
+        ),
+    ],
+    ids=["empty", "something else", "other names", "two images a case"],
+)
+def test_what_does_not_fit_in_one_way_is_asked_for(tmp_path, files, said):
+    with pytest.raises(DatasetError) as caught:
+        layout_of(touch(tmp_path, *files))
+
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["kidney_right", "Kidney Right", "right kidney", "RIGHT_KIDNEY"])
+def test_an_organ_has_one_name(name):
+    assert organ_named(name) == "right kidney"
+
+
+def save_masks(folder: Path, case: str = "s1") -> Path:
+    save_volume(folder / case / "ct.nii.gz", simple_image(simple_label()))
+    for organ, value in ORGAN_VALUES.items():
+        mask = simple_label() == value
+        save_volume(folder / case / f"segmentations/{organ.replace(' ', '_')}.nii.gz", mask.astype("uint8"))
+    return folder
+
+
+MASKS = {"image": "{case}/ct.nii.gz", "label": "{case}/segmentations/{organ}.nii.gz"}
+
+
+def test_masks_become_label_maps(tmp_path):
+    import nibabel as nib
+
+    save_masks(tmp_path / "data")
+    masks = {"liver": "liver", "right kidney": "right_kidney"}
+
+    prepare_folder(str(tmp_path / "data"), output=str(tmp_path / "out"), label_map=masks, **MASKS)
+
+    label = nib.load(tmp_path / "out/label/s1.nii.gz").get_fdata()
+    assert ((label == 1) == (simple_label() == ORGAN_VALUES["liver"])).all()
+    assert ((label == 2) == (simple_label() == ORGAN_VALUES["right kidney"])).all()
+    assert overlay_of(tmp_path / "out")["label_map"] == {"liver": 1, "right kidney": 2}
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda masks: (masks / "liver.nii.gz").unlink(), "the mask of liver is not there"),
+        (lambda masks: save_volume(masks / "liver.nii.gz", simple_label()[:-1]), "on another grid"),
+        (lambda masks: save_volume(masks / "liver.nii.gz", simple_label()), "overlaps the mask of spleen"),
+    ],
+    ids=["missing", "another grid", "overlap"],
+)
+def test_masks_that_do_not_fit_together_are_refused(tmp_path, change, said):
+    save_masks(tmp_path / "data")
+    change(tmp_path / "data/s1/segmentations")
+
+    with pytest.raises(DatasetError, match=said):
+        prepare_folder(
+            str(tmp_path / "data"),
+            output=str(tmp_path / "out"),
+            label_map={"spleen": "spleen", "liver": "liver"},
+            **MASKS,
+        )
