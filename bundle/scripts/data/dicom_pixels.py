@@ -1,10 +1,10 @@
 """The pixels of DICOM slices, in real units as their headers say.
 
-What is not compressed is decoded here. ITK decodes the rest, since it has decoders for every compression in use (JPEG,
-JPEG-LS, JPEG 2000, RLE). Its rescaling is taken where it is the header's; for what ITK leaves out or decides by itself
-(tables in place of a slope, inverted greys), it gets a copy of the file without these, and what the header says is
-applied here. Headers are checked before any pixel is touched: a decoder that is told of a thousand million frames, or
-of colours that are not there, hangs or ends the program.
+What is not compressed is decoded here, the rest by ITK, in a process of its own: see
+:mod:`scripts.data.dicom_decoder`. Its rescaling is taken where it is the header's; for what ITK leaves out or decides
+by itself (tables in place of a slope, inverted greys), it gets a copy of the file without these, and what the header
+says is applied here. Headers are checked before any pixel is touched: a decoder that is told of a thousand million
+frames, or of colours that are not there, hangs or ends its process.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import itk
 import numpy as np
 import pydicom
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ..errors import DatasetError
+from .dicom_decoder import DecodingError, decode
 
 UNCOMPRESSED = (None, ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 TAGS = (  # of a header, for all that is decided here
@@ -151,7 +151,7 @@ def read_frames(where: str, file: Path, rescales: Sequence[Rescale]) -> tuple[np
     by_itk = _syntax(header) not in UNCOMPRESSED or swapped
     padding = header.get("PixelPaddingValue")
     if by_itk and table is None and not inverted and padding in (None, ""):
-        frames, known = _decoded(where, file, header)
+        frames, known = _decoded(where, file.name, file, header)
         if known == rescales[0]:
             return frames, None
     stored = _decoded_plainly(where, file, header) if by_itk else _stored(where, file)
@@ -192,18 +192,20 @@ def _stored(where: str, file: Path) -> np.ndarray:
     return np.frombuffer(data, kind, count=expected // (header.BitsAllocated // 8)).reshape(shape)
 
 
-def _decoded(where: str, file: Path, header: pydicom.Dataset) -> tuple[np.ndarray, Rescale]:
+def _decoded(where: str, name: str, file: Path, header: pydicom.Dataset) -> tuple[np.ndarray, Rescale]:
     """What ITK makes of a file, and by which slope and intercept."""
+    shape = (frames_of(file, header), int(header.Rows), int(header.Columns))
     try:
-        io = itk.GDCMImageIO.New()
-        values = itk.array_view_from_image(itk.imread(str(file), imageio=io))
-        return values, Rescale(float(io.GetRescaleSlope()), float(io.GetRescaleIntercept()))
-    except RuntimeError as error:
+        values, *rescale = decode(file, int(np.prod(shape, dtype=object)), int(header.BitsAllocated))
+        if values.shape != shape:
+            raise DecodingError(f"they hold {values.shape} frames, rows and columns, its header says {shape}")
+    except DecodingError as error:
         raise DatasetError(
-            f"{where}: the pixels of '{file.name}' cannot be decoded (stored as "
-            f"{getattr(_syntax(header), 'name', 'nothing known')}), expected a complete file. Copy it again, or "
-            "convert the series to NIfTI."
-        ) from error
+            f"{where}: the pixels of '{name}' cannot be decoded (stored as "
+            f"{getattr(_syntax(header), 'name', 'nothing known')}; {error}), expected a complete file. Copy it again, "
+            "or convert the series to NIfTI."
+        ) from None
+    return values, Rescale(*rescale)
 
 
 def _decoded_plainly(where: str, file: Path, header: pydicom.Dataset) -> np.ndarray:
@@ -223,7 +225,7 @@ def _decoded_plainly(where: str, file: Path, header: pydicom.Dataset) -> np.ndar
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "plain.dcm")
         plain.save_as(copy)
-        values, known = _decoded(where, copy, header)
+        values, known = _decoded(where, file.name, copy, header)
         if known != Rescale():
             raise DatasetError(
                 f"{where}: the pixels of '{file.name}' come from its decoder with a slope of {known.slope:g} and an "
