@@ -158,6 +158,27 @@ def test_fewer_or_more_voxels_than_declared_are_reported(tmp_path, make):
     assert "cannot be read" in message and ("ends too early" in message or "more voxels than" in message), message
 
 
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"NDims": -1}, "NDims -1, and the sizes of 3 axes"),  # of which ITK never ends to make room
+        ({"NDims": 99999999}, "NDims 99999999"),
+        ({"NDims": "x"}, "NDims x"),
+        ({"NDims": 2}, "NDims 2"),
+        ({"Offset": "1 2"}, "'1 2' for offset"),
+        ({"ElementSpacing": "2 2"}, "'2 2' for elementspacing"),
+        ({"ElementSpacing": "nan 1 1"}, "'nan 1 1' for elementspacing"),
+        ({"TransformMatrix": "1 2 3"}, "expected 9 finite numbers"),
+        ({"TransformMatrix": "a b c d e f g h i"}, "expected 9 finite numbers"),
+        ({"elementspacing": "1 1 1"}, "states elementspacing twice, differently"),
+        ({"ndims": -1}, "twice, differently"),
+    ],
+    ids=str,
+)
+def test_numbers_of_a_metaimage_header_are_compared_with_its_axes(tmp_path, fields, said):
+    assert said in outcome(metaimage(tmp_path / "a.mha", **fields))
+
+
 TEXT = " ".join(map(str, VOXELS.ravel(order="F")))
 WRITTEN_OUT = {
     "MetaImage": lambda path, text: metaimage(path / "a.mha", f"{text}\n".encode(), BinaryData=False),

@@ -41,6 +41,10 @@ _BYTES = {  # of one voxel, by the names of types in either format
     **dict.fromkeys(["signed long long", "signed long long int", "int64_t", "ulonglong", "unsigned long long"], 8),
     **dict.fromkeys(["unsigned long long int", "uint64", "uint64_t", "met_double", "double"], 8),
 }
+_AXES = {  # of a MetaImage header, numbers for each axis, or for each pair of axes
+    **dict.fromkeys(["elementspacing", "elementsize", "offset", "position", "origin", "centerofrotation"], 1),
+    **dict.fromkeys(["transformmatrix", "rotation", "orientation"], 2),
+}
 _HEADER_BYTES = 1 << 20  # a header that is longer is none
 
 
@@ -57,6 +61,8 @@ def load_itk(path: Path, default_axcodes: str | None) -> tuple[np.ndarray, np.nd
         Exception: whatever else reading raises.
     """
     fields = header_fields(path)
+    if not _is_nrrd(path):
+        _check_axes(path, fields)
     check_components(path, _components(path, fields))
     _check_data(path, fields)
     slope, offset = _numbers(path, fields, "elementtointensityfunctionslope", "elementtointensityfunctionoffset")
@@ -107,6 +113,8 @@ def header_fields(path: Path) -> dict[str, str]:
             if separator == b":" and key == "data file" and value.upper().startswith("LIST"):
                 fields[key] = value + "\n" + file.read(_HEADER_BYTES).decode("latin-1")  # names follow to the end
                 break
+            if separator == b"=" and fields.get(key, value) != value and key != "comment":
+                raise DatasetError(f"'{path}': its header states {name} twice, differently. Export the file again.")
             fields[key] = value.removeprefix("=").strip() if separator == b":" else value
             if key == "elementdatafile":  # MetaImage: the data follow, or the names of files
                 if value.upper().startswith("LIST"):
@@ -151,6 +159,27 @@ def data_files(path: Path, fields: dict[str, str]) -> list[Path]:
             )
         files.append(file)
     return files
+
+
+def _check_axes(path: Path, fields: dict[str, str]) -> None:
+    """Compares the numbers of a MetaImage header with its number of axes, by which ITK reads them: of -1 it hangs."""
+    axes = len(_shape(path, fields))
+    if fields.get("ndims") != str(axes):
+        raise DatasetError(
+            f"'{path}': cannot be read (its header states NDims {fields.get('ndims', 'nowhere')}, and the sizes of "
+            f"{axes} axes), expected the same number. Its header may be damaged: copy or download it again."
+        )
+    for name, count in _AXES.items():
+        values = fields.get(name, "").split()
+        try:
+            finite = np.isfinite([float(value) for value in values]).all()
+        except ValueError:
+            finite = False
+        if name in fields and not (finite and len(values) == axes**count):
+            raise DatasetError(
+                f"'{path}': cannot be read (its header has '{fields[name]}' for {name}), expected {axes**count} finite "
+                "numbers. Its header may be damaged: copy or download it again."
+            )
 
 
 def _components(path: Path, fields: dict[str, str]) -> int:
