@@ -12,6 +12,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
     JPEGLSLossless,
@@ -57,7 +58,10 @@ def ct(folder: Path, stored: np.ndarray | None = None, syntax: str | None = None
     return series
 
 
-SYNTAXES = [None, ImplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless, JPEGLSLossless]
+SYNTAXES = [
+    *(None, ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian),
+    *(RLELossless, JPEGLSLossless),
+]
 each_syntax = pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda uid: uid.name if uid else "explicit")
 
 
@@ -222,7 +226,7 @@ POISONS = {
     "a plane more": ({"PixelData": bytes(3 * HU[..., 0].nbytes)}, "more pixel data"),
     "half a plane": ({"PixelData": bytes(HU[..., 0].nbytes // 2)}, "incomplete pixel data"),
     "no orientation": ({"ImageOrientationPatient": [0] * 6}, "ImageOrientationPatient"),
-    "no spacing": ({"PixelSpacing": [0, 0]}, ""),
+    "no spacing": ({"PixelSpacing": [0, 0]}, "PixelSpacing"),
 }
 
 
@@ -280,4 +284,20 @@ def test_what_is_no_number_is_named(tmp_path):
 
 def test_series_of_one_uid_in_other_frames_of_reference_are_told(tmp_path):
     series = ct(tmp_path / "a", SeriesInstanceUID=generate_uid())
+    assert read(series).shape == SHAPE
+
+
+@pytest.mark.parametrize("spacing", [[-2, 2], [2, -2], [0, 2]])
+def test_a_spacing_that_is_not_above_0_is_refused(tmp_path, spacing):
+    """Negative, it would put left where right is."""
+    assert "expected millimetres above 0" in refusal(ct(tmp_path / "a", PixelSpacing=spacing))
+
+
+def test_slices_of_several_patients_are_no_volume(tmp_path):
+    series = ct(tmp_path / "a", PatientID=lambda index: "AB"[index // 2])
+    assert "slices of 2 patients" in refusal(series)
+
+
+def test_slices_that_do_not_all_say_whose_they_are_are_read(tmp_path):
+    series = ct(tmp_path / "a", PatientID=lambda index: "A" if index else "")
     assert read(series).shape == SHAPE

@@ -17,12 +17,18 @@ from typing import Any
 
 import numpy as np
 import pydicom
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from ..errors import DatasetError
 from .dicom_decoder import DecodingError, decode
 
-UNCOMPRESSED = (None, ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
+DEFLATED = DeflatedExplicitVRLittleEndian  # the file as a whole, which pydicom undoes
+UNCOMPRESSED = (None, ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DEFLATED)
 TAGS = (  # of a header, for all that is decided here
     *("Rows", "Columns", "NumberOfFrames", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
     *("SamplesPerPixel", "PhotometricInterpretation", "Modality", "RescaleType"),
@@ -30,6 +36,7 @@ TAGS = (  # of a header, for all that is decided here
 )
 _WHOLE = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel")
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
+_MOST_DEFLATED = 1032  # times smaller: no more is possible
 _MOST_COMPRESSED = 100_000  # times smaller: an empty slice shrinks far less
 _QUANTITIES = ("CT", "PT")  # modalities whose numbers mean the same however they are displayed
 _BYTE_ORDER = {ExplicitVRBigEndian: ">"}
@@ -112,6 +119,7 @@ def check_header(where: str, file: Path, header: pydicom.Dataset) -> None:
         raise DatasetError(f"{where}: '{file.name}' has {rows} rows and {columns} columns, expected some of both.")
     frames = frames_of(file, header)
     expected, size = int(rows) * int(columns) * frames * bits // 8, file.stat().st_size
+    size *= _MOST_DEFLATED if _syntax(header) == DEFLATED else 1
     plain = _syntax(header) in UNCOMPRESSED
     if frames > size or (not plain and expected > size * _MOST_COMPRESSED):
         raise DatasetError(
@@ -143,7 +151,7 @@ def read_frames(where: str, file: Path, rescales: Sequence[Rescale]) -> tuple[np
         )
     with open(file, "rb") as stream:
         header = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
-        if file.stat().st_size == stream.tell():
+        if file.stat().st_size == stream.tell() and _syntax(header) != DEFLATED:
             raise DatasetError(f"{where}: no pixel data in '{file.name}'. Copy or export the series again.")
     table = _table(where, file, header)
     inverted = str(header.get("PhotometricInterpretation")) == _GREYS[0]
