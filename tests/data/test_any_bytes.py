@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from pydicom.uid import CTImageStorage, JPEGLSLossless, RLELossless
 from scripts.data.datalists import inference_inputs
 from scripts.data.volumes import load_volume
-from scripts.errors import DatasetError
+from scripts.errors import DatasetError, printable
 from scripts.inference.corrections import Corrections
 
 from tests.conftest import save_dicom_series
@@ -65,7 +65,7 @@ def outcome(read) -> str:
     try:
         volume = read()
     except (DatasetError, FileNotFoundError) as error:
-        assert str(error) and all(each.isprintable() or each in "\n\t" for each in str(error))
+        assert str(error) and str(error) == printable(error)
         return "refused"
     finally:
         faulthandler.cancel_dump_traceback_later()
@@ -157,6 +157,10 @@ def test_any_bytes_under_the_name_of_a_volume(folder, counts, content, name):
     assert found == "refused"
 
 
+WHOLE = (
+    *("ObjectType = Image", "NDims = 3", "BinaryData = True", "TransformMatrix = 1 0 0 0 1 0 0 0 1"),
+    *("Offset = 0 0 0", "ElementSpacing = 2 2 5", "DimSize = 9 8 7", "ElementType = MET_SHORT"),
+)
 lines = st.sampled_from(
     [
         *("NDims = 3", "NDims = -1", "DimSize = 9 8 7", "DimSize = 0 0 0", "DimSize = 99999999 9 9", "DimSize = x"),
@@ -169,9 +173,10 @@ lines = st.sampled_from(
 
 
 @many(1_000)
-@given(header=st.lists(lines, max_size=12), place=st.sampled_from(["LOCAL", "LIST", "a.mha", "..", "%d.raw 1 9 1", ""]))
+@given(header=st.lists(lines, max_size=4), place=st.sampled_from(["LOCAL", "LIST", "a.mha", "..", "%d.raw 1 9 1", ""]))
 def test_any_header_of_a_metaimage(folder, counts, header, place):
-    text = "\n".join([*header, f"ElementDataFile = {place}", ""]).encode()
+    fields = dict(line.split(" = ") for line in [*WHOLE, *header])
+    text = "\n".join([*map(" = ".join, fields.items()), f"ElementDataFile = {place}", ""]).encode()
     (folder / "h.mha").write_bytes(text + VOXELS.tobytes(order="F"))
     counts.setdefault("MetaImage headers", Counter())[outcome(lambda: load_volume(folder / "h.mha"))] += 1
 
@@ -225,7 +230,7 @@ def test_any_stream_of_a_compressed_dicom_slice(streams, counts, name, data):
         content = content[: data.draw(st.integers(start, len(content)))]
     path.write_bytes(content)
 
-    # no checksum covers such a stream
+    # no checksum covers such a stream: other bits are other voxels; one slice is never the "same" as all of them
     counts.setdefault(f"compressed DICOM, {name}", Counter())[outcome(lambda: load_volume(path))] += 1
 
 

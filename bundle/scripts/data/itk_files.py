@@ -172,7 +172,7 @@ def _check_axes(path: Path, fields: dict[str, str]) -> None:
     for name, count in _AXES.items():
         values = fields.get(name, "").split()
         try:
-            finite = np.isfinite([float(value) for value in values]).all()
+            finite = bool(np.isfinite([float(value) for value in values]).all())
         except ValueError:
             finite = False
         if name in fields and not (finite and len(values) == axes**count):
