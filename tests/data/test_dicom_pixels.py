@@ -84,6 +84,14 @@ def test_padding_far_above_the_image_becomes_its_darkest_voxel(tmp_path, syntax)
     assert (voxels[:4] == HU[4:].min()).all() and voxels.dtype == np.int16
 
 
+@pytest.mark.parametrize("signed", [False, True])
+def test_run_lengths_that_itk_refuses_are_read(tmp_path, signed):
+    """Noise of a few pixels, whose run lengths take more room than the pixels."""
+    noise = np.random.default_rng(1).integers(-1000, 1000, (9, 8, 2)).astype(np.int16)
+    stored, intercept = (noise, 0) if signed else ((noise + 1024).astype(np.uint16), -1024)
+    np.testing.assert_array_equal(read(ct(tmp_path / "a", stored, RLELossless, RescaleIntercept=intercept)), noise)
+
+
 def test_padding_below_the_image_stays_as_it_is(tmp_path):
     stored = HU.copy()
     stored[:4] = -2000

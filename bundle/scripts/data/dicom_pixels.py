@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 import pydicom
+from pydicom.pixels import pixel_array
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    RLELossless,
 )
 
 from ..errors import DatasetError
@@ -159,9 +161,13 @@ def read_frames(where: str, file: Path, rescales: Sequence[Rescale]) -> tuple[np
     by_itk = _syntax(header) not in UNCOMPRESSED or swapped
     padding = header.get("PixelPaddingValue")
     if by_itk and table is None and not inverted and padding in (None, ""):
-        frames, known = _decoded(where, file.name, file, header)
-        if known == rescales[0]:
-            return frames, None
+        try:
+            frames, known = _decoded(where, file.name, file, header)
+            if known == rescales[0]:
+                return frames, None
+        except DatasetError:  # of RLE there is another decoder
+            if _syntax(header) != RLELossless:
+                raise
     stored = _decoded_plainly(where, file, header) if by_itk else _stored(where, file)
     padded = _padding(header, stored)
     values = _meant(header, stored)
@@ -233,7 +239,12 @@ def _decoded_plainly(where: str, file: Path, header: pydicom.Dataset) -> np.ndar
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "plain.dcm")
         plain.save_as(copy)
-        values, known = _decoded(where, file.name, copy, header)
+        try:
+            values, known = _decoded(where, file.name, copy, header)
+        except DatasetError:
+            if _syntax(header) != RLELossless:
+                raise
+            return _run_lengths(file, header)
         if known != Rescale():
             raise DatasetError(
                 f"{where}: the pixels of '{file.name}' come from its decoder with a slope of {known.slope:g} and an "
@@ -242,6 +253,13 @@ def _decoded_plainly(where: str, file: Path, header: pydicom.Dataset) -> np.ndar
         return (
             np.array(values).astype(f"i{header.BitsAllocated // 8}", copy=False).view(f"u{header.BitsAllocated // 8}")
         )
+
+
+def _run_lengths(file: Path, header: pydicom.Dataset) -> np.ndarray:
+    """Stored values of RLE by pydicom's own decoder, in Python: ITK refuses some that hardly compress."""
+    frames = pixel_array(file, raw=True, decoding_plugin="pydicom")
+    shape = (frames_of(file, header), int(header.Rows), int(header.Columns))
+    return frames.reshape(shape).view(f"u{header.BitsAllocated // 8}")
 
 
 def _meant(header: pydicom.Dataset, stored: np.ndarray) -> np.ndarray:
