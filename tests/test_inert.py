@@ -12,10 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from monai.bundle import ConfigParser
-from scripts.arguments import as_typed, refuse_expressions
+from monai.bundle import ConfigParser, ConfigWorkflow
+from scripts.arguments import as_typed, refuse_expressions, refuse_misread
 from scripts.data.datalists import inference_inputs
-from scripts.errors import DatasetError, indented, listed, one_line, printable
+from scripts.errors import DatasetError, indented, listed, one_line, printable, user_error
 from scripts.inert import inert, inert_json
 from scripts.inference.corrections import Corrections
 from scripts.prepare.decathlon import prepare_decathlon
@@ -216,6 +216,66 @@ def test_a_hostile_name_on_the_command_line_is_refused_before_it_is_run(tmp_path
     done = subprocess.run([*command, "--input", hostile], cwd=BUNDLE, capture_output=True, text=True)
 
     assert done.returncode == 1 and "error: --input is" in done.stderr and not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "typed, said",
+    [
+        ("2024", "reads as 2024. Write './2024'."),
+        ("1e5", "reads as 100000.0. Write './1e5'."),
+        ("True", "reads as True. Write './True'."),
+        ("Doe,Jane", "reads as ('Doe', 'Jane'). Write './Doe,Jane'."),
+        ("a#1", "reads as 'a'. Choose another name."),
+        ("./a#1", "reads as './a::1'. Choose another name."),
+        ("~/runs", f"nothing replaces '~'. Write '{os.path.expanduser('~/runs')}'."),
+    ],
+)
+@pytest.mark.parametrize("form", [lambda text: ["--output_dir", text], lambda text: [f"--output_dir={text}"]])
+def test_a_folder_that_the_command_line_takes_for_something_else_is_refused(monkeypatch, typed, said, form):
+    monkeypatch.setattr(sys, "argv", ["monai.bundle", "run", "training", *form(typed)])
+
+    with pytest.raises(DatasetError) as caught:
+        refuse_misread(["dataset_dir", "output_dir"])
+
+    assert str(caught.value).startswith(f"--output_dir is '{typed}'") and said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "typed", ["./2024", "/data/2024", "runs/a b", "'2024'", '"a,b"', "$@bundle_root + '/x'", "None"]
+)
+def test_a_folder_that_is_read_as_it_was_typed_is_taken(monkeypatch, typed):
+    monkeypatch.setattr(sys, "argv", ["monai.bundle", "--output_dir", typed])
+
+    refuse_misread(["output_dir"])
+
+
+@pytest.mark.parametrize(
+    "command, configs",
+    [
+        ("training", ["train.json"]),
+        ("evaluating", ["train.json", "evaluate.json"]),
+        ("inferring", ["inference.json"]),
+        ("pretraining", ["pretrain_nano.json"]),
+        ("pretraining", ["pretrain_anatomy.json"]),
+        ("training", ["train.json", "pretrain_prior.json"]),
+    ],
+    ids=str,
+)
+def test_every_command_refuses_a_folder_that_is_misread(monkeypatch, command, configs):
+    monkeypatch.setattr(sys, "argv", ["monai.bundle", "--output_dir", "2024"])
+    workflow = ConfigWorkflow(
+        config_file=[str(BUNDLE / "configs" / name) for name in configs],
+        logging_file=False,
+        run_id=command,
+        workflow_type="infer" if command == "inferring" else "train",
+        bundle_root=str(BUNDLE),
+        output_dir=2024,
+    )
+
+    with pytest.raises(Exception) as caught:
+        workflow.initialize()
+
+    assert "--output_dir is '2024'" in str(user_error(caught.value))
 
 
 # ---- terminals and logs

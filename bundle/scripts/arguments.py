@@ -66,6 +66,29 @@ def given_options() -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def refuse_misread(options: Sequence[str]) -> None:
+    """Refuses options on the command line that are to name files or folders, and that Fire or MONAI take for something
+    else: ``2024`` for a number, ``a,b`` for a tuple, ``a#1`` for ``a::1``; or of which a shell has left a ``~``.
+
+    Expressions of MONAI (``$``, ``@``, ``%``) are the user's own.
+
+    Raises:
+        DatasetError: one of them is; it is said how to write it.
+    """
+    for option in options:
+        for text in _typed(option):
+            if text[:1] in ("$", "@", "%") or text in ("None", "null"):
+                continue
+            if text.startswith("~"):
+                raise DatasetError(
+                    f"--{option} is '{text}', in which nothing replaces '~'. Write '{os.path.expanduser(text)}'."
+                )
+            found = _read_as(text)
+            if found not in (text, text.strip("'\"")):  # quoted on purpose
+                remedy = f"Write './{text}'." if _read_as(f"./{text}") == f"./{text}" else "Choose another name."
+                raise DatasetError(f"--{option} is '{text}', which the command line reads as {found!r}. {remedy}")
+
+
 def _typed(option: str) -> list[str]:
     """Every value that the program was given for an option."""
     flag, values = f"--{option}", []

@@ -158,6 +158,67 @@ def test_fewer_or_more_voxels_than_declared_are_reported(tmp_path, make):
     assert "cannot be read" in message and ("ends too early" in message or "more voxels than" in message), message
 
 
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"NDims": -1}, "NDims -1, and the sizes of 3 axes"),  # of which ITK never ends to make room
+        ({"NDims": 99999999}, "NDims 99999999"),
+        ({"NDims": "x"}, "NDims x"),
+        ({"NDims": 2}, "NDims 2"),
+        ({"Offset": "1 2"}, "'1 2' for offset"),
+        ({"ElementSpacing": "2 2"}, "'2 2' for elementspacing"),
+        ({"ElementSpacing": "nan 1 1"}, "'nan 1 1' for elementspacing"),
+        ({"TransformMatrix": "1 2 3"}, "expected 9 finite numbers"),
+        ({"TransformMatrix": "a b c d e f g h i"}, "expected 9 finite numbers"),
+        ({"elementspacing": "1 1 1"}, "states elementspacing twice, differently"),
+        ({"ndims": -1}, "twice, differently"),
+    ],
+    ids=str,
+)
+def test_numbers_of_a_metaimage_header_are_compared_with_its_axes(tmp_path, fields, said):
+    assert said in outcome(metaimage(tmp_path / "a.mha", **fields))
+
+
+TEXT = " ".join(map(str, VOXELS.ravel(order="F")))
+WRITTEN_OUT = {
+    "MetaImage": lambda path, text: metaimage(path / "a.mha", f"{text}\n".encode(), BinaryData=False),
+    "NRRD": lambda path, text: nrrd(path / "a.nrrd", text.encode(), encoding="ascii"),
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN_OUT)
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda text: text, "same"),
+        (lambda text: text.replace(" ", "\n"), "same"),
+        (lambda text: text[: len(text) // 2].rsplit(" ", 1)[0], "ends too early"),
+        (lambda text: text + " 1 2", "more voxels than its header declares"),
+        (lambda text: text.replace(" ", " x", 1), "a part is no number"),
+    ],
+    ids=["whole", "in lines", "fewer", "more", "letters"],
+)
+def test_voxels_that_are_written_out_are_counted(tmp_path, kind, change, said):
+    assert said in outcome(WRITTEN_OUT[kind](tmp_path, change(TEXT)))
+
+
+@pytest.mark.parametrize("change, said", [("", "same"), ("00", "more voxels"), ("cut", "ends too early")])
+def test_voxels_in_hexadecimal_are_counted(tmp_path, change, said):
+    text = RAW.hex()[: -8 if change == "cut" else None] + (change if change != "cut" else "")
+    assert said in outcome(nrrd(tmp_path / "a.nrrd", text.encode(), encoding="hex"))
+
+
+@pytest.mark.parametrize("by", [-1, 1, 99_999, None])
+def test_another_size_of_compressed_voxels_than_there_is_is_refused(tmp_path, by):
+    """ITK reads as much as the header says, and leaves the rest of the voxels as it found the memory."""
+    data = zlib.compress(RAW)
+    stated = 0 if by is None else len(data) + by
+
+    found = outcome(metaimage(tmp_path / "a.mha", data, CompressedData=True, CompressedDataSize=stated))
+
+    assert f"states {stated} bytes of compressed voxels (CompressedDataSize), of which there are {len(data)}" in found
+
+
 def test_zeros_that_fill_up_a_block_are_no_voxels(tmp_path):
     assert outcome(write(tmp_path / "a.nii.gz", gzip.compress(nifti() + bytes(200)))) == "same"
 

@@ -12,6 +12,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
     JPEGLSLossless,
@@ -57,7 +58,10 @@ def ct(folder: Path, stored: np.ndarray | None = None, syntax: str | None = None
     return series
 
 
-SYNTAXES = [None, ImplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless, JPEGLSLossless]
+SYNTAXES = [
+    *(None, ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian),
+    *(RLELossless, JPEGLSLossless),
+]
 each_syntax = pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda uid: uid.name if uid else "explicit")
 
 
@@ -78,6 +82,14 @@ def test_padding_far_above_the_image_becomes_its_darkest_voxel(tmp_path, syntax)
     voxels = read(ct(tmp_path / "a", stored, syntax, PixelPaddingValue=63536))
     np.testing.assert_array_equal(voxels[4:], HU[4:])
     assert (voxels[:4] == HU[4:].min()).all() and voxels.dtype == np.int16
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_run_lengths_that_itk_refuses_are_read(tmp_path, signed):
+    """Noise of a few pixels, whose run lengths take more room than the pixels."""
+    noise = np.random.default_rng(1).integers(-1000, 1000, (9, 8, 2)).astype(np.int16)
+    stored, intercept = (noise, 0) if signed else ((noise + 1024).astype(np.uint16), -1024)
+    np.testing.assert_array_equal(read(ct(tmp_path / "a", stored, RLELossless, RescaleIntercept=intercept)), noise)
 
 
 def test_padding_below_the_image_stays_as_it_is(tmp_path):
@@ -222,7 +234,7 @@ POISONS = {
     "a plane more": ({"PixelData": bytes(3 * HU[..., 0].nbytes)}, "more pixel data"),
     "half a plane": ({"PixelData": bytes(HU[..., 0].nbytes // 2)}, "incomplete pixel data"),
     "no orientation": ({"ImageOrientationPatient": [0] * 6}, "ImageOrientationPatient"),
-    "no spacing": ({"PixelSpacing": [0, 0]}, ""),
+    "no spacing": ({"PixelSpacing": [0, 0]}, "PixelSpacing"),
 }
 
 
@@ -280,4 +292,20 @@ def test_what_is_no_number_is_named(tmp_path):
 
 def test_series_of_one_uid_in_other_frames_of_reference_are_told(tmp_path):
     series = ct(tmp_path / "a", SeriesInstanceUID=generate_uid())
+    assert read(series).shape == SHAPE
+
+
+@pytest.mark.parametrize("spacing", [[-2, 2], [2, -2], [0, 2]])
+def test_a_spacing_that_is_not_above_0_is_refused(tmp_path, spacing):
+    """Negative, it would put left where right is."""
+    assert "expected millimetres above 0" in refusal(ct(tmp_path / "a", PixelSpacing=spacing))
+
+
+def test_slices_of_several_patients_are_no_volume(tmp_path):
+    series = ct(tmp_path / "a", PatientID=lambda index: "AB"[index // 2])
+    assert "slices of 2 patients" in refusal(series)
+
+
+def test_slices_that_do_not_all_say_whose_they_are_are_read(tmp_path):
+    series = ct(tmp_path / "a", PatientID=lambda index: "A" if index else "")
     assert read(series).shape == SHAPE

@@ -59,9 +59,8 @@ def test_folders_that_a_pattern_names_are_looked_into(tmp_path):
 
 
 OTHERS = {
-    "freesurfer.mgz": "format that is not read (.mgz)",
-    "pair.img": "format that is not read (.img)",
-    "alone.hdr": "format that is not read (.hdr)",
+    "brain.mnc": "format that is not read (.mnc)",
+    "alone.img": "whose header 'alone.hdr' is not there",
     "scan.nii.bz2": "format that is not read (.nii.bz2)",
     "export.zip": "an archive (.zip)",
     "export.tar.gz": "an archive (.tar.gz)",
@@ -74,7 +73,7 @@ OTHERS = {
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """One image, and beside it all kinds of others."""
-    folder = touch(tmp_path / "in", "a.nii.gz", "pair.hdr", "notes.txt", "a.json", ".hidden.nii.gz", "sub/deep.mgz")
+    folder = touch(tmp_path / "in", "a.nii.gz", "notes.txt", "a.json", ".hidden.nii.gz", "sub/deep.mnc")
     touch(folder, *(name for name in OTHERS if name not in ("dangling.nii.gz", "pipe.nii.gz")))
     (folder / "dangling.nii.gz").symlink_to("/nowhere/x.nii.gz")
     os.mkfifo(folder / "pipe.nii.gz")
@@ -85,10 +84,10 @@ def test_what_cannot_be_taken_is_listed_with_the_reason(folder, caplog):
     with caplog.at_level("INFO"):
         problems = refused(folder)
 
-    assert problems.keys() == {*OTHERS, "sub_deep.mgz"}
+    assert problems.keys() == {*OTHERS, "sub_deep.mnc"}
     assert all(reason in problems[name] and f"'{folder / name}'" in problems[name] for name, reason in OTHERS.items())
     assert taken(folder) == {"a": "a.nii.gz"}
-    assert "notes.txt" in caplog.text and "a.json" in caplog.text and "freesurfer.mgz" in caplog.text
+    assert "notes.txt" in caplog.text and "a.json" in caplog.text and "brain.mnc" in caplog.text
     assert "hidden" not in caplog.text
 
 
@@ -99,14 +98,14 @@ def test_what_cannot_be_taken_is_recorded_and_ends_the_run_with_an_error(folder,
 
     assert [item["case"] for item in records.pending(inference_inputs(folder))] == ["a"]
 
-    with pytest.raises(FailedCases, match="freesurfer.mgz"):
+    with pytest.raises(FailedCases, match="brain.mnc"):
         records.check()
     recorded = json.loads(records.path.read_text())["cases"]
     assert {case: record["status"] for case, record in recorded.items()} == dict.fromkeys(refused(folder), "failed")
 
 
 def test_a_folder_of_nothing_but_others_is_no_empty_folder(tmp_path):
-    assert refused(touch(tmp_path, "a.mgz")).keys() == {"a.mgz"}
+    assert refused(touch(tmp_path, "a.mnc")).keys() == {"a.mnc"}
 
 
 def test_files_that_belong_to_a_header_are_no_images_of_their_own(tmp_path):

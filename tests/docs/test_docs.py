@@ -117,7 +117,9 @@ def arguments(command: str, place: Path) -> list[str]:
         small = "pretraining" if "pretraining" in words else "small"
         given = words[words.index("--prior_file") + 1] if "--prior_file" in words else None
         shipped = (
-            given == "models/model.pt" or given is None and files[-1].endswith(("configs/inference.json", "configs/mr.json", "configs/by_modality.json"))
+            given == "models/model.pt"
+            or given is None
+            and files[-1].endswith(("configs/inference.json", "configs/mr.json", "configs/by_modality.json"))
         )
         if not shipped:  # the prior that ships is as it is
             files.append(str(place / f"{small}.json"))

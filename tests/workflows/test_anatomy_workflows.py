@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
+from scripts.files import sha256_of
 
 from tests.conftest import save_volume, simple_image, simple_label
 from tests.helpers.workflows import BUNDLE
@@ -62,6 +63,10 @@ def test_backbone_and_prior_are_pretrained_one_after_the_other(tmp_path):
     content = torch.load(tmp_path / "prior/model.pt", weights_only=True)
     assert content["model"]["_extra_state"]["organs"] == ["spleen", "right kidney", "left kidney", "liver"]
     assert content["organ_volumes"]["liver"][0] < 1500 < content["organ_volumes"]["liver"][1]
+    identity = torch.load(tmp_path / "backbone/checkpoint.pt", weights_only=True)["identity"]
+    assert identity["stages"] == STAGES and identity["starts"] == {
+        "backbone": sha256_of(BUNDLE / "models/sam2_nano.pt")
+    }
     before = torch.load(BUNDLE / "models/sam2_nano.pt", weights_only=True)["model"]
     after = torch.load(tmp_path / "backbone/sam2_nano.pt", weights_only=True)["model"]
     assert before.keys() == after.keys()

@@ -466,6 +466,27 @@ def test_a_pretrained_backbone_loads_and_is_not_the_initial_one(pretrained, back
     assert backbone.fingerprint() != FrozenSAM2("sam2_nano", SIZE, backbone_file).fingerprint()
 
 
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"seed": 1}, "seed: 0 then, 1 now"),
+        ({"learning_rate": 0.001}, "lr: 0.0006 then, 0.001 now"),
+        ({"iterations_per_epoch": 3}, "iterations_per_epoch: 2 then, 3 now"),
+        ({"network#warp": 0.5}, "warp: 0.08 then, 0.5 now"),
+        ({"dataset#objects": 2}, "objects: 4 then, 2 now"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_another_pretraining_in_the_same_folder_is_refused_before_anything_starts(pretrained, changes, named):
+    before = (pretrained.folder / "checkpoint.pt").read_bytes(), pretrained.backbone_file.read_bytes()
+
+    with pytest.raises(Exception) as caught:
+        new_workflow("pretraining", **pretrained.overrides | changes).initialize()
+
+    assert named in str(user_error(caught.value)) and "--resume False" in str(user_error(caught.value))
+    assert before == ((pretrained.folder / "checkpoint.pt").read_bytes(), pretrained.backbone_file.read_bytes())
+
+
 def test_a_finished_pretraining_does_nothing_more(pretrained):
     checkpoint = pretrained.folder / "checkpoint.pt"
     written = checkpoint.stat().st_mtime_ns

@@ -27,7 +27,7 @@ DIRECTION_TOLERANCE = 1e-3  # of direction cosines, and relatively of pixel spac
 
 _TAGS = [
     *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "ImageType", "SOPClassUID"),
-    *("RescaleSlope", "RescaleIntercept"),
+    *("RescaleSlope", "RescaleIntercept", "PatientID"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("EchoTime", "TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime"),
@@ -217,6 +217,12 @@ def _chosen_series(path: Path, headers: _Headers, series: str | None) -> _Header
             f"'{path}', series {_name(chosen)}: {count(len(others), 'file')} without an image ({listed(kinds)}): "
             f"{listed(file.name for file in others)}. Expected image slices only. Move the others elsewhere."
         )
+    patients = {str(header.get("PatientID") or "") for header in chosen.values()} - {""}
+    if len(patients) > 1:
+        raise DatasetError(
+            f"'{path}', series {_name(chosen)}: slices of {len(patients)} patients (by their PatientID), expected one. "
+            "Move those of each to a folder of their own, or export the series again."
+        )
     colour = [file.name for file, header in chosen.items() if (header.get("SamplesPerPixel") or 1) != 1]
     if colour:
         raise DatasetError(
@@ -346,6 +352,12 @@ def _stacked(where: str, slices: Sequence[_Slice]) -> tuple[list[_Slice], np.nda
             raise DatasetError(
                 f"{where}: no {tag} in {count(len(without), 'slice')}: {listed(without)}. Expected it in each; nothing "
                 "else says where a slice lies. Export the original series, without these."
+            )
+    for each in slices:
+        if (each.spacing <= 0).any():  # negative, it would turn the image round
+            raise DatasetError(
+                f"{where}: PixelSpacing {each.spacing.tolist()} in {each}, expected millimetres above 0. Export the "
+                "original series."
             )
     _check_alike(where, slices, "sizes", lambda each: each.shape)
     _check_alike(where, slices, "pixel spacings", lambda each: each.spacing)

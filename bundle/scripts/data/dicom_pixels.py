@@ -1,10 +1,10 @@
 """The pixels of DICOM slices, in real units as their headers say.
 
-What is not compressed is decoded here. ITK decodes the rest, since it has decoders for every compression in use (JPEG,
-JPEG-LS, JPEG 2000, RLE). Its rescaling is taken where it is the header's; for what ITK leaves out or decides by itself
-(tables in place of a slope, inverted greys), it gets a copy of the file without these, and what the header says is
-applied here. Headers are checked before any pixel is touched: a decoder that is told of a thousand million frames, or
-of colours that are not there, hangs or ends the program.
+What is not compressed is decoded here, the rest by ITK, in a process of its own: see
+:mod:`scripts.data.dicom_decoder`. Its rescaling is taken where it is the header's; for what ITK leaves out or decides
+by itself (tables in place of a slope, inverted greys), it gets a copy of the file without these, and what the header
+says is applied here. Headers are checked before any pixel is touched: a decoder that is told of a thousand million
+frames, or of colours that are not there, hangs or ends its process.
 """
 
 from __future__ import annotations
@@ -15,14 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import itk
 import numpy as np
 import pydicom
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.pixels import pixel_array
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
 
 from ..errors import DatasetError
+from .dicom_decoder import DecodingError, decode
 
-UNCOMPRESSED = (None, ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
+DEFLATED = DeflatedExplicitVRLittleEndian  # the file as a whole, which pydicom undoes
+UNCOMPRESSED = (None, ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DEFLATED)
 TAGS = (  # of a header, for all that is decided here
     *("Rows", "Columns", "NumberOfFrames", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
     *("SamplesPerPixel", "PhotometricInterpretation", "Modality", "RescaleType"),
@@ -30,6 +38,7 @@ TAGS = (  # of a header, for all that is decided here
 )
 _WHOLE = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel")
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
+_MOST_DEFLATED = 1032  # times smaller: no more is possible
 _MOST_COMPRESSED = 100_000  # times smaller: an empty slice shrinks far less
 _QUANTITIES = ("CT", "PT")  # modalities whose numbers mean the same however they are displayed
 _BYTE_ORDER = {ExplicitVRBigEndian: ">"}
@@ -112,6 +121,7 @@ def check_header(where: str, file: Path, header: pydicom.Dataset) -> None:
         raise DatasetError(f"{where}: '{file.name}' has {rows} rows and {columns} columns, expected some of both.")
     frames = frames_of(file, header)
     expected, size = int(rows) * int(columns) * frames * bits // 8, file.stat().st_size
+    size *= _MOST_DEFLATED if _syntax(header) == DEFLATED else 1
     plain = _syntax(header) in UNCOMPRESSED
     if frames > size or (not plain and expected > size * _MOST_COMPRESSED):
         raise DatasetError(
@@ -143,7 +153,7 @@ def read_frames(where: str, file: Path, rescales: Sequence[Rescale]) -> tuple[np
         )
     with open(file, "rb") as stream:
         header = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
-        if file.stat().st_size == stream.tell():
+        if file.stat().st_size == stream.tell() and _syntax(header) != DEFLATED:
             raise DatasetError(f"{where}: no pixel data in '{file.name}'. Copy or export the series again.")
     table = _table(where, file, header)
     inverted = str(header.get("PhotometricInterpretation")) == _GREYS[0]
@@ -151,9 +161,13 @@ def read_frames(where: str, file: Path, rescales: Sequence[Rescale]) -> tuple[np
     by_itk = _syntax(header) not in UNCOMPRESSED or swapped
     padding = header.get("PixelPaddingValue")
     if by_itk and table is None and not inverted and padding in (None, ""):
-        frames, known = _decoded(where, file, header)
-        if known == rescales[0]:
-            return frames, None
+        try:
+            frames, known = _decoded(where, file.name, file, header)
+            if known == rescales[0]:
+                return frames, None
+        except DatasetError:  # of RLE there is another decoder
+            if _syntax(header) != RLELossless:
+                raise
     stored = _decoded_plainly(where, file, header) if by_itk else _stored(where, file)
     padded = _padding(header, stored)
     values = _meant(header, stored)
@@ -192,18 +206,20 @@ def _stored(where: str, file: Path) -> np.ndarray:
     return np.frombuffer(data, kind, count=expected // (header.BitsAllocated // 8)).reshape(shape)
 
 
-def _decoded(where: str, file: Path, header: pydicom.Dataset) -> tuple[np.ndarray, Rescale]:
+def _decoded(where: str, name: str, file: Path, header: pydicom.Dataset) -> tuple[np.ndarray, Rescale]:
     """What ITK makes of a file, and by which slope and intercept."""
+    shape = (frames_of(file, header), int(header.Rows), int(header.Columns))
     try:
-        io = itk.GDCMImageIO.New()
-        values = itk.array_view_from_image(itk.imread(str(file), imageio=io))
-        return values, Rescale(float(io.GetRescaleSlope()), float(io.GetRescaleIntercept()))
-    except RuntimeError as error:
+        values, *rescale = decode(file, int(np.prod(shape, dtype=object)), int(header.BitsAllocated))
+        if values.shape != shape:
+            raise DecodingError(f"they hold {values.shape} frames, rows and columns, its header says {shape}")
+    except DecodingError as error:
         raise DatasetError(
-            f"{where}: the pixels of '{file.name}' cannot be decoded (stored as "
-            f"{getattr(_syntax(header), 'name', 'nothing known')}), expected a complete file. Copy it again, or "
-            "convert the series to NIfTI."
-        ) from error
+            f"{where}: the pixels of '{name}' cannot be decoded (stored as "
+            f"{getattr(_syntax(header), 'name', 'nothing known')}; {error}), expected a complete file. Copy it again, "
+            "or convert the series to NIfTI."
+        ) from None
+    return values, Rescale(*rescale)
 
 
 def _decoded_plainly(where: str, file: Path, header: pydicom.Dataset) -> np.ndarray:
@@ -223,7 +239,12 @@ def _decoded_plainly(where: str, file: Path, header: pydicom.Dataset) -> np.ndar
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "plain.dcm")
         plain.save_as(copy)
-        values, known = _decoded(where, copy, header)
+        try:
+            values, known = _decoded(where, file.name, copy, header)
+        except DatasetError:
+            if _syntax(header) != RLELossless:
+                raise
+            return _run_lengths(file, header)
         if known != Rescale():
             raise DatasetError(
                 f"{where}: the pixels of '{file.name}' come from its decoder with a slope of {known.slope:g} and an "
@@ -232,6 +253,13 @@ def _decoded_plainly(where: str, file: Path, header: pydicom.Dataset) -> np.ndar
         return (
             np.array(values).astype(f"i{header.BitsAllocated // 8}", copy=False).view(f"u{header.BitsAllocated // 8}")
         )
+
+
+def _run_lengths(file: Path, header: pydicom.Dataset) -> np.ndarray:
+    """Stored values of RLE by pydicom's own decoder, in Python: ITK refuses some that hardly compress."""
+    frames = pixel_array(file, raw=True, decoding_plugin="pydicom")
+    shape = (frames_of(file, header), int(header.Rows), int(header.Columns))
+    return frames.reshape(shape).view(f"u{header.BitsAllocated // 8}")
 
 
 def _meant(header: pydicom.Dataset, stored: np.ndarray) -> np.ndarray:

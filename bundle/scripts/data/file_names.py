@@ -9,7 +9,9 @@ from pathlib import Path
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 NRRD_SUFFIXES = (".nrrd", ".nhdr")
-IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *NRRD_SUFFIXES, ".mha", ".mhd")
+HEADER_SUFFIXES = {".hdr.gz": ".img.gz", ".hdr": ".img"}  # of a pair, and those of its voxels
+MGH_SUFFIXES = (".mgz", ".mgh", ".mgh.gz")
+IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *NRRD_SUFFIXES, ".mha", ".mhd", *HEADER_SUFFIXES, *MGH_SUFFIXES)
 
 
 def case_name(path: str | os.PathLike) -> str:
@@ -26,5 +28,5 @@ def case_name(path: str | os.PathLike) -> str:
 
 
 def is_image_file(path: Path) -> bool:
-    """Whether a path is, by its name, a NIfTI, NRRD or MetaImage file."""
+    """Whether a path is, by its name, a NIfTI, NRRD, MetaImage or MGH file, or the header of a pair."""
     return path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES) and not path.name.startswith(".")

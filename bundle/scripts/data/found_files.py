@@ -11,12 +11,12 @@ from pathlib import Path
 
 from ..errors import DatasetError
 from .dicom import is_dicom_file
-from .file_names import IMAGE_SUFFIXES, is_image_file
-from .itk_files import data_files, header_fields
+from .file_names import HEADER_SUFFIXES, IMAGE_SUFFIXES, is_image_file
+from .volumes import files_beside
 
 # volumes, or pictures, in formats that are not read
 OTHER_FORMATS = (
-    *(".hdr", ".img", ".hdr.gz", ".img.gz", ".mgz", ".mgh", ".mnc", ".nii.bz2", ".nii.xz", ".nii.zst", ".par", ".rec"),
+    *(".img", ".img.gz", ".mnc", ".nii.bz2", ".nii.xz", ".nii.zst", ".par", ".rec"),
     *(".gipl", ".gipl.gz", ".vtk", ".vti", ".tif", ".tiff", ".nrrd.gz", ".ima.gz", ".dcm.gz", ".brik"),
 )
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst")
@@ -116,11 +116,12 @@ def _sort_other(found: Found, file: Path) -> None:
     if name.endswith(IMAGE_SUFFIXES) and not file.is_file():
         found.problems[file] = f"'{file}': no regular file. Copy its content into one."
     elif suffix := next((suffix for suffix in OTHER_FORMATS if name.endswith(suffix)), None):
-        if (
-            suffix in (".hdr", ".hdr.gz")
-            and file.with_name(file.name[: -len(suffix)] + suffix.replace("hdr", "img")).exists()
-        ):
-            return  # said of its data
+        if suffix in HEADER_SUFFIXES.values():
+            found.problems[file] = (
+                f"'{file}': the voxels of a pair of files, whose header '{file.name[: -len(suffix)]}.hdr' is not "
+                "there. Copy it as well."
+            )
+            return
         found.problems[file] = (
             f"'{file}': an image in a format that is not read ({suffix}), expected a file ending in "
             f"{', '.join(IMAGE_SUFFIXES)}, or DICOM. Convert it."
@@ -135,9 +136,9 @@ def _sort_other(found: Found, file: Path) -> None:
 
 def _named_by(file: Path) -> Iterator[Path]:
     """The files with the voxels of a header, which are not images by themselves."""
-    if file.name.lower().endswith((".mhd", ".nhdr")) and file.is_file():
+    if is_image_file(file):
         try:
-            for each in data_files(file, header_fields(file)):
+            for each in files_beside(file):
                 yield each.resolve()
         except (DatasetError, OSError):  # said when the image is read
             return

@@ -40,6 +40,10 @@ _BYTES = {  # of one voxel, by the names of types in either format
     **dict.fromkeys(["signed long long", "signed long long int", "int64_t", "ulonglong", "unsigned long long"], 8),
     **dict.fromkeys(["unsigned long long int", "uint64", "uint64_t", "met_double", "double"], 8),
 }
+_AXES = {  # of a MetaImage header, numbers for each axis, or for each pair of axes
+    **dict.fromkeys(["elementspacing", "elementsize", "offset", "position", "origin", "centerofrotation"], 1),
+    **dict.fromkeys(["transformmatrix", "rotation", "orientation"], 2),
+}
 _HEADER_BYTES = 1 << 20  # a header that is longer is none
 
 
@@ -56,6 +60,8 @@ def load_itk(path: Path, default_axcodes: str | None) -> tuple[np.ndarray, np.nd
         Exception: whatever else reading raises.
     """
     fields = header_fields(path)
+    if not _is_nrrd(path):
+        _check_axes(path, fields)
     check_components(path, _components(path, fields))
     _check_data(path, fields)
     slope, offset = _numbers(path, fields, "elementtointensityfunctionslope", "elementtointensityfunctionoffset")
@@ -106,6 +112,8 @@ def header_fields(path: Path) -> dict[str, str]:
             if separator == b":" and key == "data file" and value.upper().startswith("LIST"):
                 fields[key] = value + "\n" + file.read(_HEADER_BYTES).decode("latin-1")  # names follow to the end
                 break
+            if separator == b"=" and fields.get(key, value) != value and key != "comment":
+                raise DatasetError(f"'{path}': its header states {name} twice, differently. Export the file again.")
             fields[key] = value.removeprefix("=").strip() if separator == b":" else value
             if key == "elementdatafile":  # MetaImage: the data follow, or the names of files
                 if value.upper().startswith("LIST"):
@@ -150,6 +158,27 @@ def data_files(path: Path, fields: dict[str, str]) -> list[Path]:
             )
         files.append(file)
     return files
+
+
+def _check_axes(path: Path, fields: dict[str, str]) -> None:
+    """Compares the numbers of a MetaImage header with its number of axes, by which ITK reads them: of -1 it hangs."""
+    axes = len(_shape(path, fields))
+    if fields.get("ndims") != str(axes):
+        raise DatasetError(
+            f"'{path}': cannot be read (its header states NDims {fields.get('ndims', 'nowhere')}, and the sizes of "
+            f"{axes} axes), expected the same number. Its header may be damaged: copy or download it again."
+        )
+    for name, count in _AXES.items():
+        values = fields.get(name, "").split()
+        try:
+            finite = bool(np.isfinite([float(value) for value in values]).all())
+        except ValueError:
+            finite = False
+        if name in fields and not (finite and len(values) == axes**count):
+            raise DatasetError(
+                f"'{path}': cannot be read (its header has '{fields[name]}' for {name}), expected {axes**count} finite "
+                "numbers. Its header may be damaged: copy or download it again."
+            )
 
 
 def _components(path: Path, fields: dict[str, str]) -> int:
@@ -223,8 +252,6 @@ def _check_data(path: Path, fields: dict[str, str]) -> None:
             "the same twice. Export the file again."
         )
     encoding = _encoding(path, fields)
-    if encoding == "text":
-        return
     if len(files) > 1 and expected % len(files):
         raise DatasetError(
             f"'{path}': {len(files)} files of voxels for a shape of {shape}, expected as many in each "
@@ -232,13 +259,15 @@ def _check_data(path: Path, fields: dict[str, str]) -> None:
         )
     start = 0 if files else int(fields[""])
     for file in files or [path]:
-        found = _available(path, file, start, fields, encoding, expected // max(1, len(files)))
+        found = _available(path, file, start, fields, encoding, expected // max(1, len(files)), _BYTES[kind])
         place = f" in '{file.name}'" if files else ""
         check_amount(path, found, expected // max(1, len(files)), "NRRD or MetaImage file", place)
 
 
-def _available(path: Path, file: Path, start: int, fields: dict[str, str], encoding: str, expected: int) -> int:
-    """Bytes of voxels in one file, uncompressed."""
+def _available(
+    path: Path, file: Path, start: int, fields: dict[str, str], encoding: str, expected: int, voxel: int
+) -> int:
+    """Bytes of voxels in one file, uncompressed, of which ``voxel`` make one."""
     with open(file, "rb") as stream:
         stream.seek(start)
         for _ in range(int(fields.get("line skip", fields.get("lineskip", 0)))):
@@ -250,37 +279,62 @@ def _available(path: Path, file: Path, start: int, fields: dict[str, str], encod
             rest = file.stat().st_size - stream.tell()
             # counted from the end, whatever stands before
             return min(rest, expected) if skipped < 0 else rest - skipped
+        if encoding == "text":
+            return _written_out(path, stream) * voxel
+        if encoding == "hex":
+            return len(b"".join(stream.read().split())) // 2
         if not _is_nrrd(path) and skipped > 0:
             stream.seek(skipped, 1)
-        return _decompressed(stream, encoding, expected) - (max(0, skipped) if _is_nrrd(path) else 0)
+        found, packed = _decompressed(stream, encoding)
+    stated = fields.get("compresseddatasize")
+    if (
+        encoding == "zlib" and stated is not None and stated.lstrip("0") != str(packed)
+    ):  # ITK reads so many, and takes what else is in memory
+        raise DatasetError(
+            f"'{path}': its header states {stated} bytes of compressed voxels (CompressedDataSize), of which there are "
+            f"{packed}. Its header may be damaged: copy or download it again."
+        )
+    return found - (max(0, skipped) if _is_nrrd(path) else 0)
 
 
-def _decompressed(stream: BinaryIO, encoding: str, expected: int) -> int:
-    """Counts what is compressed in a stream, and compares its checksum."""
-    found = 0
+def _written_out(path: Path, stream: BinaryIO) -> int:
+    """Counts the numbers of a text."""
+    texts = stream.read().replace(b",", b" ").split()
+    try:
+        return len(np.array(texts, dtype=float))
+    except ValueError as error:
+        raise DatasetError(
+            f"'{path}': its voxels are written out as text, of which a part is no number ({error}). Copy or export the "
+            "file again."
+        ) from error
+
+
+def _decompressed(stream: BinaryIO, encoding: str) -> tuple[int, int]:
+    """Counts what is compressed in a stream, and, of zlib, in how many bytes; compares its checksum."""
+    found, packed = 0, 0
     if encoding in ("gzip", "bzip2"):
         with gzip.GzipFile(fileobj=stream) if encoding == "gzip" else bz2.BZ2File(stream) as unpacked:
             while piece := unpacked.read(1 << 20):
                 found += len(piece)
-        return found
+        return found, packed
     unpacker = zlib.decompressobj(47)  # zlib's own form, which MetaIO writes, or gzip's
     while not unpacker.eof:
         piece = stream.read(1 << 16)
         if not piece:
             raise EOFError("compressed data end before their end mark")
-        found += len(unpacker.decompress(piece))
-    return found
+        found, packed = found + len(unpacker.decompress(piece)), packed + len(piece)
+    return found, packed - len(unpacker.unused_data)
 
 
 def _encoding(path: Path, fields: dict[str, str]) -> str:
-    """One of raw, text, gzip, bzip2 and zlib."""
+    """One of raw, text, hex, gzip, bzip2 and zlib."""
     if not _is_nrrd(path):
         if fields.get("binarydata", "true").lower() == "false":
             return "text"
         return "zlib" if fields.get("compresseddata", "false").lower() == "true" else "raw"
     stated = fields.get("encoding", "").lower()
     known = {"raw": "raw", "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2"}
-    known |= dict.fromkeys(["text", "txt", "ascii", "hex"], "text")
+    known |= dict.fromkeys(["text", "txt", "ascii"], "text") | {"hex": "hex"}
     if stated not in known:
         raise DatasetError(f"'{path}': encoding '{stated}', expected raw or gzip. Convert the file.")
     return known[stated]

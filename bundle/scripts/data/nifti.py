@@ -1,13 +1,17 @@
-"""NIfTI files: read to their end, where checksums are, and with both statements of where voxels lie compared."""
+"""NIfTI files, whole or as a header beside its voxels, and Analyze, its ancestor: read to their end, where checksums
+are, and with both statements of where voxels lie compared.
+"""
 
 from __future__ import annotations
 
 import gzip
 import logging
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import nibabel as nib
@@ -16,15 +20,27 @@ from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.orientations import aff2axcodes
 
 from ..errors import DatasetError
-from .grids import check_amount, check_components, check_dimensions, check_spacing, is_sheared, is_usable, unplaced
+from .file_names import HEADER_SUFFIXES
+from .grids import (
+    check_amount,
+    check_components,
+    check_dimensions,
+    check_spacing,
+    is_sheared,
+    is_usable,
+    unplaced,
+    unreadable,
+)
 
 FORMS = ("sform", "qform")
 SCANNER = 1  # NIfTI's code for the scanner's coordinates
 
 _MILLIMETRES = {1: 1000.0, 3: 0.001}  # in NIfTI's units of metres and micrometres; no unit at all means millimetres
 _HEADERS = {348: nib.Nifti1Image, 540: nib.Nifti2Image}  # by the size that a header begins with
+_PAIRS = {348: nib.Nifti1Pair, 540: nib.Nifti2Pair}  # the same of a header beside its voxels
+_MAGIC_AT = {348: 344, 540: 4}  # where a NIfTI header of either size says that it is one
 _DEFLATED_AT_MOST = 1032  # times smaller: no more is possible in the compression of gzip
-_KIND = "NIfTI file"
+_KIND, _VOXELS = "NIfTI file", "file of voxels"
 _BLOCK = 512  # bytes to which archives and tapes fill up files with zeros
 _FORM_TOLERANCE = 0.5  # of a voxel, between the places of the corners: far above rounding in quaternions
 
@@ -43,15 +59,24 @@ def load_nifti(path: Path, default_axcodes: str | None, trusted_form: str | None
         DatasetError: see there.
         Exception: whatever else reading raises.
     """
-    with _opened(path) as (stream, compressed):
-        image = _header(path, stream)
+    beside = voxels_beside(path)
+    with opened(path) as (stream, compressed):
+        image = _header(path, stream) if beside is None else _header_of_pair(path, stream)
         header, data = image.header, image.dataobj
         dtype = header.get_data_dtype()
         check_components(path, 1 if dtype.kind in "biuf" else f"type {dtype}, which is of several")
         check_dimensions(path, image.shape)
         affine, space = _placed(path, image, default_axcodes, trusted_form, stream)
-        voxels = _stored(path, data, stream, compressed)
-    affine[:3] *= _MILLIMETRES.get(int(header["xyzt_units"]) % 8, 1.0)
+        if beside is None:
+            voxels = stored_voxels(path, data, stream, compressed, _KIND)
+    if beside is not None:
+        try:
+            with opened(beside) as (stream, compressed):
+                voxels = stored_voxels(beside, data, stream, compressed, _VOXELS)
+        except (EOFError, OSError, zlib.error) as error:
+            raise DatasetError(unreadable(beside, error, _VOXELS)) from error
+    if "xyzt_units" in header:
+        affine[:3] *= _MILLIMETRES.get(int(header["xyzt_units"]) % 8, 1.0)
     voxels = voxels.reshape(voxels.shape[:3], order="A")
     if (data.slope, data.inter) != (1, 0):
         stored: np.ndarray = voxels
@@ -61,8 +86,29 @@ def load_nifti(path: Path, default_axcodes: str | None, trusted_form: str | None
     return voxels, affine, space
 
 
+def voxels_beside(header: Path) -> Path | None:
+    """The file with the voxels of a header, if it is one of a pair by its name.
+
+    Raises:
+        DatasetError: it is not there.
+    """
+    name = header.name
+    suffix = next((suffix for suffix in HEADER_SUFFIXES if name.lower().endswith(suffix)), None)
+    if suffix is None:
+        return None
+    stem, endings = name[: -len(suffix)], HEADER_SUFFIXES.values()
+    wanted = [f"{stem}{ending.upper() if name[-len(suffix) :].isupper() else ending}" for ending in endings]
+    # a compressed header may stand beside plain voxels, and the other way round
+    for each in sorted(wanted, key=lambda each: each.lower().endswith(".gz") != suffix.endswith(".gz")):
+        if (beside := header.with_name(each)).is_file():
+            return beside
+    raise DatasetError(
+        f"'{header}': the file with its voxels, '{stem}{HEADER_SUFFIXES[suffix]}', is not there. Copy it as well."
+    )
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
+def opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
     """A stream of what is in a file, and whether it is compressed, which its content says and not its name."""
     with open(path, "rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
@@ -88,17 +134,52 @@ def _header(path: Path, stream: BinaryIO) -> Any:
     return kind.from_stream(stream)
 
 
-def _stored(path: Path, data: Any, stream: BinaryIO, compressed: bool) -> np.ndarray:
-    """The voxels as they are stored, with nothing missing and nothing left behind them."""
+def _header_of_pair(path: Path, stream: BinaryIO) -> Any:
+    """The image of a header beside its voxels, which have not been read."""
+    start = stream.read(352)
+    stream.seek(0)
+    sizes = {int.from_bytes(start[:4], order) for order in ("little", "big")} & _PAIRS.keys()
+    size = sizes.pop() if sizes else 0
+    magic = start[_MAGIC_AT[size] :][:3] if size else b""
+    if magic in (b"ni1", b"ni2"):
+        holders = {"header": nib.FileHolder(fileobj=stream), "image": nib.FileHolder(filename=str(path))}
+        return _PAIRS[size].from_file_map(holders)
+    if size == 348 and magic != b"n+1":  # Analyze, with a scale factor where SPM puts it
+        spm = nib.Spm2AnalyzeImage.header_class
+        header = (spm if spm.may_contain_header(start) else nib.AnalyzeImage.header_class).from_fileobj(stream)
+        data = nib.arrayproxy.ArrayProxy(str(path), header)
+        return SimpleNamespace(header=header, dataobj=data, shape=data.shape, affine=header.get_best_affine())
+    raise DatasetError(
+        f"'{path}': cannot be read (it begins with {start[:4].hex() or 'nothing'}, and is no header of a NIfTI or "
+        "Analyze pair), expected one. Its name may be wrong: copy or download it again, or convert it."
+    )
+
+
+def stored_voxels(
+    path: Path, data: Any, stream: BinaryIO, compressed: bool, kind: str, footer: bool = False
+) -> np.ndarray:
+    """The voxels as they are stored, with nothing missing and nothing left behind them.
+
+    Args:
+        path: of the file.
+        data: nibabel's proxy of the voxels: where they begin, and of which type and shape they are.
+        stream: of :func:`opened`.
+        compressed: whether it is.
+        kind: of file, for messages.
+        footer: whether more may follow, as in formats that put a part of their header there.
+
+    Raises:
+        DatasetError: fewer or more voxels than the header declares.
+    """
     expected = int(np.prod(data.shape, dtype=object)) * data.dtype.itemsize
     size = path.stat().st_size
     if compressed and expected > size * _DEFLATED_AT_MOST or not compressed and expected > size - data.offset:
         found = size * _DEFLATED_AT_MOST if compressed else max(0, size - data.offset)
-        check_amount(path, found, expected, _KIND, " at most" if compressed else "")
+        check_amount(path, found, expected, kind, " at most" if compressed else "")
     if compressed:
         content = bytearray(expected)
         stream.seek(data.offset)
-        check_amount(path, stream.readinto(content), expected, _KIND)  # type: ignore[attr-defined]
+        check_amount(path, stream.readinto(content), expected, kind)  # type: ignore[attr-defined]
         voxels = np.ndarray(data.shape, data.dtype, content, order="F")
     else:
         voxels = np.memmap(path, data.dtype, "c", data.offset, data.shape, order="F")
@@ -106,8 +187,8 @@ def _stored(path: Path, data: Any, stream: BinaryIO, compressed: bool) -> np.nda
     rest, filling = 0, True
     while piece := stream.read(1 << 20):  # to the end: only there gzip compares its checksum
         rest, filling = rest + len(piece), filling and not any(piece)
-    if rest and not (filling and rest < _BLOCK):
-        check_amount(path, expected + rest, expected, _KIND)
+    if rest and not footer and not (filling and rest < _BLOCK):
+        check_amount(path, expected + rest, expected, kind)
     return voxels
 
 
@@ -119,7 +200,7 @@ def _placed(
 ) -> tuple[np.ndarray, int]:
     """The affine in the header's own unit, and the code of its space."""
     header = image.header
-    sform, qform = int(header["sform_code"]), int(header["qform_code"])
+    sform, qform = (int(header[code]) if code in header else 0 for code in ("sform_code", "qform_code"))
     if sform and qform:
         form = trusted_form or _agreed_form(path, image)
         if form == "qform":
@@ -131,7 +212,11 @@ def _placed(
         spacing = np.abs(type(header).from_fileobj(stream, check=False)["pixdim"][1:4])
         check_spacing(path, spacing)
         if not qform:
-            affine = unplaced(path, default_axcodes, spacing, "its sform_code and qform_code are both 0")
+            has_codes = "sform_code" in header
+            found = (
+                "its sform_code and qform_code are both 0" if has_codes else "it is Analyze, which has no place for it"
+            )
+            affine = unplaced(path, default_axcodes, spacing, found)
     return affine, sform or qform or SCANNER
 
 

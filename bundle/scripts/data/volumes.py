@@ -1,5 +1,5 @@
-"""Volumes as users have them: NIfTI, NRRD, MetaImage and DICOM, read into voxels and one kind of affine; label maps
-written back on their grids.
+"""Volumes as users have them: NIfTI, NRRD, MetaImage, MGH and DICOM, read into voxels and one kind of affine; label
+maps written back on their grids.
 
 Training, evaluation and inference read by this module alone, and so does the check before them. It never guesses where
 voxels lie: left and right kidney differ by nothing else.
@@ -28,10 +28,11 @@ from ..descriptions import Described
 from ..errors import DatasetError, SettingError, listed
 from ..files import sha256_of, whole_file
 from .dicom import dicom_files, is_dicom_file, load_series
-from .file_names import IMAGE_SUFFIXES, NIFTI_SUFFIXES, case_name
+from .file_names import HEADER_SUFFIXES, IMAGE_SUFFIXES, MGH_SUFFIXES, NIFTI_SUFFIXES, case_name
 from .grids import is_mistake, is_sheared, is_usable, oriented, unreadable, upright_grid
 from .itk_files import data_files, header_fields, load_itk
-from .nifti import FORMS, SCANNER, load_nifti
+from .mgh import load_mgh
+from .nifti import FORMS, SCANNER, load_nifti, voxels_beside
 
 UPRIGHT = "_upright.nii.gz"  # the end of the name of what is written beside results on a sheared grid
 
@@ -69,7 +70,8 @@ def load_volume(
     """Reads one volume.
 
     Args:
-        path: a NIfTI, NRRD or MetaImage file, a folder with the slices of a DICOM series, or one DICOM file.
+        path: a NIfTI, NRRD, MetaImage or MGH file, the header (``.hdr``) of a NIfTI or Analyze pair, a folder with the
+            slices of a DICOM series, or one DICOM file.
         series: which of several DICOM series in one folder: its SeriesInstanceUID, number, modality or description, or
             a part of the description. Formats that hold one volume ignore it.
         default_axcodes: where the axes of a file point that does not say so itself, such as ``"LAS"``: the first to the
@@ -89,8 +91,10 @@ def load_volume(
         raise DatasetError(f"'{path}': the file is not there. Restore it, or leave the case out.")
     name = path.name.lower()
     try:
-        if name.endswith(NIFTI_SUFFIXES) and path.is_file():
+        if name.endswith((*NIFTI_SUFFIXES, *HEADER_SUFFIXES)) and path.is_file():
             volume = Volume(*load_nifti(path, default_axcodes, trusted_form))
+        elif name.endswith(MGH_SUFFIXES) and path.is_file():
+            volume = Volume(*load_mgh(path))
         elif name.endswith(IMAGE_SUFFIXES) and path.is_file():
             volume = Volume(*load_itk(path, default_axcodes))
         elif path.is_dir() or is_dicom_file(path):
@@ -266,12 +270,23 @@ def files_of(path: PathLike) -> list[Path]:
     path = Path(path)
     if path.is_dir():
         return list(dicom_files(path))
-    if not path.name.lower().endswith((".nhdr", ".mhd")):
-        return [path]
     try:
-        return [path, *data_files(path, header_fields(path))]
+        return [path, *files_beside(path)]
     except DatasetError:  # which reading the volume will put into words
         return [path]
+
+
+def files_beside(path: Path) -> list[Path]:
+    """The files with the voxels of a header, which are no images by themselves; none of another file.
+
+    Raises:
+        DatasetError: they are not there, or the header names something else.
+    """
+    name = path.name.lower()
+    if name.endswith((".nhdr", ".mhd")):
+        return data_files(path, header_fields(path))
+    beside = voxels_beside(path)
+    return [] if beside is None else [beside]
 
 
 def volume_digest(path: PathLike) -> str:
@@ -282,6 +297,8 @@ def volume_digest(path: PathLike) -> str:
 
 def _kind(path: Path) -> str:
     name = path.name.lower()
-    if name.endswith(NIFTI_SUFFIXES):
+    if name.endswith((*NIFTI_SUFFIXES, *HEADER_SUFFIXES)):
         return "NIfTI file"
+    if name.endswith(MGH_SUFFIXES):
+        return "MGH file"
     return "NRRD or MetaImage file" if name.endswith(IMAGE_SUFFIXES) else "DICOM file"

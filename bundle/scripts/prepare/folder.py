@@ -14,7 +14,7 @@ from ..data.file_names import NIFTI_SUFFIXES
 from ..data.intensity import hounsfield_units, modality_in, no_hounsfield_units
 from ..data.volumes import VolumeReader
 from ..errors import DatasetError, listed
-from .configs import CASE, intensity_of
+from .configs import intensity_of
 from .masks import LABELS, ORGAN, merged
 from .overlays import cases_with_organs, chosen_train_cases, write_overlay
 from .targets import Target, convert

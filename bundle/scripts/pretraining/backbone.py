@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +22,14 @@ from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
+from ..descriptions import Described, given
 from ..networks.sam2_backbone import MASK_LOGIT, SAM2, ImageFeatures, Memory, mask_to_logits, resize_logits
 from ..weights import save_atomically
 
 OwnMemories = Callable[[int], Tensor]  # of a frame, memories (V * K, M, h, w) of a prior, NaN where it has none
 
 
-class ClipModel(nn.Module):
+class ClipModel(Described, nn.Module):
     """SAM2 with its pretraining losses: ``forward`` takes a batch of clips and returns one scalar for each loss.
 
     Args:
@@ -53,6 +55,10 @@ class ClipModel(nn.Module):
         self.memory_noise, self.warp = memory_noise, warp
         self.mask_weight, self.dice_weight = mask_weight, dice_weight
         self.iou_weight, self.object_weight = iou_weight, object_weight
+
+    def described(self) -> dict[str, Any]:
+        """What it was built with; of the backbone its name, since the rest of it is what is trained."""
+        return {**given(self), "backbone": self.backbone.name}
 
     def forward(self, image: Tensor, mask: Tensor, prompt_share: float | Tensor = 0.4) -> dict[str, Tensor]:
         """Losses of a batch of clips.

@@ -14,7 +14,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from ..data.datalists import Item
 from ..data.dicom import modality_of
 from ..data.volumes import volume_digest
-from ..descriptions import describe
+from ..descriptions import Described, describe
+from ..files import sha256_of
 from ..networks.frozen_backbone import FrozenBackboneNetwork
 
 # iterations at which a schedule of rates is looked at: the same in a longer training, which goes on with a shorter one
@@ -48,6 +49,30 @@ def training_identity(
         "prior": describe(network.prior),
         "optimizer": describe(optimizer),
         "lr_scheduler": _rates(lr_scheduler),
+        **{name: describe(part) for name, part in parts.items()},
+    }
+
+
+def pretraining_identity(
+    network: Described,
+    optimizer: Optimizer,
+    lr_scheduler: LRScheduler,
+    starts: Mapping[str, str | None] | None = None,
+    **parts: Any,
+) -> dict[str, Any]:
+    """The same of a pretraining, whose data are made by settings and a seed.
+
+    Args:
+        network: with its losses; what it was built with.
+        optimizer, lr_scheduler: see :func:`training_identity`.
+        starts: files of weights that it begins with, by what they are of; they count by their content.
+        parts: see there.
+    """
+    return {
+        "network": describe(network),
+        "optimizer": describe(optimizer),
+        "lr_scheduler": _rates(lr_scheduler),
+        "starts": {name: sha256_of(path) for name, path in (starts or {}).items() if path},
         **{name: describe(part) for name, part in parts.items()},
     }
 
