@@ -60,7 +60,7 @@ class FastLinear(nn.Linear):
 
 
 def use_fast_linears(module: nn.Module) -> None:
-    """Makes every ``torch.nn.Linear`` in a module that libraries have built a :class:`FastLinear`, weights as they are."""
+    """Makes every ``torch.nn.Linear`` in a module that a library has built a :class:`FastLinear`, weights untouched."""
     for each in module.modules():
         if type(each) is nn.Linear:
             each.__class__ = FastLinear

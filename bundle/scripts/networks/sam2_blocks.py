@@ -206,8 +206,7 @@ def _project(image: Tensor, position: Tensor, *placed: nn.Linear, plain: nn.Line
     """Projections of the image with its position encoding, and last one without it, in one product."""
     weight = torch.cat([linear.weight for linear in (*placed, plain)])
     shift = torch.cat([*(linear(position) for linear in placed), plain.bias.expand(*position.shape[:2], -1)], -1)
-    projected = torch.baddbmm(shift.expand(len(image), -1, -1), image, weight.T.expand(len(image), -1, -1))
-    return projected.split([linear.out_features for linear in (*placed, plain)], -1)
+    return (linear(image, weight) + shift).split([linear.out_features for linear in (*placed, plain)], -1)
 
 
 def _heads(attention: nn.Module, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
