@@ -19,12 +19,11 @@ import numpy as np
 import torch
 from monai.transforms import Orientation
 from scripts.networks.diffusam import DiffuSAM
-from scripts.networks.sam2_backbone import FrozenSAM2
 from scripts.output.previews import draw_preview, save_figure
 from scripts.output.report_slices import draw_view
 from scripts.segmentation.propagation import VolumetricInferer
 from scripts.training.trainer import DiffuSAMTrainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from .configuration import parse
 from .timing import Cost, GivenMasks, cost, in_turns, stages, track, video_predictor
@@ -113,7 +112,7 @@ def table(
     )
     found = in_turns(
         {
-            "encoder": lambda: [_encode(backbone, batch) for batch in batches],
+            "encoder": lambda: [_encode(predictor, batch) for batch in batches],
             "here": lambda: here(volume, network),
             "everywhere": lambda: everywhere(volume, network),
             "predictor": lambda: track(predictor, shown, prompts[0] > 0),
@@ -180,8 +179,8 @@ def _shown(network: DiffuSAM, volume: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _encode(backbone: FrozenSAM2, images: Tensor) -> None:
-    backbone.model.forward_image(images)
+def _encode(sam2: nn.Module, images: Tensor) -> None:
+    sam2.forward_image(images)
 
 
 def _around(rows: Table, parser: Any, data: dict[str, Any], pred: Tensor | None) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scripts.networks import sam2_backbone
 from scripts.networks.sam2_backbone import NO_OBJECT_LOGIT, SAM2, FrozenSAM2, ImageFeatures, Memory
 from torch import Tensor
 
@@ -208,3 +209,20 @@ def test_weights_that_have_changed_are_used():
         expected = chain(backbone, image, memories, logits, own=False)
     torch.testing.assert_close(after, expected, rtol=1e-4, atol=1e-5)
     assert (after - before).abs() > 1e-3 * before
+
+
+@pytest.mark.parametrize("pixels", [1, 2 * SIZE**2, 2**30], ids=["one", "two", "all"])
+def test_slices_are_encoded_as_many_at_a_time_as_the_cache_holds(backbone, monkeypatch, pixels):
+    image, seen = torch.rand(3, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)), []
+    expected = [backbone.encode_image(each[None]) for each in image]
+    monkeypatch.setattr(sam2_backbone, "PIXELS_AT_ONCE", pixels)
+    hook = backbone.model.image_encoder.trunk.register_forward_hook(lambda *call: seen.append(len(call[1][0])))
+
+    features = backbone.encode_image(image)
+
+    hook.remove()
+    assert seen == {1: [1, 1, 1], 2 * SIZE**2: [2, 1], 2**30: [3]}[pixels]
+    torch.testing.assert_close(features.embedding, torch.cat([each.embedding for each in expected]), **CLOSE)
+    for level in range(2):
+        each = torch.cat([features.high_res[level] for features in expected])
+        torch.testing.assert_close(features.high_res[level], each, **CLOSE)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..descriptions import Described
 from ..errors import SettingError
+from .linear_maps import use_fast_linears
 from .sam2_backbone import ImageFeatures
 
 
@@ -53,7 +54,7 @@ def conditional_unet(
 ) -> UNet2DModel:
     """The UNet of diffusers with a learned embedding of the organ label; see :class:`MemoryPrior` for the arguments."""
     plain = len(block_out_channels) - attention_levels
-    return UNet2DModel(
+    unet = UNet2DModel(
         in_channels=in_channels,
         out_channels=out_channels,
         layers_per_block=layers_per_block,
@@ -65,6 +66,8 @@ def conditional_unet(
         dropout=dropout,
         num_class_embeds=organs,
     )
+    use_fast_linears(unet)
+    return unet
 
 
 def pad_for_unet(inputs: Tensor, levels: int) -> Tensor:

@@ -34,11 +34,14 @@ from torch import Tensor, nn
 from ..descriptions import Described
 from ..errors import MissingFileError, SettingError
 from ..files import BUNDLE, sha256_of
+from .linear_maps import use_fast_linears
 from .sam2_blocks import attend_to_memories, decode_mask, encode_masks, image_features
 
 MASK_LOGIT = 10.0  # SAM2 hands a given (not predicted) mask to the memory encoder as mask * 20 - 10
 NO_OBJECT_LOGIT = -1024.0  # what SAM2 itself writes into a mask whose object score says "absent"
 EMBEDDING_STRIDE = 16  # pixels of the input image per token of the image embedding
+PIXELS_AT_ONCE = 4 * 256**2  # of slices that are encoded on a CPU, measured with sam2_nano
+MANY_SLICES = 2**31 - 1  # as many as there are
 SIZE_MULTIPLE = 32  # Hiera's positional window of 8 tokens at stride 4
 
 _SAM2_YAML = {
@@ -166,6 +169,7 @@ class SAM2(Described, nn.Module):
         self.name = name
         self.decoder_token, self.slice_context = decoder_token, slice_context
         self.model = _build_sam2(name, image_size)
+        use_fast_linears(self.model)
         self.resize(image_size)
         self.register_buffer("pixel_mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
@@ -291,9 +295,17 @@ class SAM2(Described, nn.Module):
             raise SettingError(
                 f"Expected slices of shape (B, 1 or 3, {self.image_size}, {self.image_size}), got {tuple(image.shape)}."
             )
-        image = (image.expand(-1, 3, -1, -1) - self.pixel_mean) / self.pixel_std
-        fine, coarse, embedding = image_features(self.model, image)
+        parts = image.split(self._encoded_at_once(image.device))
+        levels = [image_features(self.model, self._normalised(part)) for part in parts]
+        fine, coarse, embedding = (each[0] if len(each) == 1 else torch.cat(each) for each in zip(*levels))
         return ImageFeatures(embedding, (fine, coarse))
+
+    def _normalised(self, image: Tensor) -> Tensor:
+        return (image.expand(-1, 3, -1, -1) - self.pixel_mean) / self.pixel_std
+
+    def _encoded_at_once(self, device: torch.device) -> int:
+        """How many slices go through the image encoder together: on a CPU those whose activations its cache holds."""
+        return max(1, PIXELS_AT_ONCE // self.image_size**2) if device.type == "cpu" else MANY_SLICES
 
     def encode_memory(self, features: ImageFeatures, mask_logits: Tensor, object_score: Tensor | None = None) -> Tensor:
         """Masks of known slices to memories: ME(y, z_img).

@@ -26,7 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-QUERIES_AT_ONCE = 128  # whose attention weights stay in a core's cache
+from .linear_maps import linear
+
+QUERIES_AT_ONCE = 256  # whose attention weights stay in a core's cache
 
 
 def image_features(sam2: nn.Module, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,20 +107,20 @@ def _read(attention: nn.Module, tokens: Tensor, keys: Tensor, values: Tensor, po
     queries, keys = _rotate(attention, attention.q_proj(tokens), attention.k_proj(keys), pointers)
     queries = queries.repeat_interleave(len(keys) // len(queries), 0)
     value, out = attention.v_proj, attention.out_proj
-    return F.linear(_average(queries, keys, values), *_one_linear(value.weight, value.bias, out.weight, out.bias))
+    return linear(_average(queries, keys, values), *_one_linear(value.weight, value.bias, out.weight, out.bias))
 
 
 def _average(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Scaled dot-product attention, ``(B, N, C), (B, T, C), (B, T, M) -> (B, N, M)``.
 
-    On the CPU, PyTorch's own is fast only where M is C.
+    On the CPU, PyTorch's own is slower, and most where M is not C.
     """
-    if queries.is_cuda or queries.requires_grad or keys.requires_grad or queries.shape[-1] == values.shape[-1]:
+    if queries.is_cuda or queries.requires_grad or keys.requires_grad:
         return F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None])[:, 0]
     queries = queries * queries.shape[-1] ** -0.5
     return torch.stack(
         [
-            torch.cat([(part @ key.T).softmax(-1) @ value for part in query.split(QUERIES_AT_ONCE)])
+            torch.cat([linear(linear(part, key).softmax(-1), value.T) for part in query.split(QUERIES_AT_ONCE)])
             for query, key, value in zip(queries, keys, values, strict=True)
         ]
     )
@@ -204,8 +206,7 @@ def _project(image: Tensor, position: Tensor, *placed: nn.Linear, plain: nn.Line
     """Projections of the image with its position encoding, and last one without it, in one product."""
     weight = torch.cat([linear.weight for linear in (*placed, plain)])
     shift = torch.cat([*(linear(position) for linear in placed), plain.bias.expand(*position.shape[:2], -1)], -1)
-    projected = torch.baddbmm(shift.expand(len(image), -1, -1), image, weight.T.expand(len(image), -1, -1))
-    return projected.split([linear.out_features for linear in (*placed, plain)], -1)
+    return (linear(image, weight) + shift).split([linear.out_features for linear in (*placed, plain)], -1)
 
 
 def _heads(attention: nn.Module, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -239,7 +240,7 @@ def _upscale(decoder: nn.Module, image: Tensor, high_res: tuple[Tensor, Tensor],
 def _four_pixels(pixels: Tensor, transposed: nn.ConvTranspose2d) -> Tensor:
     """``(..., C)`` to ``(..., 2, 2, C')`` by a transposed convolution of stride and size 2, without its bias."""
     weight = transposed.weight.permute(2, 3, 1, 0)  # rows, columns, C', C
-    return F.linear(pixels, weight.flatten(0, 2)).unflatten(-1, weight.shape[:3])
+    return linear(pixels, weight.flatten(0, 2)).unflatten(-1, weight.shape[:3])
 
 
 def encode_masks(sam2: nn.Module, embedding: Tensor, logits: Tensor, present: Tensor) -> Tensor:
