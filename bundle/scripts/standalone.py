@@ -68,6 +68,10 @@ def standalone(
         _copy(BUNDLE / name, target / name)
     shutil.copyfile(prior, target / "models" / PRIOR)
     shutil.copyfile(backbone, target / "models" / backbone.name)
+    head = Path(places["orientation_file"] or "")
+    if head.is_file():  # without it, how scans lie is not checked
+        shutil.copyfile(head, target / "models" / head.name)
+        settings["orientation_file"] = f"$@bundle_root + {quoted(f'/models/{head.name}')}"
     _store(target / "configs" / "inference.json", settings)
     _store(target / "configs" / "metadata.json", describe(network))
     return f"Wrote '{target}': {network.backbone.name}, {', '.join(network.organs)}."
@@ -104,14 +108,14 @@ def check_backbone_file(path: Path) -> None:
         )
 
 
-def _read(files: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+def _read(files: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Of a configuration what inference has a use for, and where it has its weights."""
     for file in files:
         if not Path(file).is_file():
             raise errors.MissingFileError(f"The configuration '{file}' is not there. Correct --config_file.")
     original, merged = ConfigParser.load_config_file(files[0]), ConfigParser.load_config_files(files)
     parser = ConfigParser({**merged, "bundle_root": str(BUNDLE)})
-    places = {key: parser.get_parsed_content(key) for key in ("prior_file", "backbone_checkpoint")}
+    places = {key: parser.get_parsed_content(key) for key in ("prior_file", "backbone_checkpoint", "orientation_file")}
     return {key: original[key] if key in PLACES else merged[key] for key in original}, places
 
 
