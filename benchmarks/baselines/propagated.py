@@ -1,9 +1,10 @@
 """The row of SAM2 as a video segmenter: one true slice of each organ, carried through the volume.
 
 The true mask of the middle one of the slices that hold the organ is shown, on the volume under test itself. From there
-masks are propagated in both directions, as SAM2's video predictor does: each slice attends to the memory of the shown
-slice and to those of the slices decoded last. It says what the backbone's propagation is worth by itself, and so what
-can be hoped for from neighbours.
+masks are propagated in both directions, as sam2's `SAM2Base.track_step` does: each slice attends to the memory of the
+shown slice and to those of the slices decoded last. `SAM2VideoPredictor` does the same from there on, but first sends a
+given mask through a quarter of the resolution and back before it encodes it. It says what the backbone's propagation is
+worth by itself, and so what can be hoped for from neighbours.
 """
 
 from __future__ import annotations

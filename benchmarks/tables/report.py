@@ -18,6 +18,11 @@ from .plan import Table
 # what a result has beside the native Dice, and how a table heads it
 OTHER_METRICS = {"dice_fate": "Dice, FATE", "dice_dfg": "Dice, DFG", "hd95_mm": "HD95, mm"}
 SECONDS = {"seconds_training": "training, s", "seconds_per_volume": "a volume, s"}
+CLOCKS = (
+    "Training, s: what a row trains itself (U-Net, UNETR, adapting to the target) counts its steps alone; a training "
+    "with a command of its own (DiffuSAM, AutoMedSAM, the source of an adaptation) counts the whole command, with its "
+    "start, reading and encoding. Compare within each kind."
+)
 BAR, MISSING, RECORDED = "#648fff", "–", "†"
 
 
@@ -176,6 +181,7 @@ def to_markdown(content: dict[str, Any]) -> str:
     commits = sorted({row["repeat_with"] for row in rows.values() if "repeat_with" in row})
     if commits:
         lines += ["", f"{RECORDED} Recorded: today's code has no such option. Commit {', '.join(commits)} repeats it."]
+    lines += ["", CLOCKS]
     lines += ["", f"Trainings, each counted once, and volumes took {content['hours']:.1f} hours, one after the other."]
     lines += _by_run(rows)
     missing = {name: row for name, row in rows.items() if not row["mean"]["n"]}

@@ -54,7 +54,9 @@ def standalone(
     target = Path(str(output)).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise errors.SettingError(f"'{target}' is there already. Name a new folder in --output, or empty that one.")
-    settings, prior, backbone = _read([config_file] if isinstance(config_file, str) else list(config_file), prior_file)
+    settings, prior, backbone, head = _read(
+        [config_file] if isinstance(config_file, str) else list(config_file), prior_file
+    )
     check_backbone_file(backbone)
     network = ConfigParser({**settings, "backbone_checkpoint": str(backbone)}).get_parsed_content("network_def")
     content = load_tensors(prior, "trained prior", "Point --prior_file at a trained prior.")
@@ -67,6 +69,9 @@ def standalone(
         _copy(BUNDLE / name, target / name)
     shutil.copyfile(prior, target / "models" / PRIOR)
     shutil.copyfile(backbone, target / "models" / backbone.name)
+    if head.is_file():  # without it, how scans lie is not checked
+        shutil.copyfile(head, target / "models" / head.name)
+        settings["orientation_file"] = f"$@bundle_root + {quoted(f'/models/{head.name}')}"
     _store(target / "configs" / "inference.json", settings)
     _store(target / "configs" / "metadata.json", describe(network))
     return f"Wrote '{target}': {network.backbone.name}, {', '.join(network.organs)}."
@@ -103,8 +108,10 @@ def check_backbone_file(path: Path) -> None:
         )
 
 
-def _read(files: Sequence[str], prior_file: str | None) -> tuple[dict[str, Any], Path, Path]:
-    """Of a configuration what inference has a use for, with what the prior's file records; the prior, the backbone."""
+def _read(files: Sequence[str], prior_file: str | None) -> tuple[dict[str, Any], Path, Path, Path]:
+    """Of a configuration what inference has a use for, with what the prior's file records; the prior, the backbone and
+    the orientation head, which need not be there.
+    """
     for file in files:
         if not Path(file).is_file():
             raise errors.MissingFileError(f"The configuration '{file}' is not there. Correct --config_file.")
@@ -112,11 +119,12 @@ def _read(files: Sequence[str], prior_file: str | None) -> tuple[dict[str, Any],
     here = {**merged, "bundle_root": str(BUNDLE)}
     prior = Path(prior_file or ConfigParser(dict(here)).get_parsed_content("prior_file")).expanduser()
     check_prior_file(prior)
-    backbone = ConfigParser({**here, "prior_file": inert(str(prior))}).get_parsed_content("backbone_checkpoint")
+    parser = ConfigParser({**here, "prior_file": inert(str(prior))})
+    backbone, head = (parser.get_parsed_content(key) for key in ("backbone_checkpoint", "orientation_file"))
     recorded = configuration_of(prior)
     settings = {key: original[key] if key in PLACES else merged[key] for key in original}
     settings |= {key: value for key, value in recorded.items() if settings.get(key) == original.get(key)}
-    return settings, prior, Path(backbone)
+    return settings, prior, Path(backbone), Path(head or "")
 
 
 def _copy(source: Path, target: Path) -> None:

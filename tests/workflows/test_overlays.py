@@ -15,7 +15,7 @@ import torch
 from monai.bundle import ConfigParser
 from scripts.segmentation.views import View
 
-from tests.helpers.workflows import BUNDLE, SETTINGS, new_workflow, run, train, write_overlay
+from tests.helpers.workflows import BUNDLE, ROOT, SETTINGS, new_workflow, run, train, write_overlay
 
 CONFIGS = BUNDLE / "configs"
 BTCV_CASES = [f"{number:04d}" for number in [*range(1, 11), *range(21, 41)]]
@@ -65,6 +65,14 @@ def test_btcv_splits_are_those_of_scikit_learn(seed):
 
 def test_the_default_split_is_that_of_seed_2():
     assert read("btcv")["train_cases"] == read("splits/btcv_seed2")["train_cases"] == ["0001", "0002", "0025"]
+
+
+def test_adaptation_is_trained_on_all_of_btcv():
+    split, table = read("splits/btcv_all"), ROOT / "benchmarks/tables/definitions/btcv_adaptation.json"
+
+    assert split["train_cases"] == BTCV_CASES and split["test_cases"] == []
+    for training in json.loads(table.read_text())["trainings"].values():
+        assert training["base"][-1] == "configs/splits/btcv_all.json"
 
 
 @pytest.mark.parametrize(

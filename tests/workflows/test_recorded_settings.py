@@ -57,6 +57,7 @@ TRAINING = {
     "variants": 2,
     "organ_contrast": {"liver": [0.5, 1.0]},
     "ema_decay": 0.5,
+    "max_grad_norm": None,
     "training_timesteps": [999],
     "trainer_class": "scripts.automedsam.network.AutoMedSAMTrainer",
     "train#augmentation#transforms#1#prob": 0.5,
@@ -116,6 +117,7 @@ NO_INFERENCE = PLACES | {
         "probabilities",
         "uncertainty",
         "uncertainty_calibration",
+        "orientation_file",
     ),
     *("label_map", "corrections", "correction_reach"),
 }

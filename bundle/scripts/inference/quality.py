@@ -23,6 +23,7 @@ from ..data.volumes import result_name
 from ..descriptions import Described
 from ..errors import SettingError, count, listed
 from .calibration import Calibration
+from .orientation import OrientationCheck, orientation_flags, slice_spacing
 
 ANY_CORNER = np.ones((3, 3, 3))  # voxels that touch at a corner belong together
 AXIAL = 2  # the patient's axis from bottom to top, in RAS
@@ -65,7 +66,8 @@ class QualityCheck(Described):
 
     It puts ``"quality"``, ``{"organs": {name: measures}, "flags": [...]}``, into the engine's output, from where it
     gets into ``results.json``: measures of :func:`measure_organs` with ``predicted_dice`` and ``object_score``, and
-    flags of :func:`find_flags`.
+    flags of :func:`find_flags`. Where it is checked how the case lies, that is there as ``"orientation"``, and its
+    flags come first.
 
     Args:
         organs: names; label values 1...K in this order.
@@ -73,6 +75,7 @@ class QualityCheck(Described):
             then volumes are not checked.
         calibration: JSON file of a :class:`~scripts.inference.calibration.Calibration` of the predicted Dice, or None.
         prediction_key: of the label map in the engine's output.
+        orientation: says how the case lies; None does not check it.
         thresholds: see :class:`Thresholds`.
     """
 
@@ -82,8 +85,10 @@ class QualityCheck(Described):
         prior_file: str | Path,
         calibration: str | Path | None = None,
         prediction_key: str = "pred",
+        orientation: OrientationCheck | None = None,
         **thresholds: Any,
     ) -> None:
+        self.orientation = orientation
         self.organs, self.prior_file, self.prediction_key = list(organs), Path(prior_file), prediction_key
         known = {each.name for each in fields(Thresholds)}
         if thresholds.keys() - known:
@@ -94,7 +99,7 @@ class QualityCheck(Described):
 
     def described(self) -> dict[str, Any]:
         """What its flags depend on beside the prior: the content of the calibration, not its place."""
-        return {"thresholds": vars(self.thresholds), "calibration": self.calibration}
+        return {"thresholds": vars(self.thresholds), "calibration": self.calibration, "orientation": self.orientation}
 
     def __call__(self, engine: Engine) -> None:
         if self._volumes is None:
@@ -107,10 +112,13 @@ class QualityCheck(Described):
                 if dice is not None and self.calibration is not None:
                     dice = self.calibration(dice)
                 measure["predicted_dice"] = None if dice is None else round(dice, 4)
-            flags = find_flags(measures, self.thresholds, self._volumes)
+            lies = None if self.orientation is None else self.orientation.judge(slice_spacing(output["image"].affine))
+            flags = [*orientation_flags(lies), *find_flags(measures, self.thresholds, self._volumes)]
             output["quality"] = {"organs": measures, "flags": flags}
+            if lies is not None:
+                output["quality"]["orientation"] = lies
             if flags:
-                found = " ".join(flag["message"] for flag in flags)
+                found = " ".join(str(flag["message"]) for flag in flags)
                 logger.warning("%s: %s. %s", result_name(output["image"].meta), count(len(flags), "flag"), found)
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -95,6 +96,22 @@ def _extent(present: Tensor, step: float) -> Tensor:
     return (torch.stack([first, last], 1) - (length - 1) / 2) * step
 
 
+class Positions(NamedTuple):
+    """Where the pixels of clips lie in their patients, in mm from the middle of each.
+
+    Attributes:
+        patient: ``(V,)``.
+        step: from slice to slice in mm, ``(V,)``.
+        z, y, x: ``(V, T, S, S)``.
+    """
+
+    patient: Tensor
+    step: Tensor
+    z: Tensor
+    y: Tensor
+    x: Tensor
+
+
 class AnatomyClips:
     """Batches of clips of painted patients, deterministic by seed, epoch and index.
 
@@ -152,12 +169,12 @@ class AnatomyClips:
         mask = torch.cat([organ_masks, self._others(label, draw)], 1)
         return {"image": image, "mask": mask, "organ": organ, "classes": classes}
 
-    def _slices(self, draw: Draw, samples: int = 4) -> tuple[Tensor, Tensor]:
-        """Tissues ``(V, T, samples, S, S)``, the first sample the slice's middle, and labels ``(V, T, S, S)``.
+    def _slices(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Tissues ``(V, T, samples, S, S)``, the first sample the slice's middle, and labels ``(V, T, S, S)``."""
+        return self._sampled(self._positions(draw), draw)
 
-        The other samples lie off the middle, across the slice's thickness and within the voxel: their mean grey has
-        the partial volume of thick slices.
-        """
+    def _positions(self, draw: Draw) -> Positions:
+        """Where the pixels of a batch of clips lie in their patients."""
         stage, device = stage_of(self.stages, self.epoch), draw.device
         count, frames, size = stage["clips"], stage["frames"], stage["image_size"]
         patient = draw.integer(len(self.pool), count)
@@ -182,7 +199,16 @@ class AnatomyClips:
             field = field * draw.uniform(0, 1, count).view(-1, 1, 1, 1, 1)
             bent = [torch.lerp(field[:, 0, None, axis], field[:, 1, None, axis], share) for axis in range(3)]
             z, y, x = z + 0.7 * bent[0], y + bent[1], x + bent[2]
+        return Positions(patient, step, z, y, x)
 
+    def _sampled(self, positions: Positions, draw: Draw, samples: int = 4) -> tuple[Tensor, Tensor]:
+        """Tissues and labels at positions; see :meth:`_slices`.
+
+        The other samples lie off the middle, across the slice's thickness and within the voxel: their mean grey has
+        the partial volume of thick slices.
+        """
+        patient, step, z, y, x = positions
+        count, device = len(patient), draw.device
         thickness = torch.minimum(step * draw.uniform(0.3, 1.1, count), torch.tensor(9.0, device=device))
         offsets = draw.uniform(-0.5, 0.5, samples, 3)
         offsets[0] = 0

@@ -50,6 +50,8 @@ class VolumetricInferer(LabelMapInferer):
             (0 everywhere) and each organ.
         on_slices: called, as the walk goes on, with the number of slices decoded so far and the number to decode in
             all (every slice counts once for each view), for a progress bar. It may be set later.
+        on_features: called with the indices of slices and their image features as the first view has them, whenever
+            some have been encoded, for whoever reads more in them. It may be set later.
 
     Raises:
         ValueError: a number of neighbours that SAM2 has no temporal encoding for, an ``ended_after`` below 0, views
@@ -65,6 +67,7 @@ class VolumetricInferer(LabelMapInferer):
         views: Sequence[Sequence[float]] = ((0, 1),),
         output: str = "labels",
         on_slices: Callable[[int, int], None] | None = None,
+        on_features: Callable[[Sequence[int], ImageFeatures], None] | None = None,
     ) -> None:
         super().__init__(output)
         if not 0 <= neighbours <= 6:
@@ -73,7 +76,7 @@ class VolumetricInferer(LabelMapInferer):
             raise SettingError(f"ended_after must be 0 or more slices, got {ended_after}.")
         self.neighbours = 0 if no_3d else neighbours
         self.batch_size, self.ended_after = batch_size, ended_after
-        self.output, self.on_slices = output, on_slices
+        self.output, self.on_slices, self.on_features = output, on_slices, on_features
         self.views = read_views(views)
 
     def described(self) -> dict[str, Any]:
@@ -129,7 +132,7 @@ class VolumetricInferer(LabelMapInferer):
             raise RefusedError(
                 "The memory prior is untrained: load a trained one (`prior_file`), or run training first."
             )
-        return _Slices(self._volume(inputs), network, self.batch_size)
+        return _Slices(self._volume(inputs), network, self.batch_size, self.on_features)
 
     def _decode_all(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:
         """Yields indices of slices and their organ logits ``(n, K, S/4, S/4)``, every slice once, as they get final."""
@@ -269,8 +272,14 @@ class _Slices:
 
     sample = 0  # which of the memories that the prior may generate
 
-    def __init__(self, volume: Tensor, network: DiffuSAM, batch_size: int) -> None:
-        self.volume, self.network, self.batch_size = volume, network, batch_size
+    def __init__(
+        self,
+        volume: Tensor,
+        network: DiffuSAM,
+        batch_size: int,
+        on_features: Callable[[Sequence[int], ImageFeatures], None] | None = None,
+    ) -> None:
+        self.volume, self.network, self.batch_size, self.on_features = volume, network, batch_size, on_features
         self.count = volume.shape[-1]
         self.device = next(network.parameters()).device
         size = network.backbone.image_size
@@ -295,6 +304,12 @@ class _Slices:
         return memories.unflatten(0, (len(features), -1))
 
     def features(self, indices: list[int]) -> ImageFeatures:
+        features = self._encoded(indices)
+        if self.on_features is not None and self.view == View():
+            self.on_features(indices, features)
+        return features
+
+    def _encoded(self, indices: list[int]) -> ImageFeatures:
         backbone = self.network.backbone
         if not backbone.slice_context:
             return backbone.encode_image(self._shown(indices))

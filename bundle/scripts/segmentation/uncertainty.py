@@ -106,7 +106,7 @@ class _Sample(_Slices):
     """
 
     def __init__(self, source: _Slices, sample: int, shared: dict[str, Any]) -> None:
-        super().__init__(source.volume, source.network, source.batch_size)
+        super().__init__(source.volume, source.network, source.batch_size, source.on_features)
         self.sample, self.shared = sample, shared
 
     def features(self, indices: list[int]) -> ImageFeatures:

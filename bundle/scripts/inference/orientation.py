@@ -1,0 +1,155 @@
+"""Whether a scan lies as its header says: a check that costs nothing, since its slices have been encoded anyway.
+
+A header that exchanges left and right, front and back, or head and feet is never corrected, only doubted: what the
+image looks like is no proof. So is what does not look like an abdomen at all. What the doubt rests on is in
+:mod:`scripts.networks.orientation`, how often it is right in docs/results/quality_flags.md.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor
+
+from ..descriptions import Described
+from ..files import sha256_of
+from ..networks.orientation import Evidence, OrientationHead, gather_evidence, load_head
+from ..networks.sam2_backbone import FrozenSAM2, ImageFeatures
+
+AS_STATED, EXCHANGED, CANNOT_TELL = "as stated", "exchanged", "cannot tell"
+SIDES = {"left_right": "left and right", "front_back": "front and back", "upside_down": "head and feet"}
+
+logger = logging.getLogger(__name__)
+
+
+class OrientationCheck(Described):
+    """Ignite handler that listens to the inferer's image features, and then says how the case lies.
+
+    Args:
+        file: of the head, or None for no check. Where it is not there, or is for other weights of the backbone or
+            another size of slices, nothing is checked.
+        backbone: whose embeddings it reads.
+    """
+
+    def __init__(self, file: str | Path | None, backbone: FrozenSAM2) -> None:
+        self.file, self.backbone = None if file is None else Path(file), backbone
+        self._loaded: tuple[OrientationHead, dict[str, Any]] | None = None
+        self._asked = False
+        self._outputs: dict[int, Tensor] = {}
+
+    def described(self) -> dict[str, Any]:
+        """The content of the head's file, where it is used."""
+        return {"head": None if self.head is None or self.file is None else sha256_of(self.file)}
+
+    @property
+    def head(self) -> OrientationHead | None:
+        """The head, where there is one for this backbone."""
+        if not self._asked:
+            self._asked = True
+            if self.file is not None and self.file.is_file():
+                self._loaded = load_head(self.file, self.backbone)
+            if self._loaded is None:
+                logger.info("How scans lie is not checked: there is no orientation head for this backbone.")
+        return None if self._loaded is None else self._loaded[0]
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """Of the head's file; see :func:`verdicts`."""
+        return {} if self._loaded is None else self._loaded[1]["limits"]
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._listen)
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self._forget)
+
+    def _listen(self, engine: Engine) -> None:
+        if hasattr(engine.inferer, "on_features") and self.head is not None:  # others do not show theirs
+            engine.inferer.on_features = self.add
+
+    def _forget(self) -> None:
+        self._outputs = {}
+
+    @torch.no_grad()
+    def add(self, indices: Sequence[int], features: ImageFeatures) -> None:
+        """Takes the features of some slices of the present case, which are counted from its feet as the header has it.
+
+        Args:
+            indices: of the slices.
+            features: of these.
+        """
+        if self.head is not None:
+            outputs = self.head.cpu()(self.head.pool(features.embedding.float()).cpu())
+            self._outputs |= dict(zip(indices, outputs))
+
+    def judge(self, spacing: float) -> dict[str, Any] | None:
+        """What is known of the present case; None where nothing is checked or no slice has been seen.
+
+        Args:
+            spacing: of its slices in mm.
+
+        Returns:
+            of :func:`verdicts`.
+        """
+        if self._loaded is None or not self._outputs:
+            return None
+        heights = torch.tensor(list(self._outputs), dtype=torch.float) * spacing
+        evidence = gather_evidence(torch.stack(list(self._outputs.values())), heights)
+        return verdicts(evidence, self.limits)
+
+
+def verdicts(evidence: Evidence, limits: Mapping[str, Any]) -> dict[str, Any]:
+    """From evidence to words.
+
+    Args:
+        evidence: of a volume.
+        limits: for each of :data:`SIDES` the evidence below which it lies as stated and above which it looks exchanged;
+            for ``"abdomen"`` the least evidence of one; for ``"extent"`` the mm along the body that must be seen.
+
+    Returns:
+        ``"abdomen"``, whether it looks like one; for each of :data:`SIDES` ``"as stated"``, ``"exchanged"`` or
+        ``"cannot tell"``; and ``"evidence"``, the numbers.
+    """
+    abdomen = evidence.abdomen >= limits["abdomen"]
+    enough = abdomen and evidence.extent >= limits["extent"]
+    found: dict[str, Any] = {"abdomen": abdomen}
+    for side in SIDES:
+        below, above = limits[side]
+        value = getattr(evidence, side)
+        found[side] = CANNOT_TELL
+        if enough and value < below:
+            found[side] = AS_STATED
+        elif enough and value > above:
+            found[side] = EXCHANGED
+    numbers = {key: round(value, 2) for key, value in evidence._asdict().items()}
+    return {**found, "evidence": numbers}
+
+
+def orientation_flags(found: Mapping[str, Any] | None) -> list[dict[str, str | None]]:
+    """Flags of a case, ``{"organ", "flag", "message"}`` with no organ: "no abdomen", or what looks exchanged.
+
+    Args:
+        found: of :func:`verdicts`, or None where nothing is known.
+    """
+    if found is None:
+        return []
+    if not found["abdomen"]:
+        message = "hardly any slice looks like an axial slice of an abdomen; whatever was segmented may be nothing."
+        return [{"organ": None, "flag": "no abdomen", "message": message}]
+    exchanged = [name for side, name in SIDES.items() if found[side] == EXCHANGED]
+    if not exchanged:
+        return []
+    message = (
+        f"{', and '.join(exchanged)} look exchanged: the image may lie otherwise than its header says. Nothing was "
+        "turned; compare with another source before a side is believed."
+    )
+    return [{"organ": None, "flag": "orientation", "message": message}]
+
+
+def slice_spacing(affine: np.ndarray | Tensor) -> float:
+    """Millimetres between the slices, which run along the third axis."""
+    return float(np.linalg.norm(np.asarray(affine)[:3, 2]))

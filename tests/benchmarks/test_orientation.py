@@ -1,0 +1,73 @@
+"""The benchmarks of the flags of a case: flips are those they are called, and volumes without organs hold none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scripts.inference.orientation import verdicts
+from scripts.networks.orientation import Evidence
+
+from benchmarks import nothing_there, orientation
+
+LIMITS = {
+    **{"left_right": [-1.0, 1.0], "front_back": [-1.0, 1.0], "upside_down": [-8.0, 8.0]},
+    **{"abdomen": 0.0, "extent": 40.0},
+}
+
+
+def test_verdicts_are_counted_by_what_is_exchanged():
+    """A head that always finds left and right, never says front and back, and calls all upside down."""
+    evidence = [
+        Evidence(2.0 if "left_right" in flip else -2.0, 0.0, 20.0, 3.0, 100.0, 10) for flip in orientation.FLIPS
+    ]
+    cases = {"a": [verdicts(each, LIMITS) for each in evidence]}
+
+    counted = orientation.count_verdicts(cases)
+
+    assert counted["left_right"]["exchanged"] == {"as stated": 0, "cannot tell": 0, "exchanged": 4}
+    assert counted["left_right"]["as stated"]["exchanged"] == 0
+    assert counted["front_back"]["exchanged"]["cannot tell"] == 4
+    assert counted["upside_down"]["as stated"]["exchanged"] == 4
+    assert "| left and right | 0 of 4 | 4 of 4 | 0 | 0 of 8 |" in orientation.as_text(cases)
+
+
+@pytest.mark.parametrize("side, axis", [("front_back", 0), ("left_right", 1), ("upside_down", 2)])
+def test_a_flip_turns_the_axis_of_its_side(side, axis):
+    """Volumes lie along posterior, left, superior."""
+    volume = torch.arange(24.0).reshape(2, 3, 4)
+    assert torch.equal(volume.flip([orientation.AXES[side]]), volume.flip([axis]))
+
+
+def test_a_head_has_a_skull_around_a_brain():
+    tissue = nothing_there.make_head(0)
+    index = nothing_there._INDEX
+    middle = tissue[64, 72]  # through the middle of the head, from below
+
+    assert set(np.unique(tissue)) == set(index.values())
+    brain = np.flatnonzero(np.isin(middle, [index["white matter"], index["fluid"], index["grey matter"]]))
+    above = middle[brain[-1] + 1 :]  # slices of 5 mm may meet the bone's layers or what lies between them
+    assert np.isin(above, [index["bone"], index["marrow"]]).any() and above[-1] == index["air"]
+    assert not np.array_equal(tissue, nothing_there.make_head(1))
+
+
+@pytest.mark.parametrize("kind", nothing_there.KINDS)
+def test_volumes_are_in_the_units_of_their_modality(kind):
+    ct, _ = nothing_there.make_image(kind, 0, "ct")
+    mr, _ = nothing_there.make_image(kind, 0, "mr")
+    assert ct.min() < -100 and mr.min() >= 0
+    with pytest.raises(ValueError, match="as 'pet'"):
+        nothing_there.make_image(kind, 0, "pet")
+
+
+def case(volume: float, *flags: str) -> dict:
+    flags = [{"organ": None, "flag": flag, "message": ""} for flag in flags]
+    return {"quality": {"organs": {"liver": {"volume_ml": volume}, "spleen": {"volume_ml": 0.0}}, "flags": flags}}
+
+
+def test_what_is_found_and_said_is_counted():
+    found = nothing_there.summarise([case(100.0, "volume"), case(100.0, "no abdomen"), case(2.0, "volume")])
+
+    assert found["with_organs"] == 2 and found["with_organs_and_no_doubt"] == 1
+    assert found["flags"] == {"no abdomen": 1, "volume": 2}
+    assert "| head | 2 of 3 | 1 of 3 | 100 ml |" in nothing_there.as_text({"head": found})

@@ -1,0 +1,116 @@
+"""What is said of how a scan lies, and where it is said."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from scripts.inference.orientation import OrientationCheck, orientation_flags, slice_spacing, verdicts
+from scripts.networks.orientation import Evidence, OrientationHead, save_head
+from scripts.networks.sam2_backbone import FrozenSAM2
+
+from tests.helpers.workflows import SIZE, run, write_overlay, write_prior
+
+LIMITS = {
+    **{"left_right": [-1.0, 1.0], "front_back": [-1.0, 1.0], "upside_down": [-8.0, 8.0]},
+    **{"abdomen": 0.0, "extent": 40.0},
+}
+FINE = Evidence(-2.0, -2.0, -20.0, 3.0, 120.0, 12)
+
+
+@pytest.mark.parametrize(
+    "change, side, verdict",
+    [
+        ({}, "left_right", "as stated"),
+        ({"left_right": 1.2}, "left_right", "exchanged"),
+        ({"left_right": 0.8}, "left_right", "cannot tell"),
+        ({"front_back": 1.2}, "front_back", "exchanged"),
+        ({"upside_down": 9.0}, "upside_down", "exchanged"),
+        ({"upside_down": 9.0, "extent": 30.0}, "upside_down", "cannot tell"),
+        ({"left_right": 1.2, "abdomen": -0.1}, "left_right", "cannot tell"),
+    ],
+)
+def test_evidence_becomes_a_verdict(change, side, verdict):
+    assert verdicts(FINE._replace(**change), LIMITS)[side] == verdict
+
+
+def test_what_looks_exchanged_is_one_flag_that_turns_nothing():
+    (flag,) = orientation_flags(verdicts(FINE._replace(left_right=2.0, upside_down=20.0), LIMITS))
+
+    assert (flag["organ"], flag["flag"]) == (None, "orientation")
+    assert flag["message"].startswith("left and right, and head and feet look exchanged")
+    assert "Nothing was turned" in flag["message"]
+
+
+def test_no_abdomen_is_a_flag_of_its_own():
+    (flag,) = orientation_flags(verdicts(FINE._replace(left_right=2.0, abdomen=-3.0), LIMITS))
+    assert flag["flag"] == "no abdomen"
+
+
+@pytest.mark.parametrize("found", [None, verdicts(FINE, LIMITS), verdicts(FINE._replace(extent=10.0), LIMITS)])
+def test_nothing_is_said_of_what_lies_as_stated_or_is_not_known(found):
+    assert orientation_flags(found) == []
+
+
+def test_spacing_is_that_of_the_third_axis_of_an_oblique_image():
+    turn = np.array([[0.8, 0.0, 0.6], [0.0, 1.0, 0.0], [-0.6, 0.0, 0.8]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag([1.5, 1.5, 4.0])
+    assert slice_spacing(affine) == pytest.approx(4.0)
+
+
+def write_head(path, backbone_file, left_right: float, abdomen: float = 4.0):
+    """A head that says the same of every slice."""
+    backbone = FrozenSAM2("sam2_nano", SIZE, backbone_file)
+    head = OrientationHead(backbone.embedding_channels)
+    last = head.layers[-1]
+    torch.nn.init.zeros_(last.weight)
+    last.bias.data = torch.tensor([left_right, -3.0, 0.0, abdomen])
+    save_head(head, path, backbone, {"limits": {**LIMITS, "extent": 10.0}})
+    return path
+
+
+@pytest.mark.parametrize("uncertainty", [0, 2])
+def test_an_inference_records_and_says_it(tmp_path, tiny_dataset, backbone_file, caplog, uncertainty):
+    head = write_head(tmp_path / "head.pt", backbone_file, left_right=3.0)
+    image = str(tiny_dataset / "image_c.nii.gz")
+    overlay = write_overlay(
+        tmp_path / "run", tiny_dataset, backbone_file, input=image, orientation_file=str(head), uncertainty=uncertainty
+    )
+    write_prior(overlay)
+
+    with caplog.at_level(logging.WARNING, "scripts.inference.quality"):
+        run("inferring", overlay)
+
+    quality = json.loads((tmp_path / "run/inference/results.json").read_text())["cases"]["image_c"]["quality"]
+    assert quality["orientation"]["left_right"] == "exchanged"
+    assert quality["orientation"]["front_back"] == "as stated"
+    assert quality["flags"][0]["flag"] == "orientation"
+    assert any("left and right look exchanged" in message for message in caplog.messages)
+    report = (tmp_path / "run/inference/report.html").read_text()
+    assert "left and right look exchanged" in report
+
+
+def test_a_head_of_another_backbone_is_left_out(tmp_path, backbone_file):
+    other = FrozenSAM2("sam2_nano", SIZE, backbone_file)
+    other.model.no_mem_embed.data += 1
+    check = OrientationCheck(write_head(tmp_path / "head.pt", backbone_file, 3.0), other)
+
+    assert check.head is None and check.judge(5.0) is None
+    assert check.described() == {"head": None}
+
+
+def test_a_missing_head_is_left_out(tmp_path, backbone_file):
+    backbone = FrozenSAM2("sam2_nano", SIZE, backbone_file)
+    assert OrientationCheck(tmp_path / "none.pt", backbone).described() == {"head": None}
+    assert OrientationCheck(None, backbone).head is None
+
+
+def test_another_head_is_another_setting(tmp_path, backbone_file):
+    backbone = FrozenSAM2("sam2_nano", SIZE, backbone_file)
+    files = [write_head(tmp_path / f"{number}.pt", backbone_file, number) for number in (1.0, 2.0)]
+    first, second = (OrientationCheck(file, backbone).described() for file in files)
+    assert first != second and first["head"] is not None
