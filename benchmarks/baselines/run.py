@@ -10,6 +10,7 @@ Run from the bundle's folder:
     python -m benchmarks.baselines.run sam2_box    --config_file $CONFIG
     python -m benchmarks.baselines.run propagated  --config_file $CONFIG
     python -m benchmarks.baselines.run fate_sam    --config_file $CONFIG
+    python -m benchmarks.baselines.run protosam    --config_file $CONFIG
     python -m benchmarks.baselines.run true_memory --config_file $CONFIG
     python -m benchmarks.baselines.run diffusam    --config_file $CONFIG
     python -m benchmarks.baselines.run sam         --config_file $CONFIG --checkpoint sam_vit_b_01ec64.pth
@@ -31,6 +32,7 @@ import fire
 import torch
 from monai.networks.nets import UNETR
 from monai.utils import optional_import
+from scripts.errors import SettingError
 from scripts.files import sha256_of
 from scripts.networks.diffusam import check_prior_file
 
@@ -46,6 +48,7 @@ from benchmarks.baselines.evaluation import (
 from benchmarks.baselines.fate_sam import FateSamInferer, SupportBank
 from benchmarks.baselines.prompted import PromptedInferer, PromptedSAM, PromptedSAM2
 from benchmarks.baselines.propagated import PropagatedInferer
+from benchmarks.baselines.protosam import LabelledSlices, ProtoSamInferer
 from benchmarks.baselines.supervised import NetworkInferer, plain_unet, train
 from benchmarks.baselines.true_memory import TrueMemoryInferer
 from benchmarks.configuration import parse
@@ -253,6 +256,41 @@ def fate_sam(
     return run_row(row, build, overwrite)
 
 
+def protosam(
+    config_file,
+    output: str | None = None,
+    volumes: int = 1,
+    supports: int = 1,
+    prompts: str = "box_and_points",
+    window: int = 2,
+    overwrite: bool = False,
+    **overrides,
+) -> dict:
+    """ProtoSAM on the configuration's backbone: prototypes of one labelled volume, and SAM2's decoder prompted by them.
+
+    Args:
+        volumes: training cases that prototypes are taken from, the first ones; one in the paper.
+        supports: labelled slices that a slice takes its prototypes from, the most similar ones.
+        prompts: "box_and_points" as in the paper, "box", "points", or "none" for the coarse mask itself.
+        window: places along each side of a cell of prototypes, each of 8 pixels.
+    """
+    settings = {"volumes": volumes, "supports": supports, "prompts": prompts, "window": window}
+    row = open_row("protosam", config_file, {**overrides, "variants": 0}, output, settings, backbone=True)
+    known = len(row.about["train_cases"])
+    if not 1 <= volumes <= known:
+        raise SettingError(f"volumes must lie in 1...{known}, the training cases there are, got {volumes}.")
+
+    get = row.parser.get_parsed_content
+
+    def build():
+        files = get("train#dataset").files[:volumes]  # encodes what is not in the cache
+        labelled = LabelledSlices(files, len(get("organs")), get("device"), window)
+        inferer = ProtoSamInferer(labelled, supports, prompts, get("encode_batch_size"))
+        return get("network").backbone, inferer, 0.0
+
+    return run_row(row, build, overwrite)
+
+
 def true_memory(config_file, output: str | None = None, overwrite: bool = False, **overrides) -> dict:
     """The upper bound of DiffuSAM without 3D: every slice decoded from the memory of its own true masks."""
     row = open_row("true_memory", config_file, overrides, output, {}, trains=False, backbone=True)
@@ -309,7 +347,7 @@ def diffusam(config_file, output: str | None = None, overwrite: bool = False, **
     return run_row(row, build, overwrite)
 
 
-ROWS = (unet, unetr, sam2_points, sam2_click, sam2_box, propagated, fate_sam, sam, true_memory, diffusam)
+ROWS = (unet, unetr, sam2_points, sam2_click, sam2_box, propagated, fate_sam, protosam, sam, true_memory, diffusam)
 COMMANDS = {each.__name__: each for each in ROWS}
 
 if __name__ == "__main__":
