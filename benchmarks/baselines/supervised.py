@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
@@ -81,6 +82,64 @@ class AugmentedSlices:
         return image.float(), label
 
 
+class ResumableSteps:
+    """Steps of AdamW, the learning rate falling to zero along a cosine, that go on where they were interrupted.
+
+    Args:
+        path: of the checkpoint, which is taken up if it is of the same training.
+        identity: of the training, as JSON has it.
+        network: on its device.
+        learning_rate: at the start.
+        steps: of the whole training.
+
+    Attributes:
+        seconds: that all steps have taken, those before an interruption too.
+    """
+
+    def __init__(
+        self, path: Path, identity: Mapping[str, Any], network: nn.Module, learning_rate: float, steps: int
+    ) -> None:
+        self.path, self.identity, self.steps = path, json.dumps(identity, sort_keys=True), steps
+        optimizer = torch.optim.AdamW(network.parameters(), learning_rate)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        self.parts = {"network": network, "optimizer": optimizer, "scheduler": scheduler}
+        self.first, self.seconds = 0, 0.0
+        if path.is_file():
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            if saved["identity"] == self.identity:
+                for key, part in self.parts.items():
+                    part.load_state_dict(saved[key])
+                torch.set_rng_state(saved["random"])
+                self.first, self.seconds = saved["step"], saved["seconds"]
+
+    def run(self, save_every: int) -> Iterator[int]:
+        """Yields the number of each step that is left, from 0; within each, :meth:`step` is called once."""
+        start = time.perf_counter() - self.seconds
+        for number in (
+            progress := trange(self.first, self.steps, desc="training", initial=self.first, total=self.steps)
+        ):
+            yield number
+            if (number + 1) % save_every == 0 or number + 1 == self.steps:
+                self.seconds = time.perf_counter() - start
+                self._save(number + 1)
+                progress.set_postfix(loss=f"{self.loss.item():.3f}")
+
+    def step(self, loss: Tensor) -> None:
+        """One step down a loss."""
+        self.parts["optimizer"].zero_grad()
+        loss.backward()
+        self.parts["optimizer"].step()
+        self.parts["scheduler"].step()
+        self.loss = loss.detach()
+
+    def _save(self, step: int) -> None:
+        state = {key: part.state_dict() for key, part in self.parts.items()}
+        random = torch.get_rng_state()
+        save_atomically(
+            {**state, "identity": self.identity, "random": random, "step": step, "seconds": self.seconds}, self.path
+        )
+
+
 def train(row: Row, network: nn.Module, overwrite: bool = False, save_every: int = 200) -> float:
     """Trains a network with AdamW, the learning rate falling to zero along a cosine, and soft Dice plus cross-entropy.
 
@@ -107,42 +166,20 @@ def train(row: Row, network: nn.Module, overwrite: bool = False, save_every: int
         shutil.rmtree(row.folder, ignore_errors=True)
     if row.path.is_file():
         return _load(row, network)
-    path, identity = row.folder / "checkpoint.pt", json.dumps(row.identity, sort_keys=True)
-    optimizer = torch.optim.AdamW(network.parameters(), row.settings["learning_rate"])
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    parts = {"network": network, "optimizer": optimizer, "scheduler": scheduler}
-    first, seconds = 0, 0.0
-    if path.is_file():
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        if saved["identity"] == identity:
-            for key, part in parts.items():
-                part.load_state_dict(saved[key])
-            torch.set_rng_state(saved["random"])
-            first, seconds = saved["step"], saved["seconds"]
+    learning_rate = row.settings["learning_rate"]
+    training = ResumableSteps(row.folder / "checkpoint.pt", row.identity, network, learning_rate, steps)
     slices = AugmentedSlices(row.parser, row.folder / "slices")
     by_slice = row.settings["dice_by_slice"]
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True, batch=not by_slice, include_background=by_slice)
     network.train()
-    start = time.perf_counter() - seconds
-    for step in (progress := trange(first, steps, desc="training", initial=first, total=steps)):
+    for _ in training.run(save_every):
         image, label = slices.draw(row.settings["slices_per_step"])
-        optimizer.zero_grad()
-        loss = loss_function(network(image.to(device)), label.to(device))
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
-        if (step + 1) % save_every == 0 or step + 1 == steps:
-            seconds = time.perf_counter() - start
-            state = {key: part.state_dict() for key, part in parts.items()}
-            random = torch.get_rng_state()
-            save_atomically(
-                {**state, "identity": identity, "random": random, "step": step + 1, "seconds": seconds}, path
-            )
-            progress.set_postfix(loss=f"{loss.item():.3f}")
+        training.step(loss_function(network(image.to(device)), label.to(device)))
     state = {key: value.detach().cpu() for key, value in network.state_dict().items()}
-    save_atomically({"network": state, "identity": row.identity, "seconds_training": round(seconds, 2)}, row.path)
+    seconds = round(training.seconds, 2)
+    save_atomically({"network": state, "identity": row.identity, "seconds_training": seconds}, row.path)
     shutil.rmtree(row.folder)
-    return seconds
+    return training.seconds
 
 
 def _load(row: Row, network: nn.Module) -> float:
