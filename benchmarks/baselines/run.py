@@ -30,7 +30,6 @@ from pathlib import Path
 
 import fire
 import torch
-from monai.networks.nets import UNETR
 from monai.utils import optional_import
 from scripts.errors import SettingError
 from scripts.files import sha256_of
@@ -49,7 +48,7 @@ from benchmarks.baselines.fate_sam import FateSamInferer, SupportBank
 from benchmarks.baselines.prompted import PromptedInferer, PromptedSAM, PromptedSAM2
 from benchmarks.baselines.propagated import PropagatedInferer
 from benchmarks.baselines.protosam import LabelledSlices, ProtoSamInferer
-from benchmarks.baselines.supervised import NetworkInferer, plain_unet, train
+from benchmarks.baselines.supervised import NetworkInferer, plain_unet, plain_unetr, start_network, train
 from benchmarks.baselines.true_memory import TrueMemoryInferer
 from benchmarks.configuration import parse
 
@@ -86,16 +85,11 @@ def unet(
             the result.
     """
     settings = training_settings(steps, slices_per_step, learning_rate, dice_by_slice) | {"channels": list(channels)}
-    if start_from is not None:
-        settings["start_from"] = sha256_of(start_from)
 
     def build(size: int, outputs: int):
-        network = plain_unet(outputs, channels)
-        if start_from is not None:
-            network.load_state_dict(torch.load(start_from, map_location="cpu", weights_only=True)["network"])
-        return network
+        return plain_unet(outputs, channels)
 
-    return _supervised("unet", build, config_file, output, settings, network_file, overwrite, overrides)
+    return _supervised("unet", build, config_file, output, settings, start_from, network_file, overwrite, overrides)
 
 
 def unetr(
@@ -110,6 +104,7 @@ def unetr(
     num_heads: int = 6,
     feature_size: int = 8,
     paper_size: bool = False,
+    start_from: str | None = None,
     network_file: str | None = None,
     overwrite: bool = False,
     **overrides,
@@ -125,7 +120,7 @@ def unetr(
         num_heads: of their attention.
         feature_size: width of the finest convolutions.
         paper_size: the transformer of UNETR's paper, ViT-B: 768, 3072, 12.
-        network_file: see ``unet``.
+        start_from, network_file: see ``unet``.
     """
     if paper_size:
         hidden_size, mlp_dim, num_heads = 768, 3072, 12
@@ -133,15 +128,26 @@ def unetr(
     settings = training_settings(steps, slices_per_step, learning_rate, dice_by_slice) | width
 
     def build(size: int, outputs: int):
-        return UNETR(1, outputs, size, spatial_dims=2, **width)
+        return plain_unetr(outputs, size, **width)
 
-    return _supervised("unetr", build, config_file, output, settings, network_file, overwrite, overrides)
+    return _supervised("unetr", build, config_file, output, settings, start_from, network_file, overwrite, overrides)
 
 
 def _supervised(
-    name: str, build, config_file, output, settings: dict, network_file: str | None, overwrite: bool, overrides: dict
+    name: str,
+    build,
+    config_file,
+    output,
+    settings: dict,
+    start_from: str | None,
+    network_file: str | None,
+    overwrite: bool,
+    overrides: dict,
 ) -> dict:
-    row = open_row(name, config_file, overrides, output, settings, uses=AUGMENTATION)
+    if start_from is not None:
+        settings["start_from"] = sha256_of(start_from)
+    trains = settings["steps"] > 0
+    row = open_row(name, config_file, overrides, output, settings, uses=AUGMENTATION, trains=trains)
     if name == "unetr" and not optional_import("einops")[1]:
         return not_run(row, "needs the package einops: `pip install einops`")
 
@@ -150,6 +156,8 @@ def _supervised(
 
     def trained():
         network = build(size, organs + 1)
+        if start_from is not None:
+            start_network(network, start_from)
         return network, NetworkInferer(size, organs), train(training, network, overwrite)
 
     return run_row(row, trained, overwrite)
@@ -260,7 +268,7 @@ def protosam(
     config_file,
     output: str | None = None,
     volumes: int = 1,
-    supports: int = 1,
+    supports: int = 3,
     prompts: str = "box_and_points",
     window: int = 2,
     overwrite: bool = False,

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 from monai.losses import DiceCELoss
-from monai.networks.nets import UNet
+from monai.networks.nets import UNETR, UNet
 from scripts.data.transforms import AugmentedVariant
-from scripts.weights import save_atomically
+from scripts.errors import SettingError
+from scripts.weights import load_tensors, save_atomically
 from torch import Tensor, nn
 from tqdm import tqdm, trange
 
@@ -39,6 +40,36 @@ def plain_unet(outputs: int, channels: Sequence[int] = CHANNELS, dropout: float 
         num_res_units=2,
         dropout=dropout,
     )
+
+
+def plain_unetr(
+    outputs: int, size: int, hidden_size: int = 96, mlp_dim: int = 384, num_heads: int = 6, feature_size: int = 8
+) -> UNETR:
+    """The network of the UNETR row, for slices of S = ``size`` pixels: ``(B, 1, S, S)`` to ``(B, outputs, S, S)``."""
+    width = {"hidden_size": hidden_size, "mlp_dim": mlp_dim, "num_heads": num_heads, "feature_size": feature_size}
+    return UNETR(1, outputs, size, spatial_dims=2, **width)
+
+
+def start_network(network: nn.Module, path: str | Path) -> None:
+    """Gives a network the weights that :mod:`.anatomy_unet` has written.
+
+    Raises:
+        BundleError: the file is not there, is something else, or holds a network of other widths.
+    """
+    remedy = "Name a file of `python -m benchmarks.baselines.anatomy_unet` with --start_from."
+    state = load_tensors(path, "network of painted patients", remedy).get("network", {})
+    own = network.state_dict()
+    differing = sorted(
+        key
+        for key in own.keys() | state.keys()
+        if getattr(state.get(key), "shape", None) != getattr(own.get(key), "shape", None)
+    )
+    if differing:
+        raise SettingError(
+            f"'{path}' holds another network than this {type(network).__name__}: {len(differing)} of its tensors "
+            f"differ, such as '{differing[0]}'. {remedy}"
+        )
+    network.load_state_dict(state)
 
 
 class AugmentedSlices:
@@ -143,8 +174,9 @@ class ResumableSteps:
 def train(row: Row, network: nn.Module, overwrite: bool = False, save_every: int = 200) -> float:
     """Trains a network with AdamW, the learning rate falling to zero along a cosine, and soft Dice plus cross-entropy.
 
-    A training that is finished is read from the row's file, and one that was interrupted goes on from its last
-    checkpoint, in the row's folder; on a CPU it ends with the same weights.
+    No step at all leaves the network as it is, and needs no training case. A training that is finished is read from the
+    row's file, and one that was interrupted goes on from its last checkpoint, in the row's folder; on a CPU it ends
+    with the same weights.
 
     Args:
         row: of :func:`baselines.evaluation.open_training`, whose settings have those of ``training_settings``. Its file
@@ -168,17 +200,18 @@ def train(row: Row, network: nn.Module, overwrite: bool = False, save_every: int
         return _load(row, network)
     learning_rate = row.settings["learning_rate"]
     training = ResumableSteps(row.folder / "checkpoint.pt", row.identity, network, learning_rate, steps)
-    slices = AugmentedSlices(row.parser, row.folder / "slices")
-    by_slice = row.settings["dice_by_slice"]
-    loss_function = DiceCELoss(to_onehot_y=True, softmax=True, batch=not by_slice, include_background=by_slice)
-    network.train()
-    for _ in training.run(save_every):
-        image, label = slices.draw(row.settings["slices_per_step"])
-        training.step(loss_function(network(image.to(device)), label.to(device)))
+    if steps:
+        slices = AugmentedSlices(row.parser, row.folder / "slices")
+        by_slice = row.settings["dice_by_slice"]
+        loss_function = DiceCELoss(to_onehot_y=True, softmax=True, batch=not by_slice, include_background=by_slice)
+        network.train()
+        for _ in training.run(save_every):
+            image, label = slices.draw(row.settings["slices_per_step"])
+            training.step(loss_function(network(image.to(device)), label.to(device)))
     state = {key: value.detach().cpu() for key, value in network.state_dict().items()}
     seconds = round(training.seconds, 2)
     save_atomically({"network": state, "identity": row.identity, "seconds_training": seconds}, row.path)
-    shutil.rmtree(row.folder)
+    shutil.rmtree(row.folder, ignore_errors=True)
     return training.seconds
 
 
