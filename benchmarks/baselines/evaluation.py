@@ -139,7 +139,8 @@ def open_training(name: str, parser: ConfigParser, path: str | Path, settings: d
     """
     errors.install()
     get = parser.get_parsed_content
-    get("train_data_check")
+    if settings["steps"]:
+        get("train_data_check")
     about = {key: get(key) for key in ("image_size", "seed", *AUGMENTATION, "organs")}
     about["train_cases"] = [item["case"] for item in get("train_data")]
     return Row(name, parser, Path(path), settings, about)

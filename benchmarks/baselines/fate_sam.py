@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from scripts.networks.sam2_backbone import FrozenSAM2, ImageFeatures, Memory
 from torch import Tensor
 
-from .slicewise import SlicewiseInferer, network_slices
+from .slicewise import SlicewiseInferer, encoded_slices
 
 RETRIEVALS = ("manhattan", "cosine")
 _LEVELS = ("embedding", "high_res_fine", "high_res_coarse")
@@ -158,10 +158,9 @@ class FateSamInferer(SlicewiseInferer):
     def _encoded(
         self, inputs: Tensor, order: Sequence[int], network: FrozenSAM2
     ) -> Iterator[tuple[int, ImageFeatures]]:
-        device = next(network.parameters()).device
         for start in range(0, len(order), self.batch_size):
             indices = list(order[start : start + self.batch_size])
-            features = network.encode_image(network_slices(inputs, indices, network.image_size, device))
+            features = encoded_slices(inputs, indices, network)
             for row, index in enumerate(indices):
                 yield index, features[[row]]
 

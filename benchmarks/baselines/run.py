@@ -10,6 +10,7 @@ Run from the bundle's folder:
     python -m benchmarks.baselines.run sam2_box    --config_file $CONFIG
     python -m benchmarks.baselines.run propagated  --config_file $CONFIG
     python -m benchmarks.baselines.run fate_sam    --config_file $CONFIG
+    python -m benchmarks.baselines.run protosam    --config_file $CONFIG
     python -m benchmarks.baselines.run true_memory --config_file $CONFIG
     python -m benchmarks.baselines.run diffusam    --config_file $CONFIG
     python -m benchmarks.baselines.run sam         --config_file $CONFIG --checkpoint sam_vit_b_01ec64.pth
@@ -29,8 +30,8 @@ from pathlib import Path
 
 import fire
 import torch
-from monai.networks.nets import UNETR
 from monai.utils import optional_import
+from scripts.errors import SettingError
 from scripts.files import sha256_of
 from scripts.networks.diffusam import check_prior_file
 
@@ -46,7 +47,8 @@ from benchmarks.baselines.evaluation import (
 from benchmarks.baselines.fate_sam import FateSamInferer, SupportBank
 from benchmarks.baselines.prompted import PromptedInferer, PromptedSAM, PromptedSAM2
 from benchmarks.baselines.propagated import PropagatedInferer
-from benchmarks.baselines.supervised import NetworkInferer, plain_unet, train
+from benchmarks.baselines.protosam import LabelledSlices, ProtoSamInferer
+from benchmarks.baselines.supervised import NetworkInferer, plain_unet, plain_unetr, start_network, train
 from benchmarks.baselines.true_memory import TrueMemoryInferer
 from benchmarks.configuration import parse
 
@@ -83,16 +85,11 @@ def unet(
             the result.
     """
     settings = training_settings(steps, slices_per_step, learning_rate, dice_by_slice) | {"channels": list(channels)}
-    if start_from is not None:
-        settings["start_from"] = sha256_of(start_from)
 
     def build(size: int, outputs: int):
-        network = plain_unet(outputs, channels)
-        if start_from is not None:
-            network.load_state_dict(torch.load(start_from, map_location="cpu", weights_only=True)["network"])
-        return network
+        return plain_unet(outputs, channels)
 
-    return _supervised("unet", build, config_file, output, settings, network_file, overwrite, overrides)
+    return _supervised("unet", build, config_file, output, settings, start_from, network_file, overwrite, overrides)
 
 
 def unetr(
@@ -107,6 +104,7 @@ def unetr(
     num_heads: int = 6,
     feature_size: int = 8,
     paper_size: bool = False,
+    start_from: str | None = None,
     network_file: str | None = None,
     overwrite: bool = False,
     **overrides,
@@ -122,7 +120,7 @@ def unetr(
         num_heads: of their attention.
         feature_size: width of the finest convolutions.
         paper_size: the transformer of UNETR's paper, ViT-B: 768, 3072, 12.
-        network_file: see ``unet``.
+        start_from, network_file: see ``unet``.
     """
     if paper_size:
         hidden_size, mlp_dim, num_heads = 768, 3072, 12
@@ -130,15 +128,26 @@ def unetr(
     settings = training_settings(steps, slices_per_step, learning_rate, dice_by_slice) | width
 
     def build(size: int, outputs: int):
-        return UNETR(1, outputs, size, spatial_dims=2, **width)
+        return plain_unetr(outputs, size, **width)
 
-    return _supervised("unetr", build, config_file, output, settings, network_file, overwrite, overrides)
+    return _supervised("unetr", build, config_file, output, settings, start_from, network_file, overwrite, overrides)
 
 
 def _supervised(
-    name: str, build, config_file, output, settings: dict, network_file: str | None, overwrite: bool, overrides: dict
+    name: str,
+    build,
+    config_file,
+    output,
+    settings: dict,
+    start_from: str | None,
+    network_file: str | None,
+    overwrite: bool,
+    overrides: dict,
 ) -> dict:
-    row = open_row(name, config_file, overrides, output, settings, uses=AUGMENTATION)
+    if start_from is not None:
+        settings["start_from"] = sha256_of(start_from)
+    trains = settings["steps"] > 0
+    row = open_row(name, config_file, overrides, output, settings, uses=AUGMENTATION, trains=trains)
     if name == "unetr" and not optional_import("einops")[1]:
         return not_run(row, "needs the package einops: `pip install einops`")
 
@@ -147,6 +156,8 @@ def _supervised(
 
     def trained():
         network = build(size, organs + 1)
+        if start_from is not None:
+            start_network(network, start_from)
         return network, NetworkInferer(size, organs), train(training, network, overwrite)
 
     return run_row(row, trained, overwrite)
@@ -253,6 +264,41 @@ def fate_sam(
     return run_row(row, build, overwrite)
 
 
+def protosam(
+    config_file,
+    output: str | None = None,
+    volumes: int = 1,
+    supports: int = 3,
+    prompts: str = "box_and_points",
+    window: int = 2,
+    overwrite: bool = False,
+    **overrides,
+) -> dict:
+    """ProtoSAM on the configuration's backbone: prototypes of one labelled volume, and SAM2's decoder prompted by them.
+
+    Args:
+        volumes: training cases that prototypes are taken from, the first ones; one in the paper.
+        supports: labelled slices that a slice takes its prototypes from, the most similar ones.
+        prompts: "box_and_points" as in the paper, "box", "points", or "none" for the coarse mask itself.
+        window: places along each side of a cell of prototypes, each of 8 pixels.
+    """
+    settings = {"volumes": volumes, "supports": supports, "prompts": prompts, "window": window}
+    row = open_row("protosam", config_file, {**overrides, "variants": 0}, output, settings, backbone=True)
+    known = len(row.about["train_cases"])
+    if not 1 <= volumes <= known:
+        raise SettingError(f"volumes must lie in 1...{known}, the training cases there are, got {volumes}.")
+
+    get = row.parser.get_parsed_content
+
+    def build():
+        files = get("train#dataset").files[:volumes]  # encodes what is not in the cache
+        labelled = LabelledSlices(files, len(get("organs")), get("device"), window)
+        inferer = ProtoSamInferer(labelled, supports, prompts, get("encode_batch_size"))
+        return get("network").backbone, inferer, 0.0
+
+    return run_row(row, build, overwrite)
+
+
 def true_memory(config_file, output: str | None = None, overwrite: bool = False, **overrides) -> dict:
     """The upper bound of DiffuSAM without 3D: every slice decoded from the memory of its own true masks."""
     row = open_row("true_memory", config_file, overrides, output, {}, trains=False, backbone=True)
@@ -309,7 +355,7 @@ def diffusam(config_file, output: str | None = None, overwrite: bool = False, **
     return run_row(row, build, overwrite)
 
 
-ROWS = (unet, unetr, sam2_points, sam2_click, sam2_box, propagated, fate_sam, sam, true_memory, diffusam)
+ROWS = (unet, unetr, sam2_points, sam2_click, sam2_box, propagated, fate_sam, protosam, sam, true_memory, diffusam)
 COMMANDS = {each.__name__: each for each in ROWS}
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from monai.transforms import Orientation, Resize
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from nibabel.orientations import aff2axcodes
 from scripts.data.transforms import ResizeLabeld
+from scripts.networks.sam2_backbone import SAM2, ImageFeatures
 from scripts.segmentation.label_maps import LabelMapInferer
 from torch import Tensor, nn
 
@@ -61,6 +62,20 @@ def network_slices(inputs: Tensor, indices: Sequence[int], size: int, device: to
     slices = convert_to_tensor(inputs[0, 0][..., list(indices)], track_meta=False).permute(2, 0, 1).float()
     resized = Resize((size, size), mode="bilinear", anti_aliasing=True)(slices)
     return convert_to_tensor(resized, track_meta=False)[:, None].to(device)
+
+
+def encoded_slices(inputs: Tensor, indices: Sequence[int], network: SAM2) -> ImageFeatures:
+    """Image features of some slices of a volume ``(1, 1, H, W, slices)``, shown as training shows them.
+
+    That is by themselves, or between their neighbours where the backbone's ``slice_context`` says so.
+    """
+    device = next(network.parameters()).device
+    if not network.slice_context:
+        return network.encode_image(network_slices(inputs, indices, network.image_size, device))
+    last = inputs.shape[-1] - 1
+    around = [near for index in indices for near in (max(index - 1, 0), index, min(index + 1, last))]
+    planes = network_slices(inputs, around, network.image_size, device)
+    return network.encode_image(planes[:, 0].unflatten(0, (-1, 3)))
 
 
 def oriented_like(label: Tensor, image: Tensor) -> Tensor:

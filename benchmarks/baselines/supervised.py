@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
 from monai.losses import DiceCELoss
-from monai.networks.nets import UNet
+from monai.networks.nets import UNETR, UNet
 from scripts.data.transforms import AugmentedVariant
-from scripts.weights import save_atomically
+from scripts.errors import SettingError
+from scripts.weights import load_tensors, save_atomically
 from torch import Tensor, nn
 from tqdm import tqdm, trange
 
@@ -38,6 +40,36 @@ def plain_unet(outputs: int, channels: Sequence[int] = CHANNELS, dropout: float 
         num_res_units=2,
         dropout=dropout,
     )
+
+
+def plain_unetr(
+    outputs: int, size: int, hidden_size: int = 96, mlp_dim: int = 384, num_heads: int = 6, feature_size: int = 8
+) -> UNETR:
+    """The network of the UNETR row, for slices of S = ``size`` pixels: ``(B, 1, S, S)`` to ``(B, outputs, S, S)``."""
+    width = {"hidden_size": hidden_size, "mlp_dim": mlp_dim, "num_heads": num_heads, "feature_size": feature_size}
+    return UNETR(1, outputs, size, spatial_dims=2, **width)
+
+
+def start_network(network: nn.Module, path: str | Path) -> None:
+    """Gives a network the weights that :mod:`.anatomy_unet` has written.
+
+    Raises:
+        BundleError: the file is not there, is something else, or holds a network of other widths.
+    """
+    remedy = "Name a file of `python -m benchmarks.baselines.anatomy_unet` with --start_from."
+    state = load_tensors(path, "network of painted patients", remedy).get("network", {})
+    own = network.state_dict()
+    differing = sorted(
+        key
+        for key in own.keys() | state.keys()
+        if getattr(state.get(key), "shape", None) != getattr(own.get(key), "shape", None)
+    )
+    if differing:
+        raise SettingError(
+            f"'{path}' holds another network than this {type(network).__name__}: {len(differing)} of its tensors "
+            f"differ, such as '{differing[0]}'. {remedy}"
+        )
+    network.load_state_dict(state)
 
 
 class AugmentedSlices:
@@ -81,11 +113,70 @@ class AugmentedSlices:
         return image.float(), label
 
 
+class ResumableSteps:
+    """Steps of AdamW, the learning rate falling to zero along a cosine, that go on where they were interrupted.
+
+    Args:
+        path: of the checkpoint, which is taken up if it is of the same training.
+        identity: of the training, as JSON has it.
+        network: on its device.
+        learning_rate: at the start.
+        steps: of the whole training.
+
+    Attributes:
+        seconds: that all steps have taken, those before an interruption too.
+    """
+
+    def __init__(
+        self, path: Path, identity: Mapping[str, Any], network: nn.Module, learning_rate: float, steps: int
+    ) -> None:
+        self.path, self.identity, self.steps = path, json.dumps(identity, sort_keys=True), steps
+        optimizer = torch.optim.AdamW(network.parameters(), learning_rate)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        self.parts = {"network": network, "optimizer": optimizer, "scheduler": scheduler}
+        self.first, self.seconds = 0, 0.0
+        if path.is_file():
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            if saved["identity"] == self.identity:
+                for key, part in self.parts.items():
+                    part.load_state_dict(saved[key])
+                torch.set_rng_state(saved["random"])
+                self.first, self.seconds = saved["step"], saved["seconds"]
+
+    def run(self, save_every: int) -> Iterator[int]:
+        """Yields the number of each step that is left, from 0; within each, :meth:`step` is called once."""
+        start = time.perf_counter() - self.seconds
+        for number in (
+            progress := trange(self.first, self.steps, desc="training", initial=self.first, total=self.steps)
+        ):
+            yield number
+            if (number + 1) % save_every == 0 or number + 1 == self.steps:
+                self.seconds = time.perf_counter() - start
+                self._save(number + 1)
+                progress.set_postfix(loss=f"{self.loss.item():.3f}")
+
+    def step(self, loss: Tensor) -> None:
+        """One step down a loss."""
+        self.parts["optimizer"].zero_grad()
+        loss.backward()
+        self.parts["optimizer"].step()
+        self.parts["scheduler"].step()
+        self.loss = loss.detach()
+
+    def _save(self, step: int) -> None:
+        state = {key: part.state_dict() for key, part in self.parts.items()}
+        random = torch.get_rng_state()
+        save_atomically(
+            {**state, "identity": self.identity, "random": random, "step": step, "seconds": self.seconds}, self.path
+        )
+
+
 def train(row: Row, network: nn.Module, overwrite: bool = False, save_every: int = 200) -> float:
     """Trains a network with AdamW, the learning rate falling to zero along a cosine, and soft Dice plus cross-entropy.
 
-    A training that is finished is read from the row's file, and one that was interrupted goes on from its last
-    checkpoint, in the row's folder; on a CPU it ends with the same weights.
+    No step at all leaves the network as it is, and needs no training case. A training that is finished is read from the
+    row's file, and one that was interrupted goes on from its last checkpoint, in the row's folder; on a CPU it ends
+    with the same weights.
 
     Args:
         row: of :func:`baselines.evaluation.open_training`, whose settings have those of ``training_settings``. Its file
@@ -107,42 +198,21 @@ def train(row: Row, network: nn.Module, overwrite: bool = False, save_every: int
         shutil.rmtree(row.folder, ignore_errors=True)
     if row.path.is_file():
         return _load(row, network)
-    path, identity = row.folder / "checkpoint.pt", json.dumps(row.identity, sort_keys=True)
-    optimizer = torch.optim.AdamW(network.parameters(), row.settings["learning_rate"])
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    parts = {"network": network, "optimizer": optimizer, "scheduler": scheduler}
-    first, seconds = 0, 0.0
-    if path.is_file():
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        if saved["identity"] == identity:
-            for key, part in parts.items():
-                part.load_state_dict(saved[key])
-            torch.set_rng_state(saved["random"])
-            first, seconds = saved["step"], saved["seconds"]
-    slices = AugmentedSlices(row.parser, row.folder / "slices")
-    by_slice = row.settings["dice_by_slice"]
-    loss_function = DiceCELoss(to_onehot_y=True, softmax=True, batch=not by_slice, include_background=by_slice)
-    network.train()
-    start = time.perf_counter() - seconds
-    for step in (progress := trange(first, steps, desc="training", initial=first, total=steps)):
-        image, label = slices.draw(row.settings["slices_per_step"])
-        optimizer.zero_grad()
-        loss = loss_function(network(image.to(device)), label.to(device))
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
-        if (step + 1) % save_every == 0 or step + 1 == steps:
-            seconds = time.perf_counter() - start
-            state = {key: part.state_dict() for key, part in parts.items()}
-            random = torch.get_rng_state()
-            save_atomically(
-                {**state, "identity": identity, "random": random, "step": step + 1, "seconds": seconds}, path
-            )
-            progress.set_postfix(loss=f"{loss.item():.3f}")
+    learning_rate = row.settings["learning_rate"]
+    training = ResumableSteps(row.folder / "checkpoint.pt", row.identity, network, learning_rate, steps)
+    if steps:
+        slices = AugmentedSlices(row.parser, row.folder / "slices")
+        by_slice = row.settings["dice_by_slice"]
+        loss_function = DiceCELoss(to_onehot_y=True, softmax=True, batch=not by_slice, include_background=by_slice)
+        network.train()
+        for _ in training.run(save_every):
+            image, label = slices.draw(row.settings["slices_per_step"])
+            training.step(loss_function(network(image.to(device)), label.to(device)))
     state = {key: value.detach().cpu() for key, value in network.state_dict().items()}
-    save_atomically({"network": state, "identity": row.identity, "seconds_training": round(seconds, 2)}, row.path)
-    shutil.rmtree(row.folder)
-    return seconds
+    seconds = round(training.seconds, 2)
+    save_atomically({"network": state, "identity": row.identity, "seconds_training": seconds}, row.path)
+    shutil.rmtree(row.folder, ignore_errors=True)
+    return training.seconds
 
 
 def _load(row: Row, network: nn.Module) -> float:

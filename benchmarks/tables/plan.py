@@ -6,25 +6,27 @@ A table's file names
 * ``config_file``: the configuration every command gets, trainings without ``evaluate.json``, and ``settings``, values
   it changes;
 * ``runs``: repetitions, such as splits or seeds, each with settings of its own, and maybe ``config_file``, which is
-  added to the table's;
+  added to the table's, and ``labelled``, the cases from which trainings and rows with ``labels`` take theirs;
 * ``trainings``: what rows need first. Each has a ``command``, and may have ``config_file``, added to the table's or to
-  those of ``base``, ``settings``, and ``source``. Networks of the commands ``unet`` and ``unetr`` are trained by the
-  first row that needs them;
-* ``rows``: each a ``command`` of ``baselines`` or ``adaptation``, and may have ``config_file``, ``options``, a
-  ``training`` whose file, configuration and settings it gets, and ``published`` numbers: a value for each organ, and
-  their mean, in percent. A row of an option that is gone has ``recorded`` instead, its result as the table had it
-  (pairs of mean and deviation, of organs by their names, and the mean of each run), and ``repeat_with``, the commit
-  that repeats it;
+  those of ``base``, ``settings``, ``source``, ``pretraining``, ``labels``, the number of training cases, and ``start``,
+  the training that it starts from. Networks of the commands ``unet`` and ``unetr`` are trained by the first row that
+  needs them;
+* ``rows``: each a ``command`` of ``baselines`` or ``adaptation``, and may have ``config_file``, ``options``,
+  ``labels``, a ``training`` whose file, configuration, settings and labels it gets, and ``published`` numbers: a value
+  for each organ, and their mean, in percent. A row of an option that is gone has ``recorded`` instead, its result as
+  the table had it (pairs of mean and deviation, of organs by their names, and the mean of each run), and
+  ``repeat_with``, the commit that repeats it;
 * ``published``: what those numbers are of;
 * ``gap``: the rows between which the share of a gap that others close is given, ``from`` and ``to``.
 
 Trainings lie beside the tables' folders, in ``trainings``, each in a folder named after all that it was told, with the
-content of the configuration's files: what two tables, or two names in one, train alike is trained once. So is the cache
-of encoded slices, whose files are named so.
+content of the configuration's files and of the weights in ``models``: what two tables, or two names in one, train alike
+is trained once, and once those weights are others, anew. So is the cache of encoded slices, whose files are named so.
 
 A training whose ``source`` is true is one on a source domain: of the settings of the table, of its runs and of the
 command line it gets those that begin with ``source_``, without that, and all others get the rest. Of such a training a
-row gets the file alone.
+row gets the file alone. One whose ``pretraining`` is true knows neither the table's data nor its runs: it gets its own
+``base`` and settings, and of the command line those that begin with ``pretraining_``, without that.
 """
 
 from __future__ import annotations
@@ -38,10 +40,12 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
-from scripts.files import sha256_of
+from scripts.files import BUNDLE, sha256_of
 
 TABLES = Path(__file__).resolve().parent / "definitions"
 # the option by which a row gets the file of a training by this command, and the file's name
@@ -50,9 +54,13 @@ TRAINING_FILES = {
     "train_source": ("source_model", "source.pt"),
     "unet": ("network_file", "network.pt"),
     "unetr": ("network_file", "network.pt"),
+    "anatomy_unet": ("output", "network.pt"),
 }
 BY_ROWS = ("unet", "unetr")  # trained by the first row that needs them
-SOURCE = "source_"
+DOMAINS = {"source": "source_", "pretraining": "pretraining_"}  # of trainings, and how their settings begin
+LABELLED = "labelled"
+MODELS = BUNDLE / "models"
+_TRAINED: dict[Path, Lock] = {}  # one for each training's file
 CLOCK = "seconds.json"  # beside a training's file
 TOLD = "command.sha256"  # in the folder of a result, what its command was told
 EVALUATION = "configs/evaluate.json"
@@ -116,6 +124,7 @@ class Table:
             raise TableError(f"'{path}': unknown keys {sorted(unknown)}, missing keys {sorted(missing)}.")
         trainings = content.setdefault("trainings", {})
         wanted = {row["training"] for row in content["rows"].values() if "training" in row}
+        wanted |= {training["start"] for training in trainings.values() if "start" in training}
         if wanted - trainings.keys():
             raise TableError(
                 f"'{path}': rows need trainings that it does not name: {sorted(wanted - trainings.keys())}."
@@ -153,6 +162,8 @@ class Table:
         entry = self.content["trainings"][training]
         command, (_, name) = entry["command"], TRAINING_FILES[entry["command"]]
         options = self._options(run, entry, {}, entry.get("settings", {}), trains=True)
+        if "start" in entry:
+            options.append(self.trained(run, entry["start"]).parent.name)
         told = _digest(options, self._config_files(run, entry, trains=True))
         return self._beside("trainings") / f"{command}_{told[:12]}" / name
 
@@ -171,6 +182,11 @@ class Table:
             return clock["seconds"]
         return clock["seconds"] + max(each.stat().st_mtime for each in folder.iterdir()) - clock["started"]
 
+    def start(self, run: str, training: str) -> dict[str, str]:
+        """The option by which a training, or a row that does it, gets the file that it starts from, if it has one."""
+        start = self.content["trainings"][training].get("start")
+        return {} if start is None else {"start_from": str(self.trained(run, start))}
+
     def trained_by_rows(self, training: str) -> bool:
         """Whether the first row that needs a training does it, rather than a step of its own."""
         return self.content["trainings"][training]["command"] in BY_ROWS
@@ -179,7 +195,7 @@ class Table:
         training = self.content["trainings"][name]
         option, _ = TRAINING_FILES[training["command"]]
         file = self.trained(run, name)
-        own = {option: str(file)}
+        own = {option: str(file), **self.start(run, name)}
         if training["command"] == "training":
             own |= {"output_dir": str(file.parent), "cache_dir": str(self.cache)}
         options = self._options(run, training, own, training.get("settings", {}), trains=True)
@@ -206,10 +222,14 @@ class Table:
             training = self.content["trainings"][row["training"]]
             option, _ = TRAINING_FILES[training["command"]]
             own[option] = str(self.trained(run, row["training"]))
+            if self.trained_by_rows(row["training"]):
+                own |= self.start(run, row["training"])
             if not training.get("source"):  # a network is built as it was trained
                 options = {**training.get("settings", {}), **options}
             if "base" not in training:
                 entry = {**row, "config_file": [*training.get("config_file", []), *row.get("config_file", [])]}
+            if "labels" in training:
+                entry = {**entry, "labels": training["labels"]}
         arguments = [*_script(row["command"]), *self._options(run, entry, own, options)]
         return Step(name, run, arguments, self._config_files(run, entry, trains=False))
 
@@ -228,21 +248,32 @@ class Table:
 
     def _config_files(self, run: str, entry: dict, trains: bool) -> list[str]:
         split = self.content["runs"][run].get("config_file", [])
-        config_file = [*entry.get("base", [*self.content["config_file"], *split]), *entry.get("config_file", [])]
+        shared = [] if entry.get("pretraining") else [*self.content["config_file"], *split]
+        config_file = [*entry.get("base", shared), *entry.get("config_file", [])]
         if trains:
             config_file = [each for each in config_file if each != EVALUATION]  # whose `initialize` needs a prior
         return config_file
 
     def _options(self, run: str, entry: dict, own: dict, settings: dict, trains: bool = False) -> list[str]:
-        source = entry.get("source", False)
-        repeated = {key: value for key, value in self.content["runs"][run].items() if key != "config_file"}
-        shared = _of_domain({**self.content.get("settings", {}), **repeated}, source)
-        given = _of_domain(self.overrides, source)
-        values = {**shared, **settings, **given, **own}
+        domain = next((each for each in DOMAINS if entry.get(each)), None)
+        shared = {} if domain == "pretraining" else {**self.content.get("settings", {}), **self._of_run(run, entry)}
+        values = {**_of_domain(shared, domain), **settings, **_of_domain(self.overrides, domain), **own}
         if trains:
             values.pop(TESTED, None)
-        config_file = str(self._config_files(run, entry, trains))
-        return ["--config_file", config_file, *(f"--{key}={value}" for key, value in values.items())]
+        config_file = self._config_files(run, entry, trains)
+        named = ["--config_file", str(config_file)] if config_file else []
+        return [*named, *(f"--{key}={value}" for key, value in values.items())]
+
+    def _of_run(self, run: str, entry: dict) -> dict[str, Any]:
+        """The settings of a run; of its labelled cases an entry gets as many as it has labels, and else none."""
+        values: dict[str, Any] = {}
+        for key, value in self.content["runs"][run].items():
+            if key != LABELLED:
+                values[key] = value
+            elif "labels" in entry:
+                values["train_cases"] = value[: entry["labels"]]
+        values.pop("config_file", None)
+        return values
 
 
 def run_steps(table: Table, rows: list[str], runs: list[str], jobs: int, after_each: Callable[[], Any]) -> None:
@@ -281,17 +312,28 @@ def _run_chain(table: Table, chain: list[tuple[str, str]], threads: int) -> None
         return
     run, first = wanted[0]
     training = table.rows[first].get("training")
-    if training is None or table.trained_by_rows(training) or _train(table, run, training, threads):
+    if training is None or _prepare(table, run, training, threads):
         for run, name in wanted:
             if _call(table.row_step(run, name), table.log(run, name), threads):
                 table.mark_finished(run, name)
 
 
+def _prepare(table: Table, run: str, training: str, threads: int) -> bool:
+    """Whether all that the rows of a training need first is there in the end."""
+    start = table.content["trainings"][training].get("start")
+    if start is not None and not _prepare(table, run, start, threads):
+        return False
+    return table.trained_by_rows(training) or _train(table, run, training, threads)
+
+
 def _train(table: Table, run: str, name: str, threads: int) -> bool:
     """Whether the training's file is there in the end."""
     path = table.trained(run, name)
-    if path.is_file():
-        return True
+    with _TRAINED.setdefault(path, Lock()):  # which two chains may start from
+        return path.is_file() or _train_once(table, run, name, path, threads)
+
+
+def _train_once(table: Table, run: str, name: str, path: Path, threads: int) -> bool:
     clock, seconds, start = path.with_name(CLOCK), table.seconds(run, name), time.time()
     clock.parent.mkdir(parents=True, exist_ok=True)
     clock.write_text(json.dumps({"seconds": seconds, "started": start}) + "\n")
@@ -316,21 +358,32 @@ def _call(step: Step, log: Path, threads: int) -> bool:
 
 
 def _digest(options: list[str], config_files: list[str]) -> str:
-    """Of options, and of what the configuration's files say now, by whose change all they are for is another."""
+    """Of options, of what the configuration's files say now, and of the weights there are: what they are for is another
+    by the change of any of them.
+    """
     files = [Path(each).read_text("utf-8") for each in config_files if Path(each).is_file()]
-    return hashlib.sha256(json.dumps([options, files]).encode()).hexdigest()
+    weights = [_weights(path, path.stat().st_mtime_ns) for path in sorted(MODELS.glob("*.pt"))]
+    return hashlib.sha256(json.dumps([options, files, weights]).encode()).hexdigest()
 
 
-def _of_domain(settings: Mapping[str, Any], source: bool) -> dict[str, Any]:
-    """The settings that are the source's, under their own names, or all others."""
-    if source:
-        return {key.removeprefix(SOURCE): value for key, value in settings.items() if key.startswith(SOURCE)}
-    return {key: value for key, value in settings.items() if not key.startswith(SOURCE)}
+@lru_cache
+def _weights(path: Path, changed: int) -> list[str]:
+    return [path.name, sha256_of(path)]
+
+
+def _of_domain(settings: Mapping[str, Any], domain: str | None) -> dict[str, Any]:
+    """The settings that are a domain's, under their own names, or those that are of none."""
+    if domain is not None:
+        prefix = DOMAINS[domain]
+        return {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}
+    return {key: value for key, value in settings.items() if not key.startswith(tuple(DOMAINS.values()))}
 
 
 def _script(command: str) -> list[str]:
     if command == "training":
         return ["-m", "monai.bundle", "run", "training"]
+    if command == "anatomy_unet":
+        return ["-m", "benchmarks.baselines.anatomy_unet"]
     folder = "adaptation" if command in ADAPTATION else "baselines"
     return ["-m", f"benchmarks.{folder}.run", command]
 

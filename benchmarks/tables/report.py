@@ -113,6 +113,9 @@ def _hours(table: Table, rows: dict[str, Any]) -> float:
                 shared = table.seconds(run, training)
                 by_row = table.trained_by_rows(training)
                 trainings[table.trained(run, training)] = own if by_row else shared
+                start = table.content["trainings"][training].get("start")
+                if start is not None:
+                    trainings[table.trained(run, start)] = table.seconds(run, start)
                 own = 0.0 if by_row else own - shared
             seconds += own
     return (seconds + sum(trainings.values())) / 3600
@@ -131,7 +134,9 @@ def _organs(table: Table) -> list[str]:
 
 def _reason(table: Table, run: str, name: str) -> str:
     """Why a result is not there: the end of the log of what failed."""
-    for step in (name, table.rows[name].get("training")):
+    training = table.rows[name].get("training")
+    start = table.content["trainings"][training].get("start") if training else None
+    for step in (name, training, start):
         log = table.log(run, step) if step else None
         text = log.read_text(encoding="utf-8", errors="replace") if log and log.is_file() else ""
         _, told, message = text.rpartition("\nerror: ")  # as `scripts.errors` puts it

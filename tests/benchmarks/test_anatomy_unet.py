@@ -1,19 +1,76 @@
-"""The UNet that learns from painted patients: what it writes is what the row ``unet`` starts from."""
+"""The networks that learn from painted patients: what is written is what the rows ``unet`` and ``unetr`` start from."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
 import torch
+from scripts.errors import SettingError
+from scripts.weights import save_atomically
 
+from benchmarks.baselines import supervised
 from benchmarks.baselines.anatomy_unet import train
-from benchmarks.baselines.supervised import plain_unet
+from benchmarks.baselines.supervised import plain_unet, plain_unetr, start_network
+from tests.helpers.workflows import Killed
+
+SMALL = {"patients": 1, "slices": 2, "image_size": 64}
 
 
-def test_its_weights_are_the_rows(tmp_path):
-    path = tmp_path / "unet.pt"
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("patients"))
 
-    train(str(tmp_path / "patients"), str(path), patients=1, iterations=2, slices=2, image_size=64)
 
-    network = plain_unet(5)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "unet",
+        pytest.param("unetr", marks=pytest.mark.skipif(not find_spec("einops"), reason="MONAI's UNETR needs einops")),
+    ],
+)
+def test_its_weights_are_the_rows(tmp_path, patients, name):
+    path = tmp_path / f"{name}.pt"
+
+    train(str(path), patients, name, iterations=2, **SMALL)
+
+    network = plain_unet(5) if name == "unet" else plain_unetr(5, 64)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    network.load_state_dict(torch.load(path, weights_only=True)["network"])
+    start_network(network, path)
     assert any(not torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, patients, monkeypatch):
+    def run(name: str) -> dict[str, torch.Tensor]:
+        train(str(tmp_path / name), patients, iterations=4, save_every=2, **SMALL)
+        return torch.load(tmp_path / name, weights_only=True)["network"]
+
+    def save_and_die(content, path: Path) -> None:
+        save_atomically(content, path)
+        if content["step"] == 2:
+            raise Killed
+
+    whole = run("whole.pt")
+    with monkeypatch.context() as patch:
+        patch.setattr(supervised, "save_atomically", save_and_die)
+        with pytest.raises(Killed):
+            run("killed.pt")
+    assert [path.name for path in tmp_path.glob("killed*")] == ["killed.checkpoint.pt"]
+
+    resumed = run("killed.pt")
+
+    assert all(torch.equal(resumed[key], value) for key, value in whole.items())
+    assert [path.name for path in tmp_path.glob("killed*")] == ["killed.pt"]
+
+
+def test_a_network_of_other_widths_is_not_started_from(tmp_path):
+    save_atomically({"network": plain_unet(5, channels=(4, 8)).state_dict()}, tmp_path / "small.pt")
+
+    with pytest.raises(SettingError, match="small.pt' holds another network than this UNet"):
+        start_network(plain_unet(5), tmp_path / "small.pt")
+
+
+def test_an_unknown_network_is_refused(tmp_path):
+    with pytest.raises(SettingError, match="must be one of unet, unetr, got 'vnet'"):
+        train(str(tmp_path / "out.pt"), network="vnet")

@@ -64,6 +64,7 @@ def new_row(overlay: Path, output: Path, settings: dict | None = None, **options
         "sam2_box",
         "propagated",
         "fate_sam",
+        "protosam",
     ],
 )
 def test_a_row_is_measured_like_diffusam(tmp_path, overlay, name):
@@ -120,7 +121,32 @@ def test_training_cases_are_never_tested_on(tmp_path, overlay):
         command("unet", overlay, tmp_path / "unet.json", test_cases=["a", "d"])
 
 
+@pytest.mark.parametrize("volumes", [0, 3])
+def test_prototypes_come_from_training_cases_that_there_are(tmp_path, overlay, volumes):
+    with pytest.raises(ValueError, match=r"volumes must lie in 1\.\.\.2"):
+        command("protosam", overlay, tmp_path / "protosam.json", volumes=volumes)
+
+
 # ---- supervised networks
+
+
+def test_a_network_of_painted_patients_needs_no_training_case(tmp_path, overlay):
+    """With no step at all, it is used as it is."""
+    start = supervised.plain_unet(5, (4, 8))
+    supervised.save_atomically({"network": start.state_dict()}, tmp_path / "start.pt")
+
+    content = command(
+        "unet",
+        overlay,
+        tmp_path / "unet.json",
+        **{**NETWORKS["unet"], "steps": 0, "start_from": str(tmp_path / "start.pt")},
+        train_cases=[],
+        train_data=[],
+    )
+
+    used = torch.load(tmp_path / "unet" / "network.pt", weights_only=True)["network"]
+    assert all(torch.equal(value, used[key]) for key, value in start.state_dict().items())
+    assert content["about"]["test_cases"] == ["d"] and "train_cases" not in content["about"]
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, overlay, monkeypatch):

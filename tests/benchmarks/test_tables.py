@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from monai.bundle import ConfigParser
 
 from benchmarks.adaptation.run import COMMANDS as ADAPTATION
 from benchmarks.baselines.run import COMMANDS as BASELINES
-from benchmarks.tables import report
-from benchmarks.tables.plan import TABLES, Table, TableError
-from tests.helpers.workflows import BUNDLE, ROOT, write_overlay
+from benchmarks.tables import plan, report
+from benchmarks.tables.plan import TABLES, Table, TableError, run_steps
+from tests.conftest import save_volume, simple_image, simple_label
+from tests.helpers.workflows import BUNDLE, ROOT, SIZE, write_overlay
 
 CONFIGS = ["configs/train.json", "configs/evaluate.json"]
 
@@ -264,6 +267,224 @@ def test_what_two_tables_train_alike_is_trained_once(tmp_path):
     assert one.trained("1", "prior") != two.trained("a", "default")
 
 
+def value(arguments: list[str], option: str) -> str | None:
+    """What a command is told by an option."""
+    told = [each.partition("=")[2] for each in arguments if each.startswith(f"--{option}=")]
+    return told[0] if told else None
+
+
+def test_a_training_gets_as_many_labelled_cases_as_it_is_told(tmp_path):
+    trainings = {
+        "none": {"command": "unet", "labels": 0},
+        "two": {"command": "training", "labels": 2},
+        "own": {"command": "training"},
+    }
+    rows = {name: {"command": "unet" if name == "none" else "diffusam", "training": name} for name in trainings}
+    rows["no training"] = {"command": "diffusam", "labels": 1}
+    runs = {"a": {"labelled": ["x", "y", "z"], "test_cases": ["t"]}}
+    table = Table.read(write_table(tmp_path, rows=rows, runs=runs, trainings=trainings), tmp_path / "out", {})
+
+    cases = {name: value(table.row_step("a", name).arguments, "train_cases") for name in rows}
+
+    assert cases == {"none": "[]", "two": "['x', 'y']", "own": None, "no training": "['x']"}
+    assert value(table.training_step("a", "two").arguments, "train_cases") == "['x', 'y']"
+    assert {value(table.row_step("a", name).arguments, "test_cases") for name in rows} == {"['t']"}
+    assert not any("labelled" in each for name in rows for each in table.row_step("a", name).arguments)
+
+
+def test_the_same_labelled_cases_are_the_same_training_however_they_are_told(tmp_path):
+    trainings = {"some": {"command": "training", "labels": 2}, "all": {"command": "training"}}
+    runs = {"labelled": {"labelled": ["x", "y", "z"], "test_cases": ["t"]}, "named": {"train_cases": ["x", "y"]}}
+    table = Table.read(write_table(tmp_path, rows={}, runs=runs, trainings=trainings), tmp_path / "out", {})
+
+    assert table.trained("labelled", "some") == table.trained("named", "all")
+
+
+def pretrained_table(folder: Path, **settings) -> Table:
+    trainings = {
+        "painted": {"command": "anatomy_unet", "pretraining": True, "settings": {"iterations": 3, **settings}},
+        "unet": {"command": "unet", "start": "painted"},
+        "prior": {"command": "training", "start": "painted"},
+    }
+    rows = {"UNet": {"command": "unet", "training": "unet"}, "DiffuSAM": {"command": "diffusam", "training": "prior"}}
+    runs = {"a": {"seed": 0, "train_cases": ["x"]}, "b": {"seed": 1, "train_cases": ["y"]}}
+    table = write_table(folder, rows=rows, runs=runs, trainings=trainings, settings={"variants": 3})
+    return Table.read(table, folder / "out", {"dataset_dir": "/d", "pretraining_patients": 2})
+
+
+def test_a_pretraining_knows_neither_data_nor_runs(tmp_path):
+    table = pretrained_table(tmp_path)
+
+    step = table.training_step("a", "painted")
+
+    file = table.trained("a", "painted")
+    assert file == table.trained("b", "painted")
+    assert step.arguments == [
+        *("-m", "benchmarks.baselines.anatomy_unet"),
+        *("--iterations=3", "--patients=2", f"--output={file}"),
+    ]
+
+
+def test_what_starts_from_a_pretraining_is_told_its_file_and_is_another_with_another(tmp_path):
+    table = pretrained_table(tmp_path)
+    start = str(table.trained("a", "painted"))
+
+    assert value(table.training_step("a", "prior").arguments, "start_from") == start
+    assert value(table.row_step("a", "UNet").arguments, "start_from") == start  # which trains it
+    assert value(table.row_step("a", "DiffuSAM").arguments, "start_from") is None
+    assert "--pretraining_patients=2" not in table.row_step("a", "UNet").arguments
+    other = pretrained_table(tmp_path, network="unetr")
+    for training in ("painted", "unet", "prior"):
+        assert other.trained("a", training) != table.trained("a", training)
+
+
+def test_a_pretraining_is_done_once_and_first_and_what_needs_it_is_left_where_it_fails(tmp_path, monkeypatch):
+    table, called = pretrained_table(tmp_path), []
+
+    def call(step, log, threads, works: bool = True) -> bool:
+        called.append(step.name)
+        for option in ("output", "prior_file"):
+            file = value(step.arguments, option)
+            if works and step.name in table.content["trainings"] and file:
+                Path(file).write_text("weights")
+        return works
+
+    monkeypatch.setattr(plan, "_call", lambda *arguments: call(*arguments, works=False))
+    run_steps(table, ["UNet"], ["a"], 1, lambda: None)
+    assert called == ["painted"]
+
+    called.clear()
+    monkeypatch.setattr(plan, "_call", call)
+    run_steps(table, ["UNet", "DiffuSAM"], ["a", "b"], 2, lambda: None)
+    assert called[0] == "painted"
+    assert sorted(called[1:]) == ["DiffuSAM", "DiffuSAM", "UNet", "UNet", "prior", "prior"]
+
+
+def test_hours_count_a_pretraining_once(tmp_path):
+    table = pretrained_table(tmp_path)
+    for run in table.runs:
+        write_result(table, run, "UNet", [0.5, 0.5], seconds_training=100, seconds_per_volume=1)
+        folder = table.trained(run, "painted").parent
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "seconds.json").write_text('{"seconds": 1000}')
+
+    assert report.collect(table)["hours"] * 3600 == pytest.approx(1000 + 2 * (100 + 1))
+
+
+def test_a_pretraining_that_failed_is_the_reason_of_its_rows(tmp_path):
+    table = pretrained_table(tmp_path)
+    log = table.log("a", "painted")
+    log.parent.mkdir(parents=True)
+    log.write_text("painting\n\nerror: no space is left.\n")
+
+    assert report.collect(table)["rows"]["UNet"]["runs"]["a"]["not_run"] == "no space is left."
+
+
+def test_new_weights_make_all_trainings_and_results_new(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "MODELS", tmp_path)
+    (tmp_path / "sam2_nano.pt").write_text("one")
+    trainings, rows = {"prior": {"command": "training"}}, {"SAM2 (box)": {"command": "sam2_box"}}
+    table = Table.read(write_table(tmp_path, rows=rows, trainings=trainings), tmp_path / "out", {})
+    before = table.trained("1", "prior")
+    write_result(table, "1", "SAM2 (box)", [0.5])
+    table.mark_finished("1", "SAM2 (box)")
+    assert table.finished("1", "SAM2 (box)")
+
+    (tmp_path / "sam2_nano.pt").write_text("another")
+    os.utime(tmp_path / "sam2_nano.pt", (1, 1))
+
+    assert table.trained("1", "prior") != before
+    assert not table.finished("1", "SAM2 (box)")
+
+
+@pytest.mark.parametrize("curve, few_shot", [("labels", "chaos"), ("phantoms_labels", "phantoms")])
+def test_the_curve_of_labels_shares_the_trainings_of_three_volumes(curve, few_shot):
+    curve, few_shot = Table.read(curve, "out/curve", {}), Table.read(few_shot, "out/few_shot", {})
+
+    for run, same in zip(curve.runs, few_shot.runs):
+        for training, other in (("beyond_paper_3", "beyond_paper_pretrained"), ("unet_3", "unet_pretrained")):
+            assert curve.trained(run, training) == few_shot.trained(same, other)
+        assert len({curve.trained(run, f"beyond_paper_{count}") for count in (1, 3, 5)}) == 3
+
+
+@pytest.mark.parametrize("name", ["labels", "phantoms_labels"])
+def test_no_row_of_the_curve_is_tested_on_a_volume_that_another_is_trained_on(name):
+    table = Table.read(name, "out", {})
+    for settings in table.content["runs"].values():
+        assert len(settings["labelled"]) == 5 and len(settings["test_cases"]) == 3
+        assert not set(settings["labelled"]) & set(settings["test_cases"])
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in TABLES.glob("*.json")))
+def test_trainings_start_from_scratch_unless_they_are_named_after_their_start(name):
+    """By default a training starts from the prior that ships, whatever its table says of it."""
+    for key, training in Table.read(name, "out", {}).content["trainings"].items():
+        if training["command"] == "training" and not training.get("pretraining") and "btcv" not in name:
+            from_scratch = training["settings"].get("start_from") == "$None"
+            assert from_scratch != (key.endswith("_pretrained") or "labels" in name), key
+
+
+def shrunk(table: Table, patients: Path) -> None:
+    """The trainings of a curve of labels with little of everything."""
+    small = {"variants": 0, "batch_size": 2, "iterations": 2, "iterations_per_epoch": 2}
+    for training in table.content["trainings"].values():
+        if training["command"] == "anatomy_unet":
+            training["settings"] = {"patients": 1, "iterations": 2, "slices": 2, "image_size": SIZE}
+            training["settings"]["patients_dir"] = str(patients)
+        elif training["command"] == "unet":
+            training["settings"] |= {
+                "steps": min(training["settings"]["steps"], 2),
+                "slices_per_step": 2,
+                "variants": 0,
+            }
+        else:
+            training["settings"] |= small
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")  # commands are imported modules here
+def test_the_curve_of_labels_runs_from_its_beginning(tmp_path, backbone_file, monkeypatch):
+    """Of the definition on CHAOS, with small volumes that are named as those are, and each command in this process."""
+    monkeypatch.chdir(BUNDLE)
+    for case in ("3", "19"):
+        save_volume(tmp_path / f"data/image_{case}.nii.gz", simple_image(simple_label(), int(case)) + 1000)
+        save_volume(tmp_path / f"data/label_{case}.nii.gz", simple_label())
+    overrides = {"dataset_dir": str(tmp_path / "data"), "backbone_checkpoint": str(backbone_file), "report": False}
+    overrides |= {"image_size": SIZE, "test_cases": ["19"], "start_from": "$None"}
+    table = Table.read("labels", tmp_path / "out", overrides)
+    shrunk(table, tmp_path / "patients")
+    run = "3+5+10+15+20"
+    shipped = table.trained(run, "beyond_paper_1")  # in place of a prior that would need its own backbone
+    table.rows["DiffuSAM, no label"]["options"]["prior_file"] = str(shipped)
+    called = []
+
+    def in_process(step, log, threads) -> bool:
+        called.append(step.name)
+        arguments = [*step.arguments[1:], *["--logging_file=False"] * (step.arguments[1] == "monai.bundle")]
+        monkeypatch.setattr(sys, "argv", arguments)
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+        return True
+
+    monkeypatch.setattr(plan, "_call", in_process)
+    rows = ["UNet, no label", "UNet, 1 volume", "DiffuSAM, 1 volume", "DiffuSAM, no label"]
+
+    run_steps(table, rows, [run], 1, lambda: None)
+    run_steps(table, rows, [run], 1, lambda: None)  # all is there
+
+    assert called == ["unet_painted", *rows[:2], "beyond_paper_1", *rows[2:]]
+    results = {name: json.loads(table.result(run, name).read_text()) for name in rows}
+    assert {name: each["about"].get("train_cases") for name, each in results.items()} == {
+        **{"UNet, no label": None, "UNet, 1 volume": ["3"]},
+        **{"DiffuSAM, 1 volume": ["3"], "DiffuSAM, no label": None},
+    }
+    assert all(each["cases"] == ["19"] for each in results.values())
+    assert results["DiffuSAM, 1 volume"]["dice"] == results["DiffuSAM, no label"]["dice"]  # one prior, by either way
+    start, used = (
+        torch.load(table.trained(run, training), weights_only=True)["network"]
+        for training in ("unet_painted", "unet_0")
+    )
+    assert all(torch.equal(used[key], weight) for key, weight in start.items())
+
+
 def test_a_network_of_one_table_is_the_supervised_bound_of_another():
     """Of the tables on CHAOS: the same volumes, settings and files, so the same file, told to both rows."""
     given = {"dataset_dir": "/chaos"}
@@ -400,7 +621,8 @@ def test_settings_of_a_table_change_what_the_configuration_has(path):
         files = [*training.get("base", content["config_file"]), *training.get("config_file", [])]
         parser = ConfigParser()
         parser.read_config([str(BUNDLE / file) for file in files if "evaluate" not in file])
-        shared = {} if training.get("source") else content.get("settings", {})  # a source has no settings of the target
+        alone = training.get("source") or training.get("pretraining")  # which have no settings of the target
+        shared = {} if alone else content.get("settings", {})
         for key in {**shared, **training.get("settings", {})}:
             section, _, name = key.rpartition("#")
             assert name in (parser[section] if section else parser.get()), key

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scripts.automedsam.network import AutoMedSAM, ClassPromptEncoder
 from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
 from scripts.networks.sam2_backbone import FrozenSAM2
@@ -56,6 +57,24 @@ def test_organs_are_matched_by_name_and_new_ones_keep_their_own_embedding(earlie
     rows = starting.prior.state_dict()[EMBEDDING]
     assert torch.equal(rows[0], own)
     assert torch.equal(rows[1], trained.prior.state_dict()[EMBEDDING][1])
+    assert "knows liver; from scratch: pancreas" in caplog.text
+
+
+def test_automedsam_starts_from_an_automedsam(tmp_path, statistics, caplog):
+    def automedsam(organs: list[str]) -> AutoMedSAM:
+        encoder = ClassPromptEncoder(128, len(organs), block_out_channels=(32, 64), attention_levels=1)
+        return AutoMedSAM(network(organs, seed=0).backbone, encoder, organs)
+
+    trained, starting = automedsam(["spleen", "liver"]), automedsam(["liver", "pancreas"])
+    trained.prior.fitted.fill_(True)
+    torch.save({"model": trained.state_dict()}, tmp_path / "model.pt")
+
+    with caplog.at_level("INFO"):
+        StartingPrior(starting, tmp_path / "model.pt", statistics)()
+
+    rows = starting.prior.organ_embedding.weight
+    assert torch.equal(rows[0], trained.prior.organ_embedding.weight[1])
+    assert torch.equal(starting.prior.conv_in.weight, trained.prior.conv_in.weight)
     assert "knows liver; from scratch: pancreas" in caplog.text
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
+from scripts.automedsam.network import AutoMedSAM, ClassPromptEncoder
 from scripts.files import sha256_of
+from scripts.networks.sam2_backbone import FrozenSAM2
+from scripts.training.starting_prior import StartingPrior
 
+from benchmarks.tables.plan import Table
 from tests.conftest import save_volume, simple_image, simple_label
 from tests.helpers.workflows import BUNDLE
 
@@ -71,6 +77,30 @@ def test_backbone_and_prior_are_pretrained_one_after_the_other(tmp_path):
     after = torch.load(tmp_path / "backbone/sam2_nano.pt", weights_only=True)["model"]
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[key], after[key]) for key in before)
+
+
+def test_automedsam_is_pretrained_as_the_tables_say(tmp_path, backbone_file):
+    """And a training of its own kind starts from it."""
+    training = Table.read("chaos", None, {}).content["trainings"]["automedsam_painted"]
+    run(
+        "training",
+        *(Path(config).name for config in training["base"]),
+        **training["settings"]
+        | {
+            **{"patients_dir": str(tmp_path / "patients"), "slices": 2, "batch_size": 2, "iterations": 1},
+            **{"iterations_per_epoch": 1, "image_size": 64, "backbone_checkpoint": str(backbone_file)},
+            "output_dir": str(tmp_path),
+            "prior_file": str(tmp_path / "prior.pt"),
+        },
+    )
+
+    backbone = FrozenSAM2("sam2_nano", 64, backbone_file, decoder_token="single")
+    encoder = ClassPromptEncoder(128, 4, block_out_channels=(64, 128), attention_levels=1)
+    starting = AutoMedSAM(backbone, encoder, ["liver", "spleen", "right kidney", "left kidney"])
+    StartingPrior(starting, tmp_path / "prior.pt", [])()
+    trained = torch.load(tmp_path / "prior.pt", weights_only=True)["model"]
+    assert torch.equal(encoder.conv_in.weight, trained["prior.conv_in.weight"])
+    assert torch.equal(encoder.organ_embedding.weight[0], trained["prior.organ_embedding.weight"][3])
 
 
 @pytest.mark.parametrize("modality", ["ct", "mr"])

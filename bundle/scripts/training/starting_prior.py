@@ -15,11 +15,12 @@ from typing import Any
 from torch import Tensor
 
 from ..files import sha256_of
-from ..networks.diffusam import DiffuSAM
+from ..networks.frozen_backbone import FrozenBackboneNetwork
 from ..weights import load_tensors
 
 logger = logging.getLogger(__name__)
-_EMBEDDING = "unet.class_embedding.weight"  # a row for each organ
+# a row for each organ, in DiffuSAM's prior and in AutoMedSAM's
+_EMBEDDINGS = ("unet.class_embedding.weight", "organ_embedding.weight")
 
 
 class StartingPrior:
@@ -32,7 +33,9 @@ class StartingPrior:
         statistics: pairs of memories and embeddings of the training volumes, asked for where statistics must be fitted.
     """
 
-    def __init__(self, network: DiffuSAM, start_from: str | Path | None, statistics: Iterable[tuple[Tensor, Tensor]]):
+    def __init__(
+        self, network: FrozenBackboneNetwork, start_from: str | Path | None, statistics: Iterable[tuple[Tensor, Tensor]]
+    ) -> None:
         self.network, self.statistics = network, statistics
         self.start_from = None if start_from is None else Path(start_from)
 
@@ -56,7 +59,8 @@ class StartingPrior:
             return f"'{path}' was trained for other weights than those of '{own['backbone']}' loaded here"
         weights = {key.removeprefix("prior."): value for key, value in state.items() if key.startswith("prior.")}
         expected = prior.state_dict()
-        weights[_EMBEDDING], known = self._organs(about["organs"], weights.pop(_EMBEDDING), expected[_EMBEDDING])
+        embedding = next(key for key in _EMBEDDINGS if key in expected)
+        weights[embedding], known = self._organs(about["organs"], weights.pop(embedding), expected[embedding])
         differing = sorted(
             key
             for key in expected.keys() | weights.keys()
