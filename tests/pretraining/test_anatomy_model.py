@@ -90,3 +90,35 @@ def test_encoded_pairs_are_what_the_backbone_says_of_them(clips):
 def test_other_organs_are_refused(clips):
     with pytest.raises(ValueError, match="Painted patients have the organs"):
         EncodedAnatomy(clips, FrozenSAM2("sam2_nano", 64), ["pancreas"], batch_size=2)
+
+
+def test_clips_that_are_not_followed_are_named(model, clips):
+    stage = {"epochs": 1, "image_size": 64, "frames": 1, "clips": 3, "followed": 1, "context": True}
+    batch = AnatomyClips(clips.pool, [stage], organs_per_clip=2, extra_objects=1).batch(0)
+    model.fit_statistics([batch])
+    named = []
+    model._naming_loss = lambda encoded, classes: named.append(len(encoded.embedding)) or encoded.embedding.sum() * 0
+
+    losses = model(**batch)
+
+    assert batch["mask"].shape[0] == 1 and losses["loss"].isfinite()
+    assert named == [3]
+
+
+@pytest.mark.parametrize(("far_share", "expected"), [(0.0, {1, 2}), (1.0, {1})])
+def test_far_frames_see_the_first_one_alone(model, clips, monkeypatch, far_share, expected):
+    model.own_share, model.far_share = 0.0, far_share
+    condition, counts = model.backbone.condition, []
+
+    def counting(features, memories=()):
+        counts.append(len(memories))
+        return condition(features, memories)
+
+    monkeypatch.setattr(model.backbone, "condition", counting)
+    batch = clips.batch(0)
+    model.fit_statistics([batch])
+    for seed in range(8):
+        torch.manual_seed(seed)
+        model(**batch)
+
+    assert {count for count in counts if count} == expected

@@ -76,3 +76,47 @@ def test_most_contrasts_tell_touching_organs_apart():
     apart = (means[:, TISSUE_INDEX["renal cortex"]] - means[:, TISSUE_INDEX["liver"]]).abs() > 0.05
     assert means.shape == (4000, len(TISSUES)) and means.min() >= 0
     assert 0.75 < apart.float().mean() < 0.99  # and some do not
+
+
+def test_objects_of_some_clips_alone_are_followed(pool):
+    stage = {**STAGES[0], "clips": 6, "followed": 2}
+
+    batch = AnatomyClips(pool, [stage], organs_per_clip=2, extra_objects=1).batch(0)
+
+    assert batch["image"].shape[0] == batch["classes"].shape[0] == 6
+    assert batch["mask"].shape[:2] == (2, 3) and batch["organ"].shape == (2, 2)
+    for place in range(2):
+        assert torch.equal(batch["mask"][:, place], batch["classes"][:2] == batch["organ"][:, place, None, None, None])
+
+
+def test_frames_in_context_lie_between_the_slices_beside_them(pool):
+    wide = AnatomyClips(pool, [{**STAGES[0], "frames": 4}], spacing=(9.0, 9.0)).batch(0)
+    inner = AnatomyClips(pool, [{**STAGES[0], "frames": 2, "context": True}], spacing=(9.0, 9.0)).batch(0)
+
+    image = wide["image"][:, :, 0]
+    expected = torch.stack([image[:, :2], image[:, 1:3], image[:, 2:]], 2)
+    assert torch.equal(inner["image"], expected)
+    assert torch.equal(inner["classes"], wide["classes"][:, 1:3])
+
+
+def test_breathing_displaces_slices_in_their_plane(pool):
+    """Of slices that lie close, one that breathing moved looks like the other elsewhere."""
+
+    def rows(**breathing):
+        clips = AnatomyClips(pool, [{**STAGES[0], "clips": 8}], spacing=(0.1, 0.1), **breathing)
+        body = clips.batch(0)["classes"] != CLASSES.index("air")
+        return body.any(3).float().argmax(2)  # (clips, frames), where the body begins
+
+    still, moved = rows(), rows(breathing=(1.0, 25.0))
+
+    assert (still - still[:, :1]).abs().max() <= 1
+    assert (moved - moved[:, :1]).abs().max() >= 4
+
+
+def test_clips_lie_as_far_beyond_the_organs_as_said(pool):
+    def held(beyond):
+        clips = AnatomyClips(pool, [{"epochs": 1, "image_size": 64, "frames": 1, "clips": 200}], beyond=beyond)
+        return (clips.batch(0)["classes"] < len(ORGANS)).flatten(1).any(1).float().mean()
+
+    assert held((-0.4, -0.4)) > 0.95  # the middle of the organs' height
+    assert held((1.5, 0.0)) < held((0.0, 0.0)) - 0.2

@@ -90,17 +90,22 @@ class AnatomyModel(ClipModel):
         """Losses of a batch of clips.
 
         Args:
-            image, mask, prompt_share: see :class:`ClipModel`.
-            organ: ``(V, n)``, which organs the first n objects of each clip are; None for clips of random shapes.
+            image, mask, prompt_share: see :class:`ClipModel`; the masks may be of the first ``F <= V`` clips alone,
+                and images may have their neighbours as channels already.
+            organ: ``(F, n)``, which organs the first n objects of each clip are; None for clips of random shapes.
             classes: ``(V, T, S, S)``, indices into :data:`.patient_clips.CLASSES`.
         """
         if organ is None or classes is None:
             return super().forward(image, mask, prompt_share)
         clips, objects, frames = mask.shape[:3]
         organs = organ.shape[1]
-        if torch.rand(()) < self.context_share:
+        context = torch.rand(()) < self.context_share
+        if image.shape[2] == 3:
+            image = image if context else image[:, :, 1:2]
+        elif context:
             image = between_neighbours(image)
-        encoded = self.encode(image)
+        every = self.encode(image)
+        encoded = every[: clips * frames]
         predicted, prior_error = self._predict_memories(encoded, mask[:, :organs], organ)
         predicted = predicted.unflatten(0, (clips, frames, organs))
         others = predicted.new_full((clips, objects - organs, *predicted.shape[3:]), torch.nan)
@@ -109,7 +114,7 @@ class AnatomyModel(ClipModel):
             return torch.cat([predicted[:, frame], others], 1).flatten(0, 1)
 
         losses = self.follow(encoded, mask, prompt_share, own)
-        losses["naming"] = self._naming_loss(encoded, classes)
+        losses["naming"] = self._naming_loss(every, classes)
         losses["prior"] = prior_error
         losses["loss"] = losses["loss"] + self.prior_weight * losses["prior"] + self.naming_weight * losses["naming"]
         return losses
@@ -155,7 +160,7 @@ class AnatomyModel(ClipModel):
 
     def _memories_of(self, batches: Iterable[dict[str, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in batches:
-            encoded = self.encode(batch["image"])
+            encoded = self.encode(batch["image"][: len(batch["mask"])])
             mask = batch["mask"][:, : batch["organ"].shape[1]].transpose(1, 2).flatten(0, 2)[:, None].float()
             present = mask.flatten(1).any(1)
             repeated = encoded.repeat_interleave(batch["organ"].shape[1])[present]

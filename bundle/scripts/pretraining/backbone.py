@@ -36,6 +36,9 @@ class ClipModel(Described, nn.Module):
         backbone: the trainable SAM2.
         memory_noise: upper bound of the noise given to own memories, in units of their standard deviation.
         warp: upper bound of the displacement of own memories' masks, as a share of the image's side.
+        own_share: of later frames that are decoded with their own memory beside the neighbours', as in Equation 3; the
+            others are tracked, as SAM2 does.
+        far_share: of the tracked frames that see the first one alone, however far it is: copying does not help there.
         mask_weight, dice_weight, iou_weight, object_weight: of the four losses (binary cross-entropy, soft Dice, L1 of
             the IoU estimate, cross-entropy of the object score).
     """
@@ -45,6 +48,8 @@ class ClipModel(Described, nn.Module):
         backbone: SAM2,
         memory_noise: float = 1.0,
         warp: float = 0.08,
+        own_share: float = 0.5,
+        far_share: float = 0.0,
         mask_weight: float = 5.0,
         dice_weight: float = 1.0,
         iou_weight: float = 0.5,
@@ -53,6 +58,7 @@ class ClipModel(Described, nn.Module):
         super().__init__()
         self.backbone = backbone
         self.memory_noise, self.warp = memory_noise, warp
+        self.own_share, self.far_share = own_share, far_share
         self.mask_weight, self.dice_weight = mask_weight, dice_weight
         self.iou_weight, self.object_weight = iou_weight, object_weight
 
@@ -135,13 +141,15 @@ class ClipModel(Described, nn.Module):
     def _later_frame(
         self, features: ImageFeatures, target: Tensor, past: Sequence[Tensor], predicted: Tensor | None
     ) -> Tensor:
-        own = torch.rand(()) < 0.5
+        own = torch.rand(()) < self.own_share
         memories = [Memory(self._own_memory(features, target, predicted))] if own else []
         # one neighbour in most walks; SAM2's tracking sees up to six
         reach = 1 + int(torch.randint(2 if own else 6, ()))
         kept = list(enumerate(past))[-reach:]
         if not own and kept[0][0] > 0 and torch.rand(()) < 0.5:
             kept = [(0, past[0]), *kept]  # the frame where the object was shown stays in sight
+        if not own and self.far_share > 0 and torch.rand(()) < self.far_share:
+            kept = [(0, past[0])]
         for index, memory in kept:
             # the frame where the object was shown is a conditioning memory when SAM2 tracks, a neighbour in Equation 3
             shown = not own and index == 0 and (len(past) > reach or torch.rand(()) < 0.5)

@@ -23,7 +23,7 @@ from ..networks.sam2_backbone import SAM2, between_neighbours
 from ..weights import load_tensors, save_atomically
 from .contrasts import Draw, render
 from .patient_clips import AnatomyClips, Positions
-from .synthetic_clips import SyntheticClips
+from .synthetic_clips import SyntheticClips, stage_of
 
 KINDS = ("axial", "turned", "shapes")  # painted patients as scans show them, cut in another plane, no patients at all
 
@@ -70,7 +70,7 @@ class OrientationClips(Described):
         anatomy = self.anatomy
         seed = np.random.SeedSequence([anatomy.seed, 3, index]).generate_state(1)[0]
         draw = Draw(int(seed), anatomy.pool.tissue.device)
-        positions = anatomy._positions(draw)
+        positions = anatomy._positions(draw, stage_of(anatomy.stages, anatomy.epoch))
         low, high = anatomy.pool.organs[positions.patient].unbind(1)
         level = positions.z.mean((2, 3))
         inside = (level >= low[:, None]) & (level <= high[:, None])

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.phantom_anatomy import ORGANS
+from ..networks.sam2_backbone import between_neighbours
 from .contrasts import Draw, render
 from .patient import LABEL_INDEX, LABELS, SPACING, TISSUE_INDEX, TISSUES
 from .synthetic_clips import stage_of
@@ -118,15 +119,21 @@ class AnatomyClips:
     Args:
         pool: the patients.
         stages: the curriculum, as :class:`.synthetic_clips.SyntheticClips` takes it: dictionaries of ``epochs``,
-            ``clips``, ``frames`` and ``image_size``; the last one stays after its end.
+            ``clips``, ``frames`` and ``image_size``; the last one stays after its end. With ``followed``, objects are
+            given for so many of the clips alone: the others are named only, at a third of the cost. With ``context``
+            each frame lies between its neighbours, in three channels.
         organs_per_clip: organs followed in a clip; fewer than there are are drawn at random, those in sight more often.
         extra_objects: structures followed beside the organs.
         spacing: smallest and largest distance of a clip's slices in mm.
+        breathing: share of the clips whose slices are displaced against one another, and by how many mm (standard
+            deviation): a mask that is copied from slice to slice is wrong there.
+        beyond: how far below the lowest organ and above the highest one clips may lie, as shares of the organs'
+            height.
         length: batches in an epoch.
         seed: of everything drawn.
 
-    Iterating gives ``image`` ``(clips, frames, 1, S, S)`` in [0, 1], ``mask`` ``(clips, organs_per_clip +
-    extra_objects, frames, S, S)`` bool, the organs first, ``organ`` ``(clips, organs_per_clip)``, which organs they
+    Iterating gives ``image`` ``(clips, frames, 1 or 3, S, S)`` in [0, 1], ``mask`` ``(followed, organs_per_clip +
+    extra_objects, frames, S, S)`` bool, the organs first, ``organ`` ``(followed, organs_per_clip)``, which organs they
     are from 0, and ``classes`` ``(clips, frames, S, S)``, indices into :data:`CLASSES`.
     """
 
@@ -137,12 +144,14 @@ class AnatomyClips:
         organs_per_clip: int = len(ORGANS),
         extra_objects: int = 2,
         spacing: Sequence[float] = (1.2, 10.0),
+        beyond: Sequence[float] = (0.12, 0.12),
+        breathing: Sequence[float] = (0.0, 0.0),
         length: int = 100,
         seed: int = 0,
     ) -> None:
         self.pool, self.stages = pool, list(stages)
         self.organs_per_clip, self.extra_objects = organs_per_clip, extra_objects
-        self.spacing = tuple(spacing)
+        self.spacing, self.beyond, self.breathing = tuple(spacing), tuple(beyond), tuple(breathing)
         self.length, self.seed = length, seed
         self.epoch = 1
         self.class_table = _class_table().to(pool.tissue.device)
@@ -160,27 +169,30 @@ class AnatomyClips:
     def batch(self, index: int) -> dict[str, Tensor]:
         """Batch ``index`` of the present epoch."""
         seed = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)[0]
-        draw = Draw(int(seed), self.pool.tissue.device)
-        tissue, label = self._slices(draw)
+        draw, stage = Draw(int(seed), self.pool.tissue.device), stage_of(self.stages, self.epoch)
+        tissue, label = self._slices(draw, stage)
         image = render(tissue, label, draw)
+        if stage.get("context", False):
+            tissue, label, image = tissue[:, 1:-1], label[:, 1:-1], between_neighbours(image)[:, 1:-1]
         classes = torch.where(label > 0, label - 1, self.class_table[tissue[:, :, 0]])
+        label = label[: stage.get("followed", len(label))]
         organ = self._organs(label, draw)
         organ_masks = label[:, None] == (organ + 1)[..., None, None, None]
         mask = torch.cat([organ_masks, self._others(label, draw)], 1)
         return {"image": image, "mask": mask, "organ": organ, "classes": classes}
 
-    def _slices(self, draw: Draw) -> tuple[Tensor, Tensor]:
+    def _slices(self, draw: Draw, stage: Mapping[str, int]) -> tuple[Tensor, Tensor]:
         """Tissues ``(V, T, samples, S, S)``, the first sample the slice's middle, and labels ``(V, T, S, S)``."""
-        return self._sampled(self._positions(draw), draw)
+        return self._sampled(self._positions(draw, stage), draw)
 
-    def _positions(self, draw: Draw) -> Positions:
+    def _positions(self, draw: Draw, stage: Mapping[str, int]) -> Positions:
         """Where the pixels of a batch of clips lie in their patients."""
-        stage, device = stage_of(self.stages, self.epoch), draw.device
-        count, frames, size = stage["clips"], stage["frames"], stage["image_size"]
+        device, count, size = draw.device, stage["clips"], stage["image_size"]
+        frames = stage["frames"] + 2 * stage.get("context", False)
         patient = draw.integer(len(self.pool), count)
         step = torch.exp(draw.uniform(*(math.log(limit) for limit in self.spacing), count))
         low, high = self.pool.organs[patient].unbind(1)
-        centre = low + (high - low) * draw.uniform(-0.12, 1.12, count)
+        centre = low + (high - low) * draw.uniform(-self.beyond[0], 1 + self.beyond[1], count)
         direction = torch.where(draw.chance(0.5, count), 1.0, -1.0)
         along = (torch.arange(frames, device=device) - draw.integer(frames, count)[:, None]) * (direction * step)[
             :, None
@@ -190,6 +202,10 @@ class AnatomyClips:
         y, x = self._plane(patient, size, draw)
         tilt = draw.normal(0.05, count, 2)
         y, x = y[:, None], x[:, None]
+        if self.breathing[0] > 0:
+            moved = draw.chance(self.breathing[0], count).view(-1, 1, 1, 1, 1)
+            moved = moved * draw.normal(self.breathing[1], count, frames, 2, 1, 1)
+            y, x = y + moved[:, :, 0], x + moved[:, :, 1]
         z = z + tilt[:, 0].view(-1, 1, 1, 1) * y + tilt[:, 1].view(-1, 1, 1, 1) * x
         # two smooth fields, of which the clip's slices see more and more of the second
         share = ((z.mean((2, 3), keepdim=True) - centre.view(-1, 1, 1, 1)) / 90 + 0.5).clamp(0, 1)
