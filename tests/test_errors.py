@@ -171,7 +171,7 @@ def test_every_error_that_the_bundle_raises_is_meant_for_a_user_or_for_a_program
         for name, value in vars(scripts.errors).items()
         if inspect.isclass(value) and issubclass(value, BundleError)
     }
-    own |= {"FailedCases", "UnsuitableSeries"}
+    own |= {"FailedCases", "UnsuitableSeries", "DecodingError", "FileRefusedError", "UsageError"}
     assert own & set(raised) > {"DatasetError", "SettingError", "MissingFileError"}
     assert {name: raised[name] for name in raised.keys() - own} == {
         "EOFError": {"itk_files.py"},  # caught where files are read

@@ -116,7 +116,15 @@ def test_two_processes_report_what_one_reports(overlay, trained, tmp_path):
 @pytest.mark.parametrize(
     "name, handlers, muted",
     [
-        ("train", "train", ["scripts.training.handlers.LossProgressBar", "TensorBoardStatsHandler"]),
+        (
+            "train",
+            "train",
+            [
+                "scripts.training.handlers.LossProgressBar",
+                "TensorBoardStatsHandler",
+                "scripts.prior_settings.InferenceOverlay",
+            ],
+        ),
         ("evaluate", "validate", ["ignite.handlers.ProgressBar"]),
     ],
 )

@@ -35,6 +35,7 @@ DIFFERING = {
     "dataset_dir": "inference reads its input",
     "prior_file": "training writes its own, inference reads the one that ships",
     "run_name": "names in MLflow",
+    "device": "processes that share cases have one each",
     "reader": "inference refuses what is not finite case by case",
     "initialize": "what each begins with",
     "run": "what each does",

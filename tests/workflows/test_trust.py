@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import torch
 from scripts.errors import BundleError, user_error
 
 from tests.conftest import save_dataset
-from tests.helpers.workflows import ORGANS, SETTINGS, nano_checkpoint, new_workflow, run, train, write_overlay
+from tests.helpers.workflows import BUNDLE, ORGANS, SETTINGS, nano_checkpoint, new_workflow, run, train, write_overlay
 
 QUIET = {"report": False}
 VALUES = SETTINGS["label_map"]
@@ -59,7 +60,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ({"train_cases": ["a", "c"]}, "cases.1: b then, c now"),
         ({"label_map": {**VALUES, "spleen": 4, "liver": 1}}, "preprocessing.Compose.transforms"),
         ({"seed": 1}, "seed: 0 then, 1 now"),
-        ({"learning_rate": 0.001}, "Adam.0.lr: 0.0001 then, 0.001 now"),
+        ({"learning_rate": 0.002}, "Adam.0.lr: 0.001 then, 0.002 now"),
         ({"lambda_seg": 0.5}, "loss.DiffuSAMLoss.lambda_seg: 1.0 then, 0.5 now"),
         ({"intensity#a_max": 300}, "ScaleIntensityRanged.a_max: 275 then, 300 now"),
         ({"variants": 2}, "variants: 1 then, 2 now"),
@@ -89,8 +90,21 @@ def test_a_changed_file_of_a_training_case_is_another_training(trained, dataset,
 def test_what_does_not_change_a_training_goes_on(trained, tmp_path):
     before = contents(trained.folder)
 
-    assert train(trained.overlay, inference_steps=1, encode_batch_size=2, num_workers=0) == []
+    assert train(trained.overlay, num_workers=0, report_slices=60) == []
     assert contents(trained.folder) == before  # to the byte: the prior is written again
+
+
+def test_what_only_inference_asks_for_is_recorded_and_changes_no_weight(trained):
+    before = contents(trained.folder)["model.pt"]
+    try:
+        assert train(trained.overlay, inference_steps=1, encode_batch_size=2) == []
+        after = contents(trained.folder)["model.pt"]
+    finally:
+        train(trained.overlay)  # as it was, for the other tests
+
+    assert after != before and contents(trained.folder)["model.pt"] == before
+    weights = [torch.load(io.BytesIO(each), weights_only=True)["model"] for each in (before, after)]
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items() if key != "_extra_state")
 
 
 def test_a_training_takes_exactly_as_many_iterations_as_asked(trained):
@@ -138,6 +152,12 @@ def test_a_prior_says_what_it_was_trained_with(trained):
     assert about["settings"]["organs"] == ORGANS
 
 
+def overridden(key, value):
+    """``scheduler#prediction_type`` and its value as the whole of ``scheduler``; others as they are."""
+    part, _, entry = key.partition("#")
+    return {**json.loads((BUNDLE / "configs/train.json").read_text())[part], entry: value} if entry else value
+
+
 @pytest.mark.parametrize("command", ["evaluating", "inferring"])
 @pytest.mark.parametrize(
     "changes, named",
@@ -150,6 +170,8 @@ def test_a_prior_says_what_it_was_trained_with(trained):
 )
 def test_a_prior_is_refused_where_it_cannot_work(trained, tmp_path, command, changes, named):
     places = {"evaluation_dir": str(tmp_path), "output": str(tmp_path)}
+    if command == "inferring":  # where these come from the prior as a whole, and so are overridden
+        changes = {key.partition("#")[0]: overridden(key, value) for key, value in changes.items()}
 
     message = refusal(lambda: new_workflow(command, trained.overlay, **places, **changes).initialize())
 

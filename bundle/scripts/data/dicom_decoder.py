@@ -46,6 +46,10 @@ class DecodingError(RefusedError):
     """A file that cannot be decoded; the message is a clause that says why."""
 
 
+class FileRefusedError(DecodingError):
+    """One that ITK looked at and refused; another decoder may be asked, which it is not where ITK's process ended."""
+
+
 def decode(file: Path, pixels: int, bits: int) -> Decoded:
     """Decodes a file.
 
@@ -98,7 +102,7 @@ class _Child:
             self.end()
             raise
         if "error" in reply:
-            raise DecodingError(reply["error"])
+            raise FileRefusedError(reply["error"])
         return Decoded(
             np.frombuffer(content, reply["dtype"]).reshape(reply["shape"]), reply["slope"], reply["intercept"]
         )

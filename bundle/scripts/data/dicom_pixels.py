@@ -27,7 +27,7 @@ from pydicom.uid import (
 )
 
 from ..errors import DatasetError
-from .dicom_decoder import DecodingError, decode
+from .dicom_decoder import DecodingError, FileRefusedError, decode
 
 DEFLATED = DeflatedExplicitVRLittleEndian  # the file as a whole, which pydicom undoes
 UNCOMPRESSED = (None, ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DEFLATED)
@@ -206,6 +206,10 @@ def _stored(where: str, file: Path) -> np.ndarray:
     return np.frombuffer(data, kind, count=expected // (header.BitsAllocated // 8)).reshape(shape)
 
 
+class RefusedPixelsError(DatasetError):
+    """Pixels that ITK looked at and refused."""
+
+
 def _decoded(where: str, name: str, file: Path, header: pydicom.Dataset) -> tuple[np.ndarray, Rescale]:
     """What ITK makes of a file, and by which slope and intercept."""
     shape = (frames_of(file, header), int(header.Rows), int(header.Columns))
@@ -214,7 +218,8 @@ def _decoded(where: str, name: str, file: Path, header: pydicom.Dataset) -> tupl
         if values.shape != shape:
             raise DecodingError(f"they hold {values.shape} frames, rows and columns, its header says {shape}")
     except DecodingError as error:
-        raise DatasetError(
+        kind = RefusedPixelsError if isinstance(error, FileRefusedError) else DatasetError
+        raise kind(
             f"{where}: the pixels of '{name}' cannot be decoded (stored as "
             f"{getattr(_syntax(header), 'name', 'nothing known')}; {error}), expected a complete file. Copy it again, "
             "or convert the series to NIfTI."
@@ -241,10 +246,13 @@ def _decoded_plainly(where: str, file: Path, header: pydicom.Dataset) -> np.ndar
         plain.save_as(copy)
         try:
             values, known = _decoded(where, file.name, copy, header)
-        except DatasetError:
+        except RefusedPixelsError as refused:
             if _syntax(header) != RLELossless:
                 raise
-            return _run_lengths(file, header)
+            try:
+                return _run_lengths(file, header)
+            except (RuntimeError, ValueError):  # what pydicom raises for a stream that is damaged indeed
+                raise refused from None
         if known != Rescale():
             raise DatasetError(
                 f"{where}: the pixels of '{file.name}' come from its decoder with a slope of {known.slope:g} and an "
