@@ -171,13 +171,14 @@ def test_every_error_that_the_bundle_raises_is_meant_for_a_user_or_for_a_program
         for name, value in vars(scripts.errors).items()
         if inspect.isclass(value) and issubclass(value, BundleError)
     }
-    own |= {"FailedCases", "UnsuitableSeries", "DecodingError", "FileRefusedError", "UsageError"}
+    own |= {"FailedCases", "UnsuitableSeries", "DecodingError", "FileRefusedError", "RefusedPixelsError", "UsageError"}
     assert own & set(raised) > {"DatasetError", "SettingError", "MissingFileError"}
     assert {name: raised[name] for name in raised.keys() - own} == {
         "EOFError": {"itk_files.py"},  # caught where files are read
         "IndexError": {"synthetic_clips.py"},  # ends an iteration
         "SystemExit": {"errors.py"},
         "TypeError": {"descriptions.py", "inert.py"},
+        "RefusedPixelsError if isinstance(error, FileRefusedError) else DatasetError": {"dicom_pixels.py"},
         "type(error)": {"words.py"},  # the same error in other words
     }
 

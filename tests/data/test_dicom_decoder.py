@@ -177,12 +177,17 @@ def _lives(process: int) -> bool:
 # ---- a case among others
 
 
-def test_a_series_that_ends_its_decoder_fails_alone(tmp_path, monkeypatch):
+def test_a_series_that_ends_its_decoder_fails_alone(tmp_path, monkeypatch, aborting):
     scans = tmp_path / "scans"
     for name in "abc":
         compressed(scans / name)
-    with_tags(scans / "b" / "0002.dcm", PhotometricInterpretation="PALETTE COLOR")
-    monkeypatch.setattr("scripts.data.dicom.check_header", lambda *_: None)  # let the decoder find it
+    with_tags(scans / "b" / "0002.dcm", PatientComments="ends its decoder")
+
+    def decoded(file, *limits):
+        ends = "PatientComments" in pydicom.dcmread(file, stop_before_pixels=True)
+        return decode(aborting if ends else file, *limits)
+
+    monkeypatch.setattr("scripts.data.dicom_pixels.decode", decoded)
     found = CaseDataset(inference_inputs(scans), lambda item: {"image": _WithMeta(item["image"])})
 
     items = [found[index] for index in range(3)]

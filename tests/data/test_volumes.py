@@ -373,7 +373,7 @@ def test_a_truncated_compressed_slice_is_named(tmp_path, write_dicom_series):
     series = write_compressed(tmp_path / "series", write_dicom_series)
     path = series / "0002.dcm"
     path.write_bytes(path.read_bytes()[:-40])
-    assert "the pixels of '0002.dcm' cannot be decoded (stored as RLE Lossless)" in refusal(series)
+    assert "the pixels of '0002.dcm' cannot be decoded (stored as RLE Lossless" in refusal(series)
 
 
 def test_other_files_in_the_folder_are_no_slices(tmp_path, write_dicom_series):

@@ -60,7 +60,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ({"train_cases": ["a", "c"]}, "cases.1: b then, c now"),
         ({"label_map": {**VALUES, "spleen": 4, "liver": 1}}, "preprocessing.Compose.transforms"),
         ({"seed": 1}, "seed: 0 then, 1 now"),
-        ({"learning_rate": 0.002}, "Adam.0.lr: 0.001 then, 0.002 now"),
+        ({"learning_rate": 0.002}, "Adam.0.lr: 0.0005 then, 0.002 now"),
         ({"lambda_seg": 0.5}, "loss.DiffuSAMLoss.lambda_seg: 1.0 then, 0.5 now"),
         ({"intensity#a_max": 300}, "ScaleIntensityRanged.a_max: 275 then, 300 now"),
         ({"variants": 2}, "variants: 1 then, 2 now"),

@@ -218,8 +218,7 @@ def _decoded(where: str, name: str, file: Path, header: pydicom.Dataset) -> tupl
         if values.shape != shape:
             raise DecodingError(f"they hold {values.shape} frames, rows and columns, its header says {shape}")
     except DecodingError as error:
-        kind = RefusedPixelsError if isinstance(error, FileRefusedError) else DatasetError
-        raise kind(
+        raise (RefusedPixelsError if isinstance(error, FileRefusedError) else DatasetError)(
             f"{where}: the pixels of '{name}' cannot be decoded (stored as "
             f"{getattr(_syntax(header), 'name', 'nothing known')}; {error}), expected a complete file. Copy it again, "
             "or convert the series to NIfTI."
