@@ -27,7 +27,7 @@ from monai.utils import set_determinism
 from scipy.ndimage import distance_transform_edt, label
 from scripts import errors
 from scripts.files import whole_file
-from scripts.networks.sam2_backbone import resize_logits, with_background
+from scripts.networks.logits import resize_logits, with_background
 from scripts.output.previews import COLOURS, save_figure
 from scripts.segmentation.corrected_slices import Corrector, SlicePrompt
 from torch import Tensor

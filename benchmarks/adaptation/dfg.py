@@ -29,7 +29,9 @@ import torch
 import torch.nn.functional as F
 from monai.losses import DiceLoss
 from scipy import ndimage
-from scripts.networks.sam2_backbone import FrozenSAM2, ImageFeatures, resize_logits
+from scripts.networks.logits import resize_logits
+from scripts.networks.sam2_backbone import FrozenSAM2
+from scripts.networks.sam2_types import ImageFeatures
 from torch import Tensor
 from tqdm import tqdm, trange
 

@@ -34,7 +34,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from scripts.networks.sam2_backbone import FrozenSAM2, ImageFeatures, Memory
+from scripts.networks.sam2_backbone import FrozenSAM2
+from scripts.networks.sam2_types import ImageFeatures, Memory
 from torch import Tensor
 
 from .slicewise import SlicewiseInferer, encoded_slices

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from monai.utils import convert_to_tensor, optional_import
-from scripts.networks.sam2_backbone import NO_OBJECT_LOGIT, FrozenSAM2
+from scripts.networks.logits import NO_OBJECT_LOGIT
+from scripts.networks.sam2_backbone import FrozenSAM2
 from torch import Tensor, nn
 
 from .prompts import PROMPTS, prompt_points

@@ -41,7 +41,9 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 from scripts.errors import SettingError
-from scripts.networks.sam2_backbone import NO_OBJECT_LOGIT, FrozenSAM2, ImageFeatures
+from scripts.networks.logits import NO_OBJECT_LOGIT
+from scripts.networks.sam2_backbone import FrozenSAM2
+from scripts.networks.sam2_types import ImageFeatures
 from torch import Tensor
 
 from .slicewise import SlicewiseInferer, encoded_slices

@@ -22,7 +22,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from monai.metrics import compute_dice
-from scripts.networks.sam2_backbone import resize_logits, with_background
+from scripts.networks.logits import resize_logits, with_background
 from scripts.output.previews import add_legend, draw_slice
 from torch import Tensor
 

@@ -27,7 +27,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from scripts.networks.sam2_backbone import MASK_LOGIT, mask_to_logits
+from scripts.networks.logits import MASK_LOGIT, mask_to_logits
 from scripts.output.previews import COLOURS
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE

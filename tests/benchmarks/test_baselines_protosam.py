@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scripts.errors import SettingError
-from scripts.networks.sam2_backbone import FrozenSAM2, ImageFeatures, between_neighbours
+from scripts.networks.sam2_backbone import FrozenSAM2, between_neighbours
+from scripts.networks.sam2_types import ImageFeatures
 from torch import Tensor
 
 from benchmarks.baselines.protosam import LabelledSlices, ProtoSamInferer, component_prompts

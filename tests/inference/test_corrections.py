@@ -18,7 +18,8 @@ from scripts.errors import DatasetError, user_error
 from scripts.inference.corrections import Corrections, oriented_grid
 from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
-from scripts.networks.sam2_backbone import Decoded, FrozenSAM2
+from scripts.networks.sam2_backbone import FrozenSAM2
+from scripts.networks.sam2_types import Decoded
 from scripts.segmentation.corrected_slices import Corrector, SlicePrompt, corrected_mask
 from scripts.segmentation.propagation import VolumetricInferer
 

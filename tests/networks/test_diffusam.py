@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from scripts.networks.diffusam import DiffuSAM, check_prior_file
-from scripts.networks.sam2_backbone import NO_OBJECT_LOGIT, Decoded
+from scripts.networks.logits import NO_OBJECT_LOGIT
+from scripts.networks.sam2_types import Decoded
 
 from tests.helpers.networks import MEMORY_CHANNELS, SIZE, TOKENS, make_backbone, make_prior
 from tests.helpers.networks import make_diffusam as make_network

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from scripts.networks.diffusion_prior import MemoryPrior
-from scripts.networks.sam2_backbone import ImageFeatures
+from scripts.networks.sam2_types import ImageFeatures
 
 MEMORY_CHANNELS, CHANNELS, ORGANS, TOKENS = 8, 16, 2, 4
 DIVISORS = [1, 2, 5, 10, 50]  # numbers of steps that divide 1000, and some that do not

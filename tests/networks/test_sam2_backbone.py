@@ -14,17 +14,10 @@ import scripts
 import torch
 from hydra import initialize
 from hydra.core.global_hydra import GlobalHydra
-from scripts.networks.sam2_backbone import (
-    _SAM2_YAML,
-    BACKBONES,
-    NO_OBJECT_LOGIT,
-    SAM2,
-    FrozenSAM2,
-    ImageFeatures,
-    Memory,
-    mask_to_logits,
-    resize_logits,
-)
+from scripts.networks.logits import NO_OBJECT_LOGIT, mask_to_logits, resize_logits
+from scripts.networks.sam2_backbone import SAM2, FrozenSAM2
+from scripts.networks.sam2_releases import BACKBONES, SAM2_YAML
+from scripts.networks.sam2_types import ImageFeatures, Memory
 from torch import nn
 
 SIZE, TOKENS, CHANNELS, MEMORY_CHANNELS = 64, 4, 128, 32
@@ -136,7 +129,7 @@ def test_nano_announces_its_sizes(nano):
 
 @pytest.mark.parametrize("name", [name for name in BACKBONES if name != "sam2_nano"])
 def test_every_backbone_has_a_yaml_in_the_sam2_package(name):
-    assert (Path(sam2.__path__[0]) / _SAM2_YAML[name]).is_file()
+    assert (Path(sam2.__path__[0]) / SAM2_YAML[name]).is_file()
 
 
 def test_one_channel_is_repeated_to_three(nano):

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from scripts.networks import sam2_backbone
-from scripts.networks.sam2_backbone import NO_OBJECT_LOGIT, SAM2, FrozenSAM2, ImageFeatures, Memory
+from scripts.networks.logits import NO_OBJECT_LOGIT
+from scripts.networks.sam2_backbone import SAM2, FrozenSAM2
+from scripts.networks.sam2_types import ImageFeatures, Memory
 from torch import Tensor
 
 SIZE, ORGANS = 64, 3

@@ -9,7 +9,9 @@ import torch
 from monai.transforms import Resize
 from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
-from scripts.networks.sam2_backbone import NO_OBJECT_LOGIT, Decoded, FrozenSAM2, ImageFeatures, resize_logits
+from scripts.networks.logits import NO_OBJECT_LOGIT, resize_logits
+from scripts.networks.sam2_backbone import FrozenSAM2
+from scripts.networks.sam2_types import Decoded, ImageFeatures
 from scripts.segmentation.label_maps import merged_labels
 from scripts.segmentation.propagation import VolumetricInferer
 

@@ -14,7 +14,8 @@ from scripts.errors import DatasetError
 from scripts.inference.calibration import Calibration
 from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
-from scripts.networks.sam2_backbone import Decoded, FrozenSAM2
+from scripts.networks.sam2_backbone import FrozenSAM2
+from scripts.networks.sam2_types import Decoded
 from scripts.segmentation.propagation import VolumetricInferer
 from scripts.segmentation.uncertainty import (
     SampleAgreement,

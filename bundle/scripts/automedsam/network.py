@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from ..errors import SettingError
 from ..networks.diffusion_prior import StandardisingModule, conditional_unet, pad_for_unet
 from ..networks.frozen_backbone import FrozenBackboneNetwork
-from ..networks.sam2_backbone import Decoded, ImageFeatures, resize_logits
+from ..networks.logits import resize_logits
+from ..networks.sam2_types import Decoded, ImageFeatures
 from ..segmentation.propagation import VolumetricInferer, _Slices
 from ..training.parallel import noise_like
 from ..training.trainer import DiffuSAMTrainer

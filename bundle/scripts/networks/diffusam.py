@@ -15,7 +15,8 @@ from torch import Tensor
 from ..errors import MissingFileError, SettingError
 from .diffusion_prior import MemoryPrior
 from .frozen_backbone import FrozenBackboneNetwork
-from .sam2_backbone import FrozenSAM2, ImageFeatures, Memory
+from .sam2_backbone import FrozenSAM2
+from .sam2_types import ImageFeatures, Memory
 
 
 class DiffuSAM(FrozenBackboneNetwork):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..descriptions import Described
 from ..errors import SettingError
 from .linear_maps import use_fast_linears
-from .sam2_backbone import ImageFeatures
+from .sam2_types import ImageFeatures
 
 
 class ChannelMoments:

@@ -22,7 +22,6 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,99 +32,16 @@ from torch import Tensor, nn
 
 from ..descriptions import Described
 from ..errors import MissingFileError, SettingError
-from ..files import BUNDLE, sha256_of
+from ..files import sha256_of
 from .linear_maps import use_fast_linears
 from .sam2_blocks import attend_to_memories, decode_mask, encode_masks, image_features
+from .sam2_releases import BACKBONES, NANO_YAML, SAM2_YAML
+from .sam2_types import Decoded, ImageFeatures, Memory
 
-MASK_LOGIT = 10.0  # SAM2 hands a given (not predicted) mask to the memory encoder as mask * 20 - 10
-NO_OBJECT_LOGIT = -1024.0  # what SAM2 itself writes into a mask whose object score says "absent"
 EMBEDDING_STRIDE = 16  # pixels of the input image per token of the image embedding
 PIXELS_AT_ONCE = 4 * 256**2  # of slices that are encoded on a CPU, measured with sam2_nano
 MANY_SLICES = 2**31 - 1  # as many as there are
 SIZE_MULTIPLE = 32  # Hiera's positional window of 8 tokens at stride 4
-
-_SAM2_YAML = {
-    f"{release}_hiera_{size}": f"configs/{release}/{release}_hiera_{letter}.yaml"
-    for release in ("sam2.1", "sam2")
-    for size, letter in (("tiny", "t"), ("small", "s"), ("base_plus", "b+"), ("large", "l"))
-}
-
-_NANO_YAML = BUNDLE / "models" / "sam2_nano.yaml"  # the embedded backbone, beside its weights
-
-BACKBONES = (*_SAM2_YAML, "sam2_nano")
-
-
-@dataclass(frozen=True)
-class ImageFeatures:
-    """Features of a batch of slices from the image encoder.
-
-    Attributes:
-        embedding: image embedding z_img, ``(B, C, S/16, S/16)`` for input slices of S x S pixels.
-        high_res: the two finer maps the mask decoder adds while upscaling, ``(B, C/8, S/4, S/4)`` and
-            ``(B, C/4, S/8, S/8)``.
-    """
-
-    embedding: Tensor
-    high_res: tuple[Tensor, Tensor]
-
-    def __len__(self) -> int:
-        return self.embedding.shape[0]
-
-    def __getitem__(self, index) -> ImageFeatures:
-        """Selects (or repeats) slices: any index of dimension 0, such as a slice, a list or a LongTensor."""
-        return ImageFeatures(self.embedding[index], (self.high_res[0][index], self.high_res[1][index]))
-
-    def to(self, *args, **kwargs) -> ImageFeatures:
-        return ImageFeatures(
-            self.embedding.to(*args, **kwargs), tuple(level.to(*args, **kwargs) for level in self.high_res)
-        )
-
-    def repeat_interleave(self, repeats: int) -> ImageFeatures:
-        """Repeats every slice ``repeats`` times in a row, as when each slice meets each organ."""
-        return ImageFeatures(
-            self.embedding.repeat_interleave(repeats, 0),
-            tuple(level.repeat_interleave(repeats, 0) for level in self.high_res),
-        )
-
-
-@dataclass(frozen=True)
-class Memory:
-    """One memory per item of the batch, as memory attention reads it.
-
-    Attributes:
-        features: ``(B, M, S/16, S/16)``.
-        distance: how many slices away it was made. 0 marks a conditioning memory (in DiffuSAM the slice's own,
-            synthesised one), 1 to 6 a neighbour's.
-        pointer: optional object pointers ``(B, C)``; a synthesised memory has none.
-    """
-
-    features: Tensor
-    distance: int = 0
-    pointer: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """Output of the mask decoder for each item of the batch.
-
-    Attributes:
-        mask_logits: ``(B, 1, S/4, S/4)``, never gated: the object score is for the caller to apply (see :meth:`gated`).
-        object_score: ``(B, 1)`` logit; positive where the object is in the slice.
-        iou: ``(B, 1)`` the decoder's own estimate of the mask's intersection over union.
-        pointer: ``(B, C)`` object pointer, for :class:`Memory`.
-    """
-
-    mask_logits: Tensor
-    object_score: Tensor
-    iou: Tensor
-    pointer: Tensor
-
-    def gated(self) -> Tensor:
-        """Mask logits with :data:`NO_OBJECT_LOGIT` wherever the object score says the object is absent.
-
-        The gradient through the gate is exactly zero, so losses are taken on ``mask_logits`` instead.
-        """
-        return torch.where(self.object_score[..., None, None] > 0, self.mask_logits, NO_OBJECT_LOGIT)
 
 
 class SAM2(Described, nn.Module):
@@ -313,7 +229,7 @@ class SAM2(Described, nn.Module):
         Args:
             features: of B slices.
             mask_logits: ``(B * K, 1, H, W)`` at any resolution; resampled to S x S. For a given mask use
-                :func:`mask_to_logits`.
+                :func:`~scripts.networks.logits.mask_to_logits`.
             object_score: ``(B * K, 1)`` logit; a negative one adds SAM2's "no object" embedding. Default: positive
                 where any logit is.
 
@@ -480,11 +396,6 @@ class FrozenSAM2(SAM2):
         return super().train(False)
 
 
-def mask_to_logits(mask: Tensor) -> Tensor:
-    """A given mask, binary or soft in [0, 1], as the logits SAM2's memory encoder expects of it: -10 ... 10."""
-    return mask.float() * (2 * MASK_LOGIT) - MASK_LOGIT
-
-
 def between_neighbours(image: Tensor) -> Tensor:
     """Slices ``(..., T, 1, S, S)`` with the slice before and the one after as first and third channel.
 
@@ -494,19 +405,6 @@ def between_neighbours(image: Tensor) -> Tensor:
     before = torch.cat([image[..., :1, :, :, :], image[..., :-1, :, :, :]], -4)
     after = torch.cat([image[..., 1:, :, :, :], image[..., -1:, :, :, :]], -4)
     return torch.cat([before, image, after], -3)
-
-
-def resize_logits(logits: Tensor, size: int | Sequence[int]) -> Tensor:
-    """Bilinear resampling of ``(B, C, H, W)`` logits to ``size``; a no-op at that size already."""
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    if tuple(logits.shape[-2:]) == size:
-        return logits
-    return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
-
-
-def with_background(logits: Tensor) -> Tensor:
-    """Organ logits ``(B, K, H, W)`` to ``(B, 1 + K, H, W)`` with a background of 0: arg-max is then the label map."""
-    return torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
 
 
 def _check_image_size(image_size: int) -> None:
@@ -529,7 +427,7 @@ def _build_sam2(name: str, image_size: int) -> nn.Module:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    yaml = _NANO_YAML if name == "sam2_nano" else Path(sam2_package.__path__[0]) / _SAM2_YAML[name]
+    yaml = NANO_YAML if name == "sam2_nano" else Path(sam2_package.__path__[0]) / SAM2_YAML[name]
     config = OmegaConf.load(yaml).model
     tokens = image_size // EMBEDDING_STRIDE
     config.image_size = image_size

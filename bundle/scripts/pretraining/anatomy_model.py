@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from ..data.phantom_anatomy import ORGANS
 from ..networks.diffusion_prior import MemoryPrior
-from ..networks.sam2_backbone import MASK_LOGIT, SAM2, ImageFeatures, between_neighbours, mask_to_logits
+from ..networks.logits import MASK_LOGIT, mask_to_logits
+from ..networks.sam2_backbone import SAM2, between_neighbours
+from ..networks.sam2_types import ImageFeatures
 from .backbone import ClipModel
 from .patient_clips import CLASSES
 

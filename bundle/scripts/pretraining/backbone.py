@@ -23,7 +23,9 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
 from ..descriptions import Described, given
-from ..networks.sam2_backbone import MASK_LOGIT, SAM2, ImageFeatures, Memory, mask_to_logits, resize_logits
+from ..networks.logits import MASK_LOGIT, mask_to_logits, resize_logits
+from ..networks.sam2_backbone import SAM2
+from ..networks.sam2_types import ImageFeatures, Memory
 from ..weights import save_atomically
 
 OwnMemories = Callable[[int], Tensor]  # of a frame, memories (V * K, M, h, w) of a prior, NaN where it has none

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..data.phantom_anatomy import ORGANS
 from ..errors import SettingError
-from ..networks.sam2_backbone import MASK_LOGIT, SAM2, between_neighbours, mask_to_logits
+from ..networks.logits import MASK_LOGIT, mask_to_logits
+from ..networks.sam2_backbone import SAM2, between_neighbours
 from .patient_clips import AnatomyClips
 
 

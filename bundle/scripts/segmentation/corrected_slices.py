@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..errors import SettingError
 from ..networks.diffusam import DiffuSAM
-from ..networks.sam2_backbone import MASK_LOGIT, ImageFeatures, Memory, mask_to_logits, resize_logits, with_background
+from ..networks.logits import MASK_LOGIT, mask_to_logits, resize_logits, with_background
+from ..networks.sam2_types import ImageFeatures, Memory
 
 SPANNED = 0.7  # share of a box that the smallest rectangle around a mask takes, from which on the two agree
 

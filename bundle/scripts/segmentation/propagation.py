@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ..errors import RefusedError, SettingError
 from ..networks.diffusam import DiffuSAM
-from ..networks.sam2_backbone import NO_OBJECT_LOGIT, ImageFeatures, Memory, resize_logits
+from ..networks.logits import NO_OBJECT_LOGIT, resize_logits
+from ..networks.sam2_types import ImageFeatures, Memory
 from .corrected_slices import Corrector
 from .label_maps import LabelMapInferer
 from .views import MeanOverViews, View, read_views

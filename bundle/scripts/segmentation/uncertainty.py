@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..errors import SettingError
 from ..networks.diffusam import DiffuSAM
-from ..networks.sam2_backbone import ImageFeatures, resize_logits, with_background
+from ..networks.logits import resize_logits, with_background
+from ..networks.sam2_types import ImageFeatures
 from .propagation import Corrector, VolumetricInferer, _Slices
 
 PROBABILITY_STEPS = 255  # a probability is stored as a byte

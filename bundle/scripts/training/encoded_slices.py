@@ -27,7 +27,8 @@ from ..data.transforms import AugmentedVariant
 from ..data.volumes import volume_digest
 from ..descriptions import describe
 from ..errors import SettingError, UnusableFileError
-from ..networks.sam2_backbone import MASK_LOGIT, FrozenSAM2, between_neighbours, mask_to_logits
+from ..networks.logits import MASK_LOGIT, mask_to_logits
+from ..networks.sam2_backbone import FrozenSAM2, between_neighbours
 from ..weights import load_tensors, save_atomically
 
 logger = logging.getLogger(__name__)

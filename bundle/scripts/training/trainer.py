@@ -17,7 +17,8 @@ from torch.nn.utils import clip_grad_norm_
 from ..descriptions import Described
 from ..errors import RefusedError, SettingError, listed
 from ..networks.diffusam import DiffuSAM
-from ..networks.sam2_backbone import ImageFeatures, Memory, resize_logits
+from ..networks.logits import resize_logits
+from ..networks.sam2_types import ImageFeatures, Memory
 from .parallel import draw_rows, means_over_processes, noise_like
 
 
