@@ -19,7 +19,7 @@ from monai.utils import ImageMetaKey
 from torch import Tensor
 
 from ..errors import DatasetError
-from .dicom import modality_of
+from .dicom_files import modality_of
 
 MODALITIES = ("ct", "mr")
 NOTES = "notes"  # in the meta of an image: what is odd about it, a line each

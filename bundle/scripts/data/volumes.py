@@ -27,7 +27,8 @@ from ..arguments import as_typed
 from ..descriptions import Described
 from ..errors import DatasetError, SettingError, listed
 from ..files import sha256_of, whole_file
-from .dicom import dicom_files, is_dicom_file, load_series
+from .dicom import load_series
+from .dicom_files import dicom_files, is_dicom_file
 from .file_names import HEADER_SUFFIXES, IMAGE_SUFFIXES, MGH_SUFFIXES, NIFTI_SUFFIXES, case_name
 from .grids import is_mistake, is_sheared, is_usable, oriented, unreadable, upright_grid
 from .itk_files import data_files, header_fields, load_itk

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.datalists import Item
-from ..data.dicom import is_dicom_file
+from ..data.dicom_files import is_dicom_file
 from ..data.volumes import files_of
 from ..descriptions import describe
 from ..errors import RefusedError, count, listed, one_line

@@ -16,7 +16,7 @@ from monai.transforms import MapTransform
 from monai.utils import ImageMetaKey
 
 from ..data.datalists import Item
-from ..data.dicom import modality_of
+from ..data.dicom_files import modality_of
 from ..data.intensity import remark
 from ..data.volumes import volume_digest
 from ..descriptions import Described, describe, differences

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from ..data.datalists import Item
-from ..data.dicom import modality_of
+from ..data.dicom_files import modality_of
 from ..data.volumes import volume_digest
 from ..descriptions import Described, describe
 from ..files import sha256_of
