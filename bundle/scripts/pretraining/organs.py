@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from ..data import phantom_anatomy as shapes
+from ..data import phantom_anatomy
+from ..data import phantom_shapes as shapes
 from .patient import LABEL_INDEX, Patient
 
 
@@ -39,10 +40,10 @@ def paint_spleen(patient: Patient) -> None:
     distance = shapes.smooth_maximum(distance, patient.cavity[region] + rng.uniform(1, 4), 3.0)
     distance = shapes.smooth_maximum(distance, patient.dome[region] + rng.uniform(0, 4), 4.0)
     patient.paint("fat", distance - rng.uniform(0, 3), region)
-    patient.paint("spleen", distance, region, shapes.SPLEEN)
+    patient.paint("spleen", distance, region, phantom_anatomy.SPLEEN)
     if patient.chance(0.3):  # the pulp is uneven in an early contrast phase
         stripes = 2.2 * patient.bumps[region] * np.cos(0.15 * distance) - rng.uniform(0, 2)
-        patient.paint("spleen pulp", np.maximum(stripes, distance + 1), region, shapes.SPLEEN)
+        patient.paint("spleen pulp", np.maximum(stripes, distance + 1), region, phantom_anatomy.SPLEEN)
 
 
 def _crescent(patient: Patient, size: float) -> tuple[np.ndarray, tuple[slice, slice, slice]]:
@@ -109,17 +110,17 @@ def paint_liver(patient: Patient) -> None:
     distance = shapes.smooth_maximum(distance, patient.dome[region] + rng.uniform(0, 3), 3.0)
     distance = shapes.smooth_maximum(distance, -shapes.ellipsoid((x, y), (-4, -24), (31, 31)), 6.0)
     patient.paint("fat", distance - rng.uniform(0, 2.5), region)
-    patient.paint("liver", distance, region, shapes.LIVER)
+    patient.paint("liver", distance, region, phantom_anatomy.LIVER)
     if patient.chance(0.15):  # patchy fat
         patches = 3 * shapes.smooth_field(rng, patient.axes, 45.0)[region] - rng.uniform(0, 4)
-        patient.paint("liver fat", np.maximum(patches, distance + 1), region, shapes.LIVER)
+        patient.paint("liver fat", np.maximum(patches, distance + 1), region, phantom_anatomy.LIVER)
     _paint_liver_details(patient, distance, region, tip)
 
 
 def _paint_liver_details(patient: Patient, liver: np.ndarray, region, tip: float) -> None:
     rng = patient.rng
     if patient.chance(0.9):
-        shapes.paint_hepatic_vessels(patient, liver, region)
+        phantom_anatomy.paint_hepatic_vessels(patient, liver, region)
     fissure = rng.uniform(8, 34)
     if patient.chance(0.75):
         wide = rng.uniform(0.5, 1.4)
@@ -138,7 +139,7 @@ def _paint_liver_details(patient: Patient, liver: np.ndarray, region, tip: float
 def paint_kidney(patient: Patient, side: int, label: int) -> None:
     """A bean of any usual size, place and turn; sinus from none to wide, pelvis from none to hydronephrosis."""
     rng = patient.rng
-    centre = shapes.kidney_centre(side) + patient.jitter(9, 9, 26)
+    centre = phantom_anatomy.kidney_centre(side) + patient.jitter(9, 9, 26)
     if patient.chance(0.04):
         centre = centre + (rng.uniform(-20, 0) * side, rng.uniform(0, 20), rng.uniform(-60, -25))
     size = rng.uniform(0.55, 0.82) if patient.chance(0.1) else rng.uniform(0.85, 1.13)
@@ -174,7 +175,7 @@ def paint_kidney(patient: Patient, side: int, label: int) -> None:
 
 def paint_adrenals(patient: Patient) -> None:
     for side in (1, -1):
-        top = shapes.kidney_centre(side) * (0.7, 0.8, 1) + (0, 8, 48)
+        top = phantom_anatomy.kidney_centre(side) * (0.7, 0.8, 1) + (0, 8, 48)
         for end in ((10 * side, -14, -14), (-4 * side, -16, -14)):
             patient.tube("adrenal", [top, top + end], (3, 2))
 
@@ -197,10 +198,10 @@ def paint_lesions(patient: Patient) -> None:
     """Cysts and tumours in organs: they stay part of the organ's label."""
     rng = patient.rng
     for label, share in (
-        (shapes.LIVER, 0.3),
-        (shapes.SPLEEN, 0.08),
-        (shapes.RIGHT_KIDNEY, 0.2),
-        (shapes.LEFT_KIDNEY, 0.2),
+        (phantom_anatomy.LIVER, 0.3),
+        (phantom_anatomy.SPLEEN, 0.08),
+        (phantom_anatomy.RIGHT_KIDNEY, 0.2),
+        (phantom_anatomy.LEFT_KIDNEY, 0.2),
     ):
         if not patient.chance(share):
             continue
@@ -209,7 +210,7 @@ def paint_lesions(patient: Patient) -> None:
             centre = patient.inside_organ(label)
             if centre is None:
                 break
-            radii = np.exp(rng.uniform(np.log(3), np.log(22 if label == shapes.LIVER else 13))) * rng.uniform(
+            radii = np.exp(rng.uniform(np.log(3), np.log(22 if label == phantom_anatomy.LIVER else 13))) * rng.uniform(
                 0.8, 1.2, 3
             )
             region = patient.near(centre - radii, centre + radii)
