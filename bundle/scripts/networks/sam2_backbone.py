@@ -20,7 +20,6 @@ module that touches the ``sam2`` package; :mod:`scripts.networks.sam2_blocks` co
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,10 @@ from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor, nn
 
 from ..descriptions import Described
-from ..errors import MissingFileError, SettingError
-from ..files import sha256_of
+from ..errors import SettingError
 from .linear_maps import use_fast_linears
 from .sam2_blocks import attend_to_memories, decode_mask, encode_masks, image_features
-from .sam2_releases import BACKBONES, NANO_YAML, SAM2_YAML
+from .sam2_releases import BACKBONES, NANO_YAML, SAM2_YAML, read_checkpoint
 from .sam2_types import Decoded, ImageFeatures, Memory
 
 EMBEDDING_STRIDE = 16  # pixels of the input image per token of the image embedding
@@ -147,48 +145,7 @@ class SAM2(Described, nn.Module):
         Raises:
             FileNotFoundError, ValueError: naming the file, what was found and what to do.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise MissingFileError(
-                f"SAM2 checkpoint '{path}' for backbone '{self.name}' is not there. Fetch it with `python -m "
-                "monai.bundle download_large_files --bundle_path .` from the bundle's folder (large_files.yml names "
-                "the source), or point `backbone_checkpoint` at your copy. The embedded backbone needs no download: "
-                "without an overlay or option that names another one, `backbone_name` is sam2_nano."
-            )
-        if sha256 is not None:
-            found = sha256_of(path)
-            if found != sha256.lower():
-                raise SettingError(
-                    f"SAM2 checkpoint '{path}' has SHA-256 {found}, expected {sha256.lower()}. The download is "
-                    "incomplete or another file: remove it and fetch it again."
-                )
-        try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, IndexError) as error:
-            raise SettingError(
-                f"'{path}' ({path.stat().st_size} bytes) cannot be read as a PyTorch checkpoint "
-                f"({type(error).__name__}): the download is incomplete or another file. Fetch it again."
-            ) from error
-        state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
-        if not isinstance(state, dict):
-            raise SettingError(f"'{path}' is no SAM2 checkpoint: expected a dictionary with the key 'model'.")
-        own = self.model.state_dict()
-        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        reshaped = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
-        if missing or unexpected or reshaped:
-            problem = "; ".join(
-                f"{len(keys)} {what} (such as '{keys[0]}')"
-                for what, keys in (
-                    ("keys missing", missing),
-                    ("keys unexpected", unexpected),
-                    ("shapes differ", sorted(reshaped)),
-                )
-                if keys
-            )
-            raise SettingError(
-                f"Checkpoint '{path}' does not fit backbone '{self.name}': {problem}. Name the backbone it was made "
-                f"for (one of: {', '.join(BACKBONES)})."
-            )
+        state = read_checkpoint(path, name=self.name, expected=self.model.state_dict(), sha256=sha256)
         self.model.load_state_dict(state, strict=True)
         self.loaded = True
 
