@@ -34,7 +34,7 @@ from ..errors import SettingError
 from .linear_maps import use_fast_linears
 from .sam2_blocks import attend_to_memories, decode_mask, encode_masks, image_features
 from .sam2_releases import BACKBONES, NANO_YAML, SAM2_YAML, read_checkpoint
-from .sam2_types import Decoded, ImageFeatures, Memory
+from .sam2_types import Decoded, ImageFeatures, MaskPredictions, Memory
 
 EMBEDDING_STRIDE = 16  # pixels of the input image per token of the image embedding
 PIXELS_AT_ONCE = 4 * 256**2  # of slices that are encoded on a CPU, measured with sam2_nano
@@ -169,9 +169,7 @@ class SAM2(Described, nn.Module):
                 f"Expected slices of shape (B, 1 or 3, {self.image_size}, {self.image_size}), got {tuple(image.shape)}."
             )
         parts = image.split(self._encoded_at_once(image.device))
-        levels = [image_features(self.model, self._normalised(part)) for part in parts]
-        fine, coarse, embedding = (each[0] if len(each) == 1 else torch.cat(each) for each in zip(*levels))
-        return ImageFeatures(embedding, (fine, coarse))
+        return ImageFeatures.joined([image_features(self.model, self._normalised(part)) for part in parts])
 
     def _normalised(self, image: Tensor) -> Tensor:
         return (image.expand(-1, 3, -1, -1) - self.pixel_mean) / self.pixel_std
@@ -282,7 +280,7 @@ class SAM2(Described, nn.Module):
         """
         single = (token or self.decoder_token) == "single"
         sam2 = self.model
-        mask, iou, output, object_score = decode_mask(
+        predicted = decode_mask(
             sam2,
             conditioned,
             features.high_res,
@@ -290,9 +288,10 @@ class SAM2(Described, nn.Module):
             dense,
             lambda ious: torch.zeros_like(ious[:, 0], dtype=torch.long) if single else ious[:, 1:].argmax(1) + 1,
         )
-        present = (object_score > 0).to(output.dtype)
+        output = predicted.tokens[:, 0]
+        present = (predicted.object_score > 0).to(output.dtype)
         pointer = present * sam2.obj_ptr_proj(output) + (1 - present) * sam2.no_obj_ptr
-        return Decoded(mask, object_score, iou, pointer)
+        return Decoded(predicted.mask_logits, predicted.object_score, predicted.iou, pointer)
 
     def _prompt(
         self, conditioned: Tensor, points: tuple[Tensor, Tensor] | None, mask_prompt: Tensor | None
@@ -313,15 +312,10 @@ class SAM2(Described, nn.Module):
         features: ImageFeatures,
         points: tuple[Tensor, Tensor] | None = None,
         mask_prompt: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Every output of the mask decoder, for training it: the single-mask token first, then the three others.
-
-        Returns:
-            Mask logits ``(B, 4, S/4, S/4)``, IoU estimates ``(B, 4)``, output tokens ``(B, 4, C)``, object score
-            ``(B, 1)``.
-        """
+    ) -> MaskPredictions:
+        """All four masks of the mask decoder, for training it; see :meth:`decode` for the arguments."""
         sparse, dense = self._prompt(conditioned, points, mask_prompt)
-        return self.model.sam_mask_decoder.predict_masks(
+        masks, iou, tokens, object_score = self.model.sam_mask_decoder.predict_masks(
             image_embeddings=conditioned,
             image_pe=self.model.sam_prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
@@ -329,6 +323,7 @@ class SAM2(Described, nn.Module):
             repeat_image=False,
             high_res_features=list(features.high_res),
         )
+        return MaskPredictions(masks, iou, tokens, object_score)
 
 
 class FrozenSAM2(SAM2):

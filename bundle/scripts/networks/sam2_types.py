@@ -6,6 +6,7 @@ an organ has a batch of B * K.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,14 @@ class ImageFeatures:
         """Selects (or repeats) slices: any index of dimension 0, such as a slice, a list or a LongTensor."""
         return ImageFeatures(self.embedding[index], (self.high_res[0][index], self.high_res[1][index]))
 
+    @classmethod
+    def joined(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
+        """Slices that were encoded one part after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        fine, coarse = (torch.cat(level) for level in zip(*(part.high_res for part in parts)))
+        return cls(torch.cat([part.embedding for part in parts]), (fine, coarse))
+
     def to(self, *args, **kwargs) -> ImageFeatures:
         return ImageFeatures(
             self.embedding.to(*args, **kwargs), tuple(level.to(*args, **kwargs) for level in self.high_res)
@@ -61,6 +70,23 @@ class Memory:
     features: Tensor
     distance: int = 0
     pointer: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class MaskPredictions:
+    """Some or all of the decoder's four masks for each item of the batch: the single-mask one first, then the others.
+
+    Attributes:
+        mask_logits: of m masks, ``(B, m, S/4, S/4)``, not gated by the object score.
+        iou: ``(B, m)`` the decoder's own estimates of the masks' intersection over union.
+        tokens: ``(B, m, C)`` the output tokens that the masks were made with.
+        object_score: ``(B, 1)`` logit; positive where the object is in the slice.
+    """
+
+    mask_logits: Tensor
+    iou: Tensor
+    tokens: Tensor
+    object_score: Tensor
 
 
 @dataclass(frozen=True)

@@ -144,8 +144,9 @@ class Corrector:
         tokens = (each.to(source.device) for each in prompt.seen(before).tokens(before.shape, backbone.image_size))
         # without the synthesised memory, which outweighs any prompt where it says that there is no organ; and not gated
         # by the object score, since the user has seen the organ
-        masks, ious, _, _ = backbone.predict_all_masks(backbone.condition(features), features, tuple(tokens))
-        proposals = [_mask(present, prompt.organ, masks[:, [token]]) for token in ious[0].argsort(descending=True)]
+        predicted = backbone.predict_all_masks(backbone.condition(features), features, tuple(tokens))
+        best_first = predicted.iou[0].argsort(descending=True)
+        proposals = [_mask(present, prompt.organ, predicted.mask_logits[:, [token]]) for token in best_first]
         beside = [logits[index] for index in (prompt.slice - 1, prompt.slice, prompt.slice + 1) if index in logits]
         usual = np.mean([_mask(each, prompt.organ).sum() for each in beside])
         after = corrected_mask(labels, np.stack(proposals), prompt, usual)
