@@ -128,7 +128,7 @@ def stubbed(number: int) -> None:
             items = inference_inputs(scans, output)
             check_output(scans, items, output)
         Path.iterdir = iterdir  # type: ignore[method-assign]
-        records = CaseRecords(output, prior, {"organs": list(ORGANS)})
+        records = CaseRecords(output, prior, settings={"organs": list(ORGANS)})
         with timed("decide"):
             pending = records.pending(items)
         with timed("record"):
@@ -142,7 +142,7 @@ def stubbed(number: int) -> None:
         with timed("report"):
             write_report(output, max_megabytes=0.1)
         with timed("decide again"):
-            again = CaseRecords(output, prior, {"organs": list(ORGANS)})
+            again = CaseRecords(output, prior, settings={"organs": list(ORGANS)})
             left = again.pending(items)
             again.finish()
             again.check()

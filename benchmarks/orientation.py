@@ -78,7 +78,7 @@ def encode_cases(parser: ConfigParser, folder: Path, head: OrientationHead) -> N
 
 def _pooled(volume: Tensor, flip: tuple[str, ...], network, head: OrientationHead, batch_size: int) -> Tensor:
     flipped = volume.as_tensor().flip([AXES[side] for side in flip]) if flip else volume.as_tensor()
-    slices = _Slices(flipped, network, batch_size)
+    slices = _Slices(flipped, network, batch_size=batch_size)
     return torch.cat([head.pool(slices.features(indices).embedding).cpu().half() for indices in slices.chunks()])
 
 

@@ -212,7 +212,7 @@ def target_supervised(
     training = open_training("unet", row.parser, network_file or row.folder / "network.pt", settings)
 
     def build():
-        network = FeatureUNet(organs, channels, features) if features else plain_unet(organs + 1, channels)
+        network = FeatureUNet(organs, channels, features=features) if features else plain_unet(organs + 1, channels)
         return network, NetworkInferer(row.about["image_size"], organs), train(training, network, overwrite)
 
     return run_row(row, build, overwrite)

@@ -38,7 +38,7 @@ class PromptedInferer(SlicewiseInferer):
         ValueError: an unknown prompt, or no point at all.
     """
 
-    def __init__(self, organs: int, prompt: str = "points", points: int = 1, seed: int = 0) -> None:
+    def __init__(self, organs: int, prompt: str = "points", *, points: int = 1, seed: int = 0) -> None:
         super().__init__(organs)
         if prompt not in PROMPTS:
             raise ValueError(f"prompt must be one of {', '.join(PROMPTS)}, got '{prompt}'.")
@@ -122,7 +122,7 @@ class PromptedSAM(nn.Module):
         ValueError: its name does not say the architecture.
     """
 
-    def __init__(self, checkpoint: str | Path, device: torch.device, model_type: str | None = None) -> None:
+    def __init__(self, checkpoint: str | Path, device: torch.device, *, model_type: str | None = None) -> None:
         super().__init__()
         checkpoint = Path(checkpoint)
         if not checkpoint.is_file():

@@ -71,7 +71,7 @@ class LabelledSlices:
         SettingError: no organ in any slice, or a window that is not at least 1 and at most a slice.
     """
 
-    def __init__(self, files: Sequence[str | Path], organs: int, device: torch.device, window: int = 2) -> None:
+    def __init__(self, files: Sequence[str | Path], organs: int, *, device: torch.device, window: int = 2) -> None:
         contents = [torch.load(file, map_location="cpu", mmap=True, weights_only=True) for file in files]
         if not any(content["present"].any() for content in contents):
             raise SettingError(f"None of the {len(contents)} labelled volumes has a slice that holds an organ.")
@@ -188,7 +188,7 @@ class ProtoSamInferer(SlicewiseInferer):
     """
 
     def __init__(
-        self, labelled: LabelledSlices, supports: int = 3, prompts: str = "box_and_points", batch_size: int = 8
+        self, labelled: LabelledSlices, supports: int = 3, *, prompts: str = "box_and_points", batch_size: int = 8
     ) -> None:
         super().__init__(labelled.organs)
         if supports < 1:

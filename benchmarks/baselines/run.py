@@ -189,7 +189,9 @@ def _sam2(name: str, config_file, output, settings: dict, overwrite: bool = Fals
     get = row.parser.get_parsed_content
 
     def build():
-        inferer = PromptedInferer(len(get("organs")), settings["prompt"], settings.get("points", 1), get("seed"))
+        inferer = PromptedInferer(
+            len(get("organs")), settings["prompt"], points=settings.get("points", 1), seed=get("seed")
+        )
         return PromptedSAM2(get("backbone").to(get("device")), settings["token"]), inferer, 0.0
 
     return run_row(row, build, overwrite, show_truth=True)
@@ -221,8 +223,8 @@ def sam(
     get = row.parser.get_parsed_content
 
     def build():
-        network = PromptedSAM(checkpoint, get("device"), model_type)
-        return network, PromptedInferer(len(get("organs")), prompt, points, get("seed")), 0.0
+        network = PromptedSAM(checkpoint, get("device"), model_type=model_type)
+        return network, PromptedInferer(len(get("organs")), prompt, points=points, seed=get("seed")), 0.0
 
     return run_row(row, build, overwrite, show_truth=True)
 
@@ -256,9 +258,16 @@ def fate_sam(
 
     def build():
         dataset = get("train#dataset")  # encodes what is not in the cache
-        bank = SupportBank(dataset.files, get("device"), retrieval)
+        bank = SupportBank(dataset.files, get("device"), retrieval=retrieval)
         organs, batch_size = len(get("organs")), get("encode_batch_size")
-        inferer = FateSamInferer(bank, organs, supports, neighbours, object_pointers, batch_size)
+        inferer = FateSamInferer(
+            bank,
+            organs,
+            supports=supports,
+            neighbours=neighbours,
+            object_pointers=object_pointers,
+            batch_size=batch_size,
+        )
         return get("network").backbone, inferer, 0.0
 
     return run_row(row, build, overwrite)
@@ -292,8 +301,8 @@ def protosam(
 
     def build():
         files = get("train#dataset").files[:volumes]  # encodes what is not in the cache
-        labelled = LabelledSlices(files, len(get("organs")), get("device"), window)
-        inferer = ProtoSamInferer(labelled, supports, prompts, get("encode_batch_size"))
+        labelled = LabelledSlices(files, len(get("organs")), device=get("device"), window=window)
+        inferer = ProtoSamInferer(labelled, supports, prompts=prompts, batch_size=get("encode_batch_size"))
         return get("network").backbone, inferer, 0.0
 
     return run_row(row, build, overwrite)

@@ -128,7 +128,7 @@ class ResumableSteps:
     """
 
     def __init__(
-        self, path: Path, identity: Mapping[str, Any], network: nn.Module, learning_rate: float, steps: int
+        self, path: Path, identity: Mapping[str, Any], *, network: nn.Module, learning_rate: float, steps: int
     ) -> None:
         self.path, self.identity, self.steps = path, json.dumps(identity, sort_keys=True), steps
         optimizer = torch.optim.AdamW(network.parameters(), learning_rate)
@@ -199,7 +199,9 @@ def train(row: Row, network: nn.Module, overwrite: bool = False, save_every: int
     if row.path.is_file():
         return _load(row, network)
     learning_rate = row.settings["learning_rate"]
-    training = ResumableSteps(row.folder / "checkpoint.pt", row.identity, network, learning_rate, steps)
+    training = ResumableSteps(
+        row.folder / "checkpoint.pt", row.identity, network=network, learning_rate=learning_rate, steps=steps
+    )
     if steps:
         slices = AugmentedSlices(row.parser, row.folder / "slices")
         by_slice = row.settings["dice_by_slice"]

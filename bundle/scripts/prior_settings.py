@@ -119,7 +119,9 @@ class InferenceOverlay:
         bundle_root: as for :func:`record`.
     """
 
-    def __init__(self, prior_file: str | Path, settings: Mapping[str, Any], bundle_root: str | Path = BUNDLE) -> None:
+    def __init__(
+        self, prior_file: str | Path, settings: Mapping[str, Any], *, bundle_root: str | Path = BUNDLE
+    ) -> None:
         self.prior_file, self.settings, self.bundle_root = Path(prior_file), dict(settings), bundle_root
 
     def attach(self, engine: Engine) -> None:

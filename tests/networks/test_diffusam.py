@@ -124,7 +124,7 @@ def test_without_the_gate_absent_organs_keep_their_logits(first_organ_absent, ne
 
 def test_prior_of_other_memory_channels(backbone):
     with pytest.raises(ValueError, match="memories of 16 channels, backbone 'sam2_nano' has 32"):
-        DiffuSAM(backbone, make_prior(memory_channels=16), ORGANS)
+        DiffuSAM(backbone, make_prior(memory_channels=16), organs=ORGANS)
 
 
 def test_untrained_network_runs_so_that_its_shapes_can_be_verified(backbone, image):

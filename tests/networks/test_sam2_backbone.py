@@ -145,9 +145,9 @@ def test_features_repeat_every_slice_in_a_row(features):
 
 
 def test_resize_gives_the_model_built_at_that_size(nano, save):
-    resized = FrozenSAM2("sam2_nano", SIZE, save({"model": nano.model.state_dict()}))
+    resized = FrozenSAM2("sam2_nano", SIZE, checkpoint=save({"model": nano.model.state_dict()}))
     resized.resize(96)
-    built = FrozenSAM2("sam2_nano", 96, save({"model": nano.model.state_dict()}))
+    built = FrozenSAM2("sam2_nano", 96, checkpoint=save({"model": nano.model.state_dict()}))
     features, memories = make_features(1, built), make_memories(1, built, [0])
 
     conditioned = resized.condition(make_features(1, resized), memories)
@@ -160,7 +160,7 @@ def test_resize_gives_the_model_built_at_that_size(nano, save):
 
 
 def test_resize_keeps_the_weights(nano, save):
-    model = FrozenSAM2("sam2_nano", SIZE, save({"model": nano.model.state_dict()}))
+    model = FrozenSAM2("sam2_nano", SIZE, checkpoint=save({"model": nano.model.state_dict()}))
     model.resize(96)
     assert model.fingerprint() == nano.fingerprint()
 
@@ -206,7 +206,7 @@ def test_distance_without_temporal_encoding(nano, features, distance):
 
 def test_missing_checkpoint_names_the_path_and_the_demo(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.pt.*large_files.*sam2_nano"):
-        FrozenSAM2("sam2_nano", SIZE, tmp_path / "nowhere.pt")
+        FrozenSAM2("sam2_nano", SIZE, checkpoint=tmp_path / "nowhere.pt")
 
 
 @pytest.mark.parametrize(
@@ -259,20 +259,20 @@ def test_checkpoint_that_does_not_fit_leaves_the_weights_alone(nano, save):
 
 def test_half_precision_checkpoint_is_widened(nano, save):
     half = {key: value.half() for key, value in nano.model.state_dict().items()}
-    loaded = FrozenSAM2("sam2_nano", SIZE, save({"model": half})).model.state_dict()
+    loaded = FrozenSAM2("sam2_nano", SIZE, checkpoint=save({"model": half})).model.state_dict()
     assert loaded.keys() == half.keys()
     assert all(value.dtype == torch.float32 and torch.equal(value, half[key].float()) for key, value in loaded.items())
 
 
 def test_fingerprint_is_the_same_for_the_half_precision_copy(nano, save):
     half = {key: value.half() for key, value in nano.model.state_dict().items()}
-    assert FrozenSAM2("sam2_nano", SIZE, save({"model": half})).fingerprint() == nano.fingerprint()
+    assert FrozenSAM2("sam2_nano", SIZE, checkpoint=save({"model": half})).fingerprint() == nano.fingerprint()
 
 
 def test_fingerprint_tells_one_changed_weight(nano, save):
     state = {key: value.clone() for key, value in nano.model.state_dict().items()}
     state["no_mem_embed"].flatten()[5] += 1
-    assert FrozenSAM2("sam2_nano", SIZE, save({"model": state})).fingerprint() != nano.fingerprint()
+    assert FrozenSAM2("sam2_nano", SIZE, checkpoint=save({"model": state})).fingerprint() != nano.fingerprint()
 
 
 # ------------------------------------------------------------------------------------------ freezing

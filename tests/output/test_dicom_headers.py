@@ -208,17 +208,17 @@ def test_a_lost_segmentation_changes_how_the_run_ends_every_time(write, tmp_path
     DicomSegSaver(tmp_path / "out", ["spleen", "liver"])(SimpleNamespace(state=SimpleNamespace(output=[output])))
     (tmp_path / "prior.pt").touch()
     items = [{"image": str(series), "case": "a"}]
-    records = CaseRecords(tmp_path / "out", tmp_path / "prior.pt", {})
+    records = CaseRecords(tmp_path / "out", tmp_path / "prior.pt", settings={})
     records.begin(items[0])
     (tmp_path / "out" / "a_seg.nii.gz").touch()
 
     records.complete(items[0], 1.0, SHAPE, lost_seg=output[LOST_SEG])
 
-    for again in (records, CaseRecords(tmp_path / "out", tmp_path / "prior.pt", {})):
+    for again in (records, CaseRecords(tmp_path / "out", tmp_path / "prior.pt", settings={})):
         assert again is records or again.pending(items) == []
         with pytest.raises(FailedCases, match="(?s)1 case with a label map, but without a DICOM SEG.*StudyInstanceUID"):
             again.check()
-    without = CaseRecords(tmp_path / "out", tmp_path / "prior.pt", {}, dicom_seg=False)
+    without = CaseRecords(tmp_path / "out", tmp_path / "prior.pt", settings={}, dicom_seg=False)
     assert without.pending(items) == []
     without.check()
 

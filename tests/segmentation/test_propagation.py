@@ -27,9 +27,9 @@ def network():
     torch.manual_seed(0)
     backbone = FrozenSAM2("sam2_nano", SIZE)
     options = {"condition_channels": 16, "block_out_channels": (16, 32), "attention_levels": 1}
-    prior = MemoryPrior(MEMORY_CHANNELS, CHANNELS, len(ORGANS), **options)
+    prior = MemoryPrior(MEMORY_CHANNELS, CHANNELS, organs=len(ORGANS), **options)
     prior.fitted.fill_(True)
-    return DiffuSAM(backbone, prior, ORGANS, object_gate=False).eval()
+    return DiffuSAM(backbone, prior, organs=ORGANS, object_gate=False).eval()
 
 
 def make_volume(slices: int = 5) -> torch.Tensor:

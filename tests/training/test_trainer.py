@@ -52,7 +52,7 @@ def new_network(backbone, batch) -> DiffuSAM:
         attention_levels=1,
     )
     prior.fit_statistics([(batch["memory"].float(), batch["embedding"].float())])
-    return DiffuSAM(backbone, prior, ORGANS)
+    return DiffuSAM(backbone, prior, organs=ORGANS)
 
 
 def train(

@@ -77,6 +77,7 @@ class ClassPromptEncoder(StandardisingModule):
         self,
         embedding_channels: int,
         organs: int,
+        *,
         sparse_tokens: int = 2,
         block_out_channels: Sequence[int] = (128, 256, 256),
         layers_per_block: int = 2,

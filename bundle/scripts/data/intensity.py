@@ -53,7 +53,9 @@ class ScaleByModalityd(MapTransform):
         DatasetError: an image that says nothing of its modality.
     """
 
-    def __init__(self, keys: KeysCollection, ct: MapTransform, mr: MapTransform, modality: str | None = None) -> None:
+    def __init__(
+        self, keys: KeysCollection, *, ct: MapTransform, mr: MapTransform, modality: str | None = None
+    ) -> None:
         super().__init__(keys)
         if modality not in (None, *MODALITIES):
             raise DatasetError(f"modality is '{modality}', expected ct or mr. Choose how intensities are scaled.")

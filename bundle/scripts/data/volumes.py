@@ -137,7 +137,7 @@ class VolumeReader(Described, ImageReader):
     """
 
     def __init__(
-        self, series: str | int | None = None, default_axcodes: str | None = None, trusted_form: str | None = None
+        self, series: str | int | None = None, *, default_axcodes: str | None = None, trusted_form: str | None = None
     ) -> None:
         super().__init__()
         self.series = as_typed("series", series)

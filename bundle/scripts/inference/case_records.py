@@ -74,6 +74,7 @@ class CaseRecords:
         self,
         output: str | Path,
         prior_file: str | Path,
+        *,
         settings: Mapping[str, Any],
         dicom_seg: bool = True,
         probabilities: bool = False,

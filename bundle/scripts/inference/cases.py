@@ -67,7 +67,7 @@ class CaseDataset(Dataset):
         records: which note that a case has begun before it is read, since reading may end the program.
     """
 
-    def __init__(self, data: Sequence[Item], transform: Callable, records: CaseRecords | None = None) -> None:
+    def __init__(self, data: Sequence[Item], transform: Callable, *, records: CaseRecords | None = None) -> None:
         super().__init__(data, transform)
         self.records = records
 

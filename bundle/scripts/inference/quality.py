@@ -82,6 +82,7 @@ class QualityCheck(Described):
     def __init__(
         self,
         organs: Sequence[str],
+        *,
         prior_file: str | Path,
         calibration: str | Path | None = None,
         prediction_key: str = "pred",
@@ -113,7 +114,10 @@ class QualityCheck(Described):
                     dice = self.calibration(dice)
                 measure["predicted_dice"] = None if dice is None else round(dice, 4)
             lies = None if self.orientation is None else self.orientation.judge(slice_spacing(output["image"].affine))
-            flags: list[dict[str, Any]] = [*orientation_flags(lies), *find_flags(measures, self.thresholds, self._volumes)]
+            flags: list[dict[str, Any]] = [
+                *orientation_flags(lies),
+                *find_flags(measures, self.thresholds, self._volumes),
+            ]
             output["quality"] = {"organs": measures, "flags": flags}
             if lies is not None:
                 output["quality"]["orientation"] = lies

@@ -46,6 +46,7 @@ class DiffuSAM(FrozenBackboneNetwork):
         self,
         backbone: FrozenSAM2,
         prior: MemoryPrior,
+        *,
         organs: Sequence[str],
         steps: int = 2,
         eta: float = 0.0,
@@ -53,7 +54,7 @@ class DiffuSAM(FrozenBackboneNetwork):
         samples: int = 1,
         object_gate: bool = True,
     ) -> None:
-        super().__init__(backbone, prior, organs, seed, object_gate)
+        super().__init__(backbone, prior, organs=organs, seed=seed, object_gate=object_gate)
         if prior.memory_channels != backbone.memory_channels:
             raise SettingError(
                 f"The prior generates memories of {prior.memory_channels} channels, backbone '{backbone.name}' has "

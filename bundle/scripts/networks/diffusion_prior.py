@@ -148,6 +148,7 @@ class MemoryPrior(StandardisingModule):
         self,
         memory_channels: int,
         embedding_channels: int,
+        *,
         organs: int,
         condition_channels: int = 64,
         use_high_res: bool = False,

@@ -46,6 +46,7 @@ class FrozenBackboneNetwork(Described, nn.Module, ABC):
         self,
         backbone: FrozenSAM2,
         prior: nn.Module,
+        *,
         organs: Sequence[str],
         seed: int | None = 0,
         object_gate: bool = True,

@@ -61,7 +61,7 @@ class OrientationHead(nn.Module):
         dropout: of the averages and of the hidden layer, in training.
     """
 
-    def __init__(self, channels: int, grid: int = 4, hidden: int = 64, dropout: float = 0.5) -> None:
+    def __init__(self, channels: int, grid: int = 4, *, hidden: int = 64, dropout: float = 0.5) -> None:
         super().__init__()
         self.channels, self.grid, self.hidden = channels, grid, hidden
         self.register_buffer("mean", torch.zeros(channels, 1, 1))

@@ -68,6 +68,7 @@ class SAM2(Described, nn.Module):
         self,
         name: str = "sam2.1_hiera_tiny",
         image_size: int = 512,
+        *,
         checkpoint: str | Path | None = None,
         sha256: str | None = None,
         require_checkpoint: bool = True,

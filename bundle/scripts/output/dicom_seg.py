@@ -72,6 +72,7 @@ class DicomSegSaver:
         self,
         save_dir: str | Path,
         organs: Sequence[str],
+        *,
         codes: OrganCodes | None = None,
         series: str | int | None = None,
         enabled: bool = True,

@@ -59,6 +59,7 @@ class ReportWriter:
         self,
         folder: str | Path,
         settings: Mapping[str, Any] | None = None,
+        *,
         data: Sequence[Mapping[str, str]] = (),
         enabled: bool = True,
         **options: Any,

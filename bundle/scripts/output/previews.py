@@ -35,6 +35,7 @@ class PreviewSaver:
         self,
         save_dir: str | Path,
         organs: Sequence[str],
+        *,
         window: tuple[float, float] | None = None,
         columns: int = 5,
         prediction_key: str = "pred",

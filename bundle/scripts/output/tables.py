@@ -51,6 +51,7 @@ class OrganMetricsSaver(MetricsSaver):
         self,
         save_dir: str,
         organs: Sequence[str],
+        *,
         about: Mapping[str, Any] | None = None,
         batch_transform: Callable = lambda x: x,
         save_rank: int = 0,

@@ -64,7 +64,7 @@ def prepare_folder(
         DatasetError: a pattern, file or label value that cannot be used; all problems of the files at once.
         FileNotFoundError: the folder or every image is missing.
     """
-    reader = VolumeReader(series, default_axcodes, trusted_form)
+    reader = VolumeReader(series, default_axcodes=default_axcodes, trusted_form=trusted_form)
     masks = _masks(label, label_map)
     items, without = _labelled(source, image, label.replace(ORGAN, next(iter(masks.values()), ORGAN)))
     modality = _common_modality(items, reader) if modality == "auto" else modality

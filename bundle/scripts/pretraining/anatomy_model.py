@@ -35,7 +35,7 @@ class NamingHead(nn.Module):
         width: of the head.
     """
 
-    def __init__(self, channels: int, classes: int, width: int = 96) -> None:
+    def __init__(self, channels: int, classes: int, *, width: int = 96) -> None:
         super().__init__()
         self.coarse = nn.Conv2d(channels, classes, 1)
         self.embedding = nn.Conv2d(channels, width, 1)
@@ -71,6 +71,7 @@ class AnatomyModel(ClipModel):
         self,
         backbone: SAM2,
         prior: MemoryPrior,
+        *,
         prior_weight: float = 0.5,
         naming_weight: float = 0.5,
         context_share: float = 0.5,

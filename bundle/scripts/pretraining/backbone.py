@@ -58,6 +58,7 @@ class ClipModel(Described, nn.Module):
     def __init__(
         self,
         backbone: SAM2,
+        *,
         memory_noise: float = 1.0,
         warp: float = 0.08,
         own_share: float = 0.5,

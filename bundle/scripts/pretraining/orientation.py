@@ -40,11 +40,11 @@ class OrientationClips(Described):
         length: how many batches there are.
     """
 
-    def __init__(self, anatomy: AnatomyClips, every: int = 6, length: int = 100) -> None:
+    def __init__(self, anatomy: AnatomyClips, *, every: int = 6, length: int = 100) -> None:
         if every and every < 3:
             raise SettingError(f"every must be 0, or 3 or more, got {every}.")
         self.anatomy, self.every, self.length = anatomy, every, length
-        self.shapes = SyntheticClips(anatomy.stages, 1, length, anatomy.seed)
+        self.shapes = SyntheticClips(anatomy.stages, objects=1, length=length, seed=anatomy.seed)
 
     def described(self) -> dict[str, Any]:
         anatomy = self.anatomy

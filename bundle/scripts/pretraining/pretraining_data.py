@@ -24,7 +24,7 @@ class ClipMix:
         every: 0 leaves shapes out.
     """
 
-    def __init__(self, anatomy: AnatomyClips, shapes: Iterable | None = None, every: int = 3) -> None:
+    def __init__(self, anatomy: AnatomyClips, shapes: Iterable | None = None, *, every: int = 3) -> None:
         self.anatomy, self.shapes, self.every = anatomy, shapes, every if shapes is not None else 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -59,6 +59,7 @@ class EncodedAnatomy:
         self,
         anatomy: AnatomyClips,
         backbone: SAM2,
+        *,
         organs: Sequence[str],
         batch_size: int,
         absent_share: float = 0.25,

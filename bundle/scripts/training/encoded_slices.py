@@ -68,6 +68,7 @@ class EncodedSlices(Dataset):
         self,
         data: Sequence[dict[str, Any]],
         transform: Compose,
+        *,
         backbone: FrozenSAM2,
         organs: Sequence[str],
         cache_dir: str | Path,

@@ -34,7 +34,11 @@ class StartingPrior:
     """
 
     def __init__(
-        self, network: FrozenBackboneNetwork, start_from: str | Path | None, statistics: Iterable[tuple[Tensor, Tensor]]
+        self,
+        network: FrozenBackboneNetwork,
+        start_from: str | Path | None,
+        *,
+        statistics: Iterable[tuple[Tensor, Tensor]],
     ) -> None:
         self.network, self.statistics = network, statistics
         self.start_from = None if start_from is None else Path(start_from)
