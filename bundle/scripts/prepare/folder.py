@@ -66,30 +66,33 @@ def prepare_folder(
     """
     reader = VolumeReader(series, default_axcodes=default_axcodes, trusted_form=trusted_form)
     masks = _masks(label, label_map)
-    items, without = _labelled(source, image, label.replace(ORGAN, next(iter(masks.values()), ORGAN)))
+    items, left_out = _labelled(source, image, label.replace(ORGAN, next(iter(masks.values()), ORGAN)))
     modality = _common_modality(items, reader) if modality == "auto" else modality
     intensity = intensity_of(modality)
-    stated = train_cases is not None
-    train_cases = chosen_train_cases([item["case"] for item in items], train_cases)
+    train = chosen_train_cases([item["case"] for item in items], train_cases)
     target = Target(output, overwrite)
     if masks:
         items = merged(source, label, items, masks, target, reader)
         label_map, label = {organ: value for value, organ in enumerate(masks, 1)}, str(target.folder / LABELS)
     label_map, background, remarks = _meanings(items, label_map, reader)
     summaries = check_dataset(items, label_map, background, purpose="prepared", reader=reader)
-    train_cases = cases_with_organs(train_cases, summaries, stated)
-    remarks += _unit_warnings(items, modality, reader)
-    if without:
-        remarks.insert(0, f"Left out, since they have no label: {listed(without)}.")
-    files = {"dataset_dir": str(Path(source).expanduser().resolve()), "image_pattern": image, "label_pattern": label}
-    if not all(path.lower().endswith(NIFTI_SUFFIXES) for item in items for path in (item["image"], item["label"])):
-        files = convert(items, target, reader)
+    train = cases_with_organs(train, summaries, train_cases is not None)
+    remarks = [*left_out, *remarks, *_unit_warnings(items, modality, reader)]
+    files = _as_they_are(source, image, label) if _are_nifti(items) else convert(items, target, reader)
+    read = {"default_axcodes": default_axcodes, "trusted_form": trusted_form}
     meanings = {"label_map": dict(label_map), "background_values": background, **intensity}
-    if default_axcodes:
-        meanings["default_axcodes"] = default_axcodes
-    if trusted_form:
-        meanings["trusted_form"] = trusted_form
-    return write_overlay(target, files, items, summaries, train_cases, meanings, reader, remarks)
+    meanings |= {name: value for name, value in read.items() if value}
+    return write_overlay(target, files, items, summaries, train, meanings, reader, remarks)
+
+
+def _are_nifti(items: Sequence[Item]) -> bool:
+    return all(path.lower().endswith(NIFTI_SUFFIXES) for item in items for path in (item["image"], item["label"]))
+
+
+def _as_they_are(source: str, image: str, label: str) -> dict[str, str]:
+    """Where an overlay finds files that need no conversion."""
+    folder = str(Path(source).expanduser().resolve())
+    return {"dataset_dir": folder, "image_pattern": image, "label_pattern": label}
 
 
 def _masks(label: str, label_map: object) -> dict[str, str]:
@@ -105,7 +108,7 @@ def _masks(label: str, label_map: object) -> dict[str, str]:
 
 
 def _labelled(source: str, image: str, label: str) -> tuple[list[dict[str, str]], list[str]]:
-    """The cases that have an image and a label, and the names of those that have no label."""
+    """The cases that have an image and a label, and a remark on those that have no label."""
     images = find_cases(source, image)
     folder = Path(source).expanduser().resolve()
     labels = {item["case"]: case_path(folder, label, item["case"]) for item in images}
@@ -117,7 +120,9 @@ def _labelled(source: str, image: str, label: str) -> tuple[list[dict[str, str]]
             f"None of {len(cases)} images has a label, expected such as '{labels[cases[0]]}'. Set --label to where the "
             "labels are."
         )
-    return find_cases(source, image, label, with_label), [case for case in cases if case not in with_label]
+    without = [case for case in cases if case not in with_label]
+    remarks = [f"Left out, since they have no label: {listed(without)}."] if without else []
+    return find_cases(source, image, label, with_label), remarks
 
 
 def _meanings(
