@@ -137,7 +137,7 @@ def stubbed(number: int) -> None:
                 with whole_file(output / LABEL_MAP.format(case=item["case"])) as temporary:
                     temporary.write_bytes(volume)
                 quality = {"organs": {organ: {"volume_ml": 100.0, "components": 1} for organ in ORGANS}, "flags": []}
-                records.complete(item, 1.0, (4, 4, 4), quality)
+                records.complete(item, seconds=1.0, shape=(4, 4, 4), quality=quality)
             records.finish()
         with timed("report"):
             write_report(output, max_megabytes=0.1)

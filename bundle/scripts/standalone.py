@@ -59,7 +59,7 @@ def standalone(
     )
     check_backbone_file(backbone)
     network = ConfigParser({**settings, "backbone_checkpoint": str(backbone)}).get_parsed_content("network_def")
-    content = load_tensors(prior, "trained prior", "Point --prior_file at a trained prior.")
+    content = load_tensors(prior, "trained prior", remedy="Point --prior_file at a trained prior.")
     network.load_state_dict(content.get("model", {}))
 
     settings["prior_file"] = f"$@bundle_root + '/models/{PRIOR}'"

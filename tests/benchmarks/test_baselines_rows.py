@@ -51,7 +51,9 @@ def command(name: str, overlay: Path, output: Path, **options) -> dict:
 
 
 def new_row(overlay: Path, output: Path, settings: dict | None = None, **options) -> Row:
-    return open_row("row", [*CONFIGS, str(overlay)], {"bundle_root": str(BUNDLE)}, output, settings or {}, **options)
+    return open_row(
+        "row", [*CONFIGS, str(overlay)], {"bundle_root": str(BUNDLE)}, output=output, settings=settings or {}, **options
+    )
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ class Runs:
         for item in items:
             records.begin(item)
             (self.folder / "out" / f"{item['case']}_seg.nii.gz").write_text(Path(item["image"]).read_text())
-            records.complete(item, 1.0, (1, 1, 1))
+            records.complete(item, seconds=1.0, shape=(1, 1, 1))
         return [item["case"] for item in items]
 
 

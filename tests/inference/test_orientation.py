@@ -69,7 +69,7 @@ def write_head(path, backbone_file, left_right: float, abdomen: float = 4.0):
     last = head.layers[-1]
     torch.nn.init.zeros_(last.weight)
     last.bias.data = torch.tensor([left_right, -3.0, 0.0, abdomen])
-    save_head(head, path, backbone, {"limits": {**LIMITS, "extent": 10.0}})
+    save_head(head, path, backbone=backbone, about={"limits": {**LIMITS, "extent": 10.0}})
     return path
 
 

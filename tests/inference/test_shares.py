@@ -97,7 +97,7 @@ class Project:
             records.fail(item, "broken")
             return
         (self.output / f"{item['case']}_seg.nii.gz").write_bytes(item["case"].encode())
-        records.complete(item, 1.5, (4, 5, 6))
+        records.complete(item, seconds=1.5, shape=(4, 5, 6))
 
 
 def work(folder: Path, share: Share, fork: bool, ready: Connection) -> None:

@@ -478,7 +478,7 @@ def test_decoding_with_the_embeddings_of_prompts_is_decoding_with_the_prompts(na
     mask = torch.randn(2, 1, TOKENS * 4, TOKENS * 4)
     sparse, dense = nano.model.sam_prompt_encoder(points=points, boxes=None, masks=mask)
 
-    decoded = nano.decode_embeddings(conditioned, features, sparse, dense, token=token)
+    decoded = nano.decode_embeddings(conditioned, features, sparse=sparse, dense=dense, token=token)
 
     expected = nano.decode(conditioned, features, points, mask, token=token)
     for name in ("mask_logits", "object_score", "iou", "pointer"):
@@ -489,7 +489,7 @@ def test_gradients_reach_prompt_embeddings_through_the_decoder(nano, features):
     sparse = torch.randn(2, 3, CHANNELS, requires_grad=True)
     dense = torch.randn(2, CHANNELS, TOKENS, TOKENS, requires_grad=True)
 
-    nano.decode_embeddings(nano.condition(features), features, sparse, dense).mask_logits.sum().backward()
+    nano.decode_embeddings(nano.condition(features), features, sparse=sparse, dense=dense).mask_logits.sum().backward()
 
     assert sparse.grad.flatten(2).any(2).all() and dense.grad.any()
 

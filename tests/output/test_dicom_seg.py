@@ -88,7 +88,7 @@ def test_one_series_among_several_is_segmented(write_series, write_dicom_series,
     write_dicom_series(series, np.ones((4, 4, 2), np.int16), name="other{index}.dcm", SeriesDescription="scout")
     affine = load_series(series, "portal")[1]
 
-    segmentation = make_segmentation(series, labels, affine, ORGANS, CODES, "portal")
+    segmentation = make_segmentation(series, labels, affine, organs=ORGANS, organ_codes=CODES, series="portal")
 
     assert segmentation.SeriesDescription == "DiffuSAM: portal"
     assert_same_voxels(segmentation, labels, affine)
@@ -193,9 +193,9 @@ def test_several_files_of_several_frames_are_refused(write_series, labels):
 def test_a_label_map_of_another_grid_is_refused(write_series, labels):
     series = write_series()
     with pytest.raises(DatasetError, match="not on the grid of the series, which has 6 slices"):
-        make_segmentation(series, labels[..., 1:], load_series(series)[1], ORGANS)
+        make_segmentation(series, labels[..., 1:], load_series(series)[1], organs=ORGANS)
     with pytest.raises(DatasetError, match="not on the grid"):
-        make_segmentation(series, labels, load_series(series)[1] + np.eye(4), ORGANS)
+        make_segmentation(series, labels, load_series(series)[1] + np.eye(4), organs=ORGANS)
 
 
 # ---- codes

@@ -92,11 +92,11 @@ class ClassPromptEncoder(StandardisingModule):
             conditional_unet(
                 embedding_channels,
                 embedding_channels,
-                organs,
-                block_out_channels,
-                layers_per_block,
-                attention_levels,
-                dropout,
+                organs=organs,
+                block_out_channels=block_out_channels,
+                layers_per_block=layers_per_block,
+                attention_levels=attention_levels,
+                dropout=dropout,
             )
             for _ in range(2)
         )
@@ -158,7 +158,7 @@ class AutoMedSAM(FrozenBackboneNetwork):
     def decode(self, features: ImageFeatures, organ: Tensor, noise: Tensor | None = None) -> Decoded:
         """Output of the frozen mask decoder for the generated prompts of B pairs of slice and organ ``(B,)``."""
         sparse, dense = self.prior(features.embedding, organ, noise)
-        return self.backbone.decode_embeddings(self.backbone.condition(features), features, sparse, dense)
+        return self.backbone.decode_embeddings(self.backbone.condition(features), features, sparse=sparse, dense=dense)
 
     def segment(self, features: ImageFeatures) -> Tensor:
         """Mask logits of every organ in B slices, gated by the object score: ``(B, organs, S/4, S/4)``."""

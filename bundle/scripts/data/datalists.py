@@ -38,6 +38,7 @@ def find_cases(
     dataset_dir: str | Path,
     image_pattern: str,
     label_pattern: str | None = None,
+    *,
     cases: Iterable[str | int] | None = None,
     exclude: Iterable[str | int] | None = (),
 ) -> list[dict[str, str]]:

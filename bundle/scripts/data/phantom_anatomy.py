@@ -75,7 +75,7 @@ def paint_chest(body: Body) -> None:
     body.tube("muscle", [(-6, 2, 120), (-8, 4, 55), (-24, 12, 46)], (8, 8, 7))  # oesophagus
 
 
-def paint_loop(body: Body, points: Vectors, radii: Vector, content: str, gas: float, haustra: float = 0) -> None:
+def paint_loop(body: Body, points: Vectors, radii: Vector, *, content: str, gas: float, haustra: float = 0) -> None:
     """A piece of bowel: wall, content, and gas in the share ``gas`` of its calibre that lies most anterior."""
     distance, region = body.tube_distance(points, radii)
     distance = distance + (0.8 + haustra) * body.bumps[region]
@@ -102,7 +102,7 @@ def paint_bowel(body: Body) -> None:
         steps = rng.normal(0, 1, (2, 3)) * (17, 13, 9)
         points = start + np.vstack([np.zeros(3), np.cumsum(steps, 0)])
         content = ("bowel fluid", "bowel oral", "bowel oral")[rng.integers(3)]
-        paint_loop(body, points, np.full(3, rng.uniform(9, 13)), content, rng.choice([0, 0, 0, 0.25]))
+        paint_loop(body, points, np.full(3, rng.uniform(9, 13)), content=content, gas=rng.choice([0, 0, 0, 0.25]))
     for _ in range(26):
         start = np.array([rng.uniform(-70, 60), rng.uniform(-5, 50), rng.uniform(-120, -15)])
         body.tube("vein", [start, start + rng.normal(0, 1, 3) * (13, 9, 18)], np.full(2, rng.uniform(1.4, 2.6)))
@@ -115,7 +115,7 @@ def paint_bowel(body: Body) -> None:
     )
     for bends, width in zip(colon, (1.15, 1.0, 0.95, 0.75)):
         radii = width * calibre * rng.uniform(0.8, 1.1, 3)
-        paint_loop(body, bends, radii, "stool", rng.uniform(0, 0.5), haustra=1.6)
+        paint_loop(body, bends, radii, content="stool", gas=rng.uniform(0, 0.5), haustra=1.6)
 
 
 def _paint_stomach(body: Body) -> None:
@@ -139,7 +139,9 @@ def paint_pancreas(body: Body) -> None:
     """Duodenum, pancreas, the splenic vein along its back and the mesenteric vessels through it."""
     shift = body.jitter(4, 4, 6)
     head, neck, tail = np.array([36, 8, -18]) + shift, np.array([4, 22, 2]) + shift, np.array([-66, -8, 20]) + shift
-    paint_loop(body, [head + (12, 8, 16), head + (20, 2, -8), head + (8, -6, -30)], (11, 12, 11), "bowel oral", 0)
+    paint_loop(
+        body, [head + (12, 8, 16), head + (20, 2, -8), head + (8, -6, -30)], (11, 12, 11), content="bowel oral", gas=0
+    )
     thickness = body.rng.uniform(0.85, 1.15)
     points = [head + (0, 0, -12), head, neck, neck + (-34, -8, 10), tail]
     body.tube("pancreas", points, np.array([10, 13, 9, 10, 8]) * thickness, uneven=2.2)
@@ -164,7 +166,7 @@ def _paint_spleen(body: Body) -> None:
     distance = smooth_maximum(distance, body.cavity[region] + 2.5, 4.0)
     distance = smooth_maximum(distance, body.dome[region] + 2, 4.0)
     body.paint("fat", distance - rng.uniform(1, 3), region)
-    body.paint("spleen", distance, region, SPLEEN)
+    body.paint("spleen", distance, region, label=SPLEEN)
 
 
 def _paint_liver(body: Body) -> None:
@@ -192,13 +194,13 @@ def _paint_liver(body: Body) -> None:
     # crura, oesophagus and spine keep the posterior middle free
     distance = smooth_maximum(distance, -ellipsoid((x, y), (-4, -24), (31, 31)), 6.0)
     body.paint("fat", distance - rng.uniform(0.5, 2), region)
-    body.paint("liver", distance, region, LIVER)
+    body.paint("liver", distance, region, label=LIVER)
     paint_hepatic_vessels(body, distance, region)
     # the fissure of the falciform ligament, and the gallbladder in its bed
     fissure = rng.uniform(14, 26)
-    body.tube("fat", [(fissure, 84, 22), (fissure - 2, 58, 14), (fissure - 2, 46, 8)], (5, 4, 3), 0)
+    body.tube("fat", [(fissure, 84, 22), (fissure - 2, 58, 14), (fissure - 2, 46, 8)], (5, 4, 3), label=0)
     bed = np.array([56, 40, tip + 46]) + body.jitter(6, 6, 5)
-    body.tube("gallbladder", [bed + (-10, -14, 12), bed + (4, 12, -10)], (6, rng.uniform(10, 16)), 0)
+    body.tube("gallbladder", [bed + (-10, -14, 12), bed + (4, 12, -10)], (6, rng.uniform(10, 16)), label=0)
 
 
 def paint_hepatic_vessels(body: Body, liver: np.ndarray, region: Region) -> None:
@@ -216,7 +218,7 @@ def paint_hepatic_vessels(body: Body, liver: np.ndarray, region: Region) -> None
             bend = 0.5 * (root + end) + body.jitter(7, 7, 5)
             distance, near = body.tube_distance([root, bend, end], (width, 0.7 * width, 0.25 * width))
             body.paint("hepatic vessel", np.maximum(distance, inside[near] + 2), near)
-    body.tube("vein", [(6, 12, -4), hilum], (7, 7), 0)
+    body.tube("vein", [(6, 12, -4), hilum], (7, 7), label=0)
 
 
 def kidney_centre(side: int) -> np.ndarray:
@@ -248,13 +250,13 @@ def _paint_kidney(body: Body, side: int, label: int) -> None:
     local = (medial, anterior, long)
     notch = ellipsoid(local, (radii[0] + 1, 0, 0), (17, 8.5, 17))
     distance = smooth_maximum(distance, -notch, 4.0)
-    body.paint("fat", distance - rng.uniform(2.0, 6.0), region, 0)  # perirenal fat parts it from liver and spleen
+    body.paint("fat", distance - rng.uniform(2.0, 6.0), region, label=0)  # perirenal fat parts it from liver and spleen
     # the vessels of the hilum reach through that fat
     hilum = [(radii[0] - 6, 1, 2), (radii[0] + 20, 2, 4)]
     spread = np.hypot(anterior - hilum[0][1], long - hilum[0][2]) - 4
     vessel = np.maximum(spread, np.maximum(hilum[0][0] - medial, medial - hilum[1][0]))
-    body.paint("vein", vessel, region, 0)
-    body.paint("renal cortex", distance, region, label)
+    body.paint("vein", vessel, region, label=0)
+    body.paint("renal cortex", distance, region, label=label)
     pyramids = np.cos(long * (2 * np.pi / 15)) * 1.6 + 1.4 * body.bumps[region]
     body.paint("renal medulla", distance + rng.uniform(6.5, 8.5) + pyramids, region)
     sinus = ellipsoid(local, (11, 0, 0), (15, 8, 22)) + 1.5 * body.bumps[region]
@@ -266,9 +268,9 @@ def _paint_kidney(body: Body, side: int, label: int) -> None:
 def _paint_great_vessels(body: Body) -> None:
     calibre = body.rng.uniform(9, 12.5)
     aorta = [(-14, -12, 150), (-9, -6, 20), (-6, -4, -150)]
-    body.tube("aorta", aorta, (1.1 * calibre, calibre, 0.85 * calibre), 0)
+    body.tube("aorta", aorta, (1.1 * calibre, calibre, 0.85 * calibre), label=0)
     cava = [(17, 0, 74), (21, -6, 30), (20, -8, -30), (16, -8, -150)]
-    body.tube("vein", cava, np.array([12, 11.5, 10.5, 10]) * body.rng.uniform(0.85, 1.1), 0)
+    body.tube("vein", cava, np.array([12, 11.5, 10.5, 10]) * body.rng.uniform(0.85, 1.1), label=0)
 
 
 def paint_spine(body: Body) -> None:
@@ -287,7 +289,7 @@ def paint_spine(body: Body) -> None:
     spinous = np.maximum(np.abs(x) - 3.2, np.abs(y + 84) - 14)
     spinous = np.maximum(spinous, np.abs(phase + 5) - 10)
     transverse = np.maximum(np.hypot(y + 64 - 0.06 * np.abs(x), phase - 4) - 5, np.abs(x) - 37)
-    body.paint("disc", column, region, 0)
+    body.paint("disc", column, region, label=0)
     body.paint("cortical bone", np.maximum(column, height - period / 2 + 4.0), region)
     body.paint("marrow", np.maximum(column + 2.5, height - period / 2 + 6.0), region)
     bones = smooth_minimum(np.minimum(arch, transverse), spinous, 3.0)

@@ -118,7 +118,7 @@ class Body:
     def jitter(self, *spread: float) -> np.ndarray:
         return self.rng.uniform(-1, 1, len(spread)) * spread
 
-    def paint(self, tissue: str, distance: np.ndarray, region: Region, label: int | None = None) -> None:
+    def paint(self, tissue: str, distance: np.ndarray, region: Region, *, label: int | None = None) -> None:
         """Lays a tissue over what is there. ``label`` 0 carves an organ; None leaves the label map as it is."""
         alpha = np.clip(0.5 - distance / _EDGE, 0, 1).astype(np.float32)
         self.layers.append((tissue, region, alpha))
@@ -129,7 +129,7 @@ class Body:
         """Paints an ellipsoid inside the cavity or out of it, with an uneven surface."""
         centre, radii = np.asarray(centre, float), np.asarray(radii, float)
         region = self.near(centre - radii, centre + radii)
-        self.paint(tissue, ellipsoid(self.at(region), centre, radii) + self.bumps[region], region, label)
+        self.paint(tissue, ellipsoid(self.at(region), centre, radii) + self.bumps[region], region, label=label)
 
     def tube_distance(self, points: Vectors, radii: Vector) -> tuple[np.ndarray, Region]:
         """Distance to a tube along straight pieces between ``points``, its radius linear between ``radii``."""
@@ -146,6 +146,8 @@ class Body:
             distance = np.minimum(distance, np.sqrt(squared) - (first + share * (last - first)))
         return distance.astype(np.float32), region
 
-    def tube(self, tissue: str, points: Vectors, radii: Vector, label: int | None = None, uneven: float = 0.5) -> None:
+    def tube(
+        self, tissue: str, points: Vectors, radii: Vector, *, label: int | None = None, uneven: float = 0.5
+    ) -> None:
         distance, region = self.tube_distance(points, radii)
-        self.paint(tissue, distance + uneven * self.bumps[region], region, label)
+        self.paint(tissue, distance + uneven * self.bumps[region], region, label=label)

@@ -28,7 +28,11 @@ FIELD_OF_VIEW = (380.0, 310.0, 185.0)  # smallest extent in mm that holds the la
 
 
 def make_phantom(
-    seed: int, modality: str = "ct", shape: Sequence[int] = (192, 192, 40), spacing: Sequence[float] = (2.0, 2.0, 5.0)
+    seed: int,
+    modality: str = "ct",
+    *,
+    shape: Sequence[int] = (192, 192, 40),
+    spacing: Sequence[float] = (2.0, 2.0, 5.0),
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One patient.
 
@@ -60,6 +64,7 @@ def make_phantom(
 def write_phantoms(
     folder: str | Path,
     count: int,
+    *,
     modality: str = "ct",
     first_seed: int = 0,
     shape: Sequence[int] = (192, 192, 40),
@@ -100,20 +105,22 @@ def write_phantoms(
         count - len(missing),
     )
     for seed, files in missing:
-        image, label, affine = make_phantom(seed, modality, shape, spacing)
+        image, label, affine = make_phantom(seed, modality, shape=shape, spacing=spacing)
         _save(files["image"], image, affine)
         _save(files["label"], label, affine)
     return cases
 
 
-def phantom_dataset(folder: str | Path, count: int, modality: str = "ct", first_seed: int = 0) -> str:
+def phantom_dataset(folder: str | Path, count: int, *, modality: str = "ct", first_seed: int = 0) -> str:
     """The folder of a phantom data set, written on first use: what a config names as ``dataset_dir``.
 
     Raises:
         ValueError: the folder holds other phantoms of that modality as well, which would be segmented along with these;
             or see :func:`write_phantoms`.
     """
-    asked = {Path(case["image"]).name for case in write_phantoms(folder, count, modality, first_seed)}
+    asked = {
+        Path(case["image"]).name for case in write_phantoms(folder, count, modality=modality, first_seed=first_seed)
+    }
     others = {path.name for path in Path(folder).glob(f"image_{modality}[0-9]*.nii.gz")} - asked
     if others:
         raise SettingError(

@@ -66,7 +66,7 @@ class Volume:
 
 
 def load_volume(
-    path: PathLike, series: str | None = None, default_axcodes: str | None = None, trusted_form: str | None = None
+    path: PathLike, *, series: str | None = None, default_axcodes: str | None = None, trusted_form: str | None = None
 ) -> Volume:
     """Reads one volume.
 
@@ -149,7 +149,9 @@ class VolumeReader(Described, ImageReader):
 
     def load(self, path: PathLike) -> Volume:
         """Reads one volume; see :func:`load_volume`."""
-        return load_volume(path, self.series, self.default_axcodes, self.trusted_form)
+        return load_volume(
+            path, series=self.series, default_axcodes=self.default_axcodes, trusted_form=self.trusted_form
+        )
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         return True

@@ -195,6 +195,7 @@ class CaseRecords:
     def complete(
         self,
         item: Item,
+        *,
         seconds: float,
         shape: Iterable[int],
         quality: Mapping[str, Any] | None = None,

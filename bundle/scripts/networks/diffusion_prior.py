@@ -46,6 +46,7 @@ class ChannelMoments:
 def conditional_unet(
     in_channels: int,
     out_channels: int,
+    *,
     organs: int,
     block_out_channels: Sequence[int],
     layers_per_block: int,
@@ -197,11 +198,11 @@ class MemoryPrior(StandardisingModule):
         self.unet = conditional_unet(
             memory_channels + condition_channels * (1 + use_high_res),
             memory_channels,
-            organs,
-            block_out_channels,
-            layers_per_block,
-            attention_levels,
-            dropout,
+            organs=organs,
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            attention_levels=attention_levels,
+            dropout=dropout,
         )
 
     def standardise(self, memory: Tensor) -> Tensor:
@@ -292,7 +293,7 @@ class MemoryPrior(StandardisingModule):
             raise SettingError(f"The number of inference steps must be an integer in 1...{longest}, got {steps!r}.")
 
     def _step(
-        self, predicted: Tensor, sample: Tensor, time: int, next_time: int, eta: float, fresh: Tensor | None
+        self, predicted: Tensor, sample: Tensor, *, time: int, next_time: int, eta: float, fresh: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """One DDIM step (Song et al. 2021, Equation 12) along an explicit pair of times: the clean memory as predicted
         at the first, and the sample at the second.
@@ -339,7 +340,7 @@ class MemoryPrior(StandardisingModule):
         Raises:
             ValueError: a number of steps out of range.
         """
-        chain = self.denoise(features, organ, steps, eta, generator, noise)
+        chain = self.denoise(features, organ, steps=steps, eta=eta, generator=generator, noise=noise)
         ((_, memory),) = deque(chain, maxlen=1)  # only its end counts
         return memory
 
@@ -348,6 +349,7 @@ class MemoryPrior(StandardisingModule):
         self,
         features: ImageFeatures,
         organ: Tensor,
+        *,
         steps: int,
         eta: float = 0.0,
         generator: torch.Generator | None = None,
@@ -369,5 +371,5 @@ class MemoryPrior(StandardisingModule):
             fresh = (
                 torch.randn((self.organs, *shape[1:]), generator=generator)[organ.cpu()].to(sample) if eta > 0 else None
             )
-            clean, sample = self._step(predicted, sample, time, next_time, eta, fresh)
+            clean, sample = self._step(predicted, sample, time=time, next_time=next_time, eta=eta, fresh=fresh)
             yield self.destandardise(clean), self.destandardise(sample)

@@ -264,10 +264,11 @@ class SAM2(Described, nn.Module):
             mask_prompt: optional mask logits ``(B * K, 1, H, W)``.
             token: overrides ``decoder_token`` for this call.
         """
-        return self.decode_embeddings(conditioned, features, *self._prompt(conditioned, points, mask_prompt), token)
+        sparse, dense = self._prompt(conditioned, points, mask_prompt)
+        return self.decode_embeddings(conditioned, features, sparse=sparse, dense=dense, token=token)
 
     def decode_embeddings(
-        self, conditioned: Tensor, features: ImageFeatures, sparse: Tensor, dense: Tensor, token: str | None = None
+        self, conditioned: Tensor, features: ImageFeatures, *, sparse: Tensor, dense: Tensor, token: str | None = None
     ) -> Decoded:
         """Mask decoder with prompt embeddings made elsewhere, in place of SAM2's own prompt encoder.
 
@@ -285,9 +286,9 @@ class SAM2(Described, nn.Module):
             sam2,
             conditioned,
             features.high_res,
-            sparse,
-            dense,
-            lambda ious: torch.zeros_like(ious[:, 0], dtype=torch.long) if single else ious[:, 1:].argmax(1) + 1,
+            sparse=sparse,
+            dense=dense,
+            choose=lambda ious: torch.zeros_like(ious[:, 0], dtype=torch.long) if single else ious[:, 1:].argmax(1) + 1,
         )
         output = predicted.tokens[:, 0]
         present = (predicted.object_score > 0).to(output.dtype)
@@ -311,6 +312,7 @@ class SAM2(Described, nn.Module):
         self,
         conditioned: Tensor,
         features: ImageFeatures,
+        *,
         points: tuple[Tensor, Tensor] | None = None,
         mask_prompt: Tensor | None = None,
     ) -> MaskPredictions:

@@ -144,6 +144,7 @@ def decode_mask(
     sam2: nn.Module,
     conditioned: Tensor,
     high_res: tuple[Tensor, Tensor],
+    *,
     sparse: Tensor,
     dense: Tensor,
     choose: Callable[[Tensor], Tensor],

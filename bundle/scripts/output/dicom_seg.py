@@ -102,7 +102,9 @@ class DicomSegSaver:
         """Writes one; or says why it cannot be made."""
         path = self.save_dir / DICOM_SEG.format(case=case)
         try:
-            segmentation = make_segmentation(source, labels, affine, self.organs, self.codes, self.series)
+            segmentation = make_segmentation(
+                source, labels, affine, organs=self.organs, organ_codes=self.codes, series=self.series
+            )
         except UnsuitableSeries as error:
             path.unlink(missing_ok=True)  # an older one would not go with the new label map
             logger.warning("%s: no DICOM SEG, its label map is written as NIfTI alone. %s", case, error)
@@ -120,6 +122,7 @@ def make_segmentation(
     source: Path,
     labels: np.ndarray,
     affine: np.ndarray,
+    *,
     organs: Sequence[str],
     organ_codes: OrganCodes | None = None,
     series: str | int | None = None,

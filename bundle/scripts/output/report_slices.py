@@ -63,7 +63,7 @@ class SliceView:
         return len(self.image) + len(self.uncertainty or "") + paths
 
 
-def view_case(case: Case, organs: Sequence[str], pixels: int, max_slices: int) -> SliceView:
+def view_case(case: Case, organs: Sequence[str], *, pixels: int, max_slices: int) -> SliceView:
     """Reads the volumes of a case and draws them.
 
     Args:
@@ -90,13 +90,23 @@ def view_case(case: Case, organs: Sequence[str], pixels: int, max_slices: int) -
     for kind, voxels in (("label map", labels), ("label", truth), ("uncertainty", uncertainty)):
         if voxels is not None and voxels.shape != image.shape[1:]:
             raise DatasetError(f"the {kind} has shape {voxels.shape}, the image {tuple(image.shape[1:])}.")
-    return draw_view(image, labels, len(organs), truth, uncertainty, case.window, pixels, max_slices)
+    return draw_view(
+        image,
+        labels,
+        len(organs),
+        truth=truth,
+        uncertainty=uncertainty,
+        window=case.window,
+        pixels=pixels,
+        max_slices=max_slices,
+    )
 
 
 def draw_view(
     image: MetaTensor,
     labels: np.ndarray,
     organs: int,
+    *,
     truth: np.ndarray | None = None,
     uncertainty: np.ndarray | None = None,
     window: tuple[float, float] | None = None,

@@ -52,14 +52,16 @@ def prepare_btcv(source: str, output: str, overwrite: bool = False) -> str:
                 name = volumes[case][kind]
                 pattern = config["label_pattern" if kind == "label" else "image_pattern"]
                 target.store(pattern.replace(CASE, case), partial(files.copy, name), partial(files.same, name))
-    items = find_cases(target.folder, config["image_pattern"], config["label_pattern"], volumes)
-    summaries = check_dataset(items, config["label_map"], config["background_values"], purpose="prepared")
+    items = find_cases(target.folder, config["image_pattern"], config["label_pattern"], cases=volumes)
+    summaries = check_dataset(
+        items, config["label_map"], background_values=config["background_values"], purpose="prepared"
+    )
     return report(
         [f"BTCV: {len(volumes)} volumes of '{source}', found in '{root or '.'}'.", *files.remarks(), *remarks],
         summaries,
-        notes_on(items, summaries, config["label_map"], VolumeReader(), BTCV_SHAPE),
-        [*other_cases(volumes, BTCV_CASES), target.summary()],
-        f"\"['configs/train.json','configs/btcv.json']\" --dataset_dir {shlex.quote(str(target.folder))}",
+        notes=notes_on(items, summaries, label_map=config["label_map"], reader=VolumeReader(), shape=BTCV_SHAPE),
+        after=[*other_cases(volumes, BTCV_CASES), target.summary()],
+        config_file=f"\"['configs/train.json','configs/btcv.json']\" --dataset_dir {shlex.quote(str(target.folder))}",
     )
 
 

@@ -65,8 +65,10 @@ def prepare_chaos(source: str, output: str, overwrite: bool = False) -> str:
             except DatasetError as error:
                 problems.append(str(error))
     raise_all(problems, "CHAOS", target)
-    items = find_cases(target.folder, config["image_pattern"], config["label_pattern"], volumes)
-    summaries = check_dataset(items, config["label_map"], config["background_values"], purpose="prepared")
+    items = find_cases(target.folder, config["image_pattern"], config["label_pattern"], cases=volumes)
+    summaries = check_dataset(
+        items, config["label_map"], background_values=config["background_values"], purpose="prepared"
+    )
     pairing = f"in the order of their names, in the cases {listed(by_order)}" if by_order else "by their names"
     return report(
         [
@@ -76,9 +78,9 @@ def prepare_chaos(source: str, output: str, overwrite: bool = False) -> str:
             f"Masks and slices were paired {pairing}.",
         ],
         summaries,
-        notes_on(items, summaries, config["label_map"], VolumeReader(), CHAOS_SHAPE),
-        [*other_cases(volumes, CHAOS_CASES), target.summary()],
-        f"\"['configs/train.json','configs/chaos.json']\" --dataset_dir {shlex.quote(str(target.folder))}",
+        notes=notes_on(items, summaries, label_map=config["label_map"], reader=VolumeReader(), shape=CHAOS_SHAPE),
+        after=[*other_cases(volumes, CHAOS_CASES), target.summary()],
+        config_file=f"\"['configs/train.json','configs/chaos.json']\" --dataset_dir {shlex.quote(str(target.folder))}",
     )
 
 

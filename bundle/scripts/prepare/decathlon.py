@@ -23,6 +23,7 @@ from .words import DECATHLON, in_words_of
 def prepare_decathlon(
     source: str,
     output: str,
+    *,
     channel: int | None = None,
     train_cases: Sequence[str] | None = None,
     overwrite: bool = False,
@@ -63,12 +64,21 @@ def prepare_decathlon(
     else:
         files = convert(items, target, reader, channel)
         items = find_cases(**files, cases=cases)
-    summaries = check_dataset(items, label_map, (0,), purpose="prepared", reader=reader)
+    summaries = check_dataset(items, label_map, background_values=(0,), purpose="prepared", reader=reader)
     train_cases = cases_with_organs(train_cases, summaries, stated)
     modality = "ct" if "CT" in str(content.get("modality", "CT")).upper() else "mr"
     meanings = {"label_map": label_map, "background_values": [0], **intensity_of(modality)}
     remark = f"Intensities are scaled as in configs/{modality}.json."
-    return write_overlay(target, files, items, summaries, train_cases, meanings, reader, [remark])
+    return write_overlay(
+        target,
+        files,
+        items=items,
+        summaries=summaries,
+        train=train_cases,
+        meanings=meanings,
+        reader=reader,
+        remarks=[remark],
+    )
 
 
 def _decathlon_content(source: str) -> tuple[Path, dict, dict[str, int]]:

@@ -29,6 +29,7 @@ def prepare_folder(
     image: str,
     label: str,
     output: str,
+    *,
     label_map: LabelMap | None = None,
     modality: str = "ct",
     train_cases: Sequence[str] | None = None,
@@ -72,17 +73,19 @@ def prepare_folder(
     train = chosen_train_cases([item["case"] for item in items], train_cases)
     target = Target(output, overwrite)
     if masks:
-        items = merged(source, label, items, masks, target, reader)
+        items = merged(source, label, items, masks=masks, target=target, reader=reader)
         label_map, label = {organ: value for value, organ in enumerate(masks, 1)}, str(target.folder / LABELS)
     label_map, background, remarks = _meanings(items, label_map, reader)
-    summaries = check_dataset(items, label_map, background, purpose="prepared", reader=reader)
+    summaries = check_dataset(items, label_map, background_values=background, purpose="prepared", reader=reader)
     train = cases_with_organs(train, summaries, train_cases is not None)
     remarks = [*left_out, *remarks, *_unit_warnings(items, modality, reader)]
     files = _as_they_are(source, image, label) if _are_nifti(items) else convert(items, target, reader)
     read = {"default_axcodes": default_axcodes, "trusted_form": trusted_form}
     meanings = {"label_map": dict(label_map), "background_values": background, **intensity}
     meanings |= {name: value for name, value in read.items() if value}
-    return write_overlay(target, files, items, summaries, train, meanings, reader, remarks)
+    return write_overlay(
+        target, files, items=items, summaries=summaries, train=train, meanings=meanings, reader=reader, remarks=remarks
+    )
 
 
 def _are_nifti(items: Sequence[Item]) -> bool:
@@ -122,7 +125,7 @@ def _labelled(source: str, image: str, label: str) -> tuple[list[dict[str, str]]
         )
     without = [case for case in cases if case not in with_label]
     remarks = [f"Left out, since they have no label: {listed(without)}."] if without else []
-    return find_cases(source, image, label, with_label), remarks
+    return find_cases(source, image, label, cases=with_label), remarks
 
 
 def _meanings(

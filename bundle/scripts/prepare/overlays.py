@@ -58,6 +58,7 @@ def cases_with_organs(train: Sequence[str], summaries: Sequence[CaseSummary], st
 def write_overlay(
     target: Target,
     files: Mapping[str, str],
+    *,
     items: Sequence[Item],
     summaries: Sequence[CaseSummary],
     train: Sequence[str],
@@ -76,7 +77,7 @@ def write_overlay(
     return report(
         [],
         summaries,
-        notes_on(items, summaries, meanings["label_map"], reader),
-        [*remarks, split, target.summary()],
-        f"\"['configs/train.json','{target.folder / 'overlay.json'}']\"",
+        notes=notes_on(items, summaries, label_map=meanings["label_map"], reader=reader),
+        after=[*remarks, split, target.summary()],
+        config_file=f"\"['configs/train.json','{target.folder / 'overlay.json'}']\"",
     )

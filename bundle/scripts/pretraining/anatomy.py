@@ -143,7 +143,9 @@ def _paint_flexures(patient: Patient) -> None:
         start = np.array([rng.uniform(-95, 95), rng.uniform(-15, 68), rng.uniform(-120, -10)])
         points = start + np.vstack([np.zeros(3), np.cumsum(rng.normal(0, 1, (2, 3)) * (17, 13, 9), 0)])
         content = rng.choice(["bowel fluid", "bowel oral", "bowel wall"])
-        phantom_anatomy.paint_loop(patient, points, np.full(3, rng.uniform(7, 14)), content, rng.choice([0, 0, 0, 0.4]))
+        phantom_anatomy.paint_loop(
+            patient, points, np.full(3, rng.uniform(7, 14)), content=content, gas=rng.choice([0, 0, 0, 0.4])
+        )
     for side in (1, -1):
         if patient.chance(0.7):
             start = np.array([side * rng.uniform(70, 108), rng.uniform(-25, 55), rng.uniform(-60, 5)])
@@ -151,7 +153,7 @@ def _paint_flexures(patient: Patient) -> None:
             points = start + np.vstack([np.zeros(3), np.cumsum(steps, 0)])
             content = rng.choice(["stool", "stool", "bowel fluid", "bowel oral"])
             phantom_anatomy.paint_loop(
-                patient, points, rng.uniform(12, 26, 3), content, rng.uniform(0, 0.8), haustra=1.6
+                patient, points, rng.uniform(12, 26, 3), content=content, gas=rng.uniform(0, 0.8), haustra=1.6
             )
 
 
@@ -211,7 +213,7 @@ def _write_patient(folder: Path, seed: int) -> None:
         np.savez_compressed(file, tissue=tissue, label=label)
 
 
-def write_patients(folder: str | Path, count: int, first_seed: int = 0, workers: int = 1) -> list[Path]:
+def write_patients(folder: str | Path, count: int, *, first_seed: int = 0, workers: int = 1) -> list[Path]:
     """Tissue and label maps of ``count`` patients, painted on first use: ``patient_00000.npz``, ...
 
     One that is there is left as it is. About a second and 60 kB a patient.

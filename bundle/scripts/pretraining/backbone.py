@@ -115,7 +115,9 @@ class ClipModel(Described, nn.Module):
                 asked = self._first_frame(features, target, prompt_share, predicted)
             else:
                 asked = _Asked(self._later_frame(features, target, memories, predicted))
-            outputs = self.backbone.predict_all_masks(asked.conditioned, features, asked.points, asked.mask_prompt)
+            outputs = self.backbone.predict_all_masks(
+                asked.conditioned, features, points=asked.points, mask_prompt=asked.mask_prompt
+            )
             losses.append(self._losses(outputs, target))
             if frame + 1 < frames:
                 memories.append(self._past_memory(features, target, outputs))

@@ -40,10 +40,10 @@ def paint_spleen(patient: Patient) -> None:
     distance = shapes.smooth_maximum(distance, patient.cavity[region] + rng.uniform(1, 4), 3.0)
     distance = shapes.smooth_maximum(distance, patient.dome[region] + rng.uniform(0, 4), 4.0)
     patient.paint("fat", distance - rng.uniform(0, 3), region)
-    patient.paint("spleen", distance, region, phantom_anatomy.SPLEEN)
+    patient.paint("spleen", distance, region, label=phantom_anatomy.SPLEEN)
     if patient.chance(0.3):  # the pulp is uneven in an early contrast phase
         stripes = 2.2 * patient.bumps[region] * np.cos(0.15 * distance) - rng.uniform(0, 2)
-        patient.paint("spleen pulp", np.maximum(stripes, distance + 1), region, phantom_anatomy.SPLEEN)
+        patient.paint("spleen pulp", np.maximum(stripes, distance + 1), region, label=phantom_anatomy.SPLEEN)
 
 
 def _crescent(patient: Patient, size: float) -> tuple[np.ndarray, tuple[slice, slice, slice]]:
@@ -110,10 +110,10 @@ def paint_liver(patient: Patient) -> None:
     distance = shapes.smooth_maximum(distance, patient.dome[region] + rng.uniform(0, 3), 3.0)
     distance = shapes.smooth_maximum(distance, -shapes.ellipsoid((x, y), (-4, -24), (31, 31)), 6.0)
     patient.paint("fat", distance - rng.uniform(0, 2.5), region)
-    patient.paint("liver", distance, region, phantom_anatomy.LIVER)
+    patient.paint("liver", distance, region, label=phantom_anatomy.LIVER)
     if patient.chance(0.15):  # patchy fat
         patches = 3 * shapes.smooth_field(rng, patient.axes, 45.0)[region] - rng.uniform(0, 4)
-        patient.paint("liver fat", np.maximum(patches, distance + 1), region, phantom_anatomy.LIVER)
+        patient.paint("liver fat", np.maximum(patches, distance + 1), region, label=phantom_anatomy.LIVER)
     _paint_liver_details(patient, distance, region, tip)
 
 
@@ -125,15 +125,15 @@ def _paint_liver_details(patient: Patient, liver: np.ndarray, region, tip: float
     if patient.chance(0.75):
         wide = rng.uniform(0.5, 1.4)
         place = [(fissure, 84, 22), (fissure - 2, 58, 14), (fissure - 2, 46, 8)]
-        patient.tube("fat", place, np.array((5, 4, 3)) * wide, 0)
+        patient.tube("fat", place, np.array((5, 4, 3)) * wide, label=0)
     if patient.chance(0.85):
         bed = np.array([56, 40, tip + 46]) + patient.jitter(20, 16, 14)
         calibre, long = rng.uniform(7, 21), rng.uniform(0.7, 1.8)
         place = [bed + np.array((-10, -14, 12)) * long, bed + np.array((4, 12, -10)) * long]
         with patient.labelled("gallbladder"):
             if patient.chance(0.3):
-                patient.tube("bowel wall", place, (8, calibre + rng.uniform(1, 4)), LABEL_INDEX["gallbladder"])
-            patient.tube("gallbladder", place, (6, calibre), LABEL_INDEX["gallbladder"])
+                patient.tube("bowel wall", place, (8, calibre + rng.uniform(1, 4)), label=LABEL_INDEX["gallbladder"])
+            patient.tube("gallbladder", place, (6, calibre), label=LABEL_INDEX["gallbladder"])
 
 
 def paint_kidney(patient: Patient, side: int, label: int) -> None:
@@ -156,11 +156,11 @@ def paint_kidney(patient: Patient, side: int, label: int) -> None:
     distance = shapes.smooth_maximum(distance, -notch, 4.0)
     rim = rng.uniform(0.0, 3.0) if patient.chance(0.5) else rng.uniform(3.0, 14.0)
     around = shapes.smooth_maximum(distance - rim, patient.cavity[region] - 1, 2.0)
-    patient.paint("fat", around, region, 0)
+    patient.paint("fat", around, region, label=0)
     hilum = [(radii[0] - 6, 1, 2), (radii[0] + 20, 2, 4)]
     spread = np.hypot(anterior - hilum[0][1], long - hilum[0][2]) - 4
-    patient.paint("vein", np.maximum(spread, np.maximum(hilum[0][0] - medial, medial - hilum[1][0])), region, 0)
-    patient.paint("renal cortex", distance, region, label)
+    patient.paint("vein", np.maximum(spread, np.maximum(hilum[0][0] - medial, medial - hilum[1][0])), region, label=0)
+    patient.paint("renal cortex", distance, region, label=label)
     pyramids = np.cos(long * (2 * np.pi / rng.uniform(12, 19))) * 1.6 + 1.4 * patient.bumps[region]
     patient.paint("renal medulla", distance + rng.uniform(5, 10) + pyramids, region)
     wide = rng.uniform(0.3, 1.25)
@@ -185,13 +185,13 @@ def paint_aorta(patient: Patient) -> None:
     calibre = rng.uniform(14, 24) if patient.chance(0.05) else rng.uniform(7.5, 13.5)
     bend = patient.jitter(7, 3, 0)
     course = [(-14, -12, 150), np.array((-9, -6, 20)) + bend, np.array((-6, -4, -150)) - bend]
-    patient.tube("aorta", course, (1.1 * calibre, calibre, 0.85 * calibre), LABEL_INDEX["aorta"])
+    patient.tube("aorta", course, (1.1 * calibre, calibre, 0.85 * calibre), label=LABEL_INDEX["aorta"])
 
 
 def paint_cava(patient: Patient) -> None:
     calibre = np.array([12, 11.5, 10.5, 10]) * patient.rng.uniform(0.55, 1.2)
     course = np.array([(17, 0, 74), (21, -6, 30), (20, -8, -30), (16, -8, -150)]) + patient.jitter(4, 3, 0)
-    patient.tube("vein", course, calibre, LABEL_INDEX["vena cava"])
+    patient.tube("vein", course, calibre, label=LABEL_INDEX["vena cava"])
 
 
 def paint_lesions(patient: Patient) -> None:
@@ -216,4 +216,4 @@ def paint_lesions(patient: Patient) -> None:
             region = patient.near(centre - radii, centre + radii)
             distance = shapes.ellipsoid(patient.at(region), centre, radii) + 0.5 * patient.bumps[region]
             distance = np.where(patient.label[region] == label, distance, 1.0)
-            patient.paint(tissue, distance, region, label)
+            patient.paint(tissue, distance, region, label=label)

@@ -70,7 +70,7 @@ class Patient(shapes.Body):
         self.wall = rng.uniform(8.0, 20.0)
         self.cavity, self.dome = self._cavity(), self._dome() + rng.uniform(-16, 8)
 
-    def paint(self, tissue: str, distance: np.ndarray, region: shapes.Region, label: int | None = None) -> None:
+    def paint(self, tissue: str, distance: np.ndarray, region: shapes.Region, *, label: int | None = None) -> None:
         """Lays a tissue over what is there; see :meth:`~scripts.data.phantom_shapes.Body.paint`.
 
         Without a label, and outside :meth:`labelled`, what is painted belongs to nothing, but for the parts of an

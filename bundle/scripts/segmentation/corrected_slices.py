@@ -144,7 +144,7 @@ class Corrector:
         tokens = (each.to(source.device) for each in prompt.seen(before).tokens(before.shape, backbone.image_size))
         # without the synthesised memory, which outweighs any prompt where it says that there is no organ; and not gated
         # by the object score, since the user has seen the organ
-        predicted = backbone.predict_all_masks(backbone.condition(features), features, tuple(tokens))
+        predicted = backbone.predict_all_masks(backbone.condition(features), features, points=tuple(tokens))
         best_first = predicted.iou[0].argsort(descending=True)
         proposals = [_mask(present, prompt.organ, predicted.mask_logits[:, [token]]) for token in best_first]
         beside = [logits[index] for index in (prompt.slice - 1, prompt.slice, prompt.slice + 1) if index in logits]
@@ -155,13 +155,14 @@ class Corrector:
             return
         shown = self._encode_masks(source, features, after)
         for direction in (-1, 1):
-            self._walk(source, logits, prompt, direction, shown, before, after)
+            self._walk(source, logits, prompt, direction=direction, shown=shown, before=before, after=after)
 
     def _walk(
         self,
         source: Slices,
         logits: Mapping[int, Tensor],
         prompt: SlicePrompt,
+        *,
         direction: int,
         shown: Tensor,
         before: np.ndarray,

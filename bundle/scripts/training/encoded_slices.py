@@ -218,7 +218,7 @@ def _is_whole(path: Path, organs: int) -> bool:
     if not path.is_file():
         return False
     try:
-        content = load_tensors(path, "file of encoded slices", "", mmap=True)
+        content = load_tensors(path, "file of encoded slices", remedy="", mmap=True)
         slices = len(content["present"])
         whole = all(len(content[key]) == slices for key in _CONTENT) and content["memory"].shape[1] == organs
     except (UnusableFileError, KeyError, IndexError, TypeError, AttributeError):

@@ -74,12 +74,12 @@ class ResumableCheckpoint:
             UnusableFileError: it is empty, damaged or something else.
         """
         if self.resume and self.path.is_file():
-            self._check(load_tensors(self.path, "checkpoint", _REMEDY, mmap=True), self.identity)
+            self._check(load_tensors(self.path, "checkpoint", remedy=_REMEDY, mmap=True), self.identity)
 
     def load(self, engine: Engine) -> None:
         if not self.resume or not self.path.is_file():
             return
-        checkpoint = load_tensors(self.path, "checkpoint", _REMEDY)
+        checkpoint = load_tensors(self.path, "checkpoint", remedy=_REMEDY)
         max_epochs = engine.state.max_epochs
         iterations = self.iterations or max_epochs * engine.state.epoch_length
         self._check(checkpoint, self._identity(engine))
@@ -111,7 +111,7 @@ class ResumableCheckpoint:
             )
         content["trainer"] = dict(engine.state_dict())
         if not whole:
-            before = load_tensors(self.path, "checkpoint", _REMEDY) if self._taken_up else {}
+            before = load_tensors(self.path, "checkpoint", remedy=_REMEDY) if self._taken_up else {}
             content = {**before, "end": content}
         save_atomically({**content, "identity": self._identity(engine)}, self.path)
         self._taken_up = True
