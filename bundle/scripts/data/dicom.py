@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,21 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _Series:
+    """The slices of one series.
+
+    Attributes:
+        where: what messages call it.
+        slices: in the order of their positions.
+        affine: ``(4, 4)``, to millimetres, RAS+.
+    """
+
+    where: str
+    slices: list[Slice]
+    affine: np.ndarray
+
+
 def load_series(path: Path, series: str | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Reads the slices of one series.
 
@@ -49,8 +65,8 @@ def load_series(path: Path, series: str | None = None) -> tuple[np.ndarray, np.n
     Raises:
         DatasetError: see :func:`scripts.data.volumes.load_volume`.
     """
-    where, slices, affine = _find_slices(path, series)
-    return _read_pixels(where, slices), _LPS_TO_RAS @ affine
+    found = _find_series(path, series)
+    return _read_pixels(found.where, found.slices), found.affine
 
 
 def series_slices(path: Path, series: str | None = None) -> tuple[list[tuple[Path, int]], np.ndarray]:
@@ -66,12 +82,11 @@ def series_slices(path: Path, series: str | None = None) -> tuple[list[tuple[Pat
     Raises:
         DatasetError: see :func:`scripts.data.volumes.load_volume`.
     """
-    _, slices, affine = _find_slices(path, series)
-    return [(each.file, each.frame) for each in slices], _LPS_TO_RAS @ affine
+    found = _find_series(path, series)
+    return [(each.file, each.frame) for each in found.slices], found.affine
 
 
-def _find_slices(path: Path, series: str | None) -> tuple[str, list[Slice], np.ndarray]:
-    """A name for messages, the slices of one series in the order of their positions, and the affine to LPS+."""
+def _find_series(path: Path, series: str | None) -> _Series:
     _check_links(path)
     headers = {file: _read_header(file) for file in ([path] if path.is_file() else dicom_files(path))}
     if not headers:
@@ -83,7 +98,8 @@ def _find_slices(path: Path, series: str | None) -> tuple[str, list[Slice], np.n
     where = f"'{path}', series {title(headers)}"
     for file, header in headers.items():
         check_header(where, file, header)
-    return where, *stacked(where, [each for file, header in headers.items() for each in slices_of(file, header)])
+    slices, affine = stacked(where, [each for file, header in headers.items() for each in slices_of(file, header)])
+    return _Series(where, slices, _LPS_TO_RAS @ affine)
 
 
 def _check_links(folder: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import fire
 import nibabel as nib
@@ -27,13 +28,21 @@ MODALITIES = ("ct", "mr")
 FIELD_OF_VIEW = (380.0, 310.0, 185.0)  # smallest extent in mm that holds the largest body, and all organs along z
 
 
+class Phantom(NamedTuple):
+    """A patient: image int16, label uint8 (0 background, then the organs from 1), and the affine ``(4, 4)`` to RAS+."""
+
+    image: np.ndarray
+    label: np.ndarray
+    affine: np.ndarray
+
+
 def make_phantom(
     seed: int,
     modality: str = "ct",
     *,
     shape: Sequence[int] = (192, 192, 40),
     spacing: Sequence[float] = (2.0, 2.0, 5.0),
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> Phantom:
     """One patient.
 
     Args:
@@ -58,7 +67,7 @@ def make_phantom(
     image = render(body, axes, modality, np.random.default_rng([seed, 1 + MODALITIES.index(modality)]))
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = [axis[0] for axis in axes]
-    return image, body.label, affine
+    return Phantom(image, body.label, affine)
 
 
 def write_phantoms(

@@ -58,9 +58,9 @@ def prepare_chaos(source: str, output: str, overwrite: bool = False) -> str:
         for case in tqdm(volumes, desc="CHAOS", unit="volume"):
             try:
                 with files.local(volumes[case]) as paths:
-                    image, label, paired = join_slices(paths, config["label_map"])
-                by_order += [] if paired == "name" else [case]
-                for key, volume in (("label", label), ("image", image)):
+                    joined = join_slices(paths, config["label_map"])
+                by_order += [] if joined.paired == "name" else [case]
+                for key, volume in (("label", joined.label), ("image", joined.image)):
                     store_nifti(target, config[f"{key}_pattern"].replace(CASE, case), nifti(volume))
             except DatasetError as error:
                 problems.append(str(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import nibabel as nib
 
@@ -49,7 +50,7 @@ def prepare_decathlon(
     path, content, label_map = _decathlon_content(source)
     pairs = [(entry["image"], entry["label"]) for entry in content["training"]]
     pattern = _common_pattern(*zip(*pairs))
-    cases = pattern[2] if pattern else _names_of([label for _, label in pairs])
+    cases = pattern.cases if pattern else _names_of([label for _, label in pairs])
     items = [
         {"image": str(path.parent / image), "label": str(path.parent / label), "case": case}
         for (image, label), case in zip(pairs, cases)
@@ -60,7 +61,7 @@ def prepare_decathlon(
     target = Target(output, overwrite)
     files = {"dataset_dir": str(path.parent), "image_pattern": "", "label_pattern": ""}
     if pattern and channel is None:
-        files |= {"image_pattern": pattern[0], "label_pattern": pattern[1]}
+        files |= {"image_pattern": pattern.image, "label_pattern": pattern.label}
     else:
         files = convert(items, target, reader, channel)
         items = find_cases(**files, cases=cases)
@@ -131,13 +132,21 @@ def _names_of(labels: Sequence[str]) -> list[str]:
     return names if len(set(names)) == len(names) else [f"{number:03d}" for number in range(1, len(names) + 1)]
 
 
-def _common_pattern(images: Sequence[str], labels: Sequence[str]) -> tuple[str, str, list[str]] | None:
+class _CommonPattern(NamedTuple):
     """Patterns of images and of labels that have the same case names in the same order, and the names."""
+
+    image: str
+    label: str
+    cases: list[str]
+
+
+def _common_pattern(images: Sequence[str], labels: Sequence[str]) -> _CommonPattern | None:
+    """The first that names all images and all labels; None where there is none."""
     of_labels = [(tuple(cases), pattern) for pattern, cases in _patterns(labels)]
     for image_pattern, cases in _patterns(images):
         for label_cases, label_pattern in of_labels:
             if label_cases == tuple(cases):
-                return image_pattern, label_pattern, cases
+                return _CommonPattern(image_pattern, label_pattern, cases)
     return None
 
 

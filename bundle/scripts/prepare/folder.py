@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -75,13 +76,15 @@ def prepare_folder(
     if masks:
         items = merged(source, label, items, masks=masks, target=target, reader=reader)
         label_map, label = {organ: value for value, organ in enumerate(masks, 1)}, str(target.folder / LABELS)
-    label_map, background, remarks = _meanings(items, label_map, reader)
-    summaries = check_dataset(items, label_map, background_values=background, purpose="prepared", reader=reader)
+    found = _meanings(items, label_map, reader)
+    summaries = check_dataset(
+        items, found.label_map, background_values=found.background, purpose="prepared", reader=reader
+    )
     train = cases_with_organs(train, summaries, train_cases is not None)
-    remarks = [*left_out, *remarks, *_unit_warnings(items, modality, reader)]
+    remarks = [*left_out, *found.remarks, *_unit_warnings(items, modality, reader)]
     files = _as_they_are(source, image, label) if _are_nifti(items) else convert(items, target, reader)
     read = {"default_axcodes": default_axcodes, "trusted_form": trusted_form}
-    meanings = {"label_map": dict(label_map), "background_values": background, **intensity}
+    meanings = {"label_map": dict(found.label_map), "background_values": found.background, **intensity}
     meanings |= {name: value for name, value in read.items() if value}
     return write_overlay(
         target, files, items=items, summaries=summaries, train=train, meanings=meanings, reader=reader, remarks=remarks
@@ -128,10 +131,15 @@ def _labelled(source: str, image: str, label: str) -> tuple[list[dict[str, str]]
     return find_cases(source, image, label, cases=with_label), remarks
 
 
-def _meanings(
-    items: Sequence[Item], label_map: LabelMap | None, reader: VolumeReader
-) -> tuple[LabelMap, list[int], list[str]]:
-    """Label map, background values, and what was guessed or left out for them."""
+class _Meanings(NamedTuple):
+    """What label values mean: label map, background values, and what was guessed or left out for them."""
+
+    label_map: LabelMap
+    background: list[int]
+    remarks: list[str]
+
+
+def _meanings(items: Sequence[Item], label_map: LabelMap | None, reader: VolumeReader) -> _Meanings:
     if label_map is not None and not isinstance(label_map, Mapping):
         raise DatasetError(
             f"--label_map is {label_map!r}, expected organs and values such as \"{{'spleen': 1, 'right kidney': 2}}\"."
@@ -154,12 +162,13 @@ def _meanings(
         guessed = (
             f"Each label value is an organ ({listed(label_map)}): write their names into label_map of overlay.json."
         )
-        return label_map, [0], [guessed]
+        return _Meanings(label_map, [0], [guessed])
     named = {int(value) for values in label_map.values() for value in np.atleast_1d(values)}
     background = sorted((found | {0}) - named)
     remarks = [f"Counted as background: the label values {listed(background)}."] if background != [0] else []
     absent = [organ for organ, values in label_map.items() if not found & set(np.atleast_1d(values).tolist())]
-    return label_map, background, remarks + ([f"Warning: no label holds {listed(absent)}."] if absent else [])
+    remarks += [f"Warning: no label holds {listed(absent)}."] if absent else []
+    return _Meanings(label_map, background, remarks)
 
 
 def _label_values(path: str, reader: VolumeReader) -> set[int]:
