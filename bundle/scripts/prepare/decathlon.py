@@ -71,14 +71,7 @@ def prepare_decathlon(
     meanings = {"label_map": label_map, "background_values": [0], **intensity_of(modality)}
     remark = f"Intensities are scaled as in configs/{modality}.json."
     return write_overlay(
-        target,
-        files,
-        items=items,
-        summaries=summaries,
-        train=train_cases,
-        meanings=meanings,
-        reader=reader,
-        remarks=[remark],
+        target, files, items, summaries, train_cases, meanings=meanings, reader=reader, remarks=[remark]
     )
 
 

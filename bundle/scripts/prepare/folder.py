@@ -77,18 +77,18 @@ def prepare_folder(
         items = merged(source, label, items, masks=masks, target=target, reader=reader)
         label_map, label = {organ: value for value, organ in enumerate(masks, 1)}, str(target.folder / LABELS)
     found = _meanings(items, label_map, reader)
-    summaries = check_dataset(
-        items, found.label_map, background_values=found.background, purpose="prepared", reader=reader
-    )
+    label_map, background = found.label_map, found.background
+    summaries = check_dataset(items, label_map, background_values=background, purpose="prepared", reader=reader)
     train = cases_with_organs(train, summaries, train_cases is not None)
     remarks = [*left_out, *found.remarks, *_unit_warnings(items, modality, reader)]
     files = _as_they_are(source, image, label) if _are_nifti(items) else convert(items, target, reader)
-    read = {"default_axcodes": default_axcodes, "trusted_form": trusted_form}
-    meanings = {"label_map": dict(found.label_map), "background_values": found.background, **intensity}
-    meanings |= {name: value for name, value in read.items() if value}
-    return write_overlay(
-        target, files, items=items, summaries=summaries, train=train, meanings=meanings, reader=reader, remarks=remarks
-    )
+    meanings = {"label_map": dict(label_map), "background_values": background, **intensity}
+    meanings |= _stated(default_axcodes=default_axcodes, trusted_form=trusted_form)
+    return write_overlay(target, files, items, summaries, train, meanings=meanings, reader=reader, remarks=remarks)
+
+
+def _stated(**settings: str | None) -> dict[str, str]:
+    return {name: value for name, value in settings.items() if value}
 
 
 def _are_nifti(items: Sequence[Item]) -> bool:

@@ -58,10 +58,10 @@ def cases_with_organs(train: Sequence[str], summaries: Sequence[CaseSummary], st
 def write_overlay(
     target: Target,
     files: Mapping[str, str],
-    *,
     items: Sequence[Item],
     summaries: Sequence[CaseSummary],
     train: Sequence[str],
+    *,
     meanings: Mapping[str, Any],
     reader: VolumeReader,
     remarks: Sequence[str],
