@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -47,8 +47,16 @@ _FORM_TOLERANCE = 0.5  # of a voxel, between the places of the corners: far abov
 logger = logging.getLogger(__name__)
 
 
-def load_nifti(path: Path, default_axcodes: str | None, trusted_form: str | None) -> tuple[np.ndarray, np.ndarray, int]:
-    """Voxels ``(I, J, K)``, affine ``(4, 4)`` to RAS+ millimetres, and NIfTI's code for its space.
+class Stored(NamedTuple):
+    """Voxels ``(I, J, K)``, affine ``(4, 4)`` to RAS+ millimetres, and NIfTI's code for its space."""
+
+    voxels: np.ndarray
+    affine: np.ndarray
+    space: int
+
+
+def load_nifti(path: Path, default_axcodes: str | None, trusted_form: str | None) -> Stored:
+    """A NIfTI file as a volume.
 
     Args:
         path: of the file, compressed by gzip or not, whatever its name says.
@@ -83,7 +91,7 @@ def load_nifti(path: Path, default_axcodes: str | None, trusted_form: str | None
         voxels = np.empty(stored.shape, np.float32, order="F")
         for index in range(stored.shape[2]):  # a plane at a time: nibabel would make float64 of the whole volume
             voxels[..., index] = stored[..., index] * np.float64(data.slope) + data.inter
-    return voxels, affine, space
+    return Stored(voxels, affine, space)
 
 
 def voxels_beside(header: Path) -> Path | None:

@@ -93,7 +93,8 @@ def load_volume(
     name = path.name.lower()
     try:
         if name.endswith((*NIFTI_SUFFIXES, *HEADER_SUFFIXES)) and path.is_file():
-            volume = Volume(*load_nifti(path, default_axcodes, trusted_form))
+            stored = load_nifti(path, default_axcodes, trusted_form)
+            volume = Volume(stored.voxels, stored.affine, stored.space)
         elif name.endswith(MGH_SUFFIXES) and path.is_file():
             volume = Volume(*load_mgh(path))
         elif name.endswith(IMAGE_SUFFIXES) and path.is_file():

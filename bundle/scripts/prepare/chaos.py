@@ -15,7 +15,7 @@ from ..errors import DatasetError, count, listed
 from .chaos_slices import join_slices
 from .configs import CASE, read_config
 from .report import notes_on, other_cases, raise_all, report
-from .sources import Source, only_root, opened
+from .sources import Found, Source, only_root, opened
 from .targets import Target, nifti, store_nifti
 
 CHAOS_CASES = tuple(map(str, (1, 2, 3, 5, 8, 10, 13, 15, 19, 20, 21, 22, 31, 32, 33, 34, 36, 37, 38, 39)))
@@ -54,7 +54,8 @@ def prepare_chaos(source: str, output: str, overwrite: bool = False) -> str:
     target = Target(output, overwrite)
     problems, by_order = [], []
     with opened(source, CHAOS_SOURCE, target.folder) as files:
-        root, volumes, remarks = _chaos_volumes(files)
+        found = _chaos_volumes(files)
+        volumes = found.cases
         for case in tqdm(volumes, desc="CHAOS", unit="volume"):
             try:
                 with files.local(volumes[case]) as paths:
@@ -72,9 +73,9 @@ def prepare_chaos(source: str, output: str, overwrite: bool = False) -> str:
     pairing = f"in the order of their names, in the cases {listed(by_order)}" if by_order else "by their names"
     return report(
         [
-            f"CHAOS: {len(volumes)} T2-SPIR volumes of '{source}', found in '{root or '.'}'.",
+            f"CHAOS: {len(volumes)} T2-SPIR volumes of '{source}', found in '{found.root or '.'}'.",
             *files.remarks(),
-            *remarks,
+            *found.remarks,
             f"Masks and slices were paired {pairing}.",
         ],
         summaries,
@@ -84,8 +85,8 @@ def prepare_chaos(source: str, output: str, overwrite: bool = False) -> str:
     )
 
 
-def _chaos_volumes(files: Source) -> tuple[str, dict[str, list[str]], list[str]]:
-    """The folder of the labelled volumes, ``{case: slices and masks}``, and what was left out."""
+def _chaos_volumes(files: Source) -> Found:
+    """The labelled volumes, of each case the slices and masks."""
     roots: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     labelled = set()
     for name in files.members:
@@ -97,4 +98,4 @@ def _chaos_volumes(files: Source) -> tuple[str, dict[str, list[str]], list[str]]
     root = only_root(files, sorted(labelled), expected, CHAOS_SOURCE)
     cases = {case: sorted(roots[root][case]) for case in sorted(roots[root], key=int)}
     without = sum(len(cases) for other, cases in roots.items() if other != root)
-    return root, cases, [f"Left out: {count(without, 'volume')} without masks."] if without else []
+    return Found(root, cases, [f"Left out: {count(without, 'volume')} without masks."] if without else [])

@@ -47,7 +47,8 @@ def prepare_decathlon(
             :func:`~scripts.data.dataset_check.check_dataset` refuses.
     """
     reader = VolumeReader()
-    path, content, label_map = _decathlon_content(source)
+    described = _decathlon_content(source)
+    path, content, label_map = described.path, described.content, described.label_map
     pairs = [(entry["image"], entry["label"]) for entry in content["training"]]
     pattern = _common_pattern(*zip(*pairs))
     cases = pattern.cases if pattern else _names_of([label for _, label in pairs])
@@ -75,8 +76,15 @@ def prepare_decathlon(
     )
 
 
-def _decathlon_content(source: str) -> tuple[Path, dict, dict[str, int]]:
+class _Described(NamedTuple):
     """Path and content of a ``dataset.json``, and its labels as a label map."""
+
+    path: Path
+    content: dict
+    label_map: dict[str, int]
+
+
+def _decathlon_content(source: str) -> _Described:
     path = Path(source).expanduser()
     path = (path / "dataset.json" if path.is_dir() else path).resolve()
     if not path.is_file():
@@ -94,7 +102,7 @@ def _decathlon_content(source: str) -> tuple[Path, dict, dict[str, int]]:
             'one file each, and "labels": {"0": "background", "1": "spleen"}. For other layouts, such as nnU-Net\'s '
             "second version, use the command 'folder' with patterns."
         )
-    return path, content, label_map
+    return _Described(path, content, label_map)
 
 
 def _chosen_channel(path: Path, items: Sequence[Item], channel: int | None, names: object) -> int | None:

@@ -12,9 +12,17 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import DatasetError, count, listed
+
+
+class Found(NamedTuple):
+    """Labelled volumes of a source: their folder, the files of each case, and what was left out."""
+
+    root: str
+    cases: dict[str, Any]
+    remarks: list[str]
 
 
 class Source:
