@@ -153,7 +153,7 @@ def segment_boxes(
     corners = torch.tensor([box for _, box in asked], dtype=torch.float32, device=features.embedding.device)
     points = corners.view(-1, 2, 2) * (backbone.image_size / size)
     labels = torch.tensor([CORNERS], dtype=torch.int32, device=points.device).expand(len(points), -1)
-    decoded = backbone.decode(backbone.condition(features), features, (points, labels), token="single")
+    decoded = backbone.decode(backbone.condition(features), features, points=(points, labels), token="single")
     return list((resize_logits(decoded.mask_logits, size)[:, 0] > 0).cpu().numpy())
 
 

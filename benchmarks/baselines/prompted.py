@@ -105,7 +105,7 @@ class PromptedSAM2(nn.Module):
             token = "best_iou" if labels.shape[1] == 1 else "single"
         conditioned = self.backbone.condition(features)
         return self.backbone.decode(
-            conditioned, features, (points.to(device), labels.to(device)), token=token
+            conditioned, features, points=(points.to(device), labels.to(device)), token=token
         ).mask_logits[:, 0]
 
 

@@ -230,7 +230,7 @@ class ProtoSamInferer(SlicewiseInferer):
         if found:
             points, labels = (each.to(logits.device) for each in self._points(list(found.values())))
             repeated = features.repeat_interleave(len(found))
-            decoded = network.decode(network.condition(repeated), repeated, (points, labels), token="single")
+            decoded = network.decode(network.condition(repeated), repeated, points=(points, labels), token="single")
             logits[0, list(found)] = decoded.mask_logits[:, 0].float()
         return logits
 

@@ -72,7 +72,7 @@ def spied(monkeypatch):
 
     def spy(conditioned, features, points, token):
         asked.append((points[0], points[1], token))
-        return decode(conditioned, features, points, token=token)
+        return decode(conditioned, features, points=points, token=token)
 
     monkeypatch.setattr(backbone, "decode", spy)
     return backbone, asked

@@ -217,7 +217,7 @@ def test_the_decoder_is_asked_for_one_mask_an_organ_at_the_coarse_mask(
 
     def record(conditioned, features, points, token):
         asked.append((points, token))
-        return decode(conditioned, features, points, token=token)
+        return decode(conditioned, features, points=points, token=token)
 
     monkeypatch.setattr(backbone, "decode", record)
 

@@ -456,7 +456,7 @@ def test_decoding_with_points_is_sam2s(decided, features):
         multimask_output=True,
     )[3]
 
-    torch.testing.assert_close(model.decode(conditioned, features, points).gated(), low_res)
+    torch.testing.assert_close(model.decode(conditioned, features, points=points).gated(), low_res)
 
 
 def test_decoding_with_a_mask_prompt_is_sam2s(decided, features):
@@ -480,7 +480,7 @@ def test_decoding_with_the_embeddings_of_prompts_is_decoding_with_the_prompts(na
 
     decoded = nano.decode_embeddings(conditioned, features, sparse=sparse, dense=dense, token=token)
 
-    expected = nano.decode(conditioned, features, points, mask, token=token)
+    expected = nano.decode(conditioned, features, points=points, mask_prompt=mask, token=token)
     for name in ("mask_logits", "object_score", "iou", "pointer"):
         torch.testing.assert_close(getattr(decoded, name), getattr(expected, name))
 

@@ -250,6 +250,7 @@ class SAM2(Described, nn.Module):
         self,
         conditioned: Tensor,
         features: ImageFeatures,
+        *,
         points: tuple[Tensor, Tensor] | None = None,
         mask_prompt: Tensor | None = None,
         token: str | None = None,
