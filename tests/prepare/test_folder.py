@@ -97,11 +97,11 @@ def test_files_that_do_not_say_where_they_lie_take_the_axes_that_are_told(tiny_d
         image.set_sform(None, 0)
         image.set_qform(None, 0)
         nib.save(image, path)
-    arguments = (tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine", {"spleen": 1})
+    arguments = (tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine")
 
     with pytest.raises(DatasetError, match="image_a.nii.gz"):
-        prepare_folder(*arguments)
-    prepare_folder(*arguments, default_axcodes="RAS")
+        prepare_folder(*arguments, label_map={"spleen": 1})
+    prepare_folder(*arguments, label_map={"spleen": 1}, default_axcodes="RAS")
 
     assert overlay_of(tmp_path / "mine")["default_axcodes"] == "RAS"
 
