@@ -27,7 +27,7 @@ from monai.utils import set_determinism
 from scipy.ndimage import distance_transform_edt, label
 from scripts import errors
 from scripts.files import whole_file
-from scripts.networks.sam2_backbone import resize_logits, with_background
+from scripts.networks.logits import resize_logits, with_background
 from scripts.output.previews import COLOURS, save_figure
 from scripts.segmentation.corrected_slices import Corrector, SlicePrompt
 from torch import Tensor
@@ -63,7 +63,7 @@ def main(config_file, output: str | None = None, reaches: Sequence[int] = (0, 1,
     for item, data in tqdm(list(zip(get("test_data"), get("validate#dataset")))):
         batch = list_data_collate([data])
         truth = oriented_like(batch["label"], batch["image"]).numpy()
-        simulation = Simulation(item["case"], truth, organs, reaches, trials)
+        simulation = Simulation(item["case"], truth, organs=organs, reaches=reaches, trials=trials)
         inferer(batch["image"], network, corrector=simulation)
         save_picture(path.with_suffix("") / f"{item['case']}.png", batch["image"][0, 0], truth, simulation.clicked)
         content = {"organs": organs, "reaches": list(reaches), "summary": summarise(trials, organs), "trials": trials}
@@ -85,7 +85,13 @@ class Simulation:
     """
 
     def __init__(
-        self, case: str, truth: np.ndarray, organs: Sequence[str], reaches: Sequence[int], trials: list[dict[str, Any]]
+        self,
+        case: str,
+        truth: np.ndarray,
+        *,
+        organs: Sequence[str],
+        reaches: Sequence[int],
+        trials: list[dict[str, Any]],
     ) -> None:
         self.case, self.truth, self.organs, self.reaches, self.trials = case, truth, organs, reaches, trials
         self.clicked: list[tuple[Any, np.ndarray, np.ndarray]] = []  # prompt, mask of its slice before and after

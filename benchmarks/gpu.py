@@ -21,7 +21,8 @@ from typing import Any
 
 import fire
 import torch
-from scripts.networks.sam2_backbone import FrozenSAM2, ImageFeatures, Memory
+from scripts.networks.sam2_backbone import FrozenSAM2
+from scripts.networks.sam2_types import ImageFeatures, Memory
 
 from .configuration import parse
 from .speed_table import _network

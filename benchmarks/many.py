@@ -128,7 +128,7 @@ def stubbed(number: int) -> None:
             items = inference_inputs(scans, output)
             check_output(scans, items, output)
         Path.iterdir = iterdir  # type: ignore[method-assign]
-        records = CaseRecords(output, prior, {"organs": list(ORGANS)})
+        records = CaseRecords(output, prior, settings={"organs": list(ORGANS)})
         with timed("decide"):
             pending = records.pending(items)
         with timed("record"):
@@ -137,12 +137,12 @@ def stubbed(number: int) -> None:
                 with whole_file(output / LABEL_MAP.format(case=item["case"])) as temporary:
                     temporary.write_bytes(volume)
                 quality = {"organs": {organ: {"volume_ml": 100.0, "components": 1} for organ in ORGANS}, "flags": []}
-                records.complete(item, 1.0, (4, 4, 4), quality)
+                records.complete(item, seconds=1.0, shape=(4, 4, 4), quality=quality)
             records.finish()
         with timed("report"):
             write_report(output, max_megabytes=0.1)
         with timed("decide again"):
-            again = CaseRecords(output, prior, {"organs": list(ORGANS)})
+            again = CaseRecords(output, prior, settings={"organs": list(ORGANS)})
             left = again.pending(items)
             again.finish()
             again.check()

@@ -22,7 +22,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.bundle import ConfigWorkflow
-from scripts.data.phantom_anatomy import smooth_field
+from scripts.data.phantom_shapes import smooth_field
 from scripts.errors import SettingError
 from scripts.files import whole_file
 from scripts.pretraining.synthetic_clips import random_labels, render

@@ -67,7 +67,7 @@ def encode_cases(parser: ConfigParser, folder: Path, head: OrientationHead) -> N
     for item in get("inputs"):
         path = folder / f"{item['case']}.pt"
         identity = describe({"image": str(item["image"]), "transform": transform, "backbone": network.backbone})
-        if path.is_file() and load_tensors(path, "case", "").get("identity") == identity:
+        if path.is_file() and load_tensors(path, "case", remedy="").get("identity") == identity:
             continue
         image = transform(dict(item))["image"]
         pooled = [_pooled(image[0], flip, network, head, get("encode_batch_size")) for flip in FLIPS]
@@ -78,7 +78,7 @@ def encode_cases(parser: ConfigParser, folder: Path, head: OrientationHead) -> N
 
 def _pooled(volume: Tensor, flip: tuple[str, ...], network, head: OrientationHead, batch_size: int) -> Tensor:
     flipped = volume.as_tensor().flip([AXES[side] for side in flip]) if flip else volume.as_tensor()
-    slices = _Slices(flipped, network, batch_size)
+    slices = _Slices(flipped, network, batch_size=batch_size)
     return torch.cat([head.pool(slices.features(indices).embedding).cpu().half() for indices in slices.chunks()])
 
 
@@ -87,7 +87,7 @@ def judge_cases(folder: Path, head: OrientationHead, limits: dict[str, Any], wei
     """What is said of each case in each flip of :data:`FLIPS`."""
     cases = {}
     for path in sorted(folder.glob("*.pt")):
-        content = load_tensors(path, "case", "Remove it.")
+        content = load_tensors(path, "case", remedy="Remove it.")
         if content["weights"] == weights:
             heights = torch.arange(content["pooled"].shape[1]) * content["spacing"]
             evidence = [gather_evidence(head(pooled.float()), heights) for pooled in content["pooled"]]

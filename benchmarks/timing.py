@@ -20,9 +20,10 @@ import sam2.sam2_video_predictor as video
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from scripts.networks import sam2_backbone
 from scripts.networks.diffusam import DiffuSAM
-from scripts.networks.sam2_backbone import MASK_LOGIT, SAM2, resize_logits
+from scripts.networks.logits import MASK_LOGIT, NO_OBJECT_LOGIT, resize_logits
+from scripts.networks.sam2_backbone import SAM2
+from scripts.networks.sam2_releases import NANO_YAML, SAM2_YAML
 from scripts.segmentation.propagation import VolumetricInferer
 from torch import Tensor, nn
 
@@ -119,14 +120,14 @@ class GivenMasks(VolumetricInferer):
         masks = self.masks[organs][..., indices].permute(3, 0, 1, 2).float()
         given = resize_logits((2 * masks - 1) * MASK_LOGIT, logits.shape[-2:]).to(logits)
         # an absent organ's logits are what the gate of the object score makes of them
-        return torch.where(given.amax((2, 3), keepdim=True) > 0, given, sam2_backbone.NO_OBJECT_LOGIT)
+        return torch.where(given.amax((2, 3), keepdim=True) > 0, given, NO_OBJECT_LOGIT)
 
 
 def video_predictor(backbone: SAM2) -> nn.Module:
     """``SAM2VideoPredictor`` with a backbone's architecture, size and weights, as sam2's own factory sets it up."""
-    yaml = sam2_backbone._NANO_YAML
+    yaml = NANO_YAML
     if backbone.name != "sam2_nano":
-        yaml = Path(sam2.__path__[0]) / sam2_backbone._SAM2_YAML[backbone.name]
+        yaml = Path(sam2.__path__[0]) / SAM2_YAML[backbone.name]
     config = OmegaConf.load(yaml).model
     config._target_ = "sam2.sam2_video_predictor.SAM2VideoPredictor"
     config.image_size = backbone.image_size

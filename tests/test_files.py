@@ -119,7 +119,7 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path, at):
     save_atomically({"x": torch.arange(5000.0)}, path)
     path.write_bytes(path.read_bytes()[:at])
     with pytest.raises(UnusableFileError, match=r"is no trained prior, or damaged \(.*\)\. Do this\."):
-        load_tensors(path, "trained prior", "Do this.")
+        load_tensors(path, "trained prior", remedy="Do this.")
 
 
 def test_code_in_a_file_is_not_run(tmp_path):
@@ -129,7 +129,7 @@ def test_code_in_a_file_is_not_run(tmp_path):
 
     torch.save({"x": Harmful()}, tmp_path / "a.pt")
     with pytest.raises(UnusableFileError):
-        load_tensors(tmp_path / "a.pt", "trained prior", "Do this.")
+        load_tensors(tmp_path / "a.pt", "trained prior", remedy="Do this.")
     assert not (tmp_path / "made").exists()
 
 

@@ -90,7 +90,7 @@ def test_prepare_folder_writes_names_that_mean_themselves(tiny_dataset, tmp_path
             shutil.copy(tiny_dataset / f"{kind}_{case}.nii.gz", source / f"{kind}{text}" / f"{name}.nii.gz")
     patterns = [f"{kind}{text}/{{case}}.nii.gz" for kind in ("image", "label")]
 
-    prepare_folder(source, *patterns, tmp_path / f"o{text}", {text: 1, "liver": 4}, train_cases=[text])
+    prepare_folder(source, *patterns, tmp_path / f"o{text}", label_map={text: 1, "liver": 4}, train_cases=[text])
 
     overlay = (tmp_path / f"o{text}" / "overlay.json").read_text()
     keys = ("dataset_dir", "image_pattern", "label_pattern", "train_cases", "test_cases", "label_map", "output_dir")

@@ -29,7 +29,9 @@ import torch
 import torch.nn.functional as F
 from monai.losses import DiceLoss
 from scipy import ndimage
-from scripts.networks.sam2_backbone import FrozenSAM2, ImageFeatures, resize_logits
+from scripts.networks.logits import resize_logits
+from scripts.networks.sam2_backbone import FrozenSAM2
+from scripts.networks.sam2_types import ImageFeatures
 from torch import Tensor
 from tqdm import tqdm, trange
 
@@ -61,7 +63,7 @@ def aggregation_loss(prototypes: Tensor, features: Tensor) -> Tensor:
 
 
 def aggregate(
-    source: FeatureUNet, images: Tensor, steps: int = 160, slices_per_step: int = 16, learning_rate: float = 1e-4
+    source: FeatureUNet, images: Tensor, *, steps: int = 160, slices_per_step: int = 16, learning_rate: float = 1e-4
 ) -> FeatureUNet:
     """Phase 1: a copy of the source model, its classifier unchanged.
 
@@ -92,6 +94,7 @@ def search_boxes(
     network: FeatureUNet,
     backbone: FrozenSAM2,
     images: Tensor,
+    *,
     settings: SearchSettings = SearchSettings(),
     batch: int = 4,
 ) -> tuple[Tensor, int]:
@@ -150,7 +153,7 @@ def segment_boxes(
     corners = torch.tensor([box for _, box in asked], dtype=torch.float32, device=features.embedding.device)
     points = corners.view(-1, 2, 2) * (backbone.image_size / size)
     labels = torch.tensor([CORNERS], dtype=torch.int32, device=points.device).expand(len(points), -1)
-    decoded = backbone.decode(backbone.condition(features), features, (points, labels), token="single")
+    decoded = backbone.decode(backbone.condition(features), features, points=(points, labels), token="single")
     return list((resize_logits(decoded.mask_logits, size)[:, 0] > 0).cpu().numpy())
 
 
@@ -182,6 +185,7 @@ def retrain(
     aggregated: FeatureUNet,
     images: Tensor,
     labels: Tensor,
+    *,
     steps: int = 1200,
     slices_per_step: int = 8,
     learning_rate: float = 1e-4,
@@ -227,14 +231,16 @@ def adapt(
         retraining_steps, retraining_rate: of phase 4.
         settings: of the box search.
     """
-    aggregated = aggregate(source, joined(volumes), aggregation_steps, learning_rate=aggregation_rate)
+    aggregated = aggregate(source, joined(volumes), steps=aggregation_steps, learning_rate=aggregation_rate)
     searched, masks = [], 0
     for images in tqdm(volumes.values(), desc="searching boxes"):
-        labels, found = search_boxes(aggregated, backbone, images, settings)
+        labels, found = search_boxes(aggregated, backbone, images, settings=settings)
         searched.append(labels)
         masks += found
     print(f"Box search: {masks} masks found in {sum(map(len, searched))} slices.")
-    return retrain(aggregated, joined(volumes), torch.cat(searched), retraining_steps, learning_rate=retraining_rate)
+    return retrain(
+        aggregated, joined(volumes), torch.cat(searched), steps=retraining_steps, learning_rate=retraining_rate
+    )
 
 
 def _resized(maps: Tensor, size: int) -> Tensor:

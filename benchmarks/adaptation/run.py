@@ -95,7 +95,16 @@ def source_only(
     config_file, source_model: str, output: str | None = None, overwrite: bool = False, **overrides
 ) -> dict:
     """The source model on the target as it is."""
-    return _adapted("source_only", config_file, source_model, output, {}, overwrite, overrides, None)
+    return _adapted(
+        "source_only",
+        config_file,
+        source_model=source_model,
+        output=output,
+        settings={},
+        overwrite=overwrite,
+        overrides=overrides,
+        adapt=None,
+    )
 
 
 def dpl(
@@ -127,7 +136,16 @@ def dpl(
     def adapt(row: Row, source, volumes):
         return adapt_by_dpl(source, volumes, **settings)
 
-    return _adapted("dpl", config_file, source_model, output, settings, overwrite, overrides, adapt)
+    return _adapted(
+        "dpl",
+        config_file,
+        source_model=source_model,
+        output=output,
+        settings=settings,
+        overwrite=overwrite,
+        overrides=overrides,
+        adapt=adapt,
+    )
 
 
 def dfg(
@@ -161,7 +179,17 @@ def dfg(
         return adapt_by_dfg(source, backbone, volumes, **settings, settings=SearchSettings(**search))
 
     kept = {**settings, "search": search}
-    return _adapted("dfg", config_file, source_model, output, kept, overwrite, overrides, adapt, backbone=True)
+    return _adapted(
+        "dfg",
+        config_file,
+        source_model=source_model,
+        output=output,
+        settings=kept,
+        overwrite=overwrite,
+        overrides=overrides,
+        adapt=adapt,
+        backbone=True,
+    )
 
 
 def target_supervised(
@@ -206,13 +234,13 @@ def target_supervised(
     }
     overrides = {**overrides, "train_data": labelled}
     settings |= {"channels": list(channels)} | ({"features": features} if features else {})
-    row = open_row("target_supervised", config_file, overrides, output, settings, uses=AUGMENTATION)
+    row = open_row("target_supervised", config_file, overrides, output=output, settings=settings, uses=AUGMENTATION)
 
     organs = len(row.parser.get_parsed_content("organs"))
     training = open_training("unet", row.parser, network_file or row.folder / "network.pt", settings)
 
     def build():
-        network = FeatureUNet(organs, channels, features) if features else plain_unet(organs + 1, channels)
+        network = FeatureUNet(organs, channels, features=features) if features else plain_unet(organs + 1, channels)
         return network, NetworkInferer(row.about["image_size"], organs), train(training, network, overwrite)
 
     return run_row(row, build, overwrite)
@@ -221,6 +249,7 @@ def target_supervised(
 def _adapted(
     name: str,
     config_file,
+    *,
     source_model: str,
     output: str | None,
     settings: dict,
@@ -230,7 +259,7 @@ def _adapted(
     backbone: bool = False,
 ) -> dict:
     """A row that starts from the source model; ``adapt`` makes its network of the model and of target images."""
-    row = open_row(name, config_file, overrides, output, settings, trains=False, backbone=backbone)
+    row = open_row(name, config_file, overrides, output=output, settings=settings, trains=False, backbone=backbone)
 
     get = row.parser.get_parsed_content
     organs, size = get("organs"), get("image_size")

@@ -39,7 +39,7 @@ class FeatureUNet(nn.Module):
     """
 
     def __init__(
-        self, organs: int, channels: Sequence[int] = CHANNELS, features: int = 16, dropout: float = 0.1
+        self, organs: int, channels: Sequence[int] = CHANNELS, *, features: int = 16, dropout: float = 0.1
     ) -> None:
         super().__init__()
         # no norm here: one over each slice would make features of a slice without organs as strong as those of any

@@ -70,7 +70,7 @@ def train(
     trained = NETWORKS[network](1 + len(ORGANS), **shape).to(device)
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True, batch=True, include_background=False)
     checkpoint = Path(output).with_suffix(".checkpoint.pt")
-    training = ResumableSteps(checkpoint, identity, trained, learning_rate, iterations)
+    training = ResumableSteps(checkpoint, identity, network=trained, learning_rate=learning_rate, steps=iterations)
     trained.train()
     for step in training.run(save_every):
         batch = data.batch(step)

@@ -66,6 +66,7 @@ def open_row(
     name: str,
     config_file: str | Sequence[str],
     overrides: dict[str, Any],
+    *,
     output: str | Path | None,
     settings: dict[str, Any],
     uses: Sequence[str] = (),
@@ -172,7 +173,7 @@ def run_row(row: Row, build: Callable[[], tuple[nn.Module, Inferer, float]], ove
 
 
 def evaluate(
-    row: Row, network: nn.Module, inferer: Inferer, seconds_training: float = 0.0, show_truth: bool = False
+    row: Row, network: nn.Module, inferer: Inferer, seconds_training: float = 0.0, *, show_truth: bool = False
 ) -> dict[str, Any]:
     """Evaluates a network with the configuration's own evaluation, and writes the result.
 

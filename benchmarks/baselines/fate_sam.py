@@ -34,7 +34,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from scripts.networks.sam2_backbone import FrozenSAM2, ImageFeatures, Memory
+from scripts.networks.sam2_backbone import FrozenSAM2
+from scripts.networks.sam2_types import ImageFeatures, Memory
 from torch import Tensor
 
 from .slicewise import SlicewiseInferer, encoded_slices
@@ -63,7 +64,7 @@ class SupportBank:
         ValueError: an unknown ``retrieval``, or no labelled slice that holds an organ.
     """
 
-    def __init__(self, files: Sequence[str | Path], device: torch.device, retrieval: str = "manhattan") -> None:
+    def __init__(self, files: Sequence[str | Path], device: torch.device, *, retrieval: str = "manhattan") -> None:
         if retrieval not in RETRIEVALS:
             raise ValueError(f"retrieval must be one of {', '.join(RETRIEVALS)}, got '{retrieval}'.")
         self.retrieval = retrieval
@@ -124,6 +125,7 @@ class FateSamInferer(SlicewiseInferer):
         self,
         bank: SupportBank,
         organs: int,
+        *,
         supports: int = 3,
         neighbours: int = 6,
         object_pointers: bool = False,

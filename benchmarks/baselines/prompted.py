@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from monai.utils import convert_to_tensor, optional_import
-from scripts.networks.sam2_backbone import NO_OBJECT_LOGIT, FrozenSAM2
+from scripts.networks.logits import NO_OBJECT_LOGIT
+from scripts.networks.sam2_backbone import FrozenSAM2
 from torch import Tensor, nn
 
 from .prompts import PROMPTS, prompt_points
@@ -37,7 +38,7 @@ class PromptedInferer(SlicewiseInferer):
         ValueError: an unknown prompt, or no point at all.
     """
 
-    def __init__(self, organs: int, prompt: str = "points", points: int = 1, seed: int = 0) -> None:
+    def __init__(self, organs: int, prompt: str = "points", *, points: int = 1, seed: int = 0) -> None:
         super().__init__(organs)
         if prompt not in PROMPTS:
             raise ValueError(f"prompt must be one of {', '.join(PROMPTS)}, got '{prompt}'.")
@@ -104,7 +105,7 @@ class PromptedSAM2(nn.Module):
             token = "best_iou" if labels.shape[1] == 1 else "single"
         conditioned = self.backbone.condition(features)
         return self.backbone.decode(
-            conditioned, features, (points.to(device), labels.to(device)), token=token
+            conditioned, features, points=(points.to(device), labels.to(device)), token=token
         ).mask_logits[:, 0]
 
 
@@ -121,7 +122,7 @@ class PromptedSAM(nn.Module):
         ValueError: its name does not say the architecture.
     """
 
-    def __init__(self, checkpoint: str | Path, device: torch.device, model_type: str | None = None) -> None:
+    def __init__(self, checkpoint: str | Path, device: torch.device, *, model_type: str | None = None) -> None:
         super().__init__()
         checkpoint = Path(checkpoint)
         if not checkpoint.is_file():

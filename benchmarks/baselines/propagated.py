@@ -14,7 +14,9 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from scripts.networks.sam2_backbone import NO_OBJECT_LOGIT, FrozenSAM2, ImageFeatures, Memory, mask_to_logits
+from scripts.networks.logits import NO_OBJECT_LOGIT, mask_to_logits
+from scripts.networks.sam2_backbone import FrozenSAM2
+from scripts.networks.sam2_types import ImageFeatures, Memory
 from torch import Tensor
 
 from .slicewise import SlicewiseInferer, network_labels, network_slices

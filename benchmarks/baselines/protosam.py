@@ -35,13 +35,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
 from scripts.errors import SettingError
-from scripts.networks.sam2_backbone import NO_OBJECT_LOGIT, FrozenSAM2, ImageFeatures
+from scripts.networks.logits import NO_OBJECT_LOGIT
+from scripts.networks.sam2_backbone import FrozenSAM2
+from scripts.networks.sam2_types import ImageFeatures
 from torch import Tensor
 
 from .slicewise import SlicewiseInferer, encoded_slices
@@ -69,7 +72,7 @@ class LabelledSlices:
         SettingError: no organ in any slice, or a window that is not at least 1 and at most a slice.
     """
 
-    def __init__(self, files: Sequence[str | Path], organs: int, device: torch.device, window: int = 2) -> None:
+    def __init__(self, files: Sequence[str | Path], organs: int, *, device: torch.device, window: int = 2) -> None:
         contents = [torch.load(file, map_location="cpu", mmap=True, weights_only=True) for file in files]
         if not any(content["present"].any() for content in contents):
             raise SettingError(f"None of the {len(contents)} labelled volumes has a slice that holds an organ.")
@@ -148,15 +151,24 @@ def _agreement(similar: Tensor) -> Tensor:
     return (similar.softmax(0) * similar).sum(0)
 
 
-def component_prompts(score: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[list[float]]] | None:
+class ComponentPrompts(NamedTuple):
+    """The component ``(H, W)`` bool, its box as two corners ``(2, 2)``, and its most probable point and centroid, as
+    (x, y) in pixels.
+    """
+
+    component: np.ndarray
+    box: np.ndarray
+    inside: list[list[float]]
+
+
+def component_prompts(score: np.ndarray) -> ComponentPrompts | None:
     """The best connected component of a coarse mask, and the prompts it gives.
 
     Args:
         score: ``(H, W)``, how far the organ lies above the background; the mask is where that is positive.
 
     Returns:
-        The component ``(H, W)`` bool, its box as two corners ``(2, 2)``, and its most probable point and centroid, as
-        (x, y) in pixels; None of an empty mask.
+        None of an empty mask.
     """
     mask = score > 0
     if not mask.any():
@@ -168,7 +180,8 @@ def component_prompts(score: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[l
     rows, columns = component.nonzero()
     box = np.array([[columns.min(), rows.min()], [columns.max(), rows.max()]], dtype=np.float32)
     row, column = np.unravel_index(np.where(component, score, -np.inf).argmax(), score.shape)
-    return component, box, [[float(column), float(row)], [float(columns.mean()), float(rows.mean())]]
+    inside = [[float(column), float(row)], [float(columns.mean()), float(rows.mean())]]
+    return ComponentPrompts(component, box, inside)
 
 
 class ProtoSamInferer(SlicewiseInferer):
@@ -186,7 +199,7 @@ class ProtoSamInferer(SlicewiseInferer):
     """
 
     def __init__(
-        self, labelled: LabelledSlices, supports: int = 3, prompts: str = "box_and_points", batch_size: int = 8
+        self, labelled: LabelledSlices, supports: int = 3, *, prompts: str = "box_and_points", batch_size: int = 8
     ) -> None:
         super().__init__(labelled.organs)
         if supports < 1:
@@ -210,24 +223,24 @@ class ProtoSamInferer(SlicewiseInferer):
         found = {organ: prompt for organ in range(self.organs) if (prompt := component_prompts(scores[organ]))}
         if self.prompts == "none":
             coarse = np.full_like(scores, NO_OBJECT_LOGIT)
-            for organ, (component, *_) in found.items():
-                coarse[organ][component] = scores[organ][component]
+            for organ, prompts in found.items():
+                coarse[organ][prompts.component] = scores[organ][prompts.component]
             return torch.from_numpy(coarse)[None]
         logits = torch.full((1, self.organs, size // 4, size // 4), NO_OBJECT_LOGIT, device=features.embedding.device)
         if found:
             points, labels = (each.to(logits.device) for each in self._points(list(found.values())))
             repeated = features.repeat_interleave(len(found))
-            decoded = network.decode(network.condition(repeated), repeated, (points, labels), token="single")
+            decoded = network.decode(network.condition(repeated), repeated, points=(points, labels), token="single")
             logits[0, list(found)] = decoded.mask_logits[:, 0].float()
         return logits
 
-    def _points(self, prompts: Sequence[tuple]) -> tuple[Tensor, Tensor]:
+    def _points(self, prompts: Sequence[ComponentPrompts]) -> tuple[Tensor, Tensor]:
         """Coordinates ``(n, P, 2)`` as (x, y) in pixels and labels ``(n, P)``; a box comes first, as in SAM2."""
         points, labels = [np.empty((len(prompts), 0, 2))], []
         if self.prompts != "points":
-            points.append(np.stack([box for _, box, _ in prompts]))
+            points.append(np.stack([each.box for each in prompts]))
             labels += _CORNERS
         if self.prompts != "box":
-            points.append(np.array([inside for _, _, inside in prompts]))
+            points.append(np.array([each.inside for each in prompts]))
             labels += [_INSIDE] * 2
         return torch.tensor(np.concatenate(points, 1), dtype=torch.float32), torch.tensor([labels] * len(prompts)).int()

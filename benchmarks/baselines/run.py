@@ -89,7 +89,17 @@ def unet(
     def build(size: int, outputs: int):
         return plain_unet(outputs, channels)
 
-    return _supervised("unet", build, config_file, output, settings, start_from, network_file, overwrite, overrides)
+    return _supervised(
+        "unet",
+        build,
+        config_file=config_file,
+        output=output,
+        settings=settings,
+        start_from=start_from,
+        network_file=network_file,
+        overwrite=overwrite,
+        overrides=overrides,
+    )
 
 
 def unetr(
@@ -130,12 +140,23 @@ def unetr(
     def build(size: int, outputs: int):
         return plain_unetr(outputs, size, **width)
 
-    return _supervised("unetr", build, config_file, output, settings, start_from, network_file, overwrite, overrides)
+    return _supervised(
+        "unetr",
+        build,
+        config_file=config_file,
+        output=output,
+        settings=settings,
+        start_from=start_from,
+        network_file=network_file,
+        overwrite=overwrite,
+        overrides=overrides,
+    )
 
 
 def _supervised(
     name: str,
     build,
+    *,
     config_file,
     output,
     settings: dict,
@@ -147,7 +168,7 @@ def _supervised(
     if start_from is not None:
         settings["start_from"] = sha256_of(start_from)
     trains = settings["steps"] > 0
-    row = open_row(name, config_file, overrides, output, settings, uses=AUGMENTATION, trains=trains)
+    row = open_row(name, config_file, overrides, output=output, settings=settings, uses=AUGMENTATION, trains=trains)
     if name == "unetr" and not optional_import("einops")[1]:
         return not_run(row, "needs the package einops: `pip install einops`")
 
@@ -184,12 +205,14 @@ def sam2_box(config_file, output: str | None = None, token: str = "auto", **opti
 
 
 def _sam2(name: str, config_file, output, settings: dict, overwrite: bool = False, **overrides) -> dict:
-    row = open_row(name, config_file, overrides, output, settings, trains=False, backbone=True)
+    row = open_row(name, config_file, overrides, output=output, settings=settings, trains=False, backbone=True)
 
     get = row.parser.get_parsed_content
 
     def build():
-        inferer = PromptedInferer(len(get("organs")), settings["prompt"], settings.get("points", 1), get("seed"))
+        inferer = PromptedInferer(
+            len(get("organs")), settings["prompt"], points=settings.get("points", 1), seed=get("seed")
+        )
         return PromptedSAM2(get("backbone").to(get("device")), settings["token"]), inferer, 0.0
 
     return run_row(row, build, overwrite, show_truth=True)
@@ -214,15 +237,15 @@ def sam(
         points: for "points", for each slice and organ.
     """
     settings = {"prompt": prompt, "points": points, "checkpoint": checkpoint and Path(checkpoint).name}
-    row = open_row("sam", config_file, overrides, output, settings, trains=False)
+    row = open_row("sam", config_file, overrides, output=output, settings=settings, trains=False)
     if checkpoint is None or not optional_import("segment_anything")[1]:
         return not_run(row, _SAM_NEEDS)
 
     get = row.parser.get_parsed_content
 
     def build():
-        network = PromptedSAM(checkpoint, get("device"), model_type)
-        return network, PromptedInferer(len(get("organs")), prompt, points, get("seed")), 0.0
+        network = PromptedSAM(checkpoint, get("device"), model_type=model_type)
+        return network, PromptedInferer(len(get("organs")), prompt, points=points, seed=get("seed")), 0.0
 
     return run_row(row, build, overwrite, show_truth=True)
 
@@ -250,15 +273,22 @@ def fate_sam(
     settings = {"supports": supports, "neighbours": neighbours, "retrieval": retrieval}
     settings |= {"object_pointers": object_pointers, "support_variants": support_variants}
     overrides = {**overrides, "variants": support_variants}
-    row = open_row("fate_sam", config_file, overrides, output, settings, backbone=True)
+    row = open_row("fate_sam", config_file, overrides, output=output, settings=settings, backbone=True)
 
     get = row.parser.get_parsed_content
 
     def build():
         dataset = get("train#dataset")  # encodes what is not in the cache
-        bank = SupportBank(dataset.files, get("device"), retrieval)
+        bank = SupportBank(dataset.files, get("device"), retrieval=retrieval)
         organs, batch_size = len(get("organs")), get("encode_batch_size")
-        inferer = FateSamInferer(bank, organs, supports, neighbours, object_pointers, batch_size)
+        inferer = FateSamInferer(
+            bank,
+            organs,
+            supports=supports,
+            neighbours=neighbours,
+            object_pointers=object_pointers,
+            batch_size=batch_size,
+        )
         return get("network").backbone, inferer, 0.0
 
     return run_row(row, build, overwrite)
@@ -283,7 +313,9 @@ def protosam(
         window: places along each side of a cell of prototypes, each of 8 pixels.
     """
     settings = {"volumes": volumes, "supports": supports, "prompts": prompts, "window": window}
-    row = open_row("protosam", config_file, {**overrides, "variants": 0}, output, settings, backbone=True)
+    row = open_row(
+        "protosam", config_file, {**overrides, "variants": 0}, output=output, settings=settings, backbone=True
+    )
     known = len(row.about["train_cases"])
     if not 1 <= volumes <= known:
         raise SettingError(f"volumes must lie in 1...{known}, the training cases there are, got {volumes}.")
@@ -292,8 +324,8 @@ def protosam(
 
     def build():
         files = get("train#dataset").files[:volumes]  # encodes what is not in the cache
-        labelled = LabelledSlices(files, len(get("organs")), get("device"), window)
-        inferer = ProtoSamInferer(labelled, supports, prompts, get("encode_batch_size"))
+        labelled = LabelledSlices(files, len(get("organs")), device=get("device"), window=window)
+        inferer = ProtoSamInferer(labelled, supports, prompts=prompts, batch_size=get("encode_batch_size"))
         return get("network").backbone, inferer, 0.0
 
     return run_row(row, build, overwrite)
@@ -301,7 +333,7 @@ def protosam(
 
 def true_memory(config_file, output: str | None = None, overwrite: bool = False, **overrides) -> dict:
     """The upper bound of DiffuSAM without 3D: every slice decoded from the memory of its own true masks."""
-    row = open_row("true_memory", config_file, overrides, output, {}, trains=False, backbone=True)
+    row = open_row("true_memory", config_file, overrides, output=output, settings={}, trains=False, backbone=True)
 
     get = row.parser.get_parsed_content
 
@@ -320,7 +352,13 @@ def propagated(
         neighbours: slices just decoded whose memories a slice sees, 0 to 6.
     """
     row = open_row(
-        "propagated", config_file, overrides, output, {"neighbours": neighbours}, trains=False, backbone=True
+        "propagated",
+        config_file,
+        overrides,
+        output=output,
+        settings={"neighbours": neighbours},
+        trains=False,
+        backbone=True,
     )
 
     get = row.parser.get_parsed_content
@@ -341,7 +379,9 @@ INFERENCE = (
 def diffusam(config_file, output: str | None = None, overwrite: bool = False, **overrides) -> dict:
     """DiffuSAM itself, or AutoMedSAM with its overlay: the trained prior that ``prior_file`` names."""
     trains = bool(parse(config_file, overrides).get("train_data"))  # an adaptation's configuration knows no source
-    row = open_row("diffusam", config_file, overrides, output, {}, uses=INFERENCE, trains=trains, backbone=True)
+    row = open_row(
+        "diffusam", config_file, overrides, output=output, settings={}, uses=INFERENCE, trains=trains, backbone=True
+    )
 
     get = row.parser.get_parsed_content
     check_prior_file(get("prior_file"))

@@ -11,7 +11,8 @@ from monai.transforms import Orientation, Resize
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from nibabel.orientations import aff2axcodes
 from scripts.data.transforms import ResizeLabeld
-from scripts.networks.sam2_backbone import SAM2, ImageFeatures
+from scripts.networks.sam2_backbone import SAM2
+from scripts.networks.sam2_types import ImageFeatures
 from scripts.segmentation.label_maps import LabelMapInferer
 from torch import Tensor, nn
 

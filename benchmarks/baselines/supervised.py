@@ -43,7 +43,7 @@ def plain_unet(outputs: int, channels: Sequence[int] = CHANNELS, dropout: float 
 
 
 def plain_unetr(
-    outputs: int, size: int, hidden_size: int = 96, mlp_dim: int = 384, num_heads: int = 6, feature_size: int = 8
+    outputs: int, size: int, *, hidden_size: int = 96, mlp_dim: int = 384, num_heads: int = 6, feature_size: int = 8
 ) -> UNETR:
     """The network of the UNETR row, for slices of S = ``size`` pixels: ``(B, 1, S, S)`` to ``(B, outputs, S, S)``."""
     width = {"hidden_size": hidden_size, "mlp_dim": mlp_dim, "num_heads": num_heads, "feature_size": feature_size}
@@ -57,7 +57,7 @@ def start_network(network: nn.Module, path: str | Path) -> None:
         BundleError: the file is not there, is something else, or holds a network of other widths.
     """
     remedy = "Name a file of `python -m benchmarks.baselines.anatomy_unet` with --start_from."
-    state = load_tensors(path, "network of painted patients", remedy).get("network", {})
+    state = load_tensors(path, "network of painted patients", remedy=remedy).get("network", {})
     own = network.state_dict()
     differing = sorted(
         key
@@ -128,7 +128,7 @@ class ResumableSteps:
     """
 
     def __init__(
-        self, path: Path, identity: Mapping[str, Any], network: nn.Module, learning_rate: float, steps: int
+        self, path: Path, identity: Mapping[str, Any], *, network: nn.Module, learning_rate: float, steps: int
     ) -> None:
         self.path, self.identity, self.steps = path, json.dumps(identity, sort_keys=True), steps
         optimizer = torch.optim.AdamW(network.parameters(), learning_rate)
@@ -199,7 +199,9 @@ def train(row: Row, network: nn.Module, overwrite: bool = False, save_every: int
     if row.path.is_file():
         return _load(row, network)
     learning_rate = row.settings["learning_rate"]
-    training = ResumableSteps(row.folder / "checkpoint.pt", row.identity, network, learning_rate, steps)
+    training = ResumableSteps(
+        row.folder / "checkpoint.pt", row.identity, network=network, learning_rate=learning_rate, steps=steps
+    )
     if steps:
         slices = AugmentedSlices(row.parser, row.folder / "slices")
         by_slice = row.settings["dice_by_slice"]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from scripts.networks.sam2_backbone import MASK_LOGIT, FrozenSAM2, ImageFeatures, Memory, mask_to_logits
+from scripts.networks.logits import MASK_LOGIT, mask_to_logits
+from scripts.networks.sam2_backbone import FrozenSAM2
+from scripts.networks.sam2_types import ImageFeatures, Memory
 from torch import Tensor
 
 from .slicewise import SlicewiseInferer, network_labels, network_slices

@@ -22,7 +22,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from monai.metrics import compute_dice
-from scripts.networks.sam2_backbone import resize_logits, with_background
+from scripts.networks.logits import resize_logits, with_background
 from scripts.output.previews import add_legend, draw_slice
 from torch import Tensor
 
@@ -83,7 +83,7 @@ def main(
     if not shown or sorted(set(shown)) != shown or not 1 <= shown[0] <= shown[-1] <= steps:
         raise ValueError(f"shown must be steps from 1 to {steps}, each after the one before, got {shown}.")
     blocks = [
-        open_block(name, config_file, overrides, steps, shown, columns, show)
+        open_block(name, config_file, overrides=overrides, steps=steps, shown=shown, columns=columns, show=show)
         for name, config_file in config_files.items()
     ]
     content = {
@@ -100,7 +100,7 @@ def main(
 
 
 @torch.no_grad()
-def open_block(name, config_file, overrides, steps: int, shown: Sequence[int], columns: int, show: str) -> Block:
+def open_block(name, config_file, *, overrides, steps: int, shown: Sequence[int], columns: int, show: str) -> Block:
     """Segments the slices of one configuration, once for each row."""
     parser = open_configuration(config_file, overrides)
 
@@ -137,7 +137,7 @@ def chain(network, features, steps: int, shown: Sequence[int], show: str) -> lis
     shape = (len(network.organs), prior.memory_channels, *features.embedding.shape[-2:])
     noise = torch.randn(shape, generator=generator).repeat(len(features), 1, 1, 1).to(features.embedding)
     memories = [prior.destandardise(noise)]
-    walk = prior.denoise(repeated, organ, steps, network.eta, generator, noise)
+    walk = prior.denoise(repeated, organ, steps=steps, eta=network.eta, generator=generator, noise=noise)
     for step, (prediction, sample) in enumerate(walk, start=1):
         if step in shown:
             memories.append(prediction if show == "prediction" else sample)
@@ -164,7 +164,7 @@ def draw(blocks: Sequence[Block], rows: Sequence[str]) -> Figure:
         axes[0, column].set_title(f"{block.name}: {block.case}, slice {block.slices[index]}", color="white", fontsize=8)
         for row, axis in enumerate(axes[:, column]):
             predicted, true = block.predicted[row, index].numpy(), block.true[index].numpy()
-            draw_slice(axis, block.image[index].numpy(), predicted, true, len(block.organs), window=(0, 1))
+            draw_slice(axis, block.image[index].numpy(), predicted, true=true, organs=len(block.organs), window=(0, 1))
             below = {"transform": axis.transAxes, "ha": "center", "va": "top", "color": "white", "fontsize": 8}
             axis.text(0.5, -0.02, f"Dice {block.dice[row, index]:.3f}", **below)
     for axis, text in zip(axes[:, 0], rows):

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import fire
@@ -27,7 +28,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from scripts.networks.sam2_backbone import MASK_LOGIT, mask_to_logits
+from scripts.networks.logits import MASK_LOGIT, mask_to_logits
 from scripts.output.previews import COLOURS
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
@@ -59,11 +60,12 @@ def main(
     """
     parser = open_configuration(config_file, overrides)
     organs, seed = parser.get_parsed_content("organs"), parser.get_parsed_content("seed")
-    cases, organ, true, generated = memories(parser, priors, slices)
+    found = memories(parser, priors, slices)
+    organ, true, generated = found.organ, found.true, found.generated
     settings = {key: parser.get_parsed_content(key) for key in (*SETTINGS, "seed")}
     content = {
         "settings": {**settings, "slices": slices, "perplexity": perplexity},
-        "cases": cases,
+        "cases": found.cases,
         "organs": organs,
         "memories": torch.bincount(organ, minlength=len(organs)).tolist(),
         "distance_within_organ": distance_within_organ(true, organ),
@@ -81,13 +83,26 @@ def main(
     return content
 
 
-@torch.no_grad()
-def memories(parser, priors: Mapping[str, str], slices: int) -> tuple[list[str], Tensor, Tensor, dict[str, Tensor]]:
-    """True and generated memories of the organs that slices hold, standardised per channel and flattened.
+@dataclass(frozen=True)
+class Memories:
+    """True and generated memories, standardised per channel and flattened.
 
-    Returns:
-        Names of the cases, organ labels ``(N,)``, true memories ``(N, d)``, and those of each stage ``(N, d)``.
+    Attributes:
+        cases: their names.
+        organ: labels ``(N,)``.
+        true: ``(N, d)``.
+        generated: of each stage, ``(N, d)``.
     """
+
+    cases: list[str]
+    organ: Tensor
+    true: Tensor
+    generated: dict[str, Tensor]
+
+
+@torch.no_grad()
+def memories(parser, priors: Mapping[str, str], slices: int) -> Memories:
+    """Of the organs that slices hold."""
     network = parser.get_parsed_content("network")
     stages = {}
     for stage, path in priors.items():
@@ -112,7 +127,8 @@ def memories(parser, priors: Mapping[str, str], slices: int) -> tuple[list[str],
             memory = network.synthesise(features)
             # by the statistics of the training set, which are the same at every stage
             generated[stage].append(prior.standardise(memory)[present].flatten(1).cpu())
-    return list(cases), torch.cat(organ), torch.cat(true), {stage: torch.cat(each) for stage, each in generated.items()}
+    by_stage = {stage: torch.cat(each) for stage, each in generated.items()}
+    return Memories(list(cases), torch.cat(organ), torch.cat(true), by_stage)
 
 
 def agreement(generated: Tensor, true: Tensor, organ: Tensor) -> dict[str, float]:

@@ -49,7 +49,7 @@ def main(
     except TableError as error:
         sys.exit(str(error))
     if not only_report:
-        run_steps(plan, wanted, repeated, jobs, after_each=lambda: report.write(plan))
+        run_steps(plan, wanted, runs=repeated, jobs=jobs, after_each=lambda: report.write(plan))
     content = report.write(plan)
     print(f"\n{report.to_markdown(content)}\nWritten to '{plan.output}'.")
 

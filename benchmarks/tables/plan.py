@@ -276,7 +276,7 @@ class Table:
         return values
 
 
-def run_steps(table: Table, rows: list[str], runs: list[str], jobs: int, after_each: Callable[[], Any]) -> None:
+def run_steps(table: Table, rows: list[str], *, runs: list[str], jobs: int, after_each: Callable[[], Any]) -> None:
     """Runs the rows, ``jobs`` at a time, a training and the rows that need it one after the other.
 
     What is there is not made again. Output goes to log files; a command that fails leaves its row without a result, and

@@ -72,7 +72,7 @@ def settings_of_prior(prior_file: str | Path, bundle_root: str | Path, otherwise
     settings = _made(otherwise)
     path = Path(prior_file)
     if path.is_file():
-        found = load_tensors(path, "trained prior", _REMEDY, mmap=True).get(RECORD, {})
+        found = load_tensors(path, "trained prior", remedy=_REMEDY, mmap=True).get(RECORD, {})
         settings |= {key: _built(path, key, value) for key, value in found.items() if key in otherwise}
         if found.get("backbone_checkpoint"):
             settings["backbone_checkpoint"] = _checkpoint(found["backbone_checkpoint"], Path(bundle_root), path)
@@ -82,7 +82,7 @@ def settings_of_prior(prior_file: str | Path, bundle_root: str | Path, otherwise
 
 def configuration_of(prior_file: str | Path) -> dict[str, Any]:
     """What a prior's file records, as an overlay for ``configs/inference.json``; empty where it records nothing."""
-    found = load_tensors(prior_file, "trained prior", _REMEDY, mmap=True).get(RECORD, {})
+    found = load_tensors(prior_file, "trained prior", remedy=_REMEDY, mmap=True).get(RECORD, {})
     for key, value in found.items():
         _built(Path(prior_file), key, value)  # what cannot be built is refused here
     return _overlay(found)
@@ -119,7 +119,9 @@ class InferenceOverlay:
         bundle_root: as for :func:`record`.
     """
 
-    def __init__(self, prior_file: str | Path, settings: Mapping[str, Any], bundle_root: str | Path = BUNDLE) -> None:
+    def __init__(
+        self, prior_file: str | Path, settings: Mapping[str, Any], *, bundle_root: str | Path = BUNDLE
+    ) -> None:
         self.prior_file, self.settings, self.bundle_root = Path(prior_file), dict(settings), bundle_root
 
     def attach(self, engine: Engine) -> None:

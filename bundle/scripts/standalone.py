@@ -14,6 +14,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,11 @@ def standalone(
     target = Path(str(output)).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise errors.SettingError(f"'{target}' is there already. Name a new folder in --output, or empty that one.")
-    settings, prior, backbone, head = _read(
-        [config_file] if isinstance(config_file, str) else list(config_file), prior_file
-    )
+    parts = _read([config_file] if isinstance(config_file, str) else list(config_file), prior_file)
+    settings, backbone, head = parts.settings, parts.backbone, parts.head
     check_backbone_file(backbone)
     network = ConfigParser({**settings, "backbone_checkpoint": str(backbone)}).get_parsed_content("network_def")
-    content = load_tensors(prior, "trained prior", "Point --prior_file at a trained prior.")
+    content = load_tensors(parts.prior, "trained prior", remedy="Point --prior_file at a trained prior.")
     network.load_state_dict(content.get("model", {}))
 
     settings["prior_file"] = f"$@bundle_root + '/models/{PRIOR}'"
@@ -67,7 +67,7 @@ def standalone(
     (target / "models").mkdir(parents=True, exist_ok=True)
     for name in COPIED:
         _copy(BUNDLE / name, target / name)
-    shutil.copyfile(prior, target / "models" / PRIOR)
+    shutil.copyfile(parts.prior, target / "models" / PRIOR)
     shutil.copyfile(backbone, target / "models" / backbone.name)
     if head.is_file():  # without it, how scans lie is not checked
         shutil.copyfile(head, target / "models" / head.name)
@@ -108,10 +108,22 @@ def check_backbone_file(path: Path) -> None:
         )
 
 
-def _read(files: Sequence[str], prior_file: str | None) -> tuple[dict[str, Any], Path, Path, Path]:
-    """Of a configuration what inference has a use for, with what the prior's file records; the prior, the backbone and
-    the orientation head, which need not be there.
+@dataclass(frozen=True)
+class _Parts:
+    """What a bundle is made of.
+
+    Attributes:
+        settings: of a configuration what inference has a use for, with what the prior's file records.
+        prior, backbone, head: files; the last, of the orientation head, need not be there.
     """
+
+    settings: dict[str, Any]
+    prior: Path
+    backbone: Path
+    head: Path
+
+
+def _read(files: Sequence[str], prior_file: str | None) -> _Parts:
     for file in files:
         if not Path(file).is_file():
             raise errors.MissingFileError(f"The configuration '{file}' is not there. Correct --config_file.")
@@ -124,7 +136,7 @@ def _read(files: Sequence[str], prior_file: str | None) -> tuple[dict[str, Any],
     recorded = configuration_of(prior)
     settings = {key: original[key] if key in PLACES else merged[key] for key in original}
     settings |= {key: value for key, value in recorded.items() if settings.get(key) == original.get(key)}
-    return settings, prior, Path(backbone), Path(head or "")
+    return _Parts(settings, prior, Path(backbone), Path(head or ""))
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -23,7 +23,7 @@ def save_atomically(content: Any, path: str | Path) -> None:
         torch.save(content, file)
 
 
-def load_tensors(path: str | Path, kind: str, remedy: str, mmap: bool = False) -> dict[str, Any]:
+def load_tensors(path: str | Path, kind: str, *, remedy: str, mmap: bool = False) -> dict[str, Any]:
     """The dictionary in a file of :func:`save_atomically`, on the CPU.
 
     Args:

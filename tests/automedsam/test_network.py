@@ -413,7 +413,7 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path, dataset, back
 
 def test_evaluating_with_a_prior_of_diffusam_names_the_remedy(tmp_path, dataset, backbone_file):
     overlay = write_overlay(tmp_path, dataset, backbone_file)
-    backbone = FrozenSAM2("sam2_nano", SIZE, backbone_file)
+    backbone = FrozenSAM2("sam2_nano", SIZE, checkpoint=backbone_file)
     (tmp_path / "automedsam").mkdir()
     torch.save({"model": make_diffusam(backbone, ORGANS).state_dict()}, tmp_path / "automedsam" / "model.pt")
 

@@ -63,7 +63,7 @@ def test_boxes_are_given_to_sam2_in_pixels_of_its_input(backbone, monkeypatch):
 
     def record(conditioned, features, points, token):
         given.append((points, token, features.embedding))
-        return decode(conditioned, features, points, token=token)
+        return decode(conditioned, features, points=points, token=token)
 
     monkeypatch.setattr(backbone, "decode", record)
     encoded = backbone.encode_image(torch.rand(2, 1, SIZE, SIZE))

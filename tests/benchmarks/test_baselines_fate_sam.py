@@ -46,7 +46,7 @@ def files(tmp_path_factory, backbone) -> list[Path]:
         path.write_text(str(seed))
         items.append({"image": str(path), "label": str(path), "case": str(seed)})
     transform = Compose([Lambda(lambda item: volume(int(item["case"])))])
-    return EncodedSlices(items, transform, backbone, ORGANS, folder).files
+    return EncodedSlices(items, transform, backbone=backbone, organs=ORGANS, cache_dir=folder).files
 
 
 def bank(files, *seeds: int, **options) -> SupportBank:

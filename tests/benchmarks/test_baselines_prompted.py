@@ -72,7 +72,7 @@ def spied(monkeypatch):
 
     def spy(conditioned, features, points, token):
         asked.append((points[0], points[1], token))
-        return decode(conditioned, features, points, token=token)
+        return decode(conditioned, features, points=points, token=token)
 
     monkeypatch.setattr(backbone, "decode", spy)
     return backbone, asked
@@ -107,7 +107,7 @@ def test_the_best_of_three_masks_is_taken_for_one_point_alone(spied, prompt, poi
     backbone, asked = spied
     image, label = volume()
 
-    PromptedInferer(2, prompt, points)(image, PromptedSAM2(backbone), label)
+    PromptedInferer(2, prompt, points=points)(image, PromptedSAM2(backbone), label)
 
     assert {each[2] for each in asked} == {token}
 

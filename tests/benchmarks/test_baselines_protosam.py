@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scripts.errors import SettingError
-from scripts.networks.sam2_backbone import FrozenSAM2, ImageFeatures, between_neighbours
+from scripts.networks.sam2_backbone import FrozenSAM2, between_neighbours
+from scripts.networks.sam2_types import ImageFeatures
 from torch import Tensor
 
 from benchmarks.baselines.protosam import LabelledSlices, ProtoSamInferer, component_prompts
@@ -49,7 +50,7 @@ LABELLED = torch.stack([label_map((1, 8, 40, 8, 40)), label_map((1, 8, 40, 8, 32
 
 @pytest.fixture
 def labelled(tmp_path) -> LabelledSlices:
-    return LabelledSlices([cache_file(tmp_path / "a.pt", LABELLED)], ORGANS, CPU)
+    return LabelledSlices([cache_file(tmp_path / "a.pt", LABELLED)], ORGANS, device=CPU)
 
 
 def query(labelled: LabelledSlices, *boxes: tuple[int, int, int, int, int], seed: int = 1) -> Tensor:
@@ -75,13 +76,13 @@ def test_volumes_without_organs_are_refused(tmp_path):
     path = cache_file(tmp_path / "empty.pt", LABELLED[2:])
 
     with pytest.raises(SettingError, match="None of the 1 labelled volumes"):
-        LabelledSlices([path], ORGANS, CPU)
+        LabelledSlices([path], ORGANS, device=CPU)
 
 
 @pytest.mark.parametrize("window", [0, 9])
 def test_a_cell_is_a_place_at_least_and_a_slice_at_most(tmp_path, window):
     with pytest.raises(SettingError, match=r"window must lie in 1\.\.\.8"):
-        LabelledSlices([cache_file(tmp_path / "a.pt", LABELLED)], ORGANS, CPU, window)
+        LabelledSlices([cache_file(tmp_path / "a.pt", LABELLED)], ORGANS, device=CPU, window=window)
 
 
 # ---- scores
@@ -113,7 +114,7 @@ def test_of_several_labelled_slices_each_gives_the_organs_it_holds(labelled):
 def test_an_organ_smaller_than_a_cell_has_its_mean_as_prototype(tmp_path):
     """One place of an organ, which fills no cell of 2 x 2."""
     small = torch.stack([label_map((1, 8, 16, 8, 16))])
-    labelled = LabelledSlices([cache_file(tmp_path / "small.pt", small)], ORGANS, CPU)
+    labelled = LabelledSlices([cache_file(tmp_path / "small.pt", small)], ORGANS, device=CPU)
 
     score = labelled.scores(query(labelled, (1, 40, 48, 40, 48)), torch.tensor([0]))[0]
 
@@ -122,7 +123,7 @@ def test_an_organ_smaller_than_a_cell_has_its_mean_as_prototype(tmp_path):
 
 def test_scores_are_similarities_weighted_by_their_own_softmax(tmp_path):
     """All cells but one are background, so of the organ there is its cell, and its mean, which is the same."""
-    labelled = LabelledSlices([cache_file(tmp_path / "a.pt", label_map((1, 0, 16, 0, 16))[None])], ORGANS, CPU)
+    labelled = LabelledSlices([cache_file(tmp_path / "a.pt", label_map((1, 0, 16, 0, 16))[None])], ORGANS, device=CPU)
     asked = query(labelled, (1, 0, 16, 0, 16))
 
     score = labelled.scores(asked, torch.tensor([0]))[0, 3, 5]
@@ -187,7 +188,7 @@ def of_backbone(tmp_path_factory, backbone, volume) -> LabelledSlices:
     path = tmp_path_factory.mktemp("cache") / "a.pt"
     present = torch.tensor([[True, False], [True, True], [False, False]])
     torch.save({**content, "label": LABELLED, "present": present}, path)
-    return LabelledSlices([path], ORGANS, CPU)
+    return LabelledSlices([path], ORGANS, device=CPU)
 
 
 def walked(backbone, labelled: LabelledSlices, volume: Tensor, **options) -> dict[int, Tensor]:
@@ -216,7 +217,7 @@ def test_the_decoder_is_asked_for_one_mask_an_organ_at_the_coarse_mask(
 
     def record(conditioned, features, points, token):
         asked.append((points, token))
-        return decode(conditioned, features, points, token=token)
+        return decode(conditioned, features, points=points, token=token)
 
     monkeypatch.setattr(backbone, "decode", record)
 

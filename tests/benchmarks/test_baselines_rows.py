@@ -51,7 +51,9 @@ def command(name: str, overlay: Path, output: Path, **options) -> dict:
 
 
 def new_row(overlay: Path, output: Path, settings: dict | None = None, **options) -> Row:
-    return open_row("row", [*CONFIGS, str(overlay)], {"bundle_root": str(BUNDLE)}, output, settings or {}, **options)
+    return open_row(
+        "row", [*CONFIGS, str(overlay)], {"bundle_root": str(BUNDLE)}, output=output, settings=settings or {}, **options
+    )
 
 
 @pytest.mark.parametrize(
@@ -207,7 +209,7 @@ def test_the_unet_learns_what_it_is_shown(tmp_path, overlay):
 
 def test_the_middle_true_slice_is_carried_both_ways(backbone_file, monkeypatch):
     """The shown memory comes first in every slice, then those of the slices decoded last, the nearest first."""
-    backbone = FrozenSAM2("sam2_nano", SIZE, backbone_file)
+    backbone = FrozenSAM2("sam2_nano", SIZE, checkpoint=backbone_file)
     condition, attended = backbone.condition, []
 
     def record(features, memories=()):

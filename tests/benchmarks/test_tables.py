@@ -350,12 +350,12 @@ def test_a_pretraining_is_done_once_and_first_and_what_needs_it_is_left_where_it
         return works
 
     monkeypatch.setattr(plan, "_call", lambda *arguments: call(*arguments, works=False))
-    run_steps(table, ["UNet"], ["a"], 1, lambda: None)
+    run_steps(table, ["UNet"], runs=["a"], jobs=1, after_each=lambda: None)
     assert called == ["painted"]
 
     called.clear()
     monkeypatch.setattr(plan, "_call", call)
-    run_steps(table, ["UNet", "DiffuSAM"], ["a", "b"], 2, lambda: None)
+    run_steps(table, ["UNet", "DiffuSAM"], runs=["a", "b"], jobs=2, after_each=lambda: None)
     assert called[0] == "painted"
     assert sorted(called[1:]) == ["DiffuSAM", "DiffuSAM", "UNet", "UNet", "prior", "prior"]
 
@@ -467,8 +467,8 @@ def test_the_curve_of_labels_runs_from_its_beginning(tmp_path, backbone_file, mo
     monkeypatch.setattr(plan, "_call", in_process)
     rows = ["UNet, no label", "UNet, 1 volume", "DiffuSAM, 1 volume", "DiffuSAM, no label"]
 
-    run_steps(table, rows, [run], 1, lambda: None)
-    run_steps(table, rows, [run], 1, lambda: None)  # all is there
+    run_steps(table, rows, runs=[run], jobs=1, after_each=lambda: None)
+    run_steps(table, rows, runs=[run], jobs=1, after_each=lambda: None)  # all is there
 
     assert called == ["unet_painted", *rows[:2], "beyond_paper_1", *rows[2:]]
     results = {name: json.loads(table.result(run, name).read_text()) for name in rows}

@@ -511,7 +511,7 @@ def test_an_image_of_one_value_is_named(items, write_volume):
 @pytest.mark.parametrize("case", ["sub/../a", "../a", "/etc/a", "", "..", "a\0"])
 def test_cases_that_are_named_like_paths_are_refused(tiny_dataset, case):
     with pytest.raises(DatasetError, match="expected names that files can have"):
-        find_cases(tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", [case])
+        find_cases(tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", cases=[case])
 
 
 # ---- inference_inputs

@@ -94,7 +94,7 @@ def test_what_cannot_be_taken_is_listed_with_the_reason(folder, caplog):
 def test_what_cannot_be_taken_is_recorded_and_ends_the_run_with_an_error(folder, tmp_path):
     (folder / "a.nii.gz").write_bytes(b"voxels")
     (tmp_path / "prior.pt").touch()
-    records = CaseRecords(tmp_path / "out", tmp_path / "prior.pt", {})
+    records = CaseRecords(tmp_path / "out", tmp_path / "prior.pt", settings={})
 
     assert [item["case"] for item in records.pending(inference_inputs(folder))] == ["a"]
 
@@ -172,12 +172,12 @@ class Runs:
             (folder / name / "a.nii.gz").write_bytes(name.encode())
 
     def __call__(self, name: str, **options) -> list[str]:
-        records = CaseRecords(self.folder / "out", self.folder / "prior.pt", {}, **options)
+        records = CaseRecords(self.folder / "out", self.folder / "prior.pt", settings={}, **options)
         items = records.pending(inference_inputs(self.folder / name))
         for item in items:
             records.begin(item)
             (self.folder / "out" / f"{item['case']}_seg.nii.gz").write_text(Path(item["image"]).read_text())
-            records.complete(item, 1.0, (1, 1, 1))
+            records.complete(item, seconds=1.0, shape=(1, 1, 1))
         return [item["case"] for item in items]
 
 
@@ -219,10 +219,10 @@ def test_a_case_that_ended_the_program_is_begun_before_it_is_read_and_comes_last
         (tmp_path / f"{name}.nii.gz").write_bytes(b"x")
     (tmp_path / "prior.pt").touch()
     items = inference_inputs(str(tmp_path / "*.nii.gz"))
-    records = CaseRecords(tmp_path / "out", tmp_path / "prior.pt", {})
+    records = CaseRecords(tmp_path / "out", tmp_path / "prior.pt", settings={})
     records.begin(items[0])
 
-    pending = CaseRecords(tmp_path / "out", tmp_path / "prior.pt", {}).pending(items)
+    pending = CaseRecords(tmp_path / "out", tmp_path / "prior.pt", settings={}).pending(items)
 
     assert [item["case"] for item in pending] == ["b", "c", "a"]
     assert "A run ended while it was at a" in caplog.text

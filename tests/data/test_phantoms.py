@@ -142,7 +142,7 @@ def test_mr_intensities_are_fat_suppressed_t2(seed):
 
 def test_files_are_written_and_read_back(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        cases = write_phantoms(tmp_path / "new", 2, "mr", first_seed=4, **GRID)
+        cases = write_phantoms(tmp_path / "new", 2, modality="mr", first_seed=4, **GRID)
     assert len(caplog.records) == 1
     names = [f"{key}_mr{seed:03d}.nii.gz" for seed in (4, 5) for key in ("image", "label")]
     assert [path for case in cases for path in case.values()] == [str(tmp_path / "new" / name) for name in names]
@@ -212,9 +212,9 @@ def test_bad_requests_write_nothing(tmp_path, arguments, message):
 
 
 def test_a_data_set_with_more_phantoms_than_asked_for_is_refused(tmp_path):
-    write_phantoms(tmp_path, 1, "ct", first_seed=3, **GRID)
-    write_phantoms(tmp_path, 2, "mr", **GRID)
+    write_phantoms(tmp_path, 1, modality="ct", first_seed=3, **GRID)
+    write_phantoms(tmp_path, 2, modality="mr", **GRID)
 
-    assert phantom_dataset(tmp_path, 1, "ct", first_seed=3) == str(tmp_path)
+    assert phantom_dataset(tmp_path, 1, modality="ct", first_seed=3) == str(tmp_path)
     with pytest.raises(ValueError, match="holds 2 mr phantoms, but 1 were asked for.*image_mr001.nii.gz.*--phantoms 2"):
-        phantom_dataset(tmp_path, 1, "mr")
+        phantom_dataset(tmp_path, 1, modality="mr")

@@ -185,7 +185,7 @@ def contrasted(prob, factor_range, seed=0):
     label[:, 3:9, 3:9] = 2
     label[:, 3:9, 12:18] = 1
     data = {"image": torch.full_like(label, 0.4), "label": label}
-    transform = RandOrganContrastd("image", ["spleen", "liver"], {"liver": factor_range}, prob=prob)
+    transform = RandOrganContrastd("image", ["spleen", "liver"], factor_ranges={"liver": factor_range}, prob=prob)
     transform.set_random_state(seed)
     return data, transform(data)
 
@@ -212,7 +212,7 @@ def test_organ_contrast_can_be_switched_off(prob, factor_range):
 )
 def test_organ_contrast_refuses_what_it_cannot_draw(ranges, match):
     with pytest.raises(ValueError, match=match):
-        RandOrganContrastd("image", ["spleen", "liver"], ranges)
+        RandOrganContrastd("image", ["spleen", "liver"], factor_ranges=ranges)
 
 
 @pytest.mark.parametrize("options", [{"series": "portal"}, {"default_axcodes": "LAS"}], ids=str)

@@ -22,7 +22,7 @@ def make_prior(
 ) -> MemoryPrior:
     torch.manual_seed(seed)
     options = {"condition_channels": 16, "block_out_channels": (16, 32), "attention_levels": 1}
-    prior = MemoryPrior(memory_channels, channels, organs, **options)
+    prior = MemoryPrior(memory_channels, channels, organs=organs, **options)
     prior.fitted.fill_(True)
     return prior
 
@@ -36,9 +36,9 @@ def make_encoder(organs: int = 2, channels: int = CHANNELS, seed: int = 0, **opt
 
 def make_diffusam(backbone: FrozenSAM2, organs=NAMES, weights: int = 0, **options) -> DiffuSAM:
     """``weights`` is the seed of the prior's initial weights, ``seed`` among the options that of the noise."""
-    return DiffuSAM(backbone, make_prior(len(organs), seed=weights), organs, **options).eval()
+    return DiffuSAM(backbone, make_prior(len(organs), seed=weights), organs=organs, **options).eval()
 
 
 def make_automedsam(backbone: FrozenSAM2, organs=NAMES, weights: int = 0, **options) -> AutoMedSAM:
     """See :func:`make_diffusam`."""
-    return AutoMedSAM(backbone, make_encoder(len(organs), seed=weights), organs, **options).eval()
+    return AutoMedSAM(backbone, make_encoder(len(organs), seed=weights), organs=organs, **options).eval()

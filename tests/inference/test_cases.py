@@ -235,7 +235,7 @@ class Recorded:
         for item in records.pending(self.items):
             records.begin(item)
             (self.output / f"{item['case']}_seg.nii.gz").touch()
-            records.complete(item, 1.5, (4, 5, 6))
+            records.complete(item, seconds=1.5, shape=(4, 5, 6))
 
 
 @pytest.fixture
@@ -367,7 +367,7 @@ def test_an_input_that_changes_while_it_is_segmented_is_not_done(recorded):
     item = records.pending(recorded.items)[0]
     records.begin(item)
     (recorded.folder / "a.nii.gz").write_bytes(b"replaced meanwhile")
-    records.complete(item, 1.0, (4, 5, 6))
+    records.complete(item, seconds=1.0, shape=(4, 5, 6))
 
     with pytest.raises(FailedCases, match="a: its input changed while it was segmented"):
         records.check()
@@ -380,7 +380,7 @@ def test_an_input_that_changes_before_it_is_read_is_segmented_again_the_next_tim
     item = records.pending(recorded.items)[0]
     (recorded.folder / "a.nii.gz").write_bytes(b"replaced meanwhile")
     records.begin(item)
-    records.complete(item, 1.0, (4, 5, 6))
+    records.complete(item, seconds=1.0, shape=(4, 5, 6))
 
     assert records.failures.keys() == {"a"} and recorded.pending() == ["a"]
 

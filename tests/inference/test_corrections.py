@@ -18,7 +18,8 @@ from scripts.errors import DatasetError, user_error
 from scripts.inference.corrections import Corrections, oriented_grid
 from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
-from scripts.networks.sam2_backbone import Decoded, FrozenSAM2
+from scripts.networks.sam2_backbone import FrozenSAM2
+from scripts.networks.sam2_types import Decoded
 from scripts.segmentation.corrected_slices import Corrector, SlicePrompt, corrected_mask
 from scripts.segmentation.propagation import VolumetricInferer
 
@@ -272,9 +273,9 @@ def test_a_click_outside_is_shown_with_the_middle_of_what_it_leaves():
 def network():
     """Without the object gate, which random weights may close everywhere."""
     torch.manual_seed(0)
-    prior = MemoryPrior(32, 128, 2, condition_channels=16, block_out_channels=(16, 32), attention_levels=1)
+    prior = MemoryPrior(32, 128, organs=2, condition_channels=16, block_out_channels=(16, 32), attention_levels=1)
     prior.fitted.fill_(True)
-    return DiffuSAM(FrozenSAM2("sam2_nano", SIZE), prior, ("spleen", "liver"), object_gate=False).eval()
+    return DiffuSAM(FrozenSAM2("sam2_nano", SIZE), prior, organs=("spleen", "liver"), object_gate=False).eval()
 
 
 @pytest.fixture(scope="module")

@@ -64,12 +64,12 @@ def test_spacing_is_that_of_the_third_axis_of_an_oblique_image():
 
 def write_head(path, backbone_file, left_right: float, abdomen: float = 4.0):
     """A head that says the same of every slice."""
-    backbone = FrozenSAM2("sam2_nano", SIZE, backbone_file)
+    backbone = FrozenSAM2("sam2_nano", SIZE, checkpoint=backbone_file)
     head = OrientationHead(backbone.embedding_channels)
     last = head.layers[-1]
     torch.nn.init.zeros_(last.weight)
     last.bias.data = torch.tensor([left_right, -3.0, 0.0, abdomen])
-    save_head(head, path, backbone, {"limits": {**LIMITS, "extent": 10.0}})
+    save_head(head, path, backbone=backbone, about={"limits": {**LIMITS, "extent": 10.0}})
     return path
 
 
@@ -95,7 +95,7 @@ def test_an_inference_records_and_says_it(tmp_path, tiny_dataset, backbone_file,
 
 
 def test_a_head_of_another_backbone_is_left_out(tmp_path, backbone_file):
-    other = FrozenSAM2("sam2_nano", SIZE, backbone_file)
+    other = FrozenSAM2("sam2_nano", SIZE, checkpoint=backbone_file)
     other.model.no_mem_embed.data += 1
     check = OrientationCheck(write_head(tmp_path / "head.pt", backbone_file, 3.0), other)
 
@@ -104,13 +104,13 @@ def test_a_head_of_another_backbone_is_left_out(tmp_path, backbone_file):
 
 
 def test_a_missing_head_is_left_out(tmp_path, backbone_file):
-    backbone = FrozenSAM2("sam2_nano", SIZE, backbone_file)
+    backbone = FrozenSAM2("sam2_nano", SIZE, checkpoint=backbone_file)
     assert OrientationCheck(tmp_path / "none.pt", backbone).described() == {"head": None}
     assert OrientationCheck(None, backbone).head is None
 
 
 def test_another_head_is_another_setting(tmp_path, backbone_file):
-    backbone = FrozenSAM2("sam2_nano", SIZE, backbone_file)
+    backbone = FrozenSAM2("sam2_nano", SIZE, checkpoint=backbone_file)
     files = [write_head(tmp_path / f"{number}.pt", backbone_file, number) for number in (1.0, 2.0)]
     first, second = (OrientationCheck(file, backbone).described() for file in files)
     assert first != second and first["head"] is not None

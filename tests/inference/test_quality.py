@@ -209,7 +209,7 @@ def check(prior, labels: np.ndarray, predicted_dice=(), **options) -> dict:
     engine = SimpleNamespace(
         state=SimpleNamespace(output=[output]), inferer=SimpleNamespace(predicted_dice=list(predicted_dice))
     )
-    QualityCheck(["liver", "spleen"], prior, **options)(engine)
+    QualityCheck(["liver", "spleen"], prior_file=prior, **options)(engine)
     return output["quality"]
 
 
@@ -244,7 +244,7 @@ def test_the_predicted_dice_is_calibrated(older_prior, tmp_path):
 
 def test_an_unknown_threshold_is_refused(older_prior):
     with pytest.raises(ValueError, match="quality has no max_jumps; it has .*max_jump"):
-        QualityCheck(["liver"], older_prior, max_jumps=1)
+        QualityCheck(["liver"], prior_file=older_prior, max_jumps=1)
 
 
 def test_inference_records_and_says_them(tmp_path, tiny_dataset, backbone_file, caplog):

@@ -83,7 +83,7 @@ class Project:
         return self
 
     def records(self, share: Share = WHOLE) -> CaseRecords:
-        return CaseRecords(self.output, self.folder / "prior.pt", {}, share=share)
+        return CaseRecords(self.output, self.folder / "prior.pt", settings={}, share=share)
 
     def segment(self, share: Share = WHOLE, breaks: Sequence[str] = ()) -> CaseRecords:
         records = self.records(share)
@@ -97,7 +97,7 @@ class Project:
             records.fail(item, "broken")
             return
         (self.output / f"{item['case']}_seg.nii.gz").write_bytes(item["case"].encode())
-        records.complete(item, 1.5, (4, 5, 6))
+        records.complete(item, seconds=1.5, shape=(4, 5, 6))
 
 
 def work(folder: Path, share: Share, fork: bool, ready: Connection) -> None:
@@ -222,7 +222,7 @@ def test_shares_and_one_process_record_the_same(project, tmp_path):
 
 def test_the_exit_code_tells_some_from_all(project):
     for breaks, code in ((["c4"], 3), ([item["case"] for item in project.items], 1)):
-        records = CaseRecords(project.output, project.folder / "prior.pt", {}, overwrite=True)
+        records = CaseRecords(project.output, project.folder / "prior.pt", settings={}, overwrite=True)
         for item in records.pending(project.items):
             project.do(records, item, breaks)
         records.finish()
@@ -245,7 +245,7 @@ def test_without_locks_one_process_works_and_shares_are_refused(project, monkeyp
 
 
 def test_half_a_line_is_what_a_killed_process_did_not_finish(tmp_path):
-    journal = Journal(tmp_path, ["a", "b"], {})
+    journal = Journal(tmp_path, ["a", "b"], configurations={})
     journal.add("a", {"status": "done"})
     journal.let_go()
     with open(journal.path, "a") as file:

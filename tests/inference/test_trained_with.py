@@ -107,17 +107,17 @@ def test_another_diffusion_is_refused_and_the_difference_named(prior_file, backb
     for change in ({"prediction_type": "epsilon"}, {"num_train_timesteps": 500}, {"beta_end": 0.02}):
         scheduler = type(prior.scheduler)(**{**config, **change})
         options = {"condition_channels": 16, "block_out_channels": (16, 32), "attention_levels": 1}
-        other = DiffuSAM(backbone, MemoryPrior(32, 128, 2, scheduler=scheduler, **options), NAMES)
+        other = DiffuSAM(backbone, MemoryPrior(32, 128, organs=2, scheduler=scheduler, **options), organs=NAMES)
 
         with pytest.raises(SettingError, match=f"{next(iter(change))}: .* then, {next(iter(change.values()))} now"):
             check_prior(path, other, WINDOW)
 
 
 def test_a_network_of_another_shape_is_refused_in_one_line(prior_file, backbone):
-    prior = MemoryPrior(32, 128, 2, condition_channels=32, block_out_channels=(16, 32), attention_levels=1)
+    prior = MemoryPrior(32, 128, organs=2, condition_channels=32, block_out_channels=(16, 32), attention_levels=1)
 
     with pytest.raises(SettingError, match="does not fit the network of this configuration") as info:
-        check_prior(prior_file(), DiffuSAM(backbone, prior, NAMES), WINDOW)
+        check_prior(prior_file(), DiffuSAM(backbone, prior, organs=NAMES), WINDOW)
 
     assert "prior_channels" in str(info.value) and "\n" not in str(info.value)
 

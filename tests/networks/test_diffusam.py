@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from scripts.networks.diffusam import DiffuSAM, check_prior_file
-from scripts.networks.sam2_backbone import NO_OBJECT_LOGIT, Decoded
+from scripts.networks.logits import NO_OBJECT_LOGIT
+from scripts.networks.sam2_types import Decoded
 
 from tests.helpers.networks import MEMORY_CHANNELS, SIZE, TOKENS, make_backbone, make_prior
 from tests.helpers.networks import make_diffusam as make_network
@@ -123,7 +124,7 @@ def test_without_the_gate_absent_organs_keep_their_logits(first_organ_absent, ne
 
 def test_prior_of_other_memory_channels(backbone):
     with pytest.raises(ValueError, match="memories of 16 channels, backbone 'sam2_nano' has 32"):
-        DiffuSAM(backbone, make_prior(memory_channels=16), ORGANS)
+        DiffuSAM(backbone, make_prior(memory_channels=16), organs=ORGANS)
 
 
 def test_untrained_network_runs_so_that_its_shapes_can_be_verified(backbone, image):

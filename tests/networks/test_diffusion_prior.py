@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from scripts.networks.diffusion_prior import MemoryPrior
-from scripts.networks.sam2_backbone import ImageFeatures
+from scripts.networks.sam2_types import ImageFeatures
 
 MEMORY_CHANNELS, CHANNELS, ORGANS, TOKENS = 8, 16, 2, 4
 DIVISORS = [1, 2, 5, 10, 50]  # numbers of steps that divide 1000, and some that do not
@@ -21,7 +21,7 @@ def make_scheduler(**changes) -> DDIMScheduler:
 def make_prior(**changes) -> MemoryPrior:
     torch.manual_seed(0)
     options = {"block_out_channels": (16, 32, 32), "attention_levels": 1, "layers_per_block": 1}
-    prior = MemoryPrior(MEMORY_CHANNELS, CHANNELS, ORGANS, condition_channels=16, **(options | changes)).eval()
+    prior = MemoryPrior(MEMORY_CHANNELS, CHANNELS, organs=ORGANS, condition_channels=16, **(options | changes)).eval()
     prior.memory_mean.normal_()
     prior.memory_std.uniform_(0.5, 2)
     prior.fitted.fill_(True)
@@ -178,7 +178,7 @@ def test_odd_number_of_tokens_is_padded_for_the_unet(use_high_res):
 
 
 def test_new_prior_is_marked_as_not_fitted():
-    assert not MemoryPrior(MEMORY_CHANNELS, CHANNELS, 1, block_out_channels=(16, 32), attention_levels=1).fitted
+    assert not MemoryPrior(MEMORY_CHANNELS, CHANNELS, organs=1, block_out_channels=(16, 32), attention_levels=1).fitted
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scripts.automedsam.network import AutoMedSAM
 from scripts.networks.diffusam import DiffuSAM
-from scripts.networks.sam2_backbone import NO_OBJECT_LOGIT
+from scripts.networks.logits import NO_OBJECT_LOGIT
 
 from tests.helpers.networks import NAMES, SIZE, make_automedsam, make_backbone, make_diffusam, make_encoder, make_prior
 

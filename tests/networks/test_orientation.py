@@ -67,7 +67,7 @@ def test_a_written_head_says_the_same_for_its_backbone_and_no_other(tmp_path):
     backbone, head = make_backbone(), OrientationHead(128)
     pooled = torch.randn(3, 128, 4, 4, generator=torch.Generator().manual_seed(0))
     head.fit_statistics(pooled)
-    save_head(head, tmp_path / "head.pt", backbone, LIMITS)
+    save_head(head, tmp_path / "head.pt", backbone=backbone, about=LIMITS)
 
     loaded, about = load_head(tmp_path / "head.pt", backbone)
 
@@ -86,6 +86,6 @@ def test_what_is_no_head_is_named(tmp_path):
 def test_a_head_with_nan_is_refused(tmp_path):
     backbone, head = make_backbone(), OrientationHead(128)
     head.layers[2].weight.data[0, 0] = torch.nan
-    save_head(head, tmp_path / "head.pt", backbone, LIMITS)
+    save_head(head, tmp_path / "head.pt", backbone=backbone, about=LIMITS)
     with pytest.raises(UnusableFileError, match="NaN"):
         load_head(tmp_path / "head.pt", backbone)

@@ -14,17 +14,10 @@ import scripts
 import torch
 from hydra import initialize
 from hydra.core.global_hydra import GlobalHydra
-from scripts.networks.sam2_backbone import (
-    _SAM2_YAML,
-    BACKBONES,
-    NO_OBJECT_LOGIT,
-    SAM2,
-    FrozenSAM2,
-    ImageFeatures,
-    Memory,
-    mask_to_logits,
-    resize_logits,
-)
+from scripts.networks.logits import NO_OBJECT_LOGIT, mask_to_logits, resize_logits
+from scripts.networks.sam2_backbone import SAM2, FrozenSAM2
+from scripts.networks.sam2_releases import BACKBONES, SAM2_YAML
+from scripts.networks.sam2_types import ImageFeatures, Memory
 from torch import nn
 
 SIZE, TOKENS, CHANNELS, MEMORY_CHANNELS = 64, 4, 128, 32
@@ -136,7 +129,7 @@ def test_nano_announces_its_sizes(nano):
 
 @pytest.mark.parametrize("name", [name for name in BACKBONES if name != "sam2_nano"])
 def test_every_backbone_has_a_yaml_in_the_sam2_package(name):
-    assert (Path(sam2.__path__[0]) / _SAM2_YAML[name]).is_file()
+    assert (Path(sam2.__path__[0]) / SAM2_YAML[name]).is_file()
 
 
 def test_one_channel_is_repeated_to_three(nano):
@@ -152,9 +145,9 @@ def test_features_repeat_every_slice_in_a_row(features):
 
 
 def test_resize_gives_the_model_built_at_that_size(nano, save):
-    resized = FrozenSAM2("sam2_nano", SIZE, save({"model": nano.model.state_dict()}))
+    resized = FrozenSAM2("sam2_nano", SIZE, checkpoint=save({"model": nano.model.state_dict()}))
     resized.resize(96)
-    built = FrozenSAM2("sam2_nano", 96, save({"model": nano.model.state_dict()}))
+    built = FrozenSAM2("sam2_nano", 96, checkpoint=save({"model": nano.model.state_dict()}))
     features, memories = make_features(1, built), make_memories(1, built, [0])
 
     conditioned = resized.condition(make_features(1, resized), memories)
@@ -167,7 +160,7 @@ def test_resize_gives_the_model_built_at_that_size(nano, save):
 
 
 def test_resize_keeps_the_weights(nano, save):
-    model = FrozenSAM2("sam2_nano", SIZE, save({"model": nano.model.state_dict()}))
+    model = FrozenSAM2("sam2_nano", SIZE, checkpoint=save({"model": nano.model.state_dict()}))
     model.resize(96)
     assert model.fingerprint() == nano.fingerprint()
 
@@ -213,7 +206,7 @@ def test_distance_without_temporal_encoding(nano, features, distance):
 
 def test_missing_checkpoint_names_the_path_and_the_demo(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.pt.*large_files.*sam2_nano"):
-        FrozenSAM2("sam2_nano", SIZE, tmp_path / "nowhere.pt")
+        FrozenSAM2("sam2_nano", SIZE, checkpoint=tmp_path / "nowhere.pt")
 
 
 @pytest.mark.parametrize(
@@ -266,20 +259,20 @@ def test_checkpoint_that_does_not_fit_leaves_the_weights_alone(nano, save):
 
 def test_half_precision_checkpoint_is_widened(nano, save):
     half = {key: value.half() for key, value in nano.model.state_dict().items()}
-    loaded = FrozenSAM2("sam2_nano", SIZE, save({"model": half})).model.state_dict()
+    loaded = FrozenSAM2("sam2_nano", SIZE, checkpoint=save({"model": half})).model.state_dict()
     assert loaded.keys() == half.keys()
     assert all(value.dtype == torch.float32 and torch.equal(value, half[key].float()) for key, value in loaded.items())
 
 
 def test_fingerprint_is_the_same_for_the_half_precision_copy(nano, save):
     half = {key: value.half() for key, value in nano.model.state_dict().items()}
-    assert FrozenSAM2("sam2_nano", SIZE, save({"model": half})).fingerprint() == nano.fingerprint()
+    assert FrozenSAM2("sam2_nano", SIZE, checkpoint=save({"model": half})).fingerprint() == nano.fingerprint()
 
 
 def test_fingerprint_tells_one_changed_weight(nano, save):
     state = {key: value.clone() for key, value in nano.model.state_dict().items()}
     state["no_mem_embed"].flatten()[5] += 1
-    assert FrozenSAM2("sam2_nano", SIZE, save({"model": state})).fingerprint() != nano.fingerprint()
+    assert FrozenSAM2("sam2_nano", SIZE, checkpoint=save({"model": state})).fingerprint() != nano.fingerprint()
 
 
 # ------------------------------------------------------------------------------------------ freezing
@@ -463,7 +456,7 @@ def test_decoding_with_points_is_sam2s(decided, features):
         multimask_output=True,
     )[3]
 
-    torch.testing.assert_close(model.decode(conditioned, features, points).gated(), low_res)
+    torch.testing.assert_close(model.decode(conditioned, features, points=points).gated(), low_res)
 
 
 def test_decoding_with_a_mask_prompt_is_sam2s(decided, features):
@@ -485,9 +478,9 @@ def test_decoding_with_the_embeddings_of_prompts_is_decoding_with_the_prompts(na
     mask = torch.randn(2, 1, TOKENS * 4, TOKENS * 4)
     sparse, dense = nano.model.sam_prompt_encoder(points=points, boxes=None, masks=mask)
 
-    decoded = nano.decode_embeddings(conditioned, features, sparse, dense, token=token)
+    decoded = nano.decode_embeddings(conditioned, features, sparse=sparse, dense=dense, token=token)
 
-    expected = nano.decode(conditioned, features, points, mask, token=token)
+    expected = nano.decode(conditioned, features, points=points, mask_prompt=mask, token=token)
     for name in ("mask_logits", "object_score", "iou", "pointer"):
         torch.testing.assert_close(getattr(decoded, name), getattr(expected, name))
 
@@ -496,7 +489,7 @@ def test_gradients_reach_prompt_embeddings_through_the_decoder(nano, features):
     sparse = torch.randn(2, 3, CHANNELS, requires_grad=True)
     dense = torch.randn(2, CHANNELS, TOKENS, TOKENS, requires_grad=True)
 
-    nano.decode_embeddings(nano.condition(features), features, sparse, dense).mask_logits.sum().backward()
+    nano.decode_embeddings(nano.condition(features), features, sparse=sparse, dense=dense).mask_logits.sum().backward()
 
     assert sparse.grad.flatten(2).any(2).all() and dense.grad.any()
 

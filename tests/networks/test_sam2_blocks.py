@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from scripts.networks import sam2_backbone
-from scripts.networks.sam2_backbone import NO_OBJECT_LOGIT, SAM2, FrozenSAM2, ImageFeatures, Memory
+from scripts.networks.logits import NO_OBJECT_LOGIT
+from scripts.networks.sam2_backbone import SAM2, FrozenSAM2
+from scripts.networks.sam2_types import ImageFeatures, Memory
 from torch import Tensor
 
 SIZE, ORGANS = 64, 3
@@ -112,15 +114,16 @@ def test_memory_attention_follows_the_size_of_the_image(backbone, size):
 @pytest.mark.parametrize("token", ["best_iou", "single"])
 def test_decoded_mask_is_the_one_that_sam2_would_choose(backbone, features, token):
     conditioned = backbone.condition(features, make_memories(backbone))
-    masks, ious, tokens, score = backbone.predict_all_masks(conditioned, features.repeat_interleave(ORGANS))
+    all_masks = backbone.predict_all_masks(conditioned, features.repeat_interleave(ORGANS))
+    ious = all_masks.iou
     chosen = torch.zeros(len(ious), dtype=torch.long) if token == "single" else ious[:, 1:].argmax(1) + 1
     rows = torch.arange(len(ious))
 
     decoded = backbone.decode(conditioned, features, token=token)
 
-    torch.testing.assert_close(decoded.mask_logits[:, 0], masks[rows, chosen], **CLOSE)
+    torch.testing.assert_close(decoded.mask_logits[:, 0], all_masks.mask_logits[rows, chosen], **CLOSE)
     torch.testing.assert_close(decoded.iou[:, 0], ious[rows, chosen], **CLOSE)
-    torch.testing.assert_close(decoded.object_score, score, **CLOSE)
+    torch.testing.assert_close(decoded.object_score, all_masks.object_score, **CLOSE)
 
 
 @pytest.mark.parametrize("empty", [NO_OBJECT_LOGIT, -10.0], ids=["absent", "given"])
@@ -172,7 +175,7 @@ def chain(backbone: SAM2, image: Tensor, memories: list[Memory], logits: Tensor,
     repeated = ImageFeatures(embedding, (fine, coarse)).repeat_interleave(ORGANS)
     memory = sam2_memory(backbone, repeated.embedding, logits, torch.ones(len(logits), 1))
     conditioned = sam2_condition(backbone, repeated.embedding, [*memories, Memory(memory, 2)])
-    return backbone.predict_all_masks(conditioned, repeated)[0][:, 0].square().mean()
+    return backbone.predict_all_masks(conditioned, repeated).mask_logits[:, 0].square().mean()
 
 
 def test_gradients_of_every_weight_and_memory_are_those_through_sam2():

@@ -60,7 +60,9 @@ def labels() -> np.ndarray:
 def segment(series: Path) -> hd.seg.Segmentation:
     """A DICOM SEG, written and read again by highdicom."""
     path = series.parent / "seg.dcm"
-    make_segmentation(series, labels(), load_series(series)[1], ["spleen", "liver"], {}).save_as(path)
+    make_segmentation(series, labels(), load_series(series)[1], organs=["spleen", "liver"], organ_codes={}).save_as(
+        path
+    )
     read = hd.seg.segread(path)
     assert int(read.NumberOfFrames) == 3
     return read
@@ -208,24 +210,26 @@ def test_a_lost_segmentation_changes_how_the_run_ends_every_time(write, tmp_path
     DicomSegSaver(tmp_path / "out", ["spleen", "liver"])(SimpleNamespace(state=SimpleNamespace(output=[output])))
     (tmp_path / "prior.pt").touch()
     items = [{"image": str(series), "case": "a"}]
-    records = CaseRecords(tmp_path / "out", tmp_path / "prior.pt", {})
+    records = CaseRecords(tmp_path / "out", tmp_path / "prior.pt", settings={})
     records.begin(items[0])
     (tmp_path / "out" / "a_seg.nii.gz").touch()
 
-    records.complete(items[0], 1.0, SHAPE, lost_seg=output[LOST_SEG])
+    records.complete(items[0], seconds=1.0, shape=SHAPE, lost_seg=output[LOST_SEG])
 
-    for again in (records, CaseRecords(tmp_path / "out", tmp_path / "prior.pt", {})):
+    for again in (records, CaseRecords(tmp_path / "out", tmp_path / "prior.pt", settings={})):
         assert again is records or again.pending(items) == []
         with pytest.raises(FailedCases, match="(?s)1 case with a label map, but without a DICOM SEG.*StudyInstanceUID"):
             again.check()
-    without = CaseRecords(tmp_path / "out", tmp_path / "prior.pt", {}, dicom_seg=False)
+    without = CaseRecords(tmp_path / "out", tmp_path / "prior.pt", settings={}, dicom_seg=False)
     assert without.pending(items) == []
     without.check()
 
 
 def test_texts_of_organs_fit_a_segmentation(write):
     series = write()
-    made = make_segmentation(series, labels(), load_series(series)[1], ["a\x1b[2J\n\\b", "x" * 90], {})
+    made = make_segmentation(
+        series, labels(), load_series(series)[1], organs=["a\x1b[2J\n\\b", "x" * 90], organ_codes={}
+    )
     made.save_as(series.parent / "seg.dcm")
     found = [item.SegmentLabel for item in hd.seg.segread(series.parent / "seg.dcm").SegmentSequence]
     assert all(label.isprintable() and len(label) <= 64 for label in found)

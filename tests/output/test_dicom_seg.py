@@ -88,7 +88,7 @@ def test_one_series_among_several_is_segmented(write_series, write_dicom_series,
     write_dicom_series(series, np.ones((4, 4, 2), np.int16), name="other{index}.dcm", SeriesDescription="scout")
     affine = load_series(series, "portal")[1]
 
-    segmentation = make_segmentation(series, labels, affine, ORGANS, CODES, "portal")
+    segmentation = make_segmentation(series, labels, affine, organs=ORGANS, organ_codes=CODES, series="portal")
 
     assert segmentation.SeriesDescription == "DiffuSAM: portal"
     assert_same_voxels(segmentation, labels, affine)
@@ -193,9 +193,9 @@ def test_several_files_of_several_frames_are_refused(write_series, labels):
 def test_a_label_map_of_another_grid_is_refused(write_series, labels):
     series = write_series()
     with pytest.raises(DatasetError, match="not on the grid of the series, which has 6 slices"):
-        make_segmentation(series, labels[..., 1:], load_series(series)[1], ORGANS)
+        make_segmentation(series, labels[..., 1:], load_series(series)[1], organs=ORGANS)
     with pytest.raises(DatasetError, match="not on the grid"):
-        make_segmentation(series, labels, load_series(series)[1] + np.eye(4), ORGANS)
+        make_segmentation(series, labels, load_series(series)[1] + np.eye(4), organs=ORGANS)
 
 
 # ---- codes
@@ -229,7 +229,7 @@ def test_a_code_may_be_a_number_as_a_shell_makes_it():
 @pytest.mark.parametrize("entry", [1.5, ["10200004", "SCT"], "", ["1", "SCT", None]], ids=str)
 def test_an_unusable_code_is_refused_before_anything_starts(tmp_path, entry):
     with pytest.raises(DatasetError, match="organ_codes has .* for liver; expected its code in SNOMED CT"):
-        DicomSegSaver(tmp_path, ["liver"], {"liver": entry})
+        DicomSegSaver(tmp_path, ["liver"], codes={"liver": entry})
 
 
 # ---- at inference
@@ -259,7 +259,7 @@ def test_a_series_without_identifiers_is_said_and_no_failure(write_series, label
     series = write_series(StudyInstanceUID=None)
     (tmp_path / "patient 1_seg.dcm").touch()
 
-    DicomSegSaver(tmp_path, ORGANS, CODES)(finished(series, labels, load_series(series)[1]))
+    DicomSegSaver(tmp_path, ORGANS, codes=CODES)(finished(series, labels, load_series(series)[1]))
 
     assert "patient 1: no DICOM SEG, its label map is written as NIfTI alone." in caplog.text
     assert not (tmp_path / "patient 1_seg.dcm").exists()
@@ -269,6 +269,8 @@ def test_a_series_without_identifiers_is_said_and_no_failure(write_series, label
 def test_nothing_is_written_where_it_is_not_wanted(write_series, labels, tmp_path, case):
     image = tmp_path / "a.nii.gz" if case == "other input" else write_series()
 
-    DicomSegSaver(tmp_path / "out", ORGANS, CODES, enabled=case == "other input")(finished(image, labels, np.eye(4)))
+    DicomSegSaver(tmp_path / "out", ORGANS, codes=CODES, enabled=case == "other input")(
+        finished(image, labels, np.eye(4))
+    )
 
     assert not (tmp_path / "out").exists()

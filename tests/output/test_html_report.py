@@ -296,7 +296,7 @@ def test_numbers_are_rounded_and_what_is_undefined_is_a_dash(value, text):
 def test_a_workflow_keeps_its_settings_beside_the_report(tmp_path):
     save_events(tmp_path, {1: 1.0})
 
-    ReportWriter(tmp_path, {"intensity": ScaleIntensityRanged("image", -125, 275, 0, 1)}, [{"case": "a"}])()
+    ReportWriter(tmp_path, {"intensity": ScaleIntensityRanged("image", -125, 275, 0, 1)}, data=[{"case": "a"}])()
 
     saved = json.loads((tmp_path / "settings.json").read_text())
     scaler = saved["settings"]["intensity"]["ScaleIntensityRanged"]

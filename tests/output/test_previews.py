@@ -32,7 +32,7 @@ def pixels(figure) -> np.ndarray:
 
 
 def draw(image, prediction, truth=None, **options):
-    return draw_preview(image, prediction, ORGANS, truth, **options)
+    return draw_preview(image, prediction, ORGANS, truth=truth, **options)
 
 
 @pytest.mark.parametrize("with_truth", [True, False])

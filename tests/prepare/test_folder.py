@@ -21,7 +21,9 @@ def test_nifti_files_stay_where_they_are(tiny_dataset, tmp_path):
     (tiny_dataset / "label_d.nii.gz").unlink()
     organs = {"spleen": 1, "liver": 4}
 
-    report = prepare_folder(tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine", organs)
+    report = prepare_folder(
+        tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine", label_map=organs
+    )
 
     overlay = overlay_of(tmp_path / "mine")
     assert overlay["dataset_dir"] == str(tiny_dataset)
@@ -95,11 +97,11 @@ def test_files_that_do_not_say_where_they_lie_take_the_axes_that_are_told(tiny_d
         image.set_sform(None, 0)
         image.set_qform(None, 0)
         nib.save(image, path)
-    arguments = (tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine", {"spleen": 1})
+    arguments = (tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine")
 
     with pytest.raises(DatasetError, match="image_a.nii.gz"):
-        prepare_folder(*arguments)
-    prepare_folder(*arguments, default_axcodes="RAS")
+        prepare_folder(*arguments, label_map={"spleen": 1})
+    prepare_folder(*arguments, label_map={"spleen": 1}, default_axcodes="RAS")
 
     assert overlay_of(tmp_path / "mine")["default_axcodes"] == "RAS"
 
@@ -138,7 +140,9 @@ def test_labels_without_organs_are_refused(tmp_path, voxels, found):
 def test_kidneys_on_the_wrong_side_are_noticed(tiny_dataset, tmp_path):
     swapped = {"right kidney": 3, "left kidney": 2}
 
-    report = prepare_folder(tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine", swapped)
+    report = prepare_folder(
+        tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine", label_map=swapped
+    )
 
     assert report.count("right kidney is not to the right of left kidney") == 4
 
@@ -159,7 +163,7 @@ def test_dicom_series_and_nrrd_labels_train_and_evaluate(tmp_path, backbone_file
         save_nrrd(tmp_path / f"mine/{case}/seg.nrrd", simple_label()[::-1, ::-1], AXIAL)
     organs = {organ: value for value, organ in enumerate(ORGANS, 1)}
 
-    prepare_folder(tmp_path / "mine", "{case}/CT", "{case}/seg.nrrd", tmp_path / "out", organs)
+    prepare_folder(tmp_path / "mine", "{case}/CT", "{case}/seg.nrrd", tmp_path / "out", label_map=organs)
     metrics = train_and_evaluate(tmp_path, backbone_file, tmp_path / "out/overlay.json")
 
     np.testing.assert_array_equal(
@@ -177,7 +181,7 @@ def test_each_case_may_have_files_of_another_format(tmp_path):
         save_volume(tmp_path / f"mine/{case}/CT{suffix}", simple_image(label, seed))
         save_volume(tmp_path / f"mine/{case}/seg.nii.gz", label.astype(np.uint8))
 
-    prepare_folder(tmp_path / "mine", "{case}/CT.*", "{case}/seg", tmp_path / "out", {"spleen": 1})
+    prepare_folder(tmp_path / "mine", "{case}/CT.*", "{case}/seg", tmp_path / "out", label_map={"spleen": 1})
 
     overlay = overlay_of(tmp_path / "out")
     assert (overlay["train_cases"], overlay["image_pattern"]) == (["a", "b", "c"], "image/{case}.nii.gz")
@@ -191,7 +195,7 @@ def test_nifti_files_with_either_ending_stay_where_they_are(tiny_dataset, tmp_pa
     nib.save(nib.load(tiny_dataset / "image_b.nii.gz"), tiny_dataset / "image_b.nii")
     (tiny_dataset / "image_b.nii.gz").unlink()
 
-    prepare_folder(tiny_dataset, "image_{case}", "label_{case}.*", tmp_path / "mine", {"spleen": 1})
+    prepare_folder(tiny_dataset, "image_{case}", "label_{case}.*", tmp_path / "mine", label_map={"spleen": 1})
 
     overlay = overlay_of(tmp_path / "mine")
     patterns = (overlay["image_pattern"], overlay["label_pattern"])
@@ -206,8 +210,8 @@ def test_cases_to_train_on_show_every_organ(tiny_dataset, tmp_path):
         save_volume(tiny_dataset / f"label_{case}.nii.gz", np.where(np.isin(label, values), label, 0).astype(np.uint8))
     arguments = (tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine")
 
-    prepare_folder(*arguments, {organ: value for value, organ in enumerate(ORGANS, 1)})
+    prepare_folder(*arguments, label_map={organ: value for value, organ in enumerate(ORGANS, 1)})
 
     assert overlay_of(tmp_path / "mine")["train_cases"] == ["b", "c", "d"]
     with pytest.raises(DatasetError, match="--train_cases names a, whose labels hold no organ"):
-        prepare_folder(*arguments, {"spleen": 1}, train_cases=["a", "b"])
+        prepare_folder(*arguments, label_map={"spleen": 1}, train_cases=["a", "b"])

@@ -24,7 +24,7 @@ def clips(tmp_path_factory):
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    prior = MemoryPrior(32, 128, len(ORGANS), use_high_res=True, block_out_channels=(32, 64), attention_levels=1)
+    prior = MemoryPrior(32, 128, organs=len(ORGANS), use_high_res=True, block_out_channels=(32, 64), attention_levels=1)
     return AnatomyModel(SAM2("sam2_nano", 64), prior)
 
 
@@ -75,7 +75,7 @@ def test_kinds_of_clips_take_turns(clips):
 def test_encoded_pairs_are_what_the_backbone_says_of_them(clips):
     backbone = FrozenSAM2("sam2_nano", 64)
     every_organ = AnatomyClips(clips.pool, STAGES, length=5)
-    encoded = EncodedAnatomy(every_organ, backbone, ORGANS, batch_size=6, context_share=0.0)
+    encoded = EncodedAnatomy(every_organ, backbone, organs=ORGANS, batch_size=6, context_share=0.0)
 
     batch, again = encoded.batch(0), encoded.batch(0)
 
@@ -89,7 +89,7 @@ def test_encoded_pairs_are_what_the_backbone_says_of_them(clips):
 
 def test_other_organs_are_refused(clips):
     with pytest.raises(ValueError, match="Painted patients have the organs"):
-        EncodedAnatomy(clips, FrozenSAM2("sam2_nano", 64), ["pancreas"], batch_size=2)
+        EncodedAnatomy(clips, FrozenSAM2("sam2_nano", 64), organs=["pancreas"], batch_size=2)
 
 
 def test_clips_that_are_not_followed_are_named(model, clips):

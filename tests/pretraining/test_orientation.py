@@ -157,7 +157,7 @@ def test_the_configuration_makes_a_head_for_its_backbone(tmp_path):
     workflow.run()
     workflow.finalize()
 
-    backbone = FrozenSAM2("sam2_nano", 64, BUNDLE / "models/sam2_nano.pt")
+    backbone = FrozenSAM2("sam2_nano", 64, checkpoint=BUNDLE / "models/sam2_nano.pt")
     head, about = load_head(tmp_path / "sam2_nano_orientation.pt", backbone)
     assert about["limits"].keys() == {"left_right", "front_back", "upside_down", "abdomen", "extent"}
     assert head.pool(torch.rand(1, 128, 4, 4)).shape == (1, 128, 4, 4)

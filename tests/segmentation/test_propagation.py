@@ -9,7 +9,9 @@ import torch
 from monai.transforms import Resize
 from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
-from scripts.networks.sam2_backbone import NO_OBJECT_LOGIT, Decoded, FrozenSAM2, ImageFeatures, resize_logits
+from scripts.networks.logits import NO_OBJECT_LOGIT, resize_logits
+from scripts.networks.sam2_backbone import FrozenSAM2
+from scripts.networks.sam2_types import Decoded, ImageFeatures
 from scripts.segmentation.label_maps import merged_labels
 from scripts.segmentation.propagation import VolumetricInferer
 
@@ -25,9 +27,9 @@ def network():
     torch.manual_seed(0)
     backbone = FrozenSAM2("sam2_nano", SIZE)
     options = {"condition_channels": 16, "block_out_channels": (16, 32), "attention_levels": 1}
-    prior = MemoryPrior(MEMORY_CHANNELS, CHANNELS, len(ORGANS), **options)
+    prior = MemoryPrior(MEMORY_CHANNELS, CHANNELS, organs=len(ORGANS), **options)
     prior.fitted.fill_(True)
-    return DiffuSAM(backbone, prior, ORGANS, object_gate=False).eval()
+    return DiffuSAM(backbone, prior, organs=ORGANS, object_gate=False).eval()
 
 
 def make_volume(slices: int = 5) -> torch.Tensor:

@@ -23,7 +23,7 @@ def network(slice_context: bool) -> DiffuSAM:
     backbone = FrozenSAM2("sam2_nano", SIZE, slice_context=slice_context)
     prior = MemoryPrior(32, 128, organs=2, block_out_channels=(32, 64), attention_levels=1)
     prior.fitted.fill_(True)
-    return DiffuSAM(backbone, prior, ["spleen", "liver"])
+    return DiffuSAM(backbone, prior, organs=["spleen", "liver"])
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,14 @@ def test_training_encodes_slices_between_their_neighbours(volume, tmp_path):
     shown, alone = network(slice_context=True), network(slice_context=False)
 
     encoded = [
-        EncodedSlices([{**files, "case": "a"}], transform, each.backbone, each.organs, tmp_path, batch_size=3)
+        EncodedSlices(
+            [{**files, "case": "a"}],
+            transform,
+            backbone=each.backbone,
+            organs=each.organs,
+            cache_dir=tmp_path,
+            batch_size=3,
+        )
         for each in (shown, alone)
     ]
 

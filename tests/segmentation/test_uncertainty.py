@@ -14,7 +14,8 @@ from scripts.errors import DatasetError
 from scripts.inference.calibration import Calibration
 from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
-from scripts.networks.sam2_backbone import Decoded, FrozenSAM2
+from scripts.networks.sam2_backbone import FrozenSAM2
+from scripts.networks.sam2_types import Decoded
 from scripts.segmentation.propagation import VolumetricInferer
 from scripts.segmentation.uncertainty import (
     SampleAgreement,
@@ -36,9 +37,9 @@ def network():
     torch.manual_seed(0)
     backbone = FrozenSAM2("sam2_nano", SIZE)
     options = {"condition_channels": 16, "block_out_channels": (16, 32), "attention_levels": 1}
-    prior = MemoryPrior(backbone.memory_channels, backbone.embedding_channels, len(ORGANS), **options)
+    prior = MemoryPrior(backbone.memory_channels, backbone.embedding_channels, organs=len(ORGANS), **options)
     prior.fitted.fill_(True)
-    return DiffuSAM(backbone, prior, ORGANS, object_gate=False).eval()
+    return DiffuSAM(backbone, prior, organs=ORGANS, object_gate=False).eval()
 
 
 @pytest.fixture

@@ -23,9 +23,9 @@ def square(half: int = 8) -> torch.Tensor:
 def network() -> DiffuSAM:
     torch.manual_seed(0)
     options = {"condition_channels": 16, "block_out_channels": (16, 32), "attention_levels": 1}
-    prior = MemoryPrior(32, 128, 2, **options)
+    prior = MemoryPrior(32, 128, organs=2, **options)
     prior.fitted.fill_(True)
-    return DiffuSAM(FrozenSAM2("sam2_nano", SIDE), prior, ["spleen", "liver"], object_gate=False).eval()
+    return DiffuSAM(FrozenSAM2("sam2_nano", SIDE), prior, organs=["spleen", "liver"], object_gate=False).eval()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from monai.transforms import Compose, LoadImaged, RandGaussianNoised, Resized, ScaleIntensityRanged
-from scripts.networks.sam2_backbone import SAM2, FrozenSAM2, mask_to_logits
+from scripts.networks.logits import mask_to_logits
+from scripts.networks.sam2_backbone import SAM2, FrozenSAM2
 from scripts.training.encoded_slices import EncodedSlices
 from torch.utils.data import DataLoader
 

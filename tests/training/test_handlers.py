@@ -335,7 +335,7 @@ class ToyNetwork(nn.Module):
 def export(path, values, ema_decay: float, snapshots=()) -> float:
     """Runs one iteration for each value of the only parameter and reads it from the exported file."""
     network = ToyNetwork(0.0)
-    exporter = PriorExporter(network, path, ema_decay, snapshots)
+    exporter = PriorExporter(network, path, ema_decay=ema_decay, snapshots=snapshots)
 
     def step(engine, value):
         nn.init.constant_(network.prior.weight, value)
@@ -373,7 +373,7 @@ def test_snapshots_are_what_training_would_have_ended_with(tmp_path):
 
 
 def test_the_average_survives_a_checkpoint(tmp_path):
-    first, second = (PriorExporter(ToyNetwork(0.0), tmp_path / "model.pt", 0.9) for _ in range(2))
+    first, second = (PriorExporter(ToyNetwork(0.0), tmp_path / "model.pt", ema_decay=0.9) for _ in range(2))
     first.average.update_parameters(ToyNetwork(3.0).prior)
 
     second.load_state_dict(first.state_dict())
@@ -392,4 +392,4 @@ def test_weights_that_are_not_finite_are_not_exported(tmp_path):
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
 def test_a_decay_outside_its_range_is_refused(tmp_path, decay):
     with pytest.raises(ValueError, match=r"ema_decay must lie in \[0, 1\)"):
-        PriorExporter(ToyNetwork(0.0), tmp_path / "model.pt", decay)
+        PriorExporter(ToyNetwork(0.0), tmp_path / "model.pt", ema_decay=decay)

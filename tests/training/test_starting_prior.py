@@ -17,8 +17,8 @@ def network(organs, seed, backbone_seed=0, widths=(32, 64)):
     torch.manual_seed(backbone_seed)
     backbone = FrozenSAM2("sam2_nano", image_size=64)
     torch.manual_seed(seed)
-    prior = MemoryPrior(32, 128, len(organs), block_out_channels=widths, attention_levels=1)
-    return DiffuSAM(backbone, prior, organs)
+    prior = MemoryPrior(32, 128, organs=len(organs), block_out_channels=widths, attention_levels=1)
+    return DiffuSAM(backbone, prior, organs=organs)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_the_same_organs_start_as_the_earlier_prior_ended(earlier, statistics):
     trained, path = earlier
     starting = network(["spleen", "liver"], seed=2)
 
-    StartingPrior(starting, path, statistics)()
+    StartingPrior(starting, path, statistics=statistics)()
 
     for key, value in trained.prior.state_dict().items():
         assert torch.equal(starting.prior.state_dict()[key], value), key
@@ -52,7 +52,7 @@ def test_organs_are_matched_by_name_and_new_ones_keep_their_own_embedding(earlie
     own = starting.prior.state_dict()[EMBEDDING][0].clone()
 
     with caplog.at_level("INFO"):
-        StartingPrior(starting, path, statistics)()
+        StartingPrior(starting, path, statistics=statistics)()
 
     rows = starting.prior.state_dict()[EMBEDDING]
     assert torch.equal(rows[0], own)
@@ -63,14 +63,14 @@ def test_organs_are_matched_by_name_and_new_ones_keep_their_own_embedding(earlie
 def test_automedsam_starts_from_an_automedsam(tmp_path, statistics, caplog):
     def automedsam(organs: list[str]) -> AutoMedSAM:
         encoder = ClassPromptEncoder(128, len(organs), block_out_channels=(32, 64), attention_levels=1)
-        return AutoMedSAM(network(organs, seed=0).backbone, encoder, organs)
+        return AutoMedSAM(network(organs, seed=0).backbone, encoder, organs=organs)
 
     trained, starting = automedsam(["spleen", "liver"]), automedsam(["liver", "pancreas"])
     trained.prior.fitted.fill_(True)
     torch.save({"model": trained.state_dict()}, tmp_path / "model.pt")
 
     with caplog.at_level("INFO"):
-        StartingPrior(starting, tmp_path / "model.pt", statistics)()
+        StartingPrior(starting, tmp_path / "model.pt", statistics=statistics)()
 
     rows = starting.prior.organ_embedding.weight
     assert torch.equal(rows[0], trained.prior.organ_embedding.weight[1])
@@ -92,7 +92,7 @@ def test_what_does_not_fit_is_left_and_the_log_says_why(earlier, statistics, cap
     before = {key: value.clone() for key, value in starting.prior.unet.state_dict().items()}
 
     with caplog.at_level("INFO"):
-        StartingPrior(starting, path, statistics)()
+        StartingPrior(starting, path, statistics=statistics)()
 
     assert reason in caplog.text and "starts from scratch" in caplog.text
     assert all(torch.equal(value, before[key]) for key, value in starting.prior.unet.state_dict().items())
@@ -104,6 +104,6 @@ def test_what_does_not_fit_is_left_and_the_log_says_why(earlier, statistics, cap
 def test_without_an_earlier_prior_statistics_are_fitted(statistics, start_from):
     starting = network(["spleen", "liver"], seed=2)
 
-    StartingPrior(starting, start_from, statistics)()
+    StartingPrior(starting, start_from, statistics=statistics)()
 
     assert starting.prior.fitted

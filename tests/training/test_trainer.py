@@ -8,7 +8,8 @@ from ignite.engine import Events
 from scripts.errors import RefusedError, SettingError
 from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
-from scripts.networks.sam2_backbone import FrozenSAM2, mask_to_logits
+from scripts.networks.logits import mask_to_logits
+from scripts.networks.sam2_backbone import FrozenSAM2
 from scripts.training import trainer as trainer_module
 from scripts.training.losses import DiffuSAMLoss
 from scripts.training.trainer import DiffuSAMTrainer
@@ -51,7 +52,7 @@ def new_network(backbone, batch) -> DiffuSAM:
         attention_levels=1,
     )
     prior.fit_statistics([(batch["memory"].float(), batch["embedding"].float())])
-    return DiffuSAM(backbone, prior, ORGANS)
+    return DiffuSAM(backbone, prior, organs=ORGANS)
 
 
 def train(

@@ -94,10 +94,10 @@ def test_automedsam_is_pretrained_as_the_tables_say(tmp_path, backbone_file):
         },
     )
 
-    backbone = FrozenSAM2("sam2_nano", 64, backbone_file, decoder_token="single")
+    backbone = FrozenSAM2("sam2_nano", 64, checkpoint=backbone_file, decoder_token="single")
     encoder = ClassPromptEncoder(128, 4, block_out_channels=(64, 128), attention_levels=1)
-    starting = AutoMedSAM(backbone, encoder, ["liver", "spleen", "right kidney", "left kidney"])
-    StartingPrior(starting, tmp_path / "prior.pt", [])()
+    starting = AutoMedSAM(backbone, encoder, organs=["liver", "spleen", "right kidney", "left kidney"])
+    StartingPrior(starting, tmp_path / "prior.pt", statistics=[])()
     trained = torch.load(tmp_path / "prior.pt", weights_only=True)["model"]
     assert torch.equal(encoder.conv_in.weight, trained["prior.conv_in.weight"])
     assert torch.equal(encoder.organ_embedding.weight[0], trained["prior.organ_embedding.weight"][3])

@@ -69,7 +69,12 @@ def command(kind: str, output: Path, dataset: Path, series: Path, backbone: Path
         install()  # as `python -m scripts.prepare` does
         label_map = {organ: value for value, organ in enumerate(ORGANS, 1)}
         prepare_folder(
-            str(series), "image_{case}.nrrd", "label_{case}.nrrd", str(output), label_map, train_cases=["a", "b"]
+            str(series),
+            "image_{case}.nrrd",
+            "label_{case}.nrrd",
+            str(output),
+            label_map=label_map,
+            train_cases=["a", "b"],
         )
         return
     overlay = write_overlay(output.parent / f"{output.name}_settings", dataset, backbone, iterations=6)

@@ -460,10 +460,10 @@ def test_pretraining_writes_a_backbone_in_half_precision(pretrained):
 
 
 def test_a_pretrained_backbone_loads_and_is_not_the_initial_one(pretrained, backbone_file):
-    backbone = FrozenSAM2("sam2_nano", SIZE, pretrained.backbone_file)
+    backbone = FrozenSAM2("sam2_nano", SIZE, checkpoint=pretrained.backbone_file)
 
     assert backbone.loaded
-    assert backbone.fingerprint() != FrozenSAM2("sam2_nano", SIZE, backbone_file).fingerprint()
+    assert backbone.fingerprint() != FrozenSAM2("sam2_nano", SIZE, checkpoint=backbone_file).fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -490,9 +490,9 @@ def test_another_pretraining_in_the_same_folder_is_refused_before_anything_start
 def test_a_finished_pretraining_does_nothing_more(pretrained):
     checkpoint = pretrained.folder / "checkpoint.pt"
     written = checkpoint.stat().st_mtime_ns
-    before = FrozenSAM2("sam2_nano", SIZE, pretrained.backbone_file).fingerprint()
+    before = FrozenSAM2("sam2_nano", SIZE, checkpoint=pretrained.backbone_file).fingerprint()
 
     run("pretraining", **pretrained.overrides)
 
     assert checkpoint.stat().st_mtime_ns == written
-    assert FrozenSAM2("sam2_nano", SIZE, pretrained.backbone_file).fingerprint() == before
+    assert FrozenSAM2("sam2_nano", SIZE, checkpoint=pretrained.backbone_file).fingerprint() == before

@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from ..errors import SettingError
 from ..networks.diffusion_prior import StandardisingModule, conditional_unet, pad_for_unet
 from ..networks.frozen_backbone import FrozenBackboneNetwork
-from ..networks.sam2_backbone import Decoded, ImageFeatures, resize_logits
+from ..networks.logits import resize_logits
+from ..networks.sam2_types import Decoded, ImageFeatures
 from ..segmentation.propagation import VolumetricInferer, _Slices
 from ..training.parallel import noise_like
 from ..training.trainer import DiffuSAMTrainer
@@ -76,6 +77,7 @@ class ClassPromptEncoder(StandardisingModule):
         self,
         embedding_channels: int,
         organs: int,
+        *,
         sparse_tokens: int = 2,
         block_out_channels: Sequence[int] = (128, 256, 256),
         layers_per_block: int = 2,
@@ -90,11 +92,11 @@ class ClassPromptEncoder(StandardisingModule):
             conditional_unet(
                 embedding_channels,
                 embedding_channels,
-                organs,
-                block_out_channels,
-                layers_per_block,
-                attention_levels,
-                dropout,
+                organs=organs,
+                block_out_channels=block_out_channels,
+                layers_per_block=layers_per_block,
+                attention_levels=attention_levels,
+                dropout=dropout,
             )
             for _ in range(2)
         )
@@ -156,7 +158,7 @@ class AutoMedSAM(FrozenBackboneNetwork):
     def decode(self, features: ImageFeatures, organ: Tensor, noise: Tensor | None = None) -> Decoded:
         """Output of the frozen mask decoder for the generated prompts of B pairs of slice and organ ``(B,)``."""
         sparse, dense = self.prior(features.embedding, organ, noise)
-        return self.backbone.decode_embeddings(self.backbone.condition(features), features, sparse, dense)
+        return self.backbone.decode_embeddings(self.backbone.condition(features), features, sparse=sparse, dense=dense)
 
     def segment(self, features: ImageFeatures) -> Tensor:
         """Mask logits of every organ in B slices, gated by the object score: ``(B, organs, S/4, S/4)``."""

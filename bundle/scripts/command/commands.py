@@ -62,7 +62,7 @@ def segment(
         options = {"prior_file": plain(_prior(model), "model"), **options}
     wanted = {"input": typed(input_of(scans, folder)), "output": typed(shown(folder)), **options}
     before = _records(folder)
-    code = run(workflow("inferring", configs, wanted, _whole("processes", processes)))
+    code = run(workflow("inferring", configs, options=wanted, processes=_whole("processes", processes)))
     if code == 0:
         print(f"\nLabel maps, previews and report.html are in {shown(folder)}.")
         return 0
@@ -109,11 +109,11 @@ def learn(
     if code:
         return code
     overlay = target / OVERLAY
-    code = run(workflow("training", [*runs.TRAINING, overlay], options))
+    code = run(workflow("training", [*runs.TRAINING, overlay], options=options))
     if code:
         return code
     if _settings(overlay)["test_cases"]:
-        code = run(workflow("evaluating", [*runs.EVALUATING, overlay], options))
+        code = run(workflow("evaluating", [*runs.EVALUATING, overlay], options=options))
         print(f"\nThe report is {shown(target / 'run/evaluation/report.html')}." if not code else "")
     else:
         print("\nNo labelled scan is left over, so nothing says how good it is. One more would.")
@@ -153,7 +153,7 @@ def evaluate(
     if folder is not None and (Path(folder).expanduser() / OVERLAY).is_file() and output is None:
         overlay = Path(folder).expanduser() / OVERLAY
         given = {"prior_file": plain(_prior(model), "model"), **options} if model is not None else options
-        code = run(workflow("evaluating", [*runs.EVALUATING, overlay], given))
+        code = run(workflow("evaluating", [*runs.EVALUATING, overlay], options=given))
         return code or _said(overlay.parent / "run/evaluation/report.html")
     target = _one_folder("evaluate", folder, more, output)
     code = _prepare(folder, target, modality, image, label, {"label_map": label_map, "overwrite": overwrite})
@@ -165,7 +165,7 @@ def evaluate(
     with whole_file(target / "evaluate.json") as temporary:
         temporary.write_text(inert_json({**places, **cases}), encoding="utf-8")
     overlays = [*_of_model(model), target / OVERLAY, target / "evaluate.json"]
-    code = run(workflow("evaluating", [*runs.EVALUATING, *overlays], options))
+    code = run(workflow("evaluating", [*runs.EVALUATING, *overlays], options=options))
     return code or _said(target / "evaluation/report.html")
 
 
@@ -218,8 +218,8 @@ def demo(*more: str, output: str = "diffusam_demo", **options: str) -> int:
     only_scalars(options, switches(runs.EVALUATING))
     folder = writable(output)
     places = {"dataset_dir#folder": plain(folder / "data", "output"), "output_dir": plain(folder, "output")}
-    code = run(workflow("training", runs.TRAINING, {**places, **options}))
-    code = code or run(workflow("evaluating", runs.EVALUATING, {**places, **options}))
+    code = run(workflow("training", runs.TRAINING, options={**places, **options}))
+    code = code or run(workflow("evaluating", runs.EVALUATING, options={**places, **options}))
     return code or _said(folder / "evaluation/report.html")
 
 

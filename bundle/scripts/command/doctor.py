@@ -112,7 +112,7 @@ def _self_test() -> list[str]:
     with tempfile.TemporaryDirectory() as temporary:
         (files,) = write_phantoms(temporary, 1, shape=_SHAPE, spacing=_SPACING)
         options = {"input": files["image"], "output": f"{temporary}/out", "report": "False"}
-        code = run(workflow("inferring", [*INFERRING, "configs/ct.json"], options))
+        code = run(workflow("inferring", [*INFERRING, "configs/ct.json"], options=options))
         predicted = Path(temporary, "out", f"{case_name(files['image'])}_seg.nii.gz")
         dice = 0.0 if code else _liver_dice(predicted, Path(files["label"]))
     print(f"\nself-test            {time.monotonic() - start:.0f} s, Dice of the liver {dice:.2f}")

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..data.file_names import IMAGE_SUFFIXES
 from ..errors import DatasetError, MissingFileError, count, listed
@@ -35,6 +35,14 @@ _SAME = {
     "l kidney": "left kidney",
 }
 SHIPPED = ("spleen", "right kidney", "left kidney", "liver")
+
+
+class _Candidate(NamedTuple):
+    """Patterns of images and labels that name the same cases, and these."""
+
+    image: str
+    label: str
+    cases: list[str]
 
 
 @dataclass(frozen=True)
@@ -71,17 +79,17 @@ def layout_of(folder: Path) -> Layout:
     if isinstance(about.get("training"), list):
         cases = [Path(str(each.get("label", ""))).name for each in about["training"] if isinstance(each, dict)]
         return Layout(None, None, cases, text=f"dataset.json lists {count(len(cases), 'labelled volume')}.")
-    found: dict[tuple[str, ...], tuple[str, str, list[str]]] = {}
-    for image, label, cases in _candidates(folder):
+    found: dict[tuple[str, ...], _Candidate] = {}
+    for each in _candidates(folder):
         # other patterns of the same files say nothing new
-        key = tuple(pattern.replace(CASE, case) for pattern in (image, label) for case in cases)
-        found.setdefault(key, (image, label, cases))
+        key = tuple(pattern.replace(CASE, case) for pattern in (each.image, each.label) for case in each.cases)
+        found.setdefault(key, each)
     if not found:
         raise DatasetError(f"No images with labels of their names in '{folder}'. {_there(folder)} {_REMEDY}")
-    most = max(len(cases) for _, _, cases in found.values())
-    best = [each for each in found.values() if len(each[2]) == most]
+    most = max(len(each.cases) for each in found.values())
+    best = [each for each in found.values() if len(each.cases) == most]
     if len(best) > 1:
-        ways = "; ".join(f"--image '{image}' --label '{label}'" for image, label, _ in best[:3])
+        ways = "; ".join(f"--image '{each.image}' --label '{each.label}'" for each in best[:3])
         raise DatasetError(f"'{folder}' can be read in {len(best)} ways. Choose one: {ways}.")
     image, label, cases = best[0]
     label_map = _masks(folder, label, cases) if ORGAN in label else _label_map(about)
@@ -92,14 +100,14 @@ def layout_of(folder: Path) -> Layout:
 _REMEDY = 'Say where they are: --image "images/{case}.nii.gz" --label "labels/{case}.nii.gz".'
 
 
-def _candidates(folder: Path) -> Iterator[tuple[str, str, list[str]]]:
+def _candidates(folder: Path) -> Iterator[_Candidate]:
     """Patterns of images and labels that name the same cases, and these."""
     folders = sorted(each.name for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
     lower = {name.lower(): name for name in folders}
     of_images, of_labels = ([lower[name] for name in names if name in lower] for names in (_IMAGES, _LABELS))
     for images, labels in product(of_images, of_labels):
         for image, label, cases in _pairs(_entries(folder / images), _entries(folder / labels)):
-            yield f"{images}/{image}", f"{labels}/{label}", cases
+            yield _Candidate(f"{images}/{image}", f"{labels}/{label}", cases)
     yield from _folders_of_cases(folder, folders)
     files = _entries(folder, files=True)
     split = {True: [], False: []}  # type: dict[bool, list[str]]
@@ -109,7 +117,7 @@ def _candidates(folder: Path) -> Iterator[tuple[str, str, list[str]]]:
     yield from _pairs(split[False], split[True])
 
 
-def _folders_of_cases(folder: Path, cases: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
+def _folders_of_cases(folder: Path, cases: Sequence[str]) -> Iterator[_Candidate]:
     """A folder a case: with an image and a label, or with an image and a folder of masks."""
     contents = {case: _entries(folder / case) for case in cases}
     images: dict[str, list[str]] = {}
@@ -124,17 +132,17 @@ def _folders_of_cases(folder: Path, cases: Sequence[str]) -> Iterator[tuple[str,
             labels.setdefault(f"{CASE}/{_MASKS}/{ORGAN}.nii.gz", []).append(case)
     for (image, with_image), (label, with_label) in product(images.items(), labels.items()):
         if both := [case for case in with_image if case in with_label]:
-            yield image, label, both
+            yield _Candidate(image, label, both)
 
 
-def _pairs(images: Sequence[str], labels: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
+def _pairs(images: Sequence[str], labels: Sequence[str]) -> Iterator[_Candidate]:
     """Patterns of names by which each label has an image; those with the longest names of cases first."""
     for (before, after), (label_before, label_after) in product(_frames(images), _frames(labels)):
         of_labels = _inside(labels, label_before, label_after)
         of_images = set(_inside(images, before, after))
         cases = [case for case in of_labels if case in of_images]
         if cases and len(cases) == len(of_labels) == len(labels):
-            yield f"{before}{CASE}{after}", f"{label_before}{CASE}{label_after}", cases
+            yield _Candidate(f"{before}{CASE}{after}", f"{label_before}{CASE}{label_after}", cases)
 
 
 def _frames(names: Sequence[str]) -> list[tuple[str, str]]:

@@ -28,7 +28,7 @@ Options = Mapping[str, str]
 
 
 def workflow(
-    name: str, configs: Iterable[str | Path], options: Options, processes: int = 1, bundle: Path = BUNDLE
+    name: str, configs: Iterable[str | Path], *, options: Options, processes: int = 1, bundle: Path = BUNDLE
 ) -> list[str]:
     """A command ``python -m monai.bundle run NAME``.
 

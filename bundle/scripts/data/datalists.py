@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..errors import SHOWN, DatasetError, MissingFileError, count, listed
 from .case_patterns import case_path, cases_matching, check_patterns
-from .dicom import is_dicom_file
+from .dicom_files import is_dicom_file
 from .file_names import IMAGE_SUFFIXES, case_name, is_image_file
 from .found_files import Found, found_at, found_below
 
@@ -38,6 +38,7 @@ def find_cases(
     dataset_dir: str | Path,
     image_pattern: str,
     label_pattern: str | None = None,
+    *,
     cases: Iterable[str | int] | None = None,
     exclude: Iterable[str | int] | None = (),
 ) -> list[dict[str, str]]:

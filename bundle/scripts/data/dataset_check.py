@@ -100,6 +100,7 @@ def _organ_values(
 def check_dataset(
     items: Sequence[Item],
     label_map: LabelMap,
+    *,
     background_values: Iterable[int] = (0,),
     minimum: int = 1,
     purpose: str = "training",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DatasetError
-from .dicom import is_dicom_file
+from .dicom_files import is_dicom_file
 from .file_names import HEADER_SUFFIXES, IMAGE_SUFFIXES, is_image_file
 from .volumes import files_beside
 

@@ -53,7 +53,7 @@ def check_spacing(path: Path, spacing: Iterable[float]) -> None:
         )
 
 
-def check_amount(path: Path, found: int, expected: int, kind: str, where: str = "") -> None:
+def check_amount(path: Path, found: int, expected: int, *, kind: str, where: str = "") -> None:
     """Compares the bytes of voxels that there are with those that the header declares.
 
     Args:
@@ -73,7 +73,7 @@ def check_amount(path: Path, found: int, expected: int, kind: str, where: str = 
     raise DatasetError(f"'{path}': cannot be read ({cause}), expected a complete {kind}. {remedy}.")
 
 
-def unplaced(path: Path, default_axcodes: str | None, spacing: Iterable[float], found: str) -> np.ndarray:
+def unplaced(path: Path, default_axcodes: str | None, *, spacing: Iterable[float], found: str) -> np.ndarray:
     """The affine of a file that does not say where its axes point.
 
     Readers fill this in, nibabel with LAS+, ITK with LPS+, and a left kidney becomes a right one without a word.

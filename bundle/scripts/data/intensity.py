@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from monai.utils import ImageMetaKey
 from torch import Tensor
 
 from ..errors import DatasetError
-from .dicom import modality_of
+from .dicom_files import modality_of
 
 MODALITIES = ("ct", "mr")
 NOTES = "notes"  # in the meta of an image: what is odd about it, a line each
@@ -53,7 +53,9 @@ class ScaleByModalityd(MapTransform):
         DatasetError: an image that says nothing of its modality.
     """
 
-    def __init__(self, keys: KeysCollection, ct: MapTransform, mr: MapTransform, modality: str | None = None) -> None:
+    def __init__(
+        self, keys: KeysCollection, *, ct: MapTransform, mr: MapTransform, modality: str | None = None
+    ) -> None:
         super().__init__(keys)
         if modality not in (None, *MODALITIES):
             raise DatasetError(f"modality is '{modality}', expected ct or mr. Choose how intensities are scaled.")
@@ -140,15 +142,14 @@ class LeaveOutPaddingd(MapTransform):
         ranges: list[tuple[float, float, int]] = []
         while found is not None and len(ranges) < _ROUNDS:
             left_out = below | above | padding
-            low, high, is_padding = found
-            odd_below, odd_above = ~left_out & (values < low), ~left_out & (values > high)
+            odd_below, odd_above = ~left_out & (values < found.low), ~left_out & (values > found.high)
             kept = values[~(left_out | odd_below | odd_above)]
             if kept.min() == kept.max():  # what is left of two values is no range
                 break
             odd = values[odd_below | odd_above]
             ranges.append((odd.min().item(), odd.max().item(), odd.numel()))
             below |= odd_below
-            if is_padding:
+            if found.is_padding:
                 padding |= odd_above
             else:
                 above |= odd_above
@@ -252,8 +253,16 @@ def remark(image: Any, text: str) -> None:
         image.meta[NOTES] = "\n".join(filter(None, [image.meta.get(NOTES, ""), text]))
 
 
-def _outliers(values: Tensor, left_out: Tensor | None) -> tuple[float, float, bool] | None:
-    """Between which values the image lies, and whether what lies above it is padding; None if nothing lies apart."""
+class _Range(NamedTuple):
+    """Between which values an image lies, and whether what lies above it is padding."""
+
+    low: float
+    high: float
+    is_padding: bool
+
+
+def _outliers(values: Tensor, left_out: Tensor | None) -> _Range | None:
+    """The range of an image; None if nothing lies apart from it."""
     kept = values.reshape(-1).float() if left_out is None else values[~left_out].float()
     low, high = kept.min().item(), kept.max().item()
     if not low < high or not torch.isfinite(kept.sum()):
@@ -280,7 +289,7 @@ def _outliers(values: Tensor, left_out: Tensor | None) -> tuple[float, float, bo
         elif low < 0 <= low + filled[index + 1].item() * width + width:
             needed = _GAP_BELOW_FROM_NEGATIVE
         if gap >= needed * others:
-            return low + (filled[index + 1].item() - 0.5) * width, high, False
+            return _Range(low + (filled[index + 1].item() - 0.5) * width, high, is_padding=False)
     # above: the highest value alone, or a few voxels
     for index in reversed(torch.nonzero(gaps > 0).flatten().tolist()):
         share = 1 - shares[index].item()
@@ -289,7 +298,8 @@ def _outliers(values: Tensor, left_out: Tensor | None) -> tuple[float, float, bo
             break
         others = max(filled[index].item() - filled[0].item() + 1, 1) * width
         if gaps[index].item() * width >= _GAP_ABOVE * others:
-            return low, low + (filled[index].item() + 1.5) * width, single and _is_border(values, high)
+            padded = single and _is_border(values, high)
+            return _Range(low, low + (filled[index].item() + 1.5) * width, is_padding=padded)
     return None
 
 

@@ -93,7 +93,7 @@ def load_itk(path: Path, default_axcodes: str | None) -> tuple[np.ndarray, np.nd
         found = "its header has no TransformMatrix"
     check_spacing(path, voxel_sizes(affine) if spaced else (0, 0, 0))
     if not placed:
-        affine = unplaced(path, default_axcodes, voxel_sizes(affine), found)
+        affine = unplaced(path, default_axcodes, spacing=voxel_sizes(affine), found=found)
     return voxels, affine
 
 
@@ -259,13 +259,21 @@ def _check_data(path: Path, fields: dict[str, str]) -> None:
         )
     start = 0 if files else int(fields[""])
     for file in files or [path]:
-        found = _available(path, file, start, fields, encoding, expected // max(1, len(files)), _BYTES[kind])
+        found = _available(
+            path,
+            file,
+            start,
+            fields=fields,
+            encoding=encoding,
+            expected=expected // max(1, len(files)),
+            voxel=_BYTES[kind],
+        )
         place = f" in '{file.name}'" if files else ""
-        check_amount(path, found, expected // max(1, len(files)), "NRRD or MetaImage file", place)
+        check_amount(path, found, expected // max(1, len(files)), kind="NRRD or MetaImage file", where=place)
 
 
 def _available(
-    path: Path, file: Path, start: int, fields: dict[str, str], encoding: str, expected: int, voxel: int
+    path: Path, file: Path, start: int, *, fields: dict[str, str], encoding: str, expected: int, voxel: int
 ) -> int:
     """Bytes of voxels in one file, uncompressed, of which ``voxel`` make one."""
     with open(file, "rb") as stream:

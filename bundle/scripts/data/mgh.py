@@ -40,5 +40,5 @@ def load_mgh(path: Path) -> tuple[np.ndarray, np.ndarray]:
         if start[_PLACED_AT:] != _PLACED:  # FreeSurfer, and nibabel, then make up coronal slices of 1 mm
             check_spacing(path, (0, 0, 0))
         check_spacing(path, image.header.get_zooms()[:3])
-        voxels = stored_voxels(path, image.dataobj, stream, compressed, _KIND, footer=True)
+        voxels = stored_voxels(path, image.dataobj, stream, compressed=compressed, kind=_KIND, footer=True)
     return voxels.reshape(voxels.shape[:3], order="A"), np.asarray(image.affine, float)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -47,8 +47,16 @@ _FORM_TOLERANCE = 0.5  # of a voxel, between the places of the corners: far abov
 logger = logging.getLogger(__name__)
 
 
-def load_nifti(path: Path, default_axcodes: str | None, trusted_form: str | None) -> tuple[np.ndarray, np.ndarray, int]:
-    """Voxels ``(I, J, K)``, affine ``(4, 4)`` to RAS+ millimetres, and NIfTI's code for its space.
+class Stored(NamedTuple):
+    """Voxels ``(I, J, K)``, affine ``(4, 4)`` to RAS+ millimetres, and NIfTI's code for its space."""
+
+    voxels: np.ndarray
+    affine: np.ndarray
+    space: int
+
+
+def load_nifti(path: Path, default_axcodes: str | None, trusted_form: str | None) -> Stored:
+    """A NIfTI file as a volume.
 
     Args:
         path: of the file, compressed by gzip or not, whatever its name says.
@@ -68,11 +76,11 @@ def load_nifti(path: Path, default_axcodes: str | None, trusted_form: str | None
         check_dimensions(path, image.shape)
         affine, space = _placed(path, image, default_axcodes, trusted_form, stream)
         if beside is None:
-            voxels = stored_voxels(path, data, stream, compressed, _KIND)
+            voxels = stored_voxels(path, data, stream, compressed=compressed, kind=_KIND)
     if beside is not None:
         try:
             with opened(beside) as (stream, compressed):
-                voxels = stored_voxels(beside, data, stream, compressed, _VOXELS)
+                voxels = stored_voxels(beside, data, stream, compressed=compressed, kind=_VOXELS)
         except (EOFError, OSError, zlib.error) as error:
             raise DatasetError(unreadable(beside, error, _VOXELS)) from error
     if "xyzt_units" in header:
@@ -83,7 +91,7 @@ def load_nifti(path: Path, default_axcodes: str | None, trusted_form: str | None
         voxels = np.empty(stored.shape, np.float32, order="F")
         for index in range(stored.shape[2]):  # a plane at a time: nibabel would make float64 of the whole volume
             voxels[..., index] = stored[..., index] * np.float64(data.slope) + data.inter
-    return voxels, affine, space
+    return Stored(voxels, affine, space)
 
 
 def voxels_beside(header: Path) -> Path | None:
@@ -156,7 +164,7 @@ def _header_of_pair(path: Path, stream: BinaryIO) -> Any:
 
 
 def stored_voxels(
-    path: Path, data: Any, stream: BinaryIO, compressed: bool, kind: str, footer: bool = False
+    path: Path, data: Any, stream: BinaryIO, *, compressed: bool, kind: str, footer: bool = False
 ) -> np.ndarray:
     """The voxels as they are stored, with nothing missing and nothing left behind them.
 
@@ -175,11 +183,11 @@ def stored_voxels(
     size = path.stat().st_size
     if compressed and expected > size * _DEFLATED_AT_MOST or not compressed and expected > size - data.offset:
         found = size * _DEFLATED_AT_MOST if compressed else max(0, size - data.offset)
-        check_amount(path, found, expected, kind, " at most" if compressed else "")
+        check_amount(path, found, expected, kind=kind, where=" at most" if compressed else "")
     if compressed:
         content = bytearray(expected)
         stream.seek(data.offset)
-        check_amount(path, stream.readinto(content), expected, kind)  # type: ignore[attr-defined]
+        check_amount(path, stream.readinto(content), expected, kind=kind)  # type: ignore[attr-defined]
         voxels = np.ndarray(data.shape, data.dtype, content, order="F")
     else:
         voxels = np.memmap(path, data.dtype, "c", data.offset, data.shape, order="F")
@@ -188,7 +196,7 @@ def stored_voxels(
     while piece := stream.read(1 << 20):  # to the end: only there gzip compares its checksum
         rest, filling = rest + len(piece), filling and not any(piece)
     if rest and not footer and not (filling and rest < _BLOCK):
-        check_amount(path, expected + rest, expected, kind)
+        check_amount(path, expected + rest, expected, kind=kind)
     return voxels
 
 
@@ -216,7 +224,7 @@ def _placed(
             found = (
                 "its sform_code and qform_code are both 0" if has_codes else "it is Analyze, which has no place for it"
             )
-            affine = unplaced(path, default_axcodes, spacing, found)
+            affine = unplaced(path, default_axcodes, spacing=spacing, found=found)
     return affine, sform or qform or SCANNER
 
 

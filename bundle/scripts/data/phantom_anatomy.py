@@ -1,8 +1,7 @@
 """The anatomy of the phantoms: a body of implicit shapes, painted in order.
 
-The anatomy is a list of implicit shapes (distance in millimetres, negative inside) in the coordinates of a reference
-body, which each patient scales and warps smoothly. The shapes are painted in order, later ones over earlier ones, so
-confounders and organs cut into one another as they do in a body.
+The anatomy is a list of shapes of :mod:`scripts.data.phantom_shapes`, painted in order, later ones over earlier ones,
+so confounders and organs cut into one another as they do in a body.
 """
 
 from __future__ import annotations
@@ -12,142 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from .phantom_shapes import Body, Region, Vector, Vectors, ellipsoid, smooth_maximum, smooth_minimum, turned
+
 ORGANS = ("spleen", "right kidney", "left kidney", "liver")
 
 SPLEEN, RIGHT_KIDNEY, LEFT_KIDNEY, LIVER = range(1, 5)
-LARGEST_WARP = 14.0  # mm; bounding boxes of shapes are widened by it
-_EDGE = 2.0  # mm over which a surface fades, the in-plane partial volume of the default spacing
-
-Region = tuple[slice, ...]
-Vector = Sequence[float] | np.ndarray
-Vectors = Sequence[Vector] | np.ndarray
-
-
-def smooth_field(rng: np.random.Generator, axes: Sequence[np.ndarray], knots: float) -> np.ndarray:
-    """A smooth random field of unit variance ``(x, y, z)``, float32, with structure of about ``knots`` millimetres.
-
-    The knots lie at fixed places in millimetres, so that the field is the same on any grid.
-    """
-    places = [np.arange(-half, half + knots, knots) for half in (200.0, 200.0, 120.0)]
-    field = rng.standard_normal([len(place) for place in places])
-    for axis, place in zip(axes, places):
-        inside = np.clip(axis, place[0], place[-1])  # beyond the last knot the field stays as it is
-        weight = np.exp(-0.5 * ((inside[:, None] - place) / (0.6 * knots)) ** 2)
-        weight /= np.linalg.norm(weight, axis=1, keepdims=True)  # unit variance everywhere, also between knots
-        field = np.tensordot(field, weight.astype(np.float32), axes=(0, 1))  # moves the new axis to the end
-    return field.astype(np.float32)
-
-
-def ellipsoid(points: Sequence[np.ndarray], centre: Vector, radii: Vector) -> np.ndarray:
-    """Approximate distance to an ellipsoid: exact in sign, and in millimetres near its surface."""
-    scaled = [(axis - middle) / radius for axis, middle, radius in zip(points, centre, radii)]
-    inner = np.sqrt(sum(axis * axis for axis in scaled))
-    # |gradient| of the line above is slope / inner; dividing by it turns a relative distance into millimetres
-    slope = np.sqrt(sum((axis / radius) ** 2 for axis, radius in zip(scaled, radii)))
-    return inner * (inner - 1) / np.maximum(slope, 1e-6)
-
-
-def smooth_maximum(first: np.ndarray, second: np.ndarray, width: float) -> np.ndarray:
-    """Intersection of two shapes whose common edge is rounded over about ``width`` millimetres."""
-    return 0.5 * (first + second + np.sqrt((first - second) ** 2 + width**2))
-
-
-def smooth_minimum(first: np.ndarray, second: np.ndarray, width: float) -> np.ndarray:
-    return -smooth_maximum(-first, -second, width)
-
-
-class Body:
-    """A patient under construction: reference coordinates on the image grid, and the layers painted so far.
-
-    Args:
-        rng: of the geometry.
-        axes: positions of the voxels in millimetres along right, anterior and superior.
-    """
-
-    def __init__(self, rng: np.random.Generator, axes: Sequence[np.ndarray]) -> None:
-        self.rng = rng
-        frame = rng.uniform(0.96, 1.07)
-        scale = frame * np.array([1.0, rng.uniform(0.93, 1.05), 1.0])
-        scale[2] = rng.uniform(0.94, 1.02)
-        shift = rng.uniform(-1, 1, 3) * (4, 6, 3)
-        self.axes = [(axis - offset) / size for axis, offset, size in zip(axes, shift, scale)]
-        self.shape = tuple(len(axis) for axis in axes)
-        mesh = np.meshgrid(*(axis.astype(np.float32) for axis in self.axes), indexing="ij", sparse=True)
-        self.points = []
-        for line, amplitude in zip(mesh, (5.0, 5.0, 4.0)):
-            warp = amplitude * smooth_field(rng, self.axes, 75.0) + 1.2 * smooth_field(rng, self.axes, 35.0)
-            self.points.append(line + np.clip(warp, -LARGEST_WARP, LARGEST_WARP))
-        self.bumps = smooth_field(rng, self.axes, 22.0)  # unevenness of surfaces
-        self.label = np.zeros(self.shape, np.uint8)
-        self.layers: list[tuple[str, Region, np.ndarray]] = []
-        self.everywhere: Region = (slice(None), slice(None), slice(None))
-        self.wall = rng.uniform(12.0, 17.0)  # muscle around the cavity
-        self.cavity = self._cavity()
-        self.dome = self._dome()
-
-    def _cavity(self) -> np.ndarray:
-        """Radial distance to the inner surface of the abdominal wall, negative inside."""
-        x, y, _ = self.points
-        y = y - 5.0
-        power = self.rng.uniform(2.15, 2.5)
-        inner = (np.abs(x / 131.0) ** power + np.abs(y / 85.0) ** power) ** (1 / power)
-        return np.hypot(x, y) * (1 - 1 / np.maximum(inner, 1e-3))
-
-    def _dome(self) -> np.ndarray:
-        """Height over the diaphragm, negative below it; its two cupolas lie on either side of the heart's seat."""
-        x, y, z = self.points
-        right, left = 73 + self.rng.uniform(-4, 4), 65 + self.rng.uniform(-6, 5)
-        height = right - 78 * (((x - 60) / 80) ** 2 + ((y - 14) / 82) ** 2) ** 2
-        height = np.maximum(height, left - 78 * (((x + 64) / 80) ** 2 + ((y - 10) / 82) ** 2) ** 2)
-        height = np.maximum(height, 62 - 40 * ((x / 60) ** 2 + ((y - 35) / 75) ** 2))
-        # the surface is steep at the wall: half of the vertical distance is nearer to the true one
-        return 0.7 * (z - np.maximum(height, -40))
-
-    def near(self, low: Vector, high: Vector) -> Region:
-        """The part of the grid that can hold a shape within ``low`` ... ``high`` (reference millimetres)."""
-        margin = LARGEST_WARP + _EDGE + 4.0  # for the bumps
-        bounds = []
-        for axis, start, stop in zip(self.axes, low, high):
-            bounds.append(slice(*np.searchsorted(axis, (start - margin, stop + margin))))
-        return tuple(bounds)
-
-    def at(self, region: Region) -> list[np.ndarray]:
-        return [axis[region] for axis in self.points]
-
-    def jitter(self, *spread: float) -> np.ndarray:
-        return self.rng.uniform(-1, 1, len(spread)) * spread
-
-    def paint(self, tissue: str, distance: np.ndarray, region: Region, label: int | None = None) -> None:
-        """Lays a tissue over what is there. ``label`` 0 carves an organ; None leaves the label map as it is."""
-        alpha = np.clip(0.5 - distance / _EDGE, 0, 1).astype(np.float32)
-        self.layers.append((tissue, region, alpha))
-        if label is not None:
-            self.label[region][distance < 0] = label
-
-    def ellipsoid(self, tissue: str, centre: Vector, radii: Vector, label: int | None = None) -> None:
-        """Paints an ellipsoid inside the cavity or out of it, with an uneven surface."""
-        centre, radii = np.asarray(centre, float), np.asarray(radii, float)
-        region = self.near(centre - radii, centre + radii)
-        self.paint(tissue, ellipsoid(self.at(region), centre, radii) + self.bumps[region], region, label)
-
-    def tube_distance(self, points: Vectors, radii: Vector) -> tuple[np.ndarray, Region]:
-        """Distance to a tube along straight pieces between ``points``, its radius linear between ``radii``."""
-        points = np.asarray(points, float)
-        largest = max(radii)
-        region = self.near(points.min(0) - largest, points.max(0) + largest)
-        voxels = self.at(region)
-        distance = np.full_like(voxels[0], np.inf)
-        for start, stop, first, last in zip(points[:-1], points[1:], radii[:-1], radii[1:]):
-            along = stop - start
-            share = sum((axis - origin) * step for axis, origin, step in zip(voxels, start, along))
-            share = np.clip(share / float(along @ along), 0, 1)
-            squared = sum((axis - (origin + share * step)) ** 2 for axis, origin, step in zip(voxels, start, along))
-            distance = np.minimum(distance, np.sqrt(squared) - (first + share * (last - first)))
-        return distance.astype(np.float32), region
-
-    def tube(self, tissue: str, points: Vectors, radii: Vector, label: int | None = None, uneven: float = 0.5) -> None:
-        distance, region = self.tube_distance(points, radii)
-        self.paint(tissue, distance + uneven * self.bumps[region], region, label)
 
 
 def build_body(rng: np.random.Generator, axes: Sequence[np.ndarray]) -> Body:
@@ -207,7 +75,7 @@ def paint_chest(body: Body) -> None:
     body.tube("muscle", [(-6, 2, 120), (-8, 4, 55), (-24, 12, 46)], (8, 8, 7))  # oesophagus
 
 
-def paint_loop(body: Body, points: Vectors, radii: Vector, content: str, gas: float, haustra: float = 0) -> None:
+def paint_loop(body: Body, points: Vectors, radii: Vector, *, content: str, gas: float, haustra: float = 0) -> None:
     """A piece of bowel: wall, content, and gas in the share ``gas`` of its calibre that lies most anterior."""
     distance, region = body.tube_distance(points, radii)
     distance = distance + (0.8 + haustra) * body.bumps[region]
@@ -234,7 +102,7 @@ def paint_bowel(body: Body) -> None:
         steps = rng.normal(0, 1, (2, 3)) * (17, 13, 9)
         points = start + np.vstack([np.zeros(3), np.cumsum(steps, 0)])
         content = ("bowel fluid", "bowel oral", "bowel oral")[rng.integers(3)]
-        paint_loop(body, points, np.full(3, rng.uniform(9, 13)), content, rng.choice([0, 0, 0, 0.25]))
+        paint_loop(body, points, np.full(3, rng.uniform(9, 13)), content=content, gas=rng.choice([0, 0, 0, 0.25]))
     for _ in range(26):
         start = np.array([rng.uniform(-70, 60), rng.uniform(-5, 50), rng.uniform(-120, -15)])
         body.tube("vein", [start, start + rng.normal(0, 1, 3) * (13, 9, 18)], np.full(2, rng.uniform(1.4, 2.6)))
@@ -247,7 +115,7 @@ def paint_bowel(body: Body) -> None:
     )
     for bends, width in zip(colon, (1.15, 1.0, 0.95, 0.75)):
         radii = width * calibre * rng.uniform(0.8, 1.1, 3)
-        paint_loop(body, bends, radii, "stool", rng.uniform(0, 0.5), haustra=1.6)
+        paint_loop(body, bends, radii, content="stool", gas=rng.uniform(0, 0.5), haustra=1.6)
 
 
 def _paint_stomach(body: Body) -> None:
@@ -271,7 +139,9 @@ def paint_pancreas(body: Body) -> None:
     """Duodenum, pancreas, the splenic vein along its back and the mesenteric vessels through it."""
     shift = body.jitter(4, 4, 6)
     head, neck, tail = np.array([36, 8, -18]) + shift, np.array([4, 22, 2]) + shift, np.array([-66, -8, 20]) + shift
-    paint_loop(body, [head + (12, 8, 16), head + (20, 2, -8), head + (8, -6, -30)], (11, 12, 11), "bowel oral", 0)
+    paint_loop(
+        body, [head + (12, 8, 16), head + (20, 2, -8), head + (8, -6, -30)], (11, 12, 11), content="bowel oral", gas=0
+    )
     thickness = body.rng.uniform(0.85, 1.15)
     points = [head + (0, 0, -12), head, neck, neck + (-34, -8, 10), tail]
     body.tube("pancreas", points, np.array([10, 13, 9, 10, 8]) * thickness, uneven=2.2)
@@ -296,13 +166,7 @@ def _paint_spleen(body: Body) -> None:
     distance = smooth_maximum(distance, body.cavity[region] + 2.5, 4.0)
     distance = smooth_maximum(distance, body.dome[region] + 2, 4.0)
     body.paint("fat", distance - rng.uniform(1, 3), region)
-    body.paint("spleen", distance, region, SPLEEN)
-
-
-def turned(points: Sequence[np.ndarray], centre: Vector, matrix: np.ndarray) -> list[np.ndarray]:
-    """Coordinates around ``centre`` along the columns of a rotation matrix, float32."""
-    x, y, z = (axis - np.float32(middle) for axis, middle in zip(points, centre))
-    return [x * first + y * second + z * third for first, second, third in matrix.T.astype(np.float32)]
+    body.paint("spleen", distance, region, label=SPLEEN)
 
 
 def _paint_liver(body: Body) -> None:
@@ -330,13 +194,13 @@ def _paint_liver(body: Body) -> None:
     # crura, oesophagus and spine keep the posterior middle free
     distance = smooth_maximum(distance, -ellipsoid((x, y), (-4, -24), (31, 31)), 6.0)
     body.paint("fat", distance - rng.uniform(0.5, 2), region)
-    body.paint("liver", distance, region, LIVER)
+    body.paint("liver", distance, region, label=LIVER)
     paint_hepatic_vessels(body, distance, region)
     # the fissure of the falciform ligament, and the gallbladder in its bed
     fissure = rng.uniform(14, 26)
-    body.tube("fat", [(fissure, 84, 22), (fissure - 2, 58, 14), (fissure - 2, 46, 8)], (5, 4, 3), 0)
+    body.tube("fat", [(fissure, 84, 22), (fissure - 2, 58, 14), (fissure - 2, 46, 8)], (5, 4, 3), label=0)
     bed = np.array([56, 40, tip + 46]) + body.jitter(6, 6, 5)
-    body.tube("gallbladder", [bed + (-10, -14, 12), bed + (4, 12, -10)], (6, rng.uniform(10, 16)), 0)
+    body.tube("gallbladder", [bed + (-10, -14, 12), bed + (4, 12, -10)], (6, rng.uniform(10, 16)), label=0)
 
 
 def paint_hepatic_vessels(body: Body, liver: np.ndarray, region: Region) -> None:
@@ -354,7 +218,7 @@ def paint_hepatic_vessels(body: Body, liver: np.ndarray, region: Region) -> None
             bend = 0.5 * (root + end) + body.jitter(7, 7, 5)
             distance, near = body.tube_distance([root, bend, end], (width, 0.7 * width, 0.25 * width))
             body.paint("hepatic vessel", np.maximum(distance, inside[near] + 2), near)
-    body.tube("vein", [(6, 12, -4), hilum], (7, 7), 0)
+    body.tube("vein", [(6, 12, -4), hilum], (7, 7), label=0)
 
 
 def kidney_centre(side: int) -> np.ndarray:
@@ -386,13 +250,13 @@ def _paint_kidney(body: Body, side: int, label: int) -> None:
     local = (medial, anterior, long)
     notch = ellipsoid(local, (radii[0] + 1, 0, 0), (17, 8.5, 17))
     distance = smooth_maximum(distance, -notch, 4.0)
-    body.paint("fat", distance - rng.uniform(2.0, 6.0), region, 0)  # perirenal fat parts it from liver and spleen
+    body.paint("fat", distance - rng.uniform(2.0, 6.0), region, label=0)  # perirenal fat parts it from liver and spleen
     # the vessels of the hilum reach through that fat
     hilum = [(radii[0] - 6, 1, 2), (radii[0] + 20, 2, 4)]
     spread = np.hypot(anterior - hilum[0][1], long - hilum[0][2]) - 4
     vessel = np.maximum(spread, np.maximum(hilum[0][0] - medial, medial - hilum[1][0]))
-    body.paint("vein", vessel, region, 0)
-    body.paint("renal cortex", distance, region, label)
+    body.paint("vein", vessel, region, label=0)
+    body.paint("renal cortex", distance, region, label=label)
     pyramids = np.cos(long * (2 * np.pi / 15)) * 1.6 + 1.4 * body.bumps[region]
     body.paint("renal medulla", distance + rng.uniform(6.5, 8.5) + pyramids, region)
     sinus = ellipsoid(local, (11, 0, 0), (15, 8, 22)) + 1.5 * body.bumps[region]
@@ -404,9 +268,9 @@ def _paint_kidney(body: Body, side: int, label: int) -> None:
 def _paint_great_vessels(body: Body) -> None:
     calibre = body.rng.uniform(9, 12.5)
     aorta = [(-14, -12, 150), (-9, -6, 20), (-6, -4, -150)]
-    body.tube("aorta", aorta, (1.1 * calibre, calibre, 0.85 * calibre), 0)
+    body.tube("aorta", aorta, (1.1 * calibre, calibre, 0.85 * calibre), label=0)
     cava = [(17, 0, 74), (21, -6, 30), (20, -8, -30), (16, -8, -150)]
-    body.tube("vein", cava, np.array([12, 11.5, 10.5, 10]) * body.rng.uniform(0.85, 1.1), 0)
+    body.tube("vein", cava, np.array([12, 11.5, 10.5, 10]) * body.rng.uniform(0.85, 1.1), label=0)
 
 
 def paint_spine(body: Body) -> None:
@@ -425,7 +289,7 @@ def paint_spine(body: Body) -> None:
     spinous = np.maximum(np.abs(x) - 3.2, np.abs(y + 84) - 14)
     spinous = np.maximum(spinous, np.abs(phase + 5) - 10)
     transverse = np.maximum(np.hypot(y + 64 - 0.06 * np.abs(x), phase - 4) - 5, np.abs(x) - 37)
-    body.paint("disc", column, region, 0)
+    body.paint("disc", column, region, label=0)
     body.paint("cortical bone", np.maximum(column, height - period / 2 + 4.0), region)
     body.paint("marrow", np.maximum(column + 2.5, height - period / 2 + 6.0), region)
     bones = smooth_minimum(np.minimum(arch, transverse), spinous, 3.0)

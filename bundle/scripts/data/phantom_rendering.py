@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from .phantom_anatomy import Body, smooth_field
+from .phantom_shapes import Body, smooth_field
 
 
 @dataclass(frozen=True)

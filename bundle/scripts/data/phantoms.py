@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import fire
 import nibabel as nib
@@ -27,9 +28,21 @@ MODALITIES = ("ct", "mr")
 FIELD_OF_VIEW = (380.0, 310.0, 185.0)  # smallest extent in mm that holds the largest body, and all organs along z
 
 
+class Phantom(NamedTuple):
+    """A patient: image int16, label uint8 (0 background, then the organs from 1), and the affine ``(4, 4)`` to RAS+."""
+
+    image: np.ndarray
+    label: np.ndarray
+    affine: np.ndarray
+
+
 def make_phantom(
-    seed: int, modality: str = "ct", shape: Sequence[int] = (192, 192, 40), spacing: Sequence[float] = (2.0, 2.0, 5.0)
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    seed: int,
+    modality: str = "ct",
+    *,
+    shape: Sequence[int] = (192, 192, 40),
+    spacing: Sequence[float] = (2.0, 2.0, 5.0),
+) -> Phantom:
     """One patient.
 
     Args:
@@ -54,12 +67,13 @@ def make_phantom(
     image = render(body, axes, modality, np.random.default_rng([seed, 1 + MODALITIES.index(modality)]))
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = [axis[0] for axis in axes]
-    return image, body.label, affine
+    return Phantom(image, body.label, affine)
 
 
 def write_phantoms(
     folder: str | Path,
     count: int,
+    *,
     modality: str = "ct",
     first_seed: int = 0,
     shape: Sequence[int] = (192, 192, 40),
@@ -100,20 +114,22 @@ def write_phantoms(
         count - len(missing),
     )
     for seed, files in missing:
-        image, label, affine = make_phantom(seed, modality, shape, spacing)
+        image, label, affine = make_phantom(seed, modality, shape=shape, spacing=spacing)
         _save(files["image"], image, affine)
         _save(files["label"], label, affine)
     return cases
 
 
-def phantom_dataset(folder: str | Path, count: int, modality: str = "ct", first_seed: int = 0) -> str:
+def phantom_dataset(folder: str | Path, count: int, *, modality: str = "ct", first_seed: int = 0) -> str:
     """The folder of a phantom data set, written on first use: what a config names as ``dataset_dir``.
 
     Raises:
         ValueError: the folder holds other phantoms of that modality as well, which would be segmented along with these;
             or see :func:`write_phantoms`.
     """
-    asked = {Path(case["image"]).name for case in write_phantoms(folder, count, modality, first_seed)}
+    asked = {
+        Path(case["image"]).name for case in write_phantoms(folder, count, modality=modality, first_seed=first_seed)
+    }
     others = {path.name for path in Path(folder).glob(f"image_{modality}[0-9]*.nii.gz")} - asked
     if others:
         raise SettingError(

@@ -27,7 +27,8 @@ from ..arguments import as_typed
 from ..descriptions import Described
 from ..errors import DatasetError, SettingError, listed
 from ..files import sha256_of, whole_file
-from .dicom import dicom_files, is_dicom_file, load_series
+from .dicom import load_series
+from .dicom_files import dicom_files, is_dicom_file
 from .file_names import HEADER_SUFFIXES, IMAGE_SUFFIXES, MGH_SUFFIXES, NIFTI_SUFFIXES, case_name
 from .grids import is_mistake, is_sheared, is_usable, oriented, unreadable, upright_grid
 from .itk_files import data_files, header_fields, load_itk
@@ -65,7 +66,7 @@ class Volume:
 
 
 def load_volume(
-    path: PathLike, series: str | None = None, default_axcodes: str | None = None, trusted_form: str | None = None
+    path: PathLike, *, series: str | None = None, default_axcodes: str | None = None, trusted_form: str | None = None
 ) -> Volume:
     """Reads one volume.
 
@@ -92,7 +93,8 @@ def load_volume(
     name = path.name.lower()
     try:
         if name.endswith((*NIFTI_SUFFIXES, *HEADER_SUFFIXES)) and path.is_file():
-            volume = Volume(*load_nifti(path, default_axcodes, trusted_form))
+            stored = load_nifti(path, default_axcodes, trusted_form)
+            volume = Volume(stored.voxels, stored.affine, stored.space)
         elif name.endswith(MGH_SUFFIXES) and path.is_file():
             volume = Volume(*load_mgh(path))
         elif name.endswith(IMAGE_SUFFIXES) and path.is_file():
@@ -136,7 +138,7 @@ class VolumeReader(Described, ImageReader):
     """
 
     def __init__(
-        self, series: str | int | None = None, default_axcodes: str | None = None, trusted_form: str | None = None
+        self, series: str | int | None = None, *, default_axcodes: str | None = None, trusted_form: str | None = None
     ) -> None:
         super().__init__()
         self.series = as_typed("series", series)
@@ -148,7 +150,9 @@ class VolumeReader(Described, ImageReader):
 
     def load(self, path: PathLike) -> Volume:
         """Reads one volume; see :func:`load_volume`."""
-        return load_volume(path, self.series, self.default_axcodes, self.trusted_form)
+        return load_volume(
+            path, series=self.series, default_axcodes=self.default_axcodes, trusted_form=self.trusted_form
+        )
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         return True

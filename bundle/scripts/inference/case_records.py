@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.datalists import Item
-from ..data.dicom import is_dicom_file
+from ..data.dicom_files import is_dicom_file
 from ..data.volumes import files_of
 from ..descriptions import describe
 from ..errors import RefusedError, count, listed, one_line
@@ -74,6 +74,7 @@ class CaseRecords:
         self,
         output: str | Path,
         prior_file: str | Path,
+        *,
         settings: Mapping[str, Any],
         dicom_seg: bool = True,
         probabilities: bool = False,
@@ -194,6 +195,7 @@ class CaseRecords:
     def complete(
         self,
         item: Item,
+        *,
         seconds: float,
         shape: Iterable[int],
         quality: Mapping[str, Any] | None = None,

@@ -67,7 +67,7 @@ class CaseDataset(Dataset):
         records: which note that a case has begun before it is read, since reading may end the program.
     """
 
-    def __init__(self, data: Sequence[Item], transform: Callable, records: CaseRecords | None = None) -> None:
+    def __init__(self, data: Sequence[Item], transform: Callable, *, records: CaseRecords | None = None) -> None:
         super().__init__(data, transform)
         self.records = records
 
@@ -128,7 +128,14 @@ class CaseEvaluator(SupervisedEvaluator):
             seconds = time.perf_counter() - self._started
             notes = output["image"].meta.get(NOTES, "").splitlines()
             shape = output["pred"].shape[1:]
-            self.records.complete(item, seconds, shape, output.get("quality"), notes, output.get(LOST_SEG))
+            self.records.complete(
+                item,
+                seconds=seconds,
+                shape=shape,
+                quality=output.get("quality"),
+                notes=notes,
+                lost_seg=output.get(LOST_SEG),
+            )
         if not engine.state.output and torch.cuda.is_available():
             torch.cuda.empty_cache()  # after running out of memory, a smaller volume may well fit
         return engine.state.output

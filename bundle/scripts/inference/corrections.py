@@ -66,7 +66,7 @@ class Corrections:
         ValueError: a negative reach.
     """
 
-    def __init__(self, path: str | Path | None, organs: Sequence[str], reach: int = 0) -> None:
+    def __init__(self, path: str | Path | None, organs: Sequence[str], *, reach: int = 0) -> None:
         self.path, self.organs = path, list(organs)
         self.reach = Corrector([], reach).reach  # which refuses a reach that is none, before anything is segmented
         self.content: dict[str, Any] = {} if path is None else _read(Path(path).expanduser())

@@ -42,7 +42,7 @@ class Journal:
         configurations: that its records refer to.
     """
 
-    def __init__(self, output: Path, cases: Iterable[str], configurations: Mapping[str, Any]) -> None:
+    def __init__(self, output: Path, cases: Iterable[str], *, configurations: Mapping[str, Any]) -> None:
         self.path, self._descriptor = _new_file(output / FOLDER)
         self.locked = _lock(self._descriptor, otherwise=False)
         self.added = self._size = 0

@@ -20,7 +20,8 @@ from torch import Tensor
 from ..descriptions import Described
 from ..files import sha256_of
 from ..networks.orientation import Evidence, OrientationHead, gather_evidence, load_head
-from ..networks.sam2_backbone import FrozenSAM2, ImageFeatures
+from ..networks.sam2_backbone import FrozenSAM2
+from ..networks.sam2_types import ImageFeatures
 
 AS_STATED, EXCHANGED, CANNOT_TELL = "as stated", "exchanged", "cannot tell"
 SIDES = {"left_right": "left and right", "front_back": "front and back", "upside_down": "head and feet"}

@@ -82,6 +82,7 @@ class QualityCheck(Described):
     def __init__(
         self,
         organs: Sequence[str],
+        *,
         prior_file: str | Path,
         calibration: str | Path | None = None,
         prediction_key: str = "pred",

@@ -72,7 +72,7 @@ class RecordFiles:
                 self._known = _write(self.output, _merged(_results(self.output), left))
                 for journal in left:
                     journal.path.unlink(missing_ok=True)
-            self._journal = Journal(self.output, cases, configurations)
+            self._journal = Journal(self.output, cases, configurations=configurations)
             self._finalizer = weakref.finalize(self, _leave_unended, self.output, self._journal, os.getpid())
             if not (self._journal.locked or alone):
                 self.close()

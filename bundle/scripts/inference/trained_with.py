@@ -16,7 +16,7 @@ from monai.transforms import MapTransform
 from monai.utils import ImageMetaKey
 
 from ..data.datalists import Item
-from ..data.dicom import modality_of
+from ..data.dicom_files import modality_of
 from ..data.intensity import remark
 from ..data.volumes import volume_digest
 from ..descriptions import Described, describe, differences
@@ -44,7 +44,7 @@ def check_prior(path: str | Path, network: FrozenBackboneNetwork, intensity: Any
         SettingError: it was trained for other organs, another backbone, size, diffusion or window of intensities.
     """
     check_prior_file(path)
-    content = load_tensors(path, "trained prior", _REMEDY)
+    content = load_tensors(path, "trained prior", remedy=_REMEDY)
     if not isinstance(content.get("model"), dict):
         raise UnusableFileError(f"'{path}' is no trained prior: it holds {listed(content) or 'nothing'}. {_REMEDY}")
     try:
@@ -72,7 +72,7 @@ def check_test_cases(path: str | Path, items: Sequence[Item], allowed: bool = Fa
         DatasetError: naming these cases.
     """
     check_prior_file(path)
-    cases = load_tensors(path, "trained prior", _REMEDY, mmap=True).get("training", {}).get("cases", {})
+    cases = load_tensors(path, "trained prior", remedy=_REMEDY, mmap=True).get("training", {}).get("cases", {})
     trained = {digests["image"]: case for case, digests in cases.items()}
     shared = [(item["case"], trained[digest]) for item in items if (digest := volume_digest(item["image"])) in trained]
     if not shared:
@@ -107,7 +107,7 @@ class CheckModalityd(Described, MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         if self._trained is None:
             there = self.prior_file.is_file()
-            content = load_tensors(self.prior_file, "trained prior", _REMEDY, mmap=True) if there else {}
+            content = load_tensors(self.prior_file, "trained prior", remedy=_REMEDY, mmap=True) if there else {}
             self._trained = list(content.get("training", {}).get("modalities", []))
         result = dict(data)
         for key in self.key_iterator(result) if self._trained else ():

@@ -15,7 +15,8 @@ from torch import Tensor
 from ..errors import MissingFileError, SettingError
 from .diffusion_prior import MemoryPrior
 from .frozen_backbone import FrozenBackboneNetwork
-from .sam2_backbone import FrozenSAM2, ImageFeatures, Memory
+from .sam2_backbone import FrozenSAM2
+from .sam2_types import ImageFeatures, Memory
 
 
 class DiffuSAM(FrozenBackboneNetwork):
@@ -45,6 +46,7 @@ class DiffuSAM(FrozenBackboneNetwork):
         self,
         backbone: FrozenSAM2,
         prior: MemoryPrior,
+        *,
         organs: Sequence[str],
         steps: int = 2,
         eta: float = 0.0,
@@ -52,7 +54,7 @@ class DiffuSAM(FrozenBackboneNetwork):
         samples: int = 1,
         object_gate: bool = True,
     ) -> None:
-        super().__init__(backbone, prior, organs, seed, object_gate)
+        super().__init__(backbone, prior, organs=organs, seed=seed, object_gate=object_gate)
         if prior.memory_channels != backbone.memory_channels:
             raise SettingError(
                 f"The prior generates memories of {prior.memory_channels} channels, backbone '{backbone.name}' has "

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..descriptions import Described
 from ..errors import SettingError
 from .linear_maps import use_fast_linears
-from .sam2_backbone import ImageFeatures
+from .sam2_types import ImageFeatures
 
 
 class ChannelMoments:
@@ -46,6 +46,7 @@ class ChannelMoments:
 def conditional_unet(
     in_channels: int,
     out_channels: int,
+    *,
     organs: int,
     block_out_channels: Sequence[int],
     layers_per_block: int,
@@ -148,6 +149,7 @@ class MemoryPrior(StandardisingModule):
         self,
         memory_channels: int,
         embedding_channels: int,
+        *,
         organs: int,
         condition_channels: int = 64,
         use_high_res: bool = False,
@@ -196,11 +198,11 @@ class MemoryPrior(StandardisingModule):
         self.unet = conditional_unet(
             memory_channels + condition_channels * (1 + use_high_res),
             memory_channels,
-            organs,
-            block_out_channels,
-            layers_per_block,
-            attention_levels,
-            dropout,
+            organs=organs,
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            attention_levels=attention_levels,
+            dropout=dropout,
         )
 
     def standardise(self, memory: Tensor) -> Tensor:
@@ -291,7 +293,7 @@ class MemoryPrior(StandardisingModule):
             raise SettingError(f"The number of inference steps must be an integer in 1...{longest}, got {steps!r}.")
 
     def _step(
-        self, predicted: Tensor, sample: Tensor, time: int, next_time: int, eta: float, fresh: Tensor | None
+        self, predicted: Tensor, sample: Tensor, *, time: int, next_time: int, eta: float, fresh: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """One DDIM step (Song et al. 2021, Equation 12) along an explicit pair of times: the clean memory as predicted
         at the first, and the sample at the second.
@@ -338,7 +340,7 @@ class MemoryPrior(StandardisingModule):
         Raises:
             ValueError: a number of steps out of range.
         """
-        chain = self.denoise(features, organ, steps, eta, generator, noise)
+        chain = self.denoise(features, organ, steps=steps, eta=eta, generator=generator, noise=noise)
         ((_, memory),) = deque(chain, maxlen=1)  # only its end counts
         return memory
 
@@ -347,6 +349,7 @@ class MemoryPrior(StandardisingModule):
         self,
         features: ImageFeatures,
         organ: Tensor,
+        *,
         steps: int,
         eta: float = 0.0,
         generator: torch.Generator | None = None,
@@ -368,5 +371,5 @@ class MemoryPrior(StandardisingModule):
             fresh = (
                 torch.randn((self.organs, *shape[1:]), generator=generator)[organ.cpu()].to(sample) if eta > 0 else None
             )
-            clean, sample = self._step(predicted, sample, time, next_time, eta, fresh)
+            clean, sample = self._step(predicted, sample, time=time, next_time=next_time, eta=eta, fresh=fresh)
             yield self.destandardise(clean), self.destandardise(sample)

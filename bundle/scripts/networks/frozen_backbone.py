@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from ..descriptions import Described, describe, differences
 from ..errors import SettingError, UnusableFileError
 from ..weights import not_finite
-from .sam2_backbone import Decoded, FrozenSAM2, ImageFeatures, resize_logits, with_background
+from .logits import resize_logits, with_background
+from .sam2_backbone import FrozenSAM2
+from .sam2_types import Decoded, ImageFeatures
 
 logger = logging.getLogger(__name__)
 # settings of a diffusers scheduler without which a trained prior's output means something else
@@ -44,6 +46,7 @@ class FrozenBackboneNetwork(Described, nn.Module, ABC):
         self,
         backbone: FrozenSAM2,
         prior: nn.Module,
+        *,
         organs: Sequence[str],
         seed: int | None = 0,
         object_gate: bool = True,

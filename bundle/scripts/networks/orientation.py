@@ -61,7 +61,7 @@ class OrientationHead(nn.Module):
         dropout: of the averages and of the hidden layer, in training.
     """
 
-    def __init__(self, channels: int, grid: int = 4, hidden: int = 64, dropout: float = 0.5) -> None:
+    def __init__(self, channels: int, grid: int = 4, *, hidden: int = 64, dropout: float = 0.5) -> None:
         super().__init__()
         self.channels, self.grid, self.hidden = channels, grid, hidden
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
@@ -117,7 +117,7 @@ def gather_evidence(outputs: Tensor, heights: Tensor) -> Evidence:
     )
 
 
-def save_head(head: OrientationHead, path: str | Path, backbone: SAM2, about: Mapping[str, Any]) -> None:
+def save_head(head: OrientationHead, path: str | Path, *, backbone: SAM2, about: Mapping[str, Any]) -> None:
     """Writes a head in half precision, with the backbone and the size of slices that it is for.
 
     Args:
@@ -142,7 +142,7 @@ def load_head(path: str | Path, backbone: SAM2) -> tuple[OrientationHead, dict[s
     Raises:
         MissingFileError, UnusableFileError: there is no such file, or it is damaged or something else.
     """
-    content = load_tensors(path, "orientation head", _REMEDY)
+    content = load_tensors(path, "orientation head", remedy=_REMEDY)
     missing = {"model", "shape", "backbone", "image_size", "limits"} - content.keys()
     if missing:
         raise UnusableFileError(f"'{path}' is no orientation head: it lacks {listed(sorted(missing))}. {_REMEDY}")

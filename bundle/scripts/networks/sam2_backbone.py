@@ -20,9 +20,7 @@ module that touches the ``sam2`` package; :mod:`scripts.networks.sam2_blocks` co
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,100 +30,16 @@ from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor, nn
 
 from ..descriptions import Described
-from ..errors import MissingFileError, SettingError
-from ..files import BUNDLE, sha256_of
+from ..errors import SettingError
 from .linear_maps import use_fast_linears
 from .sam2_blocks import attend_to_memories, decode_mask, encode_masks, image_features
+from .sam2_releases import BACKBONES, NANO_YAML, SAM2_YAML, read_checkpoint
+from .sam2_types import Decoded, ImageFeatures, MaskPredictions, Memory
 
-MASK_LOGIT = 10.0  # SAM2 hands a given (not predicted) mask to the memory encoder as mask * 20 - 10
-NO_OBJECT_LOGIT = -1024.0  # what SAM2 itself writes into a mask whose object score says "absent"
 EMBEDDING_STRIDE = 16  # pixels of the input image per token of the image embedding
 PIXELS_AT_ONCE = 4 * 256**2  # of slices that are encoded on a CPU, measured with sam2_nano
 MANY_SLICES = 2**31 - 1  # as many as there are
 SIZE_MULTIPLE = 32  # Hiera's positional window of 8 tokens at stride 4
-
-_SAM2_YAML = {
-    f"{release}_hiera_{size}": f"configs/{release}/{release}_hiera_{letter}.yaml"
-    for release in ("sam2.1", "sam2")
-    for size, letter in (("tiny", "t"), ("small", "s"), ("base_plus", "b+"), ("large", "l"))
-}
-
-_NANO_YAML = BUNDLE / "models" / "sam2_nano.yaml"  # the embedded backbone, beside its weights
-
-BACKBONES = (*_SAM2_YAML, "sam2_nano")
-
-
-@dataclass(frozen=True)
-class ImageFeatures:
-    """Features of a batch of slices from the image encoder.
-
-    Attributes:
-        embedding: image embedding z_img, ``(B, C, S/16, S/16)`` for input slices of S x S pixels.
-        high_res: the two finer maps the mask decoder adds while upscaling, ``(B, C/8, S/4, S/4)`` and
-            ``(B, C/4, S/8, S/8)``.
-    """
-
-    embedding: Tensor
-    high_res: tuple[Tensor, Tensor]
-
-    def __len__(self) -> int:
-        return self.embedding.shape[0]
-
-    def __getitem__(self, index) -> ImageFeatures:
-        """Selects (or repeats) slices: any index of dimension 0, such as a slice, a list or a LongTensor."""
-        return ImageFeatures(self.embedding[index], (self.high_res[0][index], self.high_res[1][index]))
-
-    def to(self, *args, **kwargs) -> ImageFeatures:
-        return ImageFeatures(
-            self.embedding.to(*args, **kwargs), tuple(level.to(*args, **kwargs) for level in self.high_res)
-        )
-
-    def repeat_interleave(self, repeats: int) -> ImageFeatures:
-        """Repeats every slice ``repeats`` times in a row, as when each slice meets each organ."""
-        return ImageFeatures(
-            self.embedding.repeat_interleave(repeats, 0),
-            tuple(level.repeat_interleave(repeats, 0) for level in self.high_res),
-        )
-
-
-@dataclass(frozen=True)
-class Memory:
-    """One memory per item of the batch, as memory attention reads it.
-
-    Attributes:
-        features: ``(B, M, S/16, S/16)``.
-        distance: how many slices away it was made. 0 marks a conditioning memory (in DiffuSAM the slice's own,
-            synthesised one), 1 to 6 a neighbour's.
-        pointer: optional object pointers ``(B, C)``; a synthesised memory has none.
-    """
-
-    features: Tensor
-    distance: int = 0
-    pointer: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """Output of the mask decoder for each item of the batch.
-
-    Attributes:
-        mask_logits: ``(B, 1, S/4, S/4)``, never gated: the object score is for the caller to apply (see :meth:`gated`).
-        object_score: ``(B, 1)`` logit; positive where the object is in the slice.
-        iou: ``(B, 1)`` the decoder's own estimate of the mask's intersection over union.
-        pointer: ``(B, C)`` object pointer, for :class:`Memory`.
-    """
-
-    mask_logits: Tensor
-    object_score: Tensor
-    iou: Tensor
-    pointer: Tensor
-
-    def gated(self) -> Tensor:
-        """Mask logits with :data:`NO_OBJECT_LOGIT` wherever the object score says the object is absent.
-
-        The gradient through the gate is exactly zero, so losses are taken on ``mask_logits`` instead.
-        """
-        return torch.where(self.object_score[..., None, None] > 0, self.mask_logits, NO_OBJECT_LOGIT)
 
 
 class SAM2(Described, nn.Module):
@@ -154,6 +68,7 @@ class SAM2(Described, nn.Module):
         self,
         name: str = "sam2.1_hiera_tiny",
         image_size: int = 512,
+        *,
         checkpoint: str | Path | None = None,
         sha256: str | None = None,
         require_checkpoint: bool = True,
@@ -231,48 +146,7 @@ class SAM2(Described, nn.Module):
         Raises:
             FileNotFoundError, ValueError: naming the file, what was found and what to do.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise MissingFileError(
-                f"SAM2 checkpoint '{path}' for backbone '{self.name}' is not there. Fetch it with `python -m "
-                "monai.bundle download_large_files --bundle_path .` from the bundle's folder (large_files.yml names "
-                "the source), or point `backbone_checkpoint` at your copy. The embedded backbone needs no download: "
-                "without an overlay or option that names another one, `backbone_name` is sam2_nano."
-            )
-        if sha256 is not None:
-            found = sha256_of(path)
-            if found != sha256.lower():
-                raise SettingError(
-                    f"SAM2 checkpoint '{path}' has SHA-256 {found}, expected {sha256.lower()}. The download is "
-                    "incomplete or another file: remove it and fetch it again."
-                )
-        try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, IndexError) as error:
-            raise SettingError(
-                f"'{path}' ({path.stat().st_size} bytes) cannot be read as a PyTorch checkpoint "
-                f"({type(error).__name__}): the download is incomplete or another file. Fetch it again."
-            ) from error
-        state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
-        if not isinstance(state, dict):
-            raise SettingError(f"'{path}' is no SAM2 checkpoint: expected a dictionary with the key 'model'.")
-        own = self.model.state_dict()
-        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        reshaped = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
-        if missing or unexpected or reshaped:
-            problem = "; ".join(
-                f"{len(keys)} {what} (such as '{keys[0]}')"
-                for what, keys in (
-                    ("keys missing", missing),
-                    ("keys unexpected", unexpected),
-                    ("shapes differ", sorted(reshaped)),
-                )
-                if keys
-            )
-            raise SettingError(
-                f"Checkpoint '{path}' does not fit backbone '{self.name}': {problem}. Name the backbone it was made "
-                f"for (one of: {', '.join(BACKBONES)})."
-            )
+        state = read_checkpoint(path, name=self.name, expected=self.model.state_dict(), sha256=sha256)
         self.model.load_state_dict(state, strict=True)
         self.loaded = True
 
@@ -296,9 +170,7 @@ class SAM2(Described, nn.Module):
                 f"Expected slices of shape (B, 1 or 3, {self.image_size}, {self.image_size}), got {tuple(image.shape)}."
             )
         parts = image.split(self._encoded_at_once(image.device))
-        levels = [image_features(self.model, self._normalised(part)) for part in parts]
-        fine, coarse, embedding = (each[0] if len(each) == 1 else torch.cat(each) for each in zip(*levels))
-        return ImageFeatures(embedding, (fine, coarse))
+        return ImageFeatures.joined([image_features(self.model, self._normalised(part)) for part in parts])
 
     def _normalised(self, image: Tensor) -> Tensor:
         return (image.expand(-1, 3, -1, -1) - self.pixel_mean) / self.pixel_std
@@ -313,7 +185,7 @@ class SAM2(Described, nn.Module):
         Args:
             features: of B slices.
             mask_logits: ``(B * K, 1, H, W)`` at any resolution; resampled to S x S. For a given mask use
-                :func:`mask_to_logits`.
+                :func:`~scripts.networks.logits.mask_to_logits`.
             object_score: ``(B * K, 1)`` logit; a negative one adds SAM2's "no object" embedding. Default: positive
                 where any logit is.
 
@@ -378,6 +250,7 @@ class SAM2(Described, nn.Module):
         self,
         conditioned: Tensor,
         features: ImageFeatures,
+        *,
         points: tuple[Tensor, Tensor] | None = None,
         mask_prompt: Tensor | None = None,
         token: str | None = None,
@@ -392,10 +265,11 @@ class SAM2(Described, nn.Module):
             mask_prompt: optional mask logits ``(B * K, 1, H, W)``.
             token: overrides ``decoder_token`` for this call.
         """
-        return self.decode_embeddings(conditioned, features, *self._prompt(conditioned, points, mask_prompt), token)
+        sparse, dense = self._prompt(conditioned, points, mask_prompt)
+        return self.decode_embeddings(conditioned, features, sparse=sparse, dense=dense, token=token)
 
     def decode_embeddings(
-        self, conditioned: Tensor, features: ImageFeatures, sparse: Tensor, dense: Tensor, token: str | None = None
+        self, conditioned: Tensor, features: ImageFeatures, *, sparse: Tensor, dense: Tensor, token: str | None = None
     ) -> Decoded:
         """Mask decoder with prompt embeddings made elsewhere, in place of SAM2's own prompt encoder.
 
@@ -409,17 +283,18 @@ class SAM2(Described, nn.Module):
         """
         single = (token or self.decoder_token) == "single"
         sam2 = self.model
-        mask, iou, output, object_score = decode_mask(
+        predicted = decode_mask(
             sam2,
             conditioned,
             features.high_res,
-            sparse,
-            dense,
-            lambda ious: torch.zeros_like(ious[:, 0], dtype=torch.long) if single else ious[:, 1:].argmax(1) + 1,
+            sparse=sparse,
+            dense=dense,
+            choose=lambda ious: torch.zeros_like(ious[:, 0], dtype=torch.long) if single else ious[:, 1:].argmax(1) + 1,
         )
-        present = (object_score > 0).to(output.dtype)
+        output = predicted.tokens[:, 0]
+        present = (predicted.object_score > 0).to(output.dtype)
         pointer = present * sam2.obj_ptr_proj(output) + (1 - present) * sam2.no_obj_ptr
-        return Decoded(mask, object_score, iou, pointer)
+        return Decoded(predicted.mask_logits, predicted.object_score, predicted.iou, pointer)
 
     def _prompt(
         self, conditioned: Tensor, points: tuple[Tensor, Tensor] | None, mask_prompt: Tensor | None
@@ -438,17 +313,13 @@ class SAM2(Described, nn.Module):
         self,
         conditioned: Tensor,
         features: ImageFeatures,
+        *,
         points: tuple[Tensor, Tensor] | None = None,
         mask_prompt: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Every output of the mask decoder, for training it: the single-mask token first, then the three others.
-
-        Returns:
-            Mask logits ``(B, 4, S/4, S/4)``, IoU estimates ``(B, 4)``, output tokens ``(B, 4, C)``, object score
-            ``(B, 1)``.
-        """
+    ) -> MaskPredictions:
+        """All four masks of the mask decoder, for training it; see :meth:`decode` for the arguments."""
         sparse, dense = self._prompt(conditioned, points, mask_prompt)
-        return self.model.sam_mask_decoder.predict_masks(
+        masks, iou, tokens, object_score = self.model.sam_mask_decoder.predict_masks(
             image_embeddings=conditioned,
             image_pe=self.model.sam_prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
@@ -456,6 +327,7 @@ class SAM2(Described, nn.Module):
             repeat_image=False,
             high_res_features=list(features.high_res),
         )
+        return MaskPredictions(masks, iou, tokens, object_score)
 
 
 class FrozenSAM2(SAM2):
@@ -480,11 +352,6 @@ class FrozenSAM2(SAM2):
         return super().train(False)
 
 
-def mask_to_logits(mask: Tensor) -> Tensor:
-    """A given mask, binary or soft in [0, 1], as the logits SAM2's memory encoder expects of it: -10 ... 10."""
-    return mask.float() * (2 * MASK_LOGIT) - MASK_LOGIT
-
-
 def between_neighbours(image: Tensor) -> Tensor:
     """Slices ``(..., T, 1, S, S)`` with the slice before and the one after as first and third channel.
 
@@ -494,19 +361,6 @@ def between_neighbours(image: Tensor) -> Tensor:
     before = torch.cat([image[..., :1, :, :, :], image[..., :-1, :, :, :]], -4)
     after = torch.cat([image[..., 1:, :, :, :], image[..., -1:, :, :, :]], -4)
     return torch.cat([before, image, after], -3)
-
-
-def resize_logits(logits: Tensor, size: int | Sequence[int]) -> Tensor:
-    """Bilinear resampling of ``(B, C, H, W)`` logits to ``size``; a no-op at that size already."""
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    if tuple(logits.shape[-2:]) == size:
-        return logits
-    return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
-
-
-def with_background(logits: Tensor) -> Tensor:
-    """Organ logits ``(B, K, H, W)`` to ``(B, 1 + K, H, W)`` with a background of 0: arg-max is then the label map."""
-    return torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
 
 
 def _check_image_size(image_size: int) -> None:
@@ -529,7 +383,7 @@ def _build_sam2(name: str, image_size: int) -> nn.Module:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    yaml = _NANO_YAML if name == "sam2_nano" else Path(sam2_package.__path__[0]) / _SAM2_YAML[name]
+    yaml = NANO_YAML if name == "sam2_nano" else Path(sam2_package.__path__[0]) / SAM2_YAML[name]
     config = OmegaConf.load(yaml).model
     tokens = image_size // EMBEDDING_STRIDE
     config.image_size = image_size

@@ -27,26 +27,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .linear_maps import linear
+from .sam2_types import ImageFeatures, MaskPredictions
 
 QUERIES_AT_ONCE = 256  # whose attention weights stay in a core's cache
 
 
-def image_features(sam2: nn.Module, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What ``SAM2Base.forward_image`` keeps of normalised slices ``(B, 3, S, S)``, finest level first.
-
-    Returns:
-        ``(B, C/8, S/4, S/4)``, ``(B, C/4, S/8, S/8)`` and the image embedding ``(B, C, S/16, S/16)``.
-    """
+def image_features(sam2: nn.Module, image: Tensor) -> ImageFeatures:
+    """What ``SAM2Base.forward_image`` keeps of normalised slices ``(B, 3, S, S)``."""
     encoder, decoder = sam2.image_encoder, sam2.sam_mask_decoder
     neck = encoder.neck
     fine, middle, coarse, coarsest = encoder.trunk(image)
     to_coarsest, to_coarse, to_middle, to_fine = (projection.conv for projection in neck.convs)
     above = F.interpolate(to_coarsest(coarsest).float(), scale_factor=2.0, mode=neck.fpn_interp_model)
-    return (
+    high_res = (
         F.conv2d(fine, *_one_projection(to_fine, decoder.conv_s0)),
         F.conv2d(middle, *_one_projection(to_middle, decoder.conv_s1)),
-        to_coarse(coarse) + above,
     )
+    return ImageFeatures(to_coarse(coarse) + above, high_res)
 
 
 def _one_projection(first: nn.Conv2d, second: nn.Conv2d) -> tuple[Tensor, Tensor]:
@@ -147,10 +144,11 @@ def decode_mask(
     sam2: nn.Module,
     conditioned: Tensor,
     high_res: tuple[Tensor, Tensor],
+    *,
     sparse: Tensor,
     dense: Tensor,
     choose: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> MaskPredictions:
     """``MaskDecoder.predict_masks`` of one mask for each of B * K organs.
 
     Args:
@@ -161,8 +159,7 @@ def decode_mask(
         choose: given the estimated IoU of all masks, ``(B * K, 4)``, says which is wanted, ``(B * K,)``.
 
     Returns:
-        Mask logits ``(B * K, 1, 4h, 4w)``, their estimated IoU ``(B * K, 1)``, the mask's output token ``(B * K, C)``
-        and the object score ``(B * K, 1)``.
+        That one mask of each.
     """
     decoder = sam2.sam_mask_decoder
     count, height, width = len(conditioned), *conditioned.shape[-2:]
@@ -177,7 +174,9 @@ def decode_mask(
     token = tokens[rows, 2 + chosen]
     weights = torch.stack([mlp(tokens[:, 2 + index]) for index, mlp in enumerate(decoder.output_hypernetworks_mlps)], 1)
     mask = _upscale(decoder, image.unflatten(1, (height, width)), high_res, weights[rows, chosen])
-    return mask[:, None], ious[rows, chosen][:, None], token, decoder.pred_obj_score_head(tokens[:, 0])
+    return MaskPredictions(
+        mask[:, None], ious[rows, chosen][:, None], token[:, None], decoder.pred_obj_score_head(tokens[:, 0])
+    )
 
 
 def _two_ways(transformer: nn.Module, tokens: Tensor, image: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from ..data.dicom import decimals
+from ..data.dicom_grid import decimals
 from ..errors import DatasetError, one_line, printable
 
 UTF_8 = "ISO_IR 192"

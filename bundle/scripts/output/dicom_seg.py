@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,11 @@ _COPIED = (
     *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
 )
 
+_MADE_BY = {
+    **{"manufacturer": NAME, "manufacturer_model_name": NAME, "device_serial_number": "1"},
+    **{"content_label": NAME.upper(), "content_description": "organs, segmented automatically"},
+}
+
 logger = logging.getLogger(__name__)
 # it tells of every group of elements that it copies
 logging.getLogger("highdicom").setLevel(logging.WARNING)
@@ -72,6 +78,7 @@ class DicomSegSaver:
         self,
         save_dir: str | Path,
         organs: Sequence[str],
+        *,
         codes: OrganCodes | None = None,
         series: str | int | None = None,
         enabled: bool = True,
@@ -95,7 +102,9 @@ class DicomSegSaver:
         """Writes one; or says why it cannot be made."""
         path = self.save_dir / DICOM_SEG.format(case=case)
         try:
-            segmentation = make_segmentation(source, labels, affine, self.organs, self.codes, self.series)
+            segmentation = make_segmentation(
+                source, labels, affine, organs=self.organs, organ_codes=self.codes, series=self.series
+            )
         except UnsuitableSeries as error:
             path.unlink(missing_ok=True)  # an older one would not go with the new label map
             logger.warning("%s: no DICOM SEG, its label map is written as NIfTI alone. %s", case, error)
@@ -113,6 +122,7 @@ def make_segmentation(
     source: Path,
     labels: np.ndarray,
     affine: np.ndarray,
+    *,
     organs: Sequence[str],
     organ_codes: OrganCodes | None = None,
     series: str | int | None = None,
@@ -134,61 +144,30 @@ def make_segmentation(
         DatasetError: the label map is on another grid.
         UnsuitableSeries: the series does not say which study it is of, or is stored in a way that highdicom refuses.
     """
-    slices, expected = series_slices(source, None if series is None else str(series))
-    if len(slices) != labels.shape[2] or not np.allclose(affine, expected, atol=GRID_TOLERANCE):
-        raise DatasetError(
-            f"'{source}': the label map of shape {labels.shape} is not on the grid of the series, which has "
-            f"{len(slices)} slices. Were files added or removed meanwhile?"
-        )
-    headers = {file: pydicom.dcmread(file, stop_before_pixels=True, force=True) for file, _ in slices}
+    slices = _slices_below(source, labels, affine, series)
+    headers = _mended_headers(source, [file for file, _ in slices])
+    classes = plain_classes(headers)
+    first = next(iter(headers.values()))
+    frames = labels.transpose(2, 1, 0)  # slices, rows, columns
+    if "NumberOfFrames" in first:  # frames of one file follow one another as they are stored
+        frames = frames[np.argsort([frame for _, frame in slices])]
     import highdicom as hd  # a tenth of the whole start, for results that few inputs have
 
-    first = next(iter(headers.values()))
-    changes = mend_headers(headers)
-    if changes:
-        logger.warning("'%s': mended for its DICOM SEG: %s.", source, listed(changes))
-    _check_headers(source, headers)
-    classes = plain_classes(headers)
-    frames = labels.transpose(2, 1, 0)  # slices, rows, columns
-    if "NumberOfFrames" in first:
-        # frames of one file follow one another as they are stored
-        order = np.argsort([frame for _, frame in slices])
-        frames = frames[order]
-    for header in headers.values():
-        for keyword in _COPIED:
-            if keyword not in header:
-                setattr(header, keyword, None)
-    algorithm = hd.AlgorithmIdentificationSequence(
-        NAME, family=codes.cid7162.ArtificialIntelligence, version=bundle_version()
-    )
     try:
         segmentation = hd.seg.Segmentation(
             source_images=list(headers.values()),
             pixel_array=frames,
             segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=[
-                hd.seg.SegmentDescription(
-                    segment_number=number,
-                    segment_label=text(organ, 64),
-                    segmented_property_category=CATEGORY,
-                    segmented_property_type=organ_code(organ, organ_codes),
-                    algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-                    algorithm_identification=algorithm,
-                    display_color=hd.color.CIELabColor.from_string(COLOURS[(number - 1) % len(COLOURS)]),
-                )
-                for number, organ in enumerate(organs, start=1)
+                _described(number, organ, organ_code(organ, organ_codes)) for number, organ in enumerate(organs, 1)
             ],
             series_instance_uid=generate_uid(),
             # behind the series of the scanner, and the same for every segmentation of one series
             series_number=100 * (_number(first.get("SeriesNumber")) % 10**6) + 1,
             sop_instance_uid=generate_uid(),
             instance_number=1,
-            manufacturer=NAME,
-            manufacturer_model_name=NAME,
             software_versions=bundle_version(),
-            device_serial_number="1",
-            content_label=NAME.upper(),
-            content_description="organs, segmented automatically",
+            **_MADE_BY,
             series_description=text(f"{NAME}: {text(first.get('SeriesDescription') or 'segmentation', 64)}", 64),
             specific_character_set=UTF_8,
         )
@@ -199,6 +178,48 @@ def make_segmentation(
         ) from error
     restore_classes(segmentation, classes)
     return segmentation
+
+
+def _slices_below(
+    source: Path, labels: np.ndarray, affine: np.ndarray, series: str | int | None
+) -> list[tuple[Path, int]]:
+    """File and frame of each slice of the series that a label map lies on."""
+    slices, expected = series_slices(source, None if series is None else str(series))
+    if len(slices) != labels.shape[2] or not np.allclose(affine, expected, atol=GRID_TOLERANCE):
+        raise DatasetError(
+            f"'{source}': the label map of shape {labels.shape} is not on the grid of the series, which has "
+            f"{len(slices)} slices. Were files added or removed meanwhile?"
+        )
+    return slices
+
+
+def _mended_headers(source: Path, files: Iterable[Path]) -> dict[Path, pydicom.Dataset]:
+    """Headers of a series as a segmentation can refer to them."""
+    headers = {file: pydicom.dcmread(file, stop_before_pixels=True, force=True) for file in files}
+    changes = mend_headers(headers)
+    if changes:
+        logger.warning("'%s': mended for its DICOM SEG: %s.", source, listed(changes))
+    _check_headers(source, headers)
+    for header, keyword in product(headers.values(), _COPIED):
+        if keyword not in header:
+            setattr(header, keyword, None)
+    return headers
+
+
+def _described(number: int, organ: str, code: Code) -> hd.seg.SegmentDescription:
+    import highdicom as hd
+
+    return hd.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=text(organ, 64),
+        segmented_property_category=CATEGORY,
+        segmented_property_type=code,
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=hd.AlgorithmIdentificationSequence(
+            NAME, family=codes.cid7162.ArtificialIntelligence, version=bundle_version()
+        ),
+        display_color=hd.color.CIELabColor.from_string(COLOURS[(number - 1) % len(COLOURS)]),
+    )
 
 
 def organ_code(organ: str, organ_codes: OrganCodes | None = None) -> Code:

@@ -59,6 +59,7 @@ class ReportWriter:
         self,
         folder: str | Path,
         settings: Mapping[str, Any] | None = None,
+        *,
         data: Sequence[Mapping[str, str]] = (),
         enabled: bool = True,
         **options: Any,
@@ -82,6 +83,7 @@ class ReportWriter:
 def write_report(
     folder: str | Path,
     training_dir: str | Path | None = None,
+    *,
     figures: Mapping[str, str | Path] | None = None,
     pixels: int = 288,
     max_slices: int = 120,
@@ -190,7 +192,7 @@ def _views(
     done = [case for case in content.cases if case.status == "done"]
     for case in sorted(done, key=lambda case: (not case.flags, _mean_headline(case, content.headline))):
         try:
-            view = view_case(case, content.organs, pixels, max_slices) if left > 0 else None
+            view = view_case(case, content.organs, pixels=pixels, max_slices=max_slices) if left > 0 else None
         except Exception as error:  # of any kind: a report without a slice is still a report
             notes.setdefault(f"could not be drawn: {reason(error)}", []).append(case.name)
             continue

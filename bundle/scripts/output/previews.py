@@ -35,6 +35,7 @@ class PreviewSaver:
         self,
         save_dir: str | Path,
         organs: Sequence[str],
+        *,
         window: tuple[float, float] | None = None,
         columns: int = 5,
         prediction_key: str = "pred",
@@ -50,7 +51,12 @@ class PreviewSaver:
             image = output["image"]
             name = result_name(image.meta)
             figure = draw_preview(
-                image, output[self.prediction_key], self.organs, output.get("label"), self.window, self.columns
+                image,
+                output[self.prediction_key],
+                self.organs,
+                truth=output.get("label"),
+                window=self.window,
+                columns=self.columns,
             )
             save_figure(figure, self.save_dir / f"{name}.png")
 
@@ -59,6 +65,7 @@ def draw_preview(
     image: MetaTensor,
     prediction: MetaTensor,
     organs: Sequence[str],
+    *,
     truth: MetaTensor | None = None,
     window: tuple[float, float] | None = None,
     columns: int = 5,
@@ -90,7 +97,7 @@ def draw_preview(
             axis,
             pixels[..., index],
             predicted[..., index],
-            None if true is None else true[..., index],
+            true=None if true is None else true[..., index],
             organs=len(organs),
             window=(low, high),
             aspect=spacing[0] / spacing[1],
@@ -105,6 +112,7 @@ def draw_slice(
     axis: Axes,
     pixels: np.ndarray,
     predicted: np.ndarray,
+    *,
     true: np.ndarray | None,
     organs: int,
     window: tuple[float, float],

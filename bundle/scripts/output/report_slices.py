@@ -63,7 +63,7 @@ class SliceView:
         return len(self.image) + len(self.uncertainty or "") + paths
 
 
-def view_case(case: Case, organs: Sequence[str], pixels: int, max_slices: int) -> SliceView:
+def view_case(case: Case, organs: Sequence[str], *, pixels: int, max_slices: int) -> SliceView:
     """Reads the volumes of a case and draws them.
 
     Args:
@@ -90,13 +90,23 @@ def view_case(case: Case, organs: Sequence[str], pixels: int, max_slices: int) -
     for kind, voxels in (("label map", labels), ("label", truth), ("uncertainty", uncertainty)):
         if voxels is not None and voxels.shape != image.shape[1:]:
             raise DatasetError(f"the {kind} has shape {voxels.shape}, the image {tuple(image.shape[1:])}.")
-    return draw_view(image, labels, len(organs), truth, uncertainty, case.window, pixels, max_slices)
+    return draw_view(
+        image,
+        labels,
+        len(organs),
+        truth=truth,
+        uncertainty=uncertainty,
+        window=case.window,
+        pixels=pixels,
+        max_slices=max_slices,
+    )
 
 
 def draw_view(
     image: MetaTensor,
     labels: np.ndarray,
     organs: int,
+    *,
     truth: np.ndarray | None = None,
     uncertainty: np.ndarray | None = None,
     window: tuple[float, float] | None = None,
@@ -130,20 +140,6 @@ def draw_view(
     cells = _Cells(int(width), int(height), columns, rows)
 
     grey = [_bytes((voxels[..., index] - low) / max(high - low, 1e-6), 255) for index in indices]
-    sheets = {"image": _encoded(cells.sheet(grey, Image.Resampling.LANCZOS), "webp", quality=WEBP_QUALITY, method=4)}
-    if uncertainty is not None:
-        levels = [_bytes(uncertainty[..., index], UNCERTAINTY_LEVELS - 1) for index in indices]
-        sheet = cells.sheet(levels, Image.Resampling.BOX)
-        sheet.putpalette(*_uncertainty_palette())
-        sheets["uncertainty"] = _encoded(sheet, "png", optimize=True, bits=4)
-
-    outlines = []
-    for index in indices:
-        paths = {str(organ): cells.path(labels[..., index] == organ) for organ in range(1, organs + 1)}
-        if truth is not None:
-            paths["truth"] = "".join(cells.path(truth[..., index] == organ) for organ in range(1, organs + 1))
-        outlines.append({key: path for key, path in paths.items() if path})
-
     areas = np.stack([(labels[..., indices] == organ).sum((0, 1)) for organ in range(1, organs + 1)])
     held = np.flatnonzero(areas.any(0)) if areas.any() else np.arange(len(indices))
     spread = np.linspace(0, len(held) - 1, THUMBNAILS + 2).round().astype(int)[1:-1]
@@ -154,9 +150,12 @@ def draw_view(
         rows=rows,
         total=total,
         indices=indices.tolist(),
-        image=sheets["image"],
-        uncertainty=sheets.get("uncertainty"),
-        outlines=outlines,
+        image=_encoded(cells.sheet(grey, Image.Resampling.LANCZOS), "webp", quality=WEBP_QUALITY, method=4),
+        uncertainty=None if uncertainty is None else _uncertainty_sheet(cells, uncertainty[..., indices]),
+        outlines=[
+            cells.outlines(labels[..., index], None if truth is None else truth[..., index], organs)
+            for index in indices
+        ],
         extents=[_runs(area > 0) for area in areas],
         thumbnails=np.unique(held[spread]).tolist(),
         # the slice that shows most: of those with the most organs, the one where they are largest
@@ -180,6 +179,13 @@ class _Cells:
             cell = Image.fromarray(plane).resize((self.width, self.height), resampling)
             sheet.paste(cell, (column * self.width, row * self.height))
         return sheet
+
+    def outlines(self, labels: np.ndarray, truth: np.ndarray | None, organs: int) -> dict[str, str]:
+        """Of the organs of a slice ``(H, W)`` that are there, by label value; of all true ones together, as truth."""
+        paths = {str(organ): self.path(labels == organ) for organ in range(1, organs + 1)}
+        if truth is not None:
+            paths["truth"] = "".join(self.path(truth == organ) for organ in range(1, organs + 1))
+        return {key: path for key, path in paths.items() if path}
 
     def path(self, mask: np.ndarray) -> str:
         """The outline of ``(H, W)`` as an SVG path in the pixels of a cell."""
@@ -215,6 +221,14 @@ def _box(mask: np.ndarray, margin: int = 2) -> tuple[slice, ...]:
 
 def _bytes(plane: np.ndarray, steps: int) -> np.ndarray:
     return (np.clip(plane, 0, 1) * steps).round().astype(np.uint8)
+
+
+def _uncertainty_sheet(cells: _Cells, uncertainty: np.ndarray) -> str:
+    """Of slices ``(H, W, n)``."""
+    levels = [_bytes(plane, UNCERTAINTY_LEVELS - 1) for plane in np.moveaxis(uncertainty, 2, 0)]
+    sheet = cells.sheet(levels, Image.Resampling.BOX)
+    sheet.putpalette(*_uncertainty_palette())
+    return _encoded(sheet, "png", optimize=True, bits=4)
 
 
 def _uncertainty_palette() -> tuple[bytes, str]:

@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ignite.distributed as idist
 import torch
@@ -51,6 +51,7 @@ class OrganMetricsSaver(MetricsSaver):
         self,
         save_dir: str,
         organs: Sequence[str],
+        *,
         about: Mapping[str, Any] | None = None,
         batch_transform: Callable = lambda x: x,
         save_rank: int = 0,
@@ -88,12 +89,12 @@ def summarise(values: Tensor) -> dict[str, Any]:
     """What ``metrics.json`` has of one metric ``(cases, organs)``, or of one count if the values are integers."""
     if not values.is_floating_point():
         return {"organ_totals": values.sum(0).tolist(), "values": values.tolist()}
-    means, sds, volumes = _over_volumes(values)
+    over = _over_volumes(values)
     return {
         "mean": _number(mean_of_means(values)),
-        "organ_means": [_number(value) for value in means],
-        "organ_sds": [_number(value) for value in sds],
-        "organ_volumes": volumes.tolist(),
+        "organ_means": [_number(value) for value in over.means],
+        "organ_sds": [_number(value) for value in over.sds],
+        "organ_volumes": over.volumes.tolist(),
         "values": [[_number(value) for value in row] for row in values],
     }
 
@@ -139,11 +140,20 @@ def format_table(values: Tensor, cases: Sequence[str], organs: Sequence[str]) ->
     return _align([["", *organs, "mean"], *body])
 
 
-def _over_volumes(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each organ's mean, standard deviation (n - 1) and number of values, of ``(cases, organs)`` without NaN."""
+class _OverVolumes(NamedTuple):
+    """Each organ's mean, standard deviation (n - 1) and number of values."""
+
+    means: Tensor
+    sds: Tensor
+    volumes: Tensor
+
+
+def _over_volumes(values: Tensor) -> _OverVolumes:
+    """Of ``(cases, organs)``, without NaN."""
     count = (~values.isnan()).sum(0)
     mean = values.nanmean(0)
-    return mean, ((values - mean).square().nansum(0) / (count - 1)).sqrt().where(count > 1, math.nan), count
+    sd = ((values - mean).square().nansum(0) / (count - 1)).sqrt().where(count > 1, math.nan)
+    return _OverVolumes(mean, sd, count)
 
 
 def _cell(mean: float, sd: float, volumes: int, of: int, digits: int) -> str:

@@ -15,7 +15,7 @@ from ..data.volumes import VolumeReader
 from ..errors import DatasetError, count, listed
 from .configs import CASE, read_config
 from .report import notes_on, other_cases, report
-from .sources import Source, only_root, opened
+from .sources import Found, Source, only_root, opened
 from .targets import Target
 
 BTCV_CASES = tuple(f"{number:04d}" for number in (*range(1, 11), *range(21, 41)))
@@ -46,25 +46,32 @@ def prepare_btcv(source: str, output: str, overwrite: bool = False) -> str:
     config = read_config("btcv.json")
     target = Target(output, overwrite)
     with opened(source, BTCV_SOURCE, target.folder) as files:
-        root, volumes, remarks = _btcv_volumes(files)
+        found = _btcv_volumes(files)
+        volumes = found.cases
         for case in tqdm(volumes, desc="BTCV", unit="volume"):
             for kind in ("label", "img"):  # the image last: a case is there once its image is
                 name = volumes[case][kind]
                 pattern = config["label_pattern" if kind == "label" else "image_pattern"]
                 target.store(pattern.replace(CASE, case), partial(files.copy, name), partial(files.same, name))
-    items = find_cases(target.folder, config["image_pattern"], config["label_pattern"], volumes)
-    summaries = check_dataset(items, config["label_map"], config["background_values"], purpose="prepared")
+    items = find_cases(target.folder, config["image_pattern"], config["label_pattern"], cases=volumes)
+    summaries = check_dataset(
+        items, config["label_map"], background_values=config["background_values"], purpose="prepared"
+    )
     return report(
-        [f"BTCV: {len(volumes)} volumes of '{source}', found in '{root or '.'}'.", *files.remarks(), *remarks],
+        [
+            f"BTCV: {len(volumes)} volumes of '{source}', found in '{found.root or '.'}'.",
+            *files.remarks(),
+            *found.remarks,
+        ],
         summaries,
-        notes_on(items, summaries, config["label_map"], VolumeReader(), BTCV_SHAPE),
-        [*other_cases(volumes, BTCV_CASES), target.summary()],
-        f"\"['configs/train.json','configs/btcv.json']\" --dataset_dir {shlex.quote(str(target.folder))}",
+        notes=notes_on(items, summaries, label_map=config["label_map"], reader=VolumeReader(), shape=BTCV_SHAPE),
+        after=[*other_cases(volumes, BTCV_CASES), target.summary()],
+        config_file=f"\"['configs/train.json','configs/btcv.json']\" --dataset_dir {shlex.quote(str(target.folder))}",
     )
 
 
-def _btcv_volumes(files: Source) -> tuple[str, dict[str, dict[str, str]], list[str]]:
-    """The folder of the labelled volumes, ``{case: {"img": name, "label": name}}``, and what was left out."""
+def _btcv_volumes(files: Source) -> Found:
+    """The labelled volumes, of each case ``{"img": name, "label": name}``."""
     roots: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
     for name in files.members:
         if match := _BTCV_FILE.fullmatch(name):
@@ -83,4 +90,4 @@ def _btcv_volumes(files: Source) -> tuple[str, dict[str, dict[str, str]], list[s
     without = [
         name for other, cases in roots.items() if other != root for case in cases.values() for name in case.values()
     ]
-    return root, cases, [f"Left out: {count(len(without), 'image')} without labels."] if without else []
+    return Found(root, cases, [f"Left out: {count(len(without), 'image')} without labels."] if without else [])

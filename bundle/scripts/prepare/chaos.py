@@ -15,7 +15,7 @@ from ..errors import DatasetError, count, listed
 from .chaos_slices import join_slices
 from .configs import CASE, read_config
 from .report import notes_on, other_cases, raise_all, report
-from .sources import Source, only_root, opened
+from .sources import Found, Source, only_root, opened
 from .targets import Target, nifti, store_nifti
 
 CHAOS_CASES = tuple(map(str, (1, 2, 3, 5, 8, 10, 13, 15, 19, 20, 21, 22, 31, 32, 33, 34, 36, 37, 38, 39)))
@@ -54,36 +54,39 @@ def prepare_chaos(source: str, output: str, overwrite: bool = False) -> str:
     target = Target(output, overwrite)
     problems, by_order = [], []
     with opened(source, CHAOS_SOURCE, target.folder) as files:
-        root, volumes, remarks = _chaos_volumes(files)
+        found = _chaos_volumes(files)
+        volumes = found.cases
         for case in tqdm(volumes, desc="CHAOS", unit="volume"):
             try:
                 with files.local(volumes[case]) as paths:
-                    image, label, paired = join_slices(paths, config["label_map"])
-                by_order += [] if paired == "name" else [case]
-                for key, volume in (("label", label), ("image", image)):
+                    joined = join_slices(paths, config["label_map"])
+                by_order += [] if joined.paired == "name" else [case]
+                for key, volume in (("label", joined.label), ("image", joined.image)):
                     store_nifti(target, config[f"{key}_pattern"].replace(CASE, case), nifti(volume))
             except DatasetError as error:
                 problems.append(str(error))
     raise_all(problems, "CHAOS", target)
-    items = find_cases(target.folder, config["image_pattern"], config["label_pattern"], volumes)
-    summaries = check_dataset(items, config["label_map"], config["background_values"], purpose="prepared")
+    items = find_cases(target.folder, config["image_pattern"], config["label_pattern"], cases=volumes)
+    summaries = check_dataset(
+        items, config["label_map"], background_values=config["background_values"], purpose="prepared"
+    )
     pairing = f"in the order of their names, in the cases {listed(by_order)}" if by_order else "by their names"
     return report(
         [
-            f"CHAOS: {len(volumes)} T2-SPIR volumes of '{source}', found in '{root or '.'}'.",
+            f"CHAOS: {len(volumes)} T2-SPIR volumes of '{source}', found in '{found.root or '.'}'.",
             *files.remarks(),
-            *remarks,
+            *found.remarks,
             f"Masks and slices were paired {pairing}.",
         ],
         summaries,
-        notes_on(items, summaries, config["label_map"], VolumeReader(), CHAOS_SHAPE),
-        [*other_cases(volumes, CHAOS_CASES), target.summary()],
-        f"\"['configs/train.json','configs/chaos.json']\" --dataset_dir {shlex.quote(str(target.folder))}",
+        notes=notes_on(items, summaries, label_map=config["label_map"], reader=VolumeReader(), shape=CHAOS_SHAPE),
+        after=[*other_cases(volumes, CHAOS_CASES), target.summary()],
+        config_file=f"\"['configs/train.json','configs/chaos.json']\" --dataset_dir {shlex.quote(str(target.folder))}",
     )
 
 
-def _chaos_volumes(files: Source) -> tuple[str, dict[str, list[str]], list[str]]:
-    """The folder of the labelled volumes, ``{case: slices and masks}``, and what was left out."""
+def _chaos_volumes(files: Source) -> Found:
+    """The labelled volumes, of each case the slices and masks."""
     roots: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     labelled = set()
     for name in files.members:
@@ -95,4 +98,4 @@ def _chaos_volumes(files: Source) -> tuple[str, dict[str, list[str]], list[str]]
     root = only_root(files, sorted(labelled), expected, CHAOS_SOURCE)
     cases = {case: sorted(roots[root][case]) for case in sorted(roots[root], key=int)}
     without = sum(len(cases) for other, cases in roots.items() if other != root)
-    return root, cases, [f"Left out: {count(without, 'volume')} without masks."] if without else []
+    return Found(root, cases, [f"Left out: {count(without, 'volume')} without masks."] if without else [])

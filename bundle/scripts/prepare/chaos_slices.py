@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -19,8 +20,16 @@ CHAOS_MASK_VALUES = (0, 63, 126, 189, 252)  # background, liver, right kidney, l
 PLACE_TOLERANCE = 0.1  # of a voxel, by which a mask's pixel may lie beside the voxel it belongs to
 
 
-def join_slices(paths: Sequence[Path], label_map: LabelMap) -> tuple[Volume, Volume, str]:
+class JoinedSlices(NamedTuple):
     """One volume and its label, both ``(I, J, K)``, and whether "name" or "order" paired slices and masks."""
+
+    image: Volume
+    label: Volume
+    paired: str
+
+
+def join_slices(paths: Sequence[Path], label_map: LabelMap) -> JoinedSlices:
+    """A volume and its label of the files of a case."""
     slices = [path for path in paths if path.suffix.lower() == ".dcm"]
     masks = sorted((path for path in paths if path.suffix.lower() == ".png"), key=_by_name)
     place = slices[0].parents[1] if slices else masks[0].parents[1]
@@ -47,7 +56,7 @@ def join_slices(paths: Sequence[Path], label_map: LabelMap) -> tuple[Volume, Vol
             f"'{place}': {'; '.join(misplaced)}. Either the masks belong to other slices than their names say, or the "
             "files' positions are wrong. Extract the archive again."
         )
-    return image, Volume(label, image.affine), paired
+    return JoinedSlices(image, Volume(label, image.affine), paired)
 
 
 def _paired(

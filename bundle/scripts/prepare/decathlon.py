@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import nibabel as nib
 
@@ -23,6 +24,7 @@ from .words import DECATHLON, in_words_of
 def prepare_decathlon(
     source: str,
     output: str,
+    *,
     channel: int | None = None,
     train_cases: Sequence[str] | None = None,
     overwrite: bool = False,
@@ -45,10 +47,11 @@ def prepare_decathlon(
             :func:`~scripts.data.dataset_check.check_dataset` refuses.
     """
     reader = VolumeReader()
-    path, content, label_map = _decathlon_content(source)
+    described = _decathlon_content(source)
+    path, content, label_map = described.path, described.content, described.label_map
     pairs = [(entry["image"], entry["label"]) for entry in content["training"]]
     pattern = _common_pattern(*zip(*pairs))
-    cases = pattern[2] if pattern else _names_of([label for _, label in pairs])
+    cases = pattern.cases if pattern else _names_of([label for _, label in pairs])
     items = [
         {"image": str(path.parent / image), "label": str(path.parent / label), "case": case}
         for (image, label), case in zip(pairs, cases)
@@ -59,20 +62,29 @@ def prepare_decathlon(
     target = Target(output, overwrite)
     files = {"dataset_dir": str(path.parent), "image_pattern": "", "label_pattern": ""}
     if pattern and channel is None:
-        files |= {"image_pattern": pattern[0], "label_pattern": pattern[1]}
+        files |= {"image_pattern": pattern.image, "label_pattern": pattern.label}
     else:
         files = convert(items, target, reader, channel)
         items = find_cases(**files, cases=cases)
-    summaries = check_dataset(items, label_map, (0,), purpose="prepared", reader=reader)
+    summaries = check_dataset(items, label_map, background_values=(0,), purpose="prepared", reader=reader)
     train_cases = cases_with_organs(train_cases, summaries, stated)
     modality = "ct" if "CT" in str(content.get("modality", "CT")).upper() else "mr"
     meanings = {"label_map": label_map, "background_values": [0], **intensity_of(modality)}
     remark = f"Intensities are scaled as in configs/{modality}.json."
-    return write_overlay(target, files, items, summaries, train_cases, meanings, reader, [remark])
+    return write_overlay(
+        target, files, items, summaries, train_cases, meanings=meanings, reader=reader, remarks=[remark]
+    )
 
 
-def _decathlon_content(source: str) -> tuple[Path, dict, dict[str, int]]:
+class _Described(NamedTuple):
     """Path and content of a ``dataset.json``, and its labels as a label map."""
+
+    path: Path
+    content: dict
+    label_map: dict[str, int]
+
+
+def _decathlon_content(source: str) -> _Described:
     path = Path(source).expanduser()
     path = (path / "dataset.json" if path.is_dir() else path).resolve()
     if not path.is_file():
@@ -90,7 +102,7 @@ def _decathlon_content(source: str) -> tuple[Path, dict, dict[str, int]]:
             'one file each, and "labels": {"0": "background", "1": "spleen"}. For other layouts, such as nnU-Net\'s '
             "second version, use the command 'folder' with patterns."
         )
-    return path, content, label_map
+    return _Described(path, content, label_map)
 
 
 def _chosen_channel(path: Path, items: Sequence[Item], channel: int | None, names: object) -> int | None:
@@ -121,13 +133,21 @@ def _names_of(labels: Sequence[str]) -> list[str]:
     return names if len(set(names)) == len(names) else [f"{number:03d}" for number in range(1, len(names) + 1)]
 
 
-def _common_pattern(images: Sequence[str], labels: Sequence[str]) -> tuple[str, str, list[str]] | None:
+class _CommonPattern(NamedTuple):
     """Patterns of images and of labels that have the same case names in the same order, and the names."""
+
+    image: str
+    label: str
+    cases: list[str]
+
+
+def _common_pattern(images: Sequence[str], labels: Sequence[str]) -> _CommonPattern | None:
+    """The first that names all images and all labels; None where there is none."""
     of_labels = [(tuple(cases), pattern) for pattern, cases in _patterns(labels)]
     for image_pattern, cases in _patterns(images):
         for label_cases, label_pattern in of_labels:
             if label_cases == tuple(cases):
-                return image_pattern, label_pattern, cases
+                return _CommonPattern(image_pattern, label_pattern, cases)
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,6 +30,7 @@ def prepare_folder(
     image: str,
     label: str,
     output: str,
+    *,
     label_map: LabelMap | None = None,
     modality: str = "ct",
     train_cases: Sequence[str] | None = None,
@@ -64,32 +66,39 @@ def prepare_folder(
         DatasetError: a pattern, file or label value that cannot be used; all problems of the files at once.
         FileNotFoundError: the folder or every image is missing.
     """
-    reader = VolumeReader(series, default_axcodes, trusted_form)
+    reader = VolumeReader(series, default_axcodes=default_axcodes, trusted_form=trusted_form)
     masks = _masks(label, label_map)
-    items, without = _labelled(source, image, label.replace(ORGAN, next(iter(masks.values()), ORGAN)))
+    items, left_out = _labelled(source, image, label.replace(ORGAN, next(iter(masks.values()), ORGAN)))
     modality = _common_modality(items, reader) if modality == "auto" else modality
     intensity = intensity_of(modality)
-    stated = train_cases is not None
-    train_cases = chosen_train_cases([item["case"] for item in items], train_cases)
+    train = chosen_train_cases([item["case"] for item in items], train_cases)
     target = Target(output, overwrite)
     if masks:
-        items = merged(source, label, items, masks, target, reader)
+        items = merged(source, label, items, masks=masks, target=target, reader=reader)
         label_map, label = {organ: value for value, organ in enumerate(masks, 1)}, str(target.folder / LABELS)
-    label_map, background, remarks = _meanings(items, label_map, reader)
-    summaries = check_dataset(items, label_map, background, purpose="prepared", reader=reader)
-    train_cases = cases_with_organs(train_cases, summaries, stated)
-    remarks += _unit_warnings(items, modality, reader)
-    if without:
-        remarks.insert(0, f"Left out, since they have no label: {listed(without)}.")
-    files = {"dataset_dir": str(Path(source).expanduser().resolve()), "image_pattern": image, "label_pattern": label}
-    if not all(path.lower().endswith(NIFTI_SUFFIXES) for item in items for path in (item["image"], item["label"])):
-        files = convert(items, target, reader)
+    found = _meanings(items, label_map, reader)
+    label_map, background = found.label_map, found.background
+    summaries = check_dataset(items, label_map, background_values=background, purpose="prepared", reader=reader)
+    train = cases_with_organs(train, summaries, train_cases is not None)
+    remarks = [*left_out, *found.remarks, *_unit_warnings(items, modality, reader)]
+    files = _as_they_are(source, image, label) if _are_nifti(items) else convert(items, target, reader)
     meanings = {"label_map": dict(label_map), "background_values": background, **intensity}
-    if default_axcodes:
-        meanings["default_axcodes"] = default_axcodes
-    if trusted_form:
-        meanings["trusted_form"] = trusted_form
-    return write_overlay(target, files, items, summaries, train_cases, meanings, reader, remarks)
+    meanings |= _stated(default_axcodes=default_axcodes, trusted_form=trusted_form)
+    return write_overlay(target, files, items, summaries, train, meanings=meanings, reader=reader, remarks=remarks)
+
+
+def _stated(**settings: str | None) -> dict[str, str]:
+    return {name: value for name, value in settings.items() if value}
+
+
+def _are_nifti(items: Sequence[Item]) -> bool:
+    return all(path.lower().endswith(NIFTI_SUFFIXES) for item in items for path in (item["image"], item["label"]))
+
+
+def _as_they_are(source: str, image: str, label: str) -> dict[str, str]:
+    """Where an overlay finds files that need no conversion."""
+    folder = str(Path(source).expanduser().resolve())
+    return {"dataset_dir": folder, "image_pattern": image, "label_pattern": label}
 
 
 def _masks(label: str, label_map: object) -> dict[str, str]:
@@ -105,7 +114,7 @@ def _masks(label: str, label_map: object) -> dict[str, str]:
 
 
 def _labelled(source: str, image: str, label: str) -> tuple[list[dict[str, str]], list[str]]:
-    """The cases that have an image and a label, and the names of those that have no label."""
+    """The cases that have an image and a label, and a remark on those that have no label."""
     images = find_cases(source, image)
     folder = Path(source).expanduser().resolve()
     labels = {item["case"]: case_path(folder, label, item["case"]) for item in images}
@@ -117,13 +126,20 @@ def _labelled(source: str, image: str, label: str) -> tuple[list[dict[str, str]]
             f"None of {len(cases)} images has a label, expected such as '{labels[cases[0]]}'. Set --label to where the "
             "labels are."
         )
-    return find_cases(source, image, label, with_label), [case for case in cases if case not in with_label]
+    without = [case for case in cases if case not in with_label]
+    remarks = [f"Left out, since they have no label: {listed(without)}."] if without else []
+    return find_cases(source, image, label, cases=with_label), remarks
 
 
-def _meanings(
-    items: Sequence[Item], label_map: LabelMap | None, reader: VolumeReader
-) -> tuple[LabelMap, list[int], list[str]]:
-    """Label map, background values, and what was guessed or left out for them."""
+class _Meanings(NamedTuple):
+    """What label values mean: label map, background values, and what was guessed or left out for them."""
+
+    label_map: LabelMap
+    background: list[int]
+    remarks: list[str]
+
+
+def _meanings(items: Sequence[Item], label_map: LabelMap | None, reader: VolumeReader) -> _Meanings:
     if label_map is not None and not isinstance(label_map, Mapping):
         raise DatasetError(
             f"--label_map is {label_map!r}, expected organs and values such as \"{{'spleen': 1, 'right kidney': 2}}\"."
@@ -146,12 +162,13 @@ def _meanings(
         guessed = (
             f"Each label value is an organ ({listed(label_map)}): write their names into label_map of overlay.json."
         )
-        return label_map, [0], [guessed]
+        return _Meanings(label_map, [0], [guessed])
     named = {int(value) for values in label_map.values() for value in np.atleast_1d(values)}
     background = sorted((found | {0}) - named)
     remarks = [f"Counted as background: the label values {listed(background)}."] if background != [0] else []
     absent = [organ for organ, values in label_map.items() if not found & set(np.atleast_1d(values).tolist())]
-    return label_map, background, remarks + ([f"Warning: no label holds {listed(absent)}."] if absent else [])
+    remarks += [f"Warning: no label holds {listed(absent)}."] if absent else []
+    return _Meanings(label_map, background, remarks)
 
 
 def _label_values(path: str, reader: VolumeReader) -> set[int]:

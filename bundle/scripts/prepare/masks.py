@@ -18,7 +18,7 @@ LABELS = f"label/{CASE}.nii.gz"  # below the target's folder
 
 
 def merged(
-    source: str, label: str, items: Sequence[Item], masks: Mapping[str, str], target: Target, reader: VolumeReader
+    source: str, label: str, items: Sequence[Item], *, masks: Mapping[str, str], target: Target, reader: VolumeReader
 ) -> list[dict[str, str]]:
     """The same cases, with label maps in the target's folder ``label``.
 

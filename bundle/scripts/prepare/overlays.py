@@ -61,6 +61,7 @@ def write_overlay(
     items: Sequence[Item],
     summaries: Sequence[CaseSummary],
     train: Sequence[str],
+    *,
     meanings: Mapping[str, Any],
     reader: VolumeReader,
     remarks: Sequence[str],
@@ -76,7 +77,7 @@ def write_overlay(
     return report(
         [],
         summaries,
-        notes_on(items, summaries, meanings["label_map"], reader),
-        [*remarks, split, target.summary()],
-        f"\"['configs/train.json','{target.folder / 'overlay.json'}']\"",
+        notes=notes_on(items, summaries, label_map=meanings["label_map"], reader=reader),
+        after=[*remarks, split, target.summary()],
+        config_file=f"\"['configs/train.json','{target.folder / 'overlay.json'}']\"",
     )

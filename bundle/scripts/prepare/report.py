@@ -17,6 +17,7 @@ from .targets import Target
 def report(
     before: Sequence[str],
     summaries: Sequence[CaseSummary],
+    *,
     notes: Sequence[str],
     after: Sequence[str],
     config_file: str,
@@ -39,6 +40,7 @@ def report(
 def notes_on(
     items: Sequence[Item],
     summaries: Sequence[CaseSummary],
+    *,
     label_map: LabelMap,
     reader: VolumeReader,
     shape: Sequence[tuple[int, int]] | None = None,

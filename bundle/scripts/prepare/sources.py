@@ -12,9 +12,17 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import DatasetError, count, listed
+
+
+class Found(NamedTuple):
+    """Labelled volumes of a source: their folder, the files of each case, and what was left out."""
+
+    root: str
+    cases: dict[str, Any]
+    remarks: list[str]
 
 
 class Source:
@@ -23,7 +31,7 @@ class Source:
     Hidden files and what macOS adds are not among them, nor members of an archive that would lie outside it.
     """
 
-    def __init__(self, path: Path, archive: zipfile.ZipFile | None, leave_out: Path | None = None) -> None:
+    def __init__(self, path: Path, archive: zipfile.ZipFile | None, *, leave_out: Path | None = None) -> None:
         self.path, self.archive, self.unsafe = path, archive, 0
         found: dict[str, Any]  # members of the archive, or None of a folder
         if archive is None:
@@ -95,7 +103,7 @@ def opened(source: str, remedy: str, leave_out: Path) -> Iterator[Source]:
     if not path.exists():
         raise DatasetError(f"'{path}' is not there. {remedy}")
     if path.is_dir():
-        yield Source(path, None, leave_out)
+        yield Source(path, None, leave_out=leave_out)
         return
     try:
         archive = zipfile.ZipFile(path)

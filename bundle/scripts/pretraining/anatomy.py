@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data import phantom_anatomy as shapes
+from ..data import phantom_anatomy
+from ..data import phantom_shapes as shapes
 from ..errors import SettingError
 from ..files import whole_file
 from .organs import (
@@ -49,23 +50,23 @@ def make_patient(seed: int) -> tuple[np.ndarray, np.ndarray]:
     patient = Patient(np.random.default_rng([seed, 7]), axes)
     _paint_trunk(patient)
     with patient.labelled("lung"):
-        shapes.paint_chest(patient)
+        phantom_anatomy.paint_chest(patient)
     _relabel_chest(patient)
     _paint_fluid(patient)
     with patient.labelled("bowel"):
-        shapes.paint_bowel(patient)
+        phantom_anatomy.paint_bowel(patient)
         _paint_flexures(patient)
     with patient.labelled("stomach"):
         paint_stomach(patient)
     _paint_collection(patient)
     with patient.labelled("pancreas"):
-        shapes.paint_pancreas(patient)
+        phantom_anatomy.paint_pancreas(patient)
     if not patient.chance(0.02):
         paint_spleen(patient)
     paint_liver(patient)
-    shapes.paint_renal_vessels(patient)
+    phantom_anatomy.paint_renal_vessels(patient)
     paint_adrenals(patient)
-    for side, label in ((1, shapes.RIGHT_KIDNEY), (-1, shapes.LEFT_KIDNEY)):
+    for side, label in ((1, phantom_anatomy.RIGHT_KIDNEY), (-1, phantom_anatomy.LEFT_KIDNEY)):
         if not patient.chance(0.02):
             paint_kidney(patient, side, label)
     with patient.labelled("aorta"):
@@ -73,8 +74,8 @@ def make_patient(seed: int) -> tuple[np.ndarray, np.ndarray]:
     with patient.labelled("vena cava"):
         paint_cava(patient)
     with patient.labelled("spine"):
-        shapes.paint_spine(patient)
-    shapes.paint_ribs(patient)
+        phantom_anatomy.paint_spine(patient)
+    phantom_anatomy.paint_ribs(patient)
     _paint_pelvis(patient)
     paint_lesions(patient)
     _paint_outside(patient)
@@ -142,14 +143,18 @@ def _paint_flexures(patient: Patient) -> None:
         start = np.array([rng.uniform(-95, 95), rng.uniform(-15, 68), rng.uniform(-120, -10)])
         points = start + np.vstack([np.zeros(3), np.cumsum(rng.normal(0, 1, (2, 3)) * (17, 13, 9), 0)])
         content = rng.choice(["bowel fluid", "bowel oral", "bowel wall"])
-        shapes.paint_loop(patient, points, np.full(3, rng.uniform(7, 14)), content, rng.choice([0, 0, 0, 0.4]))
+        phantom_anatomy.paint_loop(
+            patient, points, np.full(3, rng.uniform(7, 14)), content=content, gas=rng.choice([0, 0, 0, 0.4])
+        )
     for side in (1, -1):
         if patient.chance(0.7):
             start = np.array([side * rng.uniform(70, 108), rng.uniform(-25, 55), rng.uniform(-60, 5)])
             steps = rng.normal(0, 1, (2, 3)) * (16, 22, 14)
             points = start + np.vstack([np.zeros(3), np.cumsum(steps, 0)])
             content = rng.choice(["stool", "stool", "bowel fluid", "bowel oral"])
-            shapes.paint_loop(patient, points, rng.uniform(12, 26, 3), content, rng.uniform(0, 0.8), haustra=1.6)
+            phantom_anatomy.paint_loop(
+                patient, points, rng.uniform(12, 26, 3), content=content, gas=rng.uniform(0, 0.8), haustra=1.6
+            )
 
 
 def _paint_collection(patient: Patient) -> None:
@@ -208,7 +213,7 @@ def _write_patient(folder: Path, seed: int) -> None:
         np.savez_compressed(file, tissue=tissue, label=label)
 
 
-def write_patients(folder: str | Path, count: int, first_seed: int = 0, workers: int = 1) -> list[Path]:
+def write_patients(folder: str | Path, count: int, *, first_seed: int = 0, workers: int = 1) -> list[Path]:
     """Tissue and label maps of ``count`` patients, painted on first use: ``patient_00000.npz``, ...
 
     One that is there is left as it is. About a second and 60 kB a patient.

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from ..data.phantom_anatomy import ORGANS
 from ..networks.diffusion_prior import MemoryPrior
-from ..networks.sam2_backbone import MASK_LOGIT, SAM2, ImageFeatures, between_neighbours, mask_to_logits
+from ..networks.logits import MASK_LOGIT, mask_to_logits
+from ..networks.sam2_backbone import SAM2, between_neighbours
+from ..networks.sam2_types import ImageFeatures
 from .backbone import ClipModel
 from .patient_clips import CLASSES
 
@@ -33,7 +35,7 @@ class NamingHead(nn.Module):
         width: of the head.
     """
 
-    def __init__(self, channels: int, classes: int, width: int = 96) -> None:
+    def __init__(self, channels: int, classes: int, *, width: int = 96) -> None:
         super().__init__()
         self.coarse = nn.Conv2d(channels, classes, 1)
         self.embedding = nn.Conv2d(channels, width, 1)
@@ -69,6 +71,7 @@ class AnatomyModel(ClipModel):
         self,
         backbone: SAM2,
         prior: MemoryPrior,
+        *,
         prior_weight: float = 0.5,
         naming_weight: float = 0.5,
         context_share: float = 0.5,

@@ -13,6 +13,7 @@ softened mask, mixed with another's and given noise, while the true mask stays t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,21 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
 from ..descriptions import Described, given
-from ..networks.sam2_backbone import MASK_LOGIT, SAM2, ImageFeatures, Memory, mask_to_logits, resize_logits
+from ..networks.logits import MASK_LOGIT, mask_to_logits, resize_logits
+from ..networks.sam2_backbone import SAM2
+from ..networks.sam2_types import ImageFeatures, MaskPredictions, Memory
 from ..weights import save_atomically
 
 OwnMemories = Callable[[int], Tensor]  # of a frame, memories (V * K, M, h, w) of a prior, NaN where it has none
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the mask decoder is given for a frame: the conditioned embedding, and a prompt if there is one."""
+
+    conditioned: Tensor
+    points: tuple[Tensor, Tensor] | None = None
+    mask_prompt: Tensor | None = None
 
 
 class ClipModel(Described, nn.Module):
@@ -46,6 +58,7 @@ class ClipModel(Described, nn.Module):
     def __init__(
         self,
         backbone: SAM2,
+        *,
         memory_noise: float = 1.0,
         warp: float = 0.08,
         own_share: float = 0.5,
@@ -99,10 +112,12 @@ class ClipModel(Described, nn.Module):
             features, target = encoded[rows + frame], truth[frame]
             predicted = None if own is None else own(frame)
             if frame == 0:
-                conditioned, points, mask_prompt = self._first_frame(features, target, prompt_share, predicted)
+                asked = self._first_frame(features, target, prompt_share, predicted)
             else:
-                conditioned, points, mask_prompt = self._later_frame(features, target, memories, predicted), None, None
-            outputs = self.backbone.predict_all_masks(conditioned, features, points, mask_prompt)
+                asked = _Asked(self._later_frame(features, target, memories, predicted))
+            outputs = self.backbone.predict_all_masks(
+                asked.conditioned, features, points=asked.points, mask_prompt=asked.mask_prompt
+            )
             losses.append(self._losses(outputs, target))
             if frame + 1 < frames:
                 memories.append(self._past_memory(features, target, outputs))
@@ -124,7 +139,7 @@ class ClipModel(Described, nn.Module):
 
     def _first_frame(
         self, features: ImageFeatures, target: Tensor, prompt_share: float | Tensor, predicted: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
+    ) -> _Asked:
         """Some of the objects from a prompt, the others from their own memory."""
         from_memory = torch.rand(len(target), 1, 1, 1, device=target.device) >= prompt_share
         with_memory = self.backbone.condition(features, [Memory(self._own_memory(features, target, predicted))])
@@ -136,7 +151,7 @@ class ClipModel(Described, nn.Module):
             # a mask prompt goes to the whole batch or to none: SAM2 embeds the absence of masks, not of one mask
             mask_prompt = mask_to_logits(self._imperfect(target))
             conditioned = self.backbone.condition(features)
-        return conditioned, (points, labels), mask_prompt
+        return _Asked(conditioned, (points, labels), mask_prompt)
 
     def _later_frame(
         self, features: ImageFeatures, target: Tensor, past: Sequence[Tensor], predicted: Tensor | None
@@ -157,11 +172,11 @@ class ClipModel(Described, nn.Module):
             memories.append(Memory(memory, distance))
         return self.backbone.condition(features, memories)
 
-    def _past_memory(self, features: ImageFeatures, target: Tensor, outputs: tuple[Tensor, ...]) -> Tensor:
+    def _past_memory(self, features: ImageFeatures, target: Tensor, outputs: MaskPredictions) -> Tensor:
         """Memory for later frames: of some objects the true mask, of the others the predicted one."""
-        masks, ious, _, score = outputs
-        best = ious[:, 1:].argmax(1) + 1
-        logits = masks[torch.arange(len(best), device=best.device), best][:, None].detach().float()
+        score = outputs.object_score
+        best = outputs.iou[:, 1:].argmax(1) + 1
+        logits = outputs.mask_logits[torch.arange(len(best), device=best.device), best][:, None].detach().float()
         logits = torch.where(score.detach()[..., None, None] > 0, logits, -MASK_LOGIT)
         given = torch.rand(len(target), 1, device=target.device) < 0.3
         true_logits = mask_to_logits(target)
@@ -195,9 +210,9 @@ class ClipModel(Described, nn.Module):
         identity = F.affine_grid(torch.eye(2, 3, device=target.device)[None], (1, 1, size, size), align_corners=False)
         return F.grid_sample(target, identity + displacement.permute(0, 2, 3, 1), align_corners=False)
 
-    def _losses(self, outputs: tuple[Tensor, ...], target: Tensor) -> dict[str, Tensor]:
+    def _losses(self, outputs: MaskPredictions, target: Tensor) -> dict[str, Tensor]:
         """SAM2's losses: the single-mask token and the best of the other three; masks only where there is an object."""
-        logits, ious, _, score = outputs
+        logits = outputs.mask_logits
         size = 2 * logits.shape[-1]  # half the image's resolution: fine enough for soft targets, a quarter of the cost
         soft = F.interpolate(target, (size, size), mode="area")
         logits = resize_logits(logits, size)
@@ -222,8 +237,8 @@ class ClipModel(Described, nn.Module):
         return {
             "mask": (cross_entropy.gather(1, chosen).mean(1) * present).sum() / count,
             "dice": (dice.gather(1, chosen).mean(1) * present).sum() / count,
-            "iou": ((ious - true_iou).abs().mean(1) * present).sum() / count,
-            "object": F.binary_cross_entropy_with_logits(score[:, 0], present),
+            "iou": ((outputs.iou - true_iou).abs().mean(1) * present).sum() / count,
+            "object": F.binary_cross_entropy_with_logits(outputs.object_score[:, 0], present),
             "hard_dice_loss": ((1 - hard_dice) * present).sum() / count,
         }
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from ..data import phantom_anatomy as shapes
+from ..data import phantom_anatomy
+from ..data import phantom_shapes as shapes
 from .patient import LABEL_INDEX, Patient
 
 
@@ -39,10 +40,10 @@ def paint_spleen(patient: Patient) -> None:
     distance = shapes.smooth_maximum(distance, patient.cavity[region] + rng.uniform(1, 4), 3.0)
     distance = shapes.smooth_maximum(distance, patient.dome[region] + rng.uniform(0, 4), 4.0)
     patient.paint("fat", distance - rng.uniform(0, 3), region)
-    patient.paint("spleen", distance, region, shapes.SPLEEN)
+    patient.paint("spleen", distance, region, label=phantom_anatomy.SPLEEN)
     if patient.chance(0.3):  # the pulp is uneven in an early contrast phase
         stripes = 2.2 * patient.bumps[region] * np.cos(0.15 * distance) - rng.uniform(0, 2)
-        patient.paint("spleen pulp", np.maximum(stripes, distance + 1), region, shapes.SPLEEN)
+        patient.paint("spleen pulp", np.maximum(stripes, distance + 1), region, label=phantom_anatomy.SPLEEN)
 
 
 def _crescent(patient: Patient, size: float) -> tuple[np.ndarray, tuple[slice, slice, slice]]:
@@ -109,36 +110,36 @@ def paint_liver(patient: Patient) -> None:
     distance = shapes.smooth_maximum(distance, patient.dome[region] + rng.uniform(0, 3), 3.0)
     distance = shapes.smooth_maximum(distance, -shapes.ellipsoid((x, y), (-4, -24), (31, 31)), 6.0)
     patient.paint("fat", distance - rng.uniform(0, 2.5), region)
-    patient.paint("liver", distance, region, shapes.LIVER)
+    patient.paint("liver", distance, region, label=phantom_anatomy.LIVER)
     if patient.chance(0.15):  # patchy fat
         patches = 3 * shapes.smooth_field(rng, patient.axes, 45.0)[region] - rng.uniform(0, 4)
-        patient.paint("liver fat", np.maximum(patches, distance + 1), region, shapes.LIVER)
+        patient.paint("liver fat", np.maximum(patches, distance + 1), region, label=phantom_anatomy.LIVER)
     _paint_liver_details(patient, distance, region, tip)
 
 
 def _paint_liver_details(patient: Patient, liver: np.ndarray, region, tip: float) -> None:
     rng = patient.rng
     if patient.chance(0.9):
-        shapes.paint_hepatic_vessels(patient, liver, region)
+        phantom_anatomy.paint_hepatic_vessels(patient, liver, region)
     fissure = rng.uniform(8, 34)
     if patient.chance(0.75):
         wide = rng.uniform(0.5, 1.4)
         place = [(fissure, 84, 22), (fissure - 2, 58, 14), (fissure - 2, 46, 8)]
-        patient.tube("fat", place, np.array((5, 4, 3)) * wide, 0)
+        patient.tube("fat", place, np.array((5, 4, 3)) * wide, label=0)
     if patient.chance(0.85):
         bed = np.array([56, 40, tip + 46]) + patient.jitter(20, 16, 14)
         calibre, long = rng.uniform(7, 21), rng.uniform(0.7, 1.8)
         place = [bed + np.array((-10, -14, 12)) * long, bed + np.array((4, 12, -10)) * long]
         with patient.labelled("gallbladder"):
             if patient.chance(0.3):
-                patient.tube("bowel wall", place, (8, calibre + rng.uniform(1, 4)), LABEL_INDEX["gallbladder"])
-            patient.tube("gallbladder", place, (6, calibre), LABEL_INDEX["gallbladder"])
+                patient.tube("bowel wall", place, (8, calibre + rng.uniform(1, 4)), label=LABEL_INDEX["gallbladder"])
+            patient.tube("gallbladder", place, (6, calibre), label=LABEL_INDEX["gallbladder"])
 
 
 def paint_kidney(patient: Patient, side: int, label: int) -> None:
     """A bean of any usual size, place and turn; sinus from none to wide, pelvis from none to hydronephrosis."""
     rng = patient.rng
-    centre = shapes.kidney_centre(side) + patient.jitter(9, 9, 26)
+    centre = phantom_anatomy.kidney_centre(side) + patient.jitter(9, 9, 26)
     if patient.chance(0.04):
         centre = centre + (rng.uniform(-20, 0) * side, rng.uniform(0, 20), rng.uniform(-60, -25))
     size = rng.uniform(0.55, 0.82) if patient.chance(0.1) else rng.uniform(0.85, 1.13)
@@ -155,11 +156,11 @@ def paint_kidney(patient: Patient, side: int, label: int) -> None:
     distance = shapes.smooth_maximum(distance, -notch, 4.0)
     rim = rng.uniform(0.0, 3.0) if patient.chance(0.5) else rng.uniform(3.0, 14.0)
     around = shapes.smooth_maximum(distance - rim, patient.cavity[region] - 1, 2.0)
-    patient.paint("fat", around, region, 0)
+    patient.paint("fat", around, region, label=0)
     hilum = [(radii[0] - 6, 1, 2), (radii[0] + 20, 2, 4)]
     spread = np.hypot(anterior - hilum[0][1], long - hilum[0][2]) - 4
-    patient.paint("vein", np.maximum(spread, np.maximum(hilum[0][0] - medial, medial - hilum[1][0])), region, 0)
-    patient.paint("renal cortex", distance, region, label)
+    patient.paint("vein", np.maximum(spread, np.maximum(hilum[0][0] - medial, medial - hilum[1][0])), region, label=0)
+    patient.paint("renal cortex", distance, region, label=label)
     pyramids = np.cos(long * (2 * np.pi / rng.uniform(12, 19))) * 1.6 + 1.4 * patient.bumps[region]
     patient.paint("renal medulla", distance + rng.uniform(5, 10) + pyramids, region)
     wide = rng.uniform(0.3, 1.25)
@@ -174,7 +175,7 @@ def paint_kidney(patient: Patient, side: int, label: int) -> None:
 
 def paint_adrenals(patient: Patient) -> None:
     for side in (1, -1):
-        top = shapes.kidney_centre(side) * (0.7, 0.8, 1) + (0, 8, 48)
+        top = phantom_anatomy.kidney_centre(side) * (0.7, 0.8, 1) + (0, 8, 48)
         for end in ((10 * side, -14, -14), (-4 * side, -16, -14)):
             patient.tube("adrenal", [top, top + end], (3, 2))
 
@@ -184,23 +185,23 @@ def paint_aorta(patient: Patient) -> None:
     calibre = rng.uniform(14, 24) if patient.chance(0.05) else rng.uniform(7.5, 13.5)
     bend = patient.jitter(7, 3, 0)
     course = [(-14, -12, 150), np.array((-9, -6, 20)) + bend, np.array((-6, -4, -150)) - bend]
-    patient.tube("aorta", course, (1.1 * calibre, calibre, 0.85 * calibre), LABEL_INDEX["aorta"])
+    patient.tube("aorta", course, (1.1 * calibre, calibre, 0.85 * calibre), label=LABEL_INDEX["aorta"])
 
 
 def paint_cava(patient: Patient) -> None:
     calibre = np.array([12, 11.5, 10.5, 10]) * patient.rng.uniform(0.55, 1.2)
     course = np.array([(17, 0, 74), (21, -6, 30), (20, -8, -30), (16, -8, -150)]) + patient.jitter(4, 3, 0)
-    patient.tube("vein", course, calibre, LABEL_INDEX["vena cava"])
+    patient.tube("vein", course, calibre, label=LABEL_INDEX["vena cava"])
 
 
 def paint_lesions(patient: Patient) -> None:
     """Cysts and tumours in organs: they stay part of the organ's label."""
     rng = patient.rng
     for label, share in (
-        (shapes.LIVER, 0.3),
-        (shapes.SPLEEN, 0.08),
-        (shapes.RIGHT_KIDNEY, 0.2),
-        (shapes.LEFT_KIDNEY, 0.2),
+        (phantom_anatomy.LIVER, 0.3),
+        (phantom_anatomy.SPLEEN, 0.08),
+        (phantom_anatomy.RIGHT_KIDNEY, 0.2),
+        (phantom_anatomy.LEFT_KIDNEY, 0.2),
     ):
         if not patient.chance(share):
             continue
@@ -209,10 +210,10 @@ def paint_lesions(patient: Patient) -> None:
             centre = patient.inside_organ(label)
             if centre is None:
                 break
-            radii = np.exp(rng.uniform(np.log(3), np.log(22 if label == shapes.LIVER else 13))) * rng.uniform(
+            radii = np.exp(rng.uniform(np.log(3), np.log(22 if label == phantom_anatomy.LIVER else 13))) * rng.uniform(
                 0.8, 1.2, 3
             )
             region = patient.near(centre - radii, centre + radii)
             distance = shapes.ellipsoid(patient.at(region), centre, radii) + 0.5 * patient.bumps[region]
             distance = np.where(patient.label[region] == label, distance, 1.0)
-            patient.paint(tissue, distance, region, label)
+            patient.paint(tissue, distance, region, label=label)

@@ -40,11 +40,11 @@ class OrientationClips(Described):
         length: how many batches there are.
     """
 
-    def __init__(self, anatomy: AnatomyClips, every: int = 6, length: int = 100) -> None:
+    def __init__(self, anatomy: AnatomyClips, *, every: int = 6, length: int = 100) -> None:
         if every and every < 3:
             raise SettingError(f"every must be 0, or 3 or more, got {every}.")
         self.anatomy, self.every, self.length = anatomy, every, length
-        self.shapes = SyntheticClips(anatomy.stages, 1, length, anatomy.seed)
+        self.shapes = SyntheticClips(anatomy.stages, objects=1, length=length, seed=anatomy.seed)
 
     def described(self) -> dict[str, Any]:
         anatomy = self.anatomy
@@ -145,7 +145,7 @@ def encode_clips(
 def _read_batch(path: Path) -> dict[str, Any]:
     """The content of a file, or nothing where it must be made."""
     try:
-        return load_tensors(path, "batch of encoded clips", "") if path.is_file() else {}
+        return load_tensors(path, "batch of encoded clips", remedy="") if path.is_file() else {}
     except UnusableFileError:
         return {}
 
@@ -153,6 +153,7 @@ def _read_batch(path: Path) -> dict[str, Any]:
 def fit_head(
     head: OrientationHead,
     rows: Mapping[str, Tensor],
+    *,
     iterations: int = 800,
     batch_size: int = 256,
     learning_rate: float = 1e-3,
@@ -214,6 +215,7 @@ def painted_evidence(head: OrientationHead, rows: Mapping[str, Tensor]) -> list[
 def find_limits(
     found: Sequence[tuple[Evidence, bool, bool]],
     extent: float = 40.0,
+    *,
     false_alarms: float = 0.01,
     found_share: float = 0.95,
 ) -> dict[str, Any]:
@@ -254,6 +256,7 @@ def find_limits(
 def pretrain_orientation(
     head: OrientationHead,
     backbone: SAM2,
+    *,
     training: OrientationClips,
     calibration: OrientationClips,
     cache_dir: str | Path,
@@ -278,7 +281,7 @@ def pretrain_orientation(
     loss = fit_head(head, encode_clips(training, backbone, head, cache_dir / "training"), **fitting)
     rows = encode_clips(calibration, backbone, head, cache_dir / "calibration")
     found = painted_evidence(head, rows)
-    limits = find_limits(found, extent, false_alarms)
+    limits = find_limits(found, extent, false_alarms=false_alarms)
     about = {"training": describe({"clips": training, "calibration": calibration, "volumes": len(found), **fitting})}
-    save_head(head, path, backbone, {"limits": limits, **about})
+    save_head(head, path, backbone=backbone, about={"limits": limits, **about})
     logger.info("Loss %.3f; limits by %d painted volumes: %s. Wrote '%s'.", loss, len(found), limits, path)

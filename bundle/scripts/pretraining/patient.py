@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from ..data import phantom_anatomy as shapes
+from ..data import phantom_anatomy
+from ..data import phantom_shapes as shapes
 from ..data.phantom_rendering import TISSUES as PHANTOM_TISSUES
 
 SHAPE, SPACING = (224, 192, 64), (2.0, 2.0, 4.0)  # voxels and mm along right, anterior, superior
@@ -17,7 +18,7 @@ TISSUES = (
 )
 LABELS = (
     "background",
-    *shapes.ORGANS,
+    *phantom_anatomy.ORGANS,
     *("gallbladder", "stomach", "aorta", "vena cava", "pancreas", "spine", "bowel", "heart", "lung", "collection"),
 )
 #: Volume in ml, mean and standard deviation over adults of both sexes, rounded, after volumetry (liver and spleen:
@@ -30,7 +31,7 @@ POPULATION = {
 }
 TISSUE_INDEX = {name: index for index, name in enumerate(TISSUES)}
 LABEL_INDEX = {name: index for index, name in enumerate(LABELS)}
-_OF_AN_ORGAN = len(shapes.ORGANS)  # labels up to this one are organs
+_OF_AN_ORGAN = len(phantom_anatomy.ORGANS)  # labels up to this one are organs
 # what organs are made of, inside
 _PARTS = {"hepatic vessel", "renal medulla", "renal sinus", "renal pelvis", "stone"}
 
@@ -44,7 +45,7 @@ def population_volumes() -> dict[str, list[float]]:
 
 
 class Patient(shapes.Body):
-    """A patient under construction, as :class:`~scripts.data.phantom_anatomy.Body`, painted as tissues rather than
+    """A patient under construction, as :class:`~scripts.data.phantom_shapes.Body`, painted as tissues rather than
     as layers of grey.
     """
 
@@ -69,8 +70,8 @@ class Patient(shapes.Body):
         self.wall = rng.uniform(8.0, 20.0)
         self.cavity, self.dome = self._cavity(), self._dome() + rng.uniform(-16, 8)
 
-    def paint(self, tissue: str, distance: np.ndarray, region: shapes.Region, label: int | None = None) -> None:
-        """Lays a tissue over what is there; see :meth:`~scripts.data.phantom_anatomy.Body.paint`.
+    def paint(self, tissue: str, distance: np.ndarray, region: shapes.Region, *, label: int | None = None) -> None:
+        """Lays a tissue over what is there; see :meth:`~scripts.data.phantom_shapes.Body.paint`.
 
         Without a label, and outside :meth:`labelled`, what is painted belongs to nothing, but for the parts of an
         organ, which keep its label.

@@ -141,6 +141,7 @@ class AnatomyClips:
         self,
         pool: PatientPool,
         stages: Sequence[Mapping[str, int]],
+        *,
         organs_per_clip: int = len(ORGANS),
         extra_objects: int = 2,
         spacing: Sequence[float] = (1.2, 10.0),

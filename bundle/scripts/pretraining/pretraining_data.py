@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..data.phantom_anatomy import ORGANS
 from ..errors import SettingError
-from ..networks.sam2_backbone import MASK_LOGIT, SAM2, between_neighbours, mask_to_logits
+from ..networks.logits import MASK_LOGIT, mask_to_logits
+from ..networks.sam2_backbone import SAM2, between_neighbours
 from .patient_clips import AnatomyClips
 
 
@@ -23,7 +24,7 @@ class ClipMix:
         every: 0 leaves shapes out.
     """
 
-    def __init__(self, anatomy: AnatomyClips, shapes: Iterable | None = None, every: int = 3) -> None:
+    def __init__(self, anatomy: AnatomyClips, shapes: Iterable | None = None, *, every: int = 3) -> None:
         self.anatomy, self.shapes, self.every = anatomy, shapes, every if shapes is not None else 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -58,6 +59,7 @@ class EncodedAnatomy:
         self,
         anatomy: AnatomyClips,
         backbone: SAM2,
+        *,
         organs: Sequence[str],
         batch_size: int,
         absent_share: float = 0.25,

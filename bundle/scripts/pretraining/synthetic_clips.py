@@ -35,7 +35,9 @@ class SyntheticClips(Dataset):
     S, S)`` bool and the stage's ``prompt_share``.
     """
 
-    def __init__(self, stages: Sequence[Mapping[str, int]], objects: int = 4, length: int = 100, seed: int = 0) -> None:
+    def __init__(
+        self, stages: Sequence[Mapping[str, int]], *, objects: int = 4, length: int = 100, seed: int = 0
+    ) -> None:
         needed, known = {"epochs", "image_size", "frames", "clips"}, {"prompt_share"}
         if not stages or any(not needed <= set(stage) <= needed | known for stage in stages):
             raise SettingError(f"Each stage needs {sorted(needed)} and may have {sorted(known)}, got {list(stages)}.")

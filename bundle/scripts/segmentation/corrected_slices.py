@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..errors import SettingError
 from ..networks.diffusam import DiffuSAM
-from ..networks.sam2_backbone import MASK_LOGIT, ImageFeatures, Memory, mask_to_logits, resize_logits, with_background
+from ..networks.logits import MASK_LOGIT, mask_to_logits, resize_logits, with_background
+from ..networks.sam2_types import ImageFeatures, Memory
 
 SPANNED = 0.7  # share of a box that the smallest rectangle around a mask takes, from which on the two agree
 
@@ -143,8 +144,9 @@ class Corrector:
         tokens = (each.to(source.device) for each in prompt.seen(before).tokens(before.shape, backbone.image_size))
         # without the synthesised memory, which outweighs any prompt where it says that there is no organ; and not gated
         # by the object score, since the user has seen the organ
-        masks, ious, _, _ = backbone.predict_all_masks(backbone.condition(features), features, tuple(tokens))
-        proposals = [_mask(present, prompt.organ, masks[:, [token]]) for token in ious[0].argsort(descending=True)]
+        predicted = backbone.predict_all_masks(backbone.condition(features), features, points=tuple(tokens))
+        best_first = predicted.iou[0].argsort(descending=True)
+        proposals = [_mask(present, prompt.organ, predicted.mask_logits[:, [token]]) for token in best_first]
         beside = [logits[index] for index in (prompt.slice - 1, prompt.slice, prompt.slice + 1) if index in logits]
         usual = np.mean([_mask(each, prompt.organ).sum() for each in beside])
         after = corrected_mask(labels, np.stack(proposals), prompt, usual)
@@ -153,13 +155,14 @@ class Corrector:
             return
         shown = self._encode_masks(source, features, after)
         for direction in (-1, 1):
-            self._walk(source, logits, prompt, direction, shown, before, after)
+            self._walk(source, logits, prompt, direction=direction, shown=shown, before=before, after=after)
 
     def _walk(
         self,
         source: Slices,
         logits: Mapping[int, Tensor],
         prompt: SlicePrompt,
+        *,
         direction: int,
         shown: Tensor,
         before: np.ndarray,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..descriptions import Described
 from ..errors import SettingError
-from ..networks.sam2_backbone import resize_logits, with_background
+from ..networks.logits import resize_logits, with_background
 
 OUTPUTS = ("labels", "labels_and_organs", "logits")
 

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ..errors import RefusedError, SettingError
 from ..networks.diffusam import DiffuSAM
-from ..networks.sam2_backbone import NO_OBJECT_LOGIT, ImageFeatures, Memory, resize_logits
+from ..networks.logits import NO_OBJECT_LOGIT, resize_logits
+from ..networks.sam2_types import ImageFeatures, Memory
 from .corrected_slices import Corrector
 from .label_maps import LabelMapInferer
 from .views import MeanOverViews, View, read_views
@@ -61,6 +62,7 @@ class VolumetricInferer(LabelMapInferer):
     def __init__(
         self,
         neighbours: int = 1,
+        *,
         no_3d: bool = False,
         batch_size: int = 8,
         ended_after: int = 0,
@@ -132,7 +134,7 @@ class VolumetricInferer(LabelMapInferer):
             raise RefusedError(
                 "The memory prior is untrained: load a trained one (`prior_file`), or run training first."
             )
-        return _Slices(self._volume(inputs), network, self.batch_size, self.on_features)
+        return _Slices(self._volume(inputs), network, batch_size=self.batch_size, on_features=self.on_features)
 
     def _decode_all(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:
         """Yields indices of slices and their organ logits ``(n, K, S/4, S/4)``, every slice once, as they get final."""
@@ -165,7 +167,7 @@ class VolumetricInferer(LabelMapInferer):
         """Yields the slices from the middle one outward; both directions advance together in one batch."""
         slices, organs = source.count, len(source.network.organs)
         middle = slices // 2
-        sides = [_Side(self.neighbours, organs, self.ended_after) for _ in range(2)]
+        sides = [_Side(self.neighbours, organs, ended_after=self.ended_after) for _ in range(2)]
         steps = [[middle]] + [
             [index for index in (middle - step, middle + step) if 0 <= index < slices] for step in range(1, middle + 1)
         ]
@@ -242,7 +244,7 @@ class _Side:
         ended_after: see :class:`VolumetricInferer`.
     """
 
-    def __init__(self, neighbours: int, organs: int, ended_after: int) -> None:
+    def __init__(self, neighbours: int, organs: int, *, ended_after: int) -> None:
         self.organs = tuple(range(organs))
         self.ended_after = ended_after
         self._memories: deque[dict[int, Tensor]] = deque(maxlen=neighbours)  # of each organ, ``(M, h, w)``
@@ -276,6 +278,7 @@ class _Slices:
         self,
         volume: Tensor,
         network: DiffuSAM,
+        *,
         batch_size: int,
         on_features: Callable[[Sequence[int], ImageFeatures], None] | None = None,
     ) -> None:

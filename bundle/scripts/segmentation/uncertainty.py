@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..errors import SettingError
 from ..networks.diffusam import DiffuSAM
-from ..networks.sam2_backbone import ImageFeatures, resize_logits, with_background
+from ..networks.logits import resize_logits, with_background
+from ..networks.sam2_types import ImageFeatures
 from .propagation import Corrector, VolumetricInferer, _Slices
 
 PROBABILITY_STEPS = 255  # a probability is stored as a byte
@@ -86,7 +87,7 @@ class UncertaintyInferer(VolumetricInferer):
         """
         shared: dict[str, Any] = {}
         # in step with one another, so that each batch of slices is encoded once
-        walks = [self._decode_all(_Sample(source, sample, shared)) for sample in range(self.samples)]
+        walks = [self._decode_all(_Sample(source, sample, shared=shared)) for sample in range(self.samples)]
         for decoded in zip(*walks, strict=True):
             indices, _ = decoded[0]
             yield decoded[0]
@@ -105,8 +106,8 @@ class _Sample(_Slices):
         shared: what all samples keep the features of the last batch in.
     """
 
-    def __init__(self, source: _Slices, sample: int, shared: dict[str, Any]) -> None:
-        super().__init__(source.volume, source.network, source.batch_size, source.on_features)
+    def __init__(self, source: _Slices, sample: int, *, shared: dict[str, Any]) -> None:
+        super().__init__(source.volume, source.network, batch_size=source.batch_size, on_features=source.on_features)
         self.sample, self.shared = sample, shared
 
     def features(self, indices: list[int]) -> ImageFeatures:

@@ -27,7 +27,8 @@ from ..data.transforms import AugmentedVariant
 from ..data.volumes import volume_digest
 from ..descriptions import describe
 from ..errors import SettingError, UnusableFileError
-from ..networks.sam2_backbone import MASK_LOGIT, FrozenSAM2, between_neighbours, mask_to_logits
+from ..networks.logits import MASK_LOGIT, mask_to_logits
+from ..networks.sam2_backbone import FrozenSAM2, between_neighbours
 from ..weights import load_tensors, save_atomically
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class EncodedSlices(Dataset):
         self,
         data: Sequence[dict[str, Any]],
         transform: Compose,
+        *,
         backbone: FrozenSAM2,
         organs: Sequence[str],
         cache_dir: str | Path,
@@ -216,7 +218,7 @@ def _is_whole(path: Path, organs: int) -> bool:
     if not path.is_file():
         return False
     try:
-        content = load_tensors(path, "file of encoded slices", "", mmap=True)
+        content = load_tensors(path, "file of encoded slices", remedy="", mmap=True)
         slices = len(content["present"])
         whole = all(len(content[key]) == slices for key in _CONTENT) and content["memory"].shape[1] == organs
     except (UnusableFileError, KeyError, IndexError, TypeError, AttributeError):

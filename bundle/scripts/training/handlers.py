@@ -51,6 +51,7 @@ class ResumableCheckpoint:
         self,
         path: str | Path,
         save_dict: Mapping[str, Any],
+        *,
         resume: bool = True,
         interval: int = 1,
         identity: Mapping[str, Any] | None = None,
@@ -73,12 +74,12 @@ class ResumableCheckpoint:
             UnusableFileError: it is empty, damaged or something else.
         """
         if self.resume and self.path.is_file():
-            self._check(load_tensors(self.path, "checkpoint", _REMEDY, mmap=True), self.identity)
+            self._check(load_tensors(self.path, "checkpoint", remedy=_REMEDY, mmap=True), self.identity)
 
     def load(self, engine: Engine) -> None:
         if not self.resume or not self.path.is_file():
             return
-        checkpoint = load_tensors(self.path, "checkpoint", _REMEDY)
+        checkpoint = load_tensors(self.path, "checkpoint", remedy=_REMEDY)
         max_epochs = engine.state.max_epochs
         iterations = self.iterations or max_epochs * engine.state.epoch_length
         self._check(checkpoint, self._identity(engine))
@@ -110,7 +111,7 @@ class ResumableCheckpoint:
             )
         content["trainer"] = dict(engine.state_dict())
         if not whole:
-            before = load_tensors(self.path, "checkpoint", _REMEDY) if self._taken_up else {}
+            before = load_tensors(self.path, "checkpoint", remedy=_REMEDY) if self._taken_up else {}
             content = {**before, "end": content}
         save_atomically({**content, "identity": self._identity(engine)}, self.path)
         self._taken_up = True
@@ -218,6 +219,7 @@ class PriorExporter:
         self,
         network: DiffuSAM,
         path: str | Path,
+        *,
         ema_decay: float = 0.0,
         snapshots: Sequence[int] = (),
         about: Mapping[str, Any] | None = None,

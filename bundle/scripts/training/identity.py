@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from ..data.datalists import Item
-from ..data.dicom import modality_of
+from ..data.dicom_files import modality_of
 from ..data.volumes import volume_digest
 from ..descriptions import Described, describe
 from ..files import sha256_of
@@ -25,7 +25,12 @@ _USED = {"optimizer", "last_epoch", "verbose"}
 
 
 def training_identity(
-    data: Sequence[Item], network: FrozenBackboneNetwork, optimizer: Optimizer, lr_scheduler: LRScheduler, **parts: Any
+    data: Sequence[Item],
+    network: FrozenBackboneNetwork,
+    *,
+    optimizer: Optimizer,
+    lr_scheduler: LRScheduler,
+    **parts: Any,
 ) -> dict[str, Any]:
     """Everything that a training's result depends on, but for how many iterations it takes.
 
@@ -56,6 +61,7 @@ def training_identity(
 def pretraining_identity(
     network: Described,
     optimizer: Optimizer,
+    *,
     lr_scheduler: LRScheduler,
     starts: Mapping[str, str | None] | None = None,
     **parts: Any,

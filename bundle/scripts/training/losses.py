@@ -32,6 +32,7 @@ class DiffuSAMLoss(Described, nn.Module):
         self,
         lambda_prior: float = 1.0,
         lambda_seg: float = 1.0,
+        *,
         segmentation: str = "dice_bce",
         object_weight: float = 0.1,
     ) -> None:

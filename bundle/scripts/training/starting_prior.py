@@ -34,7 +34,11 @@ class StartingPrior:
     """
 
     def __init__(
-        self, network: FrozenBackboneNetwork, start_from: str | Path | None, statistics: Iterable[tuple[Tensor, Tensor]]
+        self,
+        network: FrozenBackboneNetwork,
+        start_from: str | Path | None,
+        *,
+        statistics: Iterable[tuple[Tensor, Tensor]],
     ) -> None:
         self.network, self.statistics = network, statistics
         self.start_from = None if start_from is None else Path(start_from)
@@ -51,7 +55,7 @@ class StartingPrior:
         if not path.is_file():
             return f"'{path}' is not there"
         remedy = "Name another file with `start_from`, or null to start from scratch."
-        state: dict[str, Any] = load_tensors(path, "trained prior", remedy)["model"]
+        state: dict[str, Any] = load_tensors(path, "trained prior", remedy=remedy)["model"]
         about, own = state["_extra_state"], self.network.get_extra_state()
         if about.get("network", "DiffuSAM") != own["network"]:
             return f"'{path}' holds a prior of {about['network']}, this is {own['network']}"

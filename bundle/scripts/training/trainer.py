@@ -17,7 +17,8 @@ from torch.nn.utils import clip_grad_norm_
 from ..descriptions import Described
 from ..errors import RefusedError, SettingError, listed
 from ..networks.diffusam import DiffuSAM
-from ..networks.sam2_backbone import ImageFeatures, Memory, resize_logits
+from ..networks.logits import resize_logits
+from ..networks.sam2_types import ImageFeatures, Memory
 from .parallel import draw_rows, means_over_processes, noise_like
 
 
@@ -33,7 +34,7 @@ class TrainingStep(nn.Module):
         compute: from the network and a batch to the losses.
     """
 
-    def __init__(self, network: nn.Module, loss: nn.Module, compute: Callable) -> None:
+    def __init__(self, network: nn.Module, loss: nn.Module, *, compute: Callable) -> None:
         super().__init__()
         self.network, self.loss, self.compute = network, loss, compute
 
@@ -75,7 +76,7 @@ class DiffuSAMTrainer(Described, SupervisedTrainer):
             self.add_event_handler(Events.ITERATION_COMPLETED, self._end_at, iterations)
         self.max_grad_norm = max_grad_norm
         self.timesteps = None if timesteps is None else torch.tensor(list(timesteps))
-        self.step: nn.Module = TrainingStep(self.network, self.loss_function, self._losses)
+        self.step: nn.Module = TrainingStep(self.network, self.loss_function, compute=self._losses)
         if idist.get_world_size() > 1:
             self.step = DistributedDataParallel(self.step, broadcast_buffers=False)
 

@@ -1,0 +1,94 @@
+"""Which of the DICOM series in a folder is meant, and whether its files are image slices of one patient."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pydicom
+
+from ..errors import DatasetError, count, listed
+from .dicom_pixels import frames_of
+
+_NO_IMAGE = ("SEG", "RTDOSE")  # modalities with pixels that are not the patient's image
+
+Headers = dict[Path, pydicom.Dataset]
+
+
+def chosen_series(path: Path, headers: Headers, series: str | None) -> Headers:
+    """The headers of the one series that is there or that is asked for."""
+    groups: dict[str, Headers] = {}
+    for file, header in headers.items():
+        groups.setdefault(str(header.get("SeriesInstanceUID") or ""), {})[file] = header
+    candidates = list(groups.values())
+    if series:
+        images = [group for group in candidates if all(map(_is_image, group.values()))]
+        named = [group for group in images if series.casefold() in _names(group)]
+        candidates = named or [group for group in images if series.casefold() in _description(group).casefold()]
+    if len(candidates) != 1:
+        found = f"{count(len(groups), 'DICOM series', 'DICOM series')} in one folder, expected one"
+        if series:
+            found = f"{len(candidates) or 'none'} of the DICOM series in it match series '{series}', expected one"
+        lines = "".join(f"\n     - {_summary(group)}" for group in groups.values())
+        raise DatasetError(
+            f"'{path}': {found}. Set --series to the UID, number, modality or description of one of them, or move each "
+            f"to a folder of its own:{lines}"
+        )
+    (chosen,) = candidates
+    others = {file: header for file, header in chosen.items() if not _is_image(header)}
+    if others:
+        kinds = sorted({str(header.get("Modality", "of no modality")) for header in others.values()})
+        raise DatasetError(
+            f"'{path}', series {title(chosen)}: {count(len(others), 'file')} without an image ({listed(kinds)}): "
+            f"{listed(file.name for file in others)}. Expected image slices only. Move the others elsewhere."
+        )
+    patients = {str(header.get("PatientID") or "") for header in chosen.values()} - {""}
+    if len(patients) > 1:
+        raise DatasetError(
+            f"'{path}', series {title(chosen)}: slices of {len(patients)} patients (by their PatientID), expected one. "
+            "Move those of each to a folder of their own, or export the series again."
+        )
+    colour = [file.name for file, header in chosen.items() if (header.get("SamplesPerPixel") or 1) != 1]
+    if colour:
+        raise DatasetError(
+            f"'{path}', series {title(chosen)}: colour in {count(len(colour), 'file')}: {listed(colour)}. Expected one "
+            "real number a voxel. Convert them to greyscale, or take the original series."
+        )
+    return chosen
+
+
+def _is_image(header: pydicom.Dataset) -> bool:
+    return "Rows" in header and "Columns" in header and header.get("Modality") not in _NO_IMAGE
+
+
+def is_localizer(header: pydicom.Dataset) -> bool:
+    return "LOCALIZER" in (header.get("ImageType") or ())
+
+
+def _first(headers: Headers) -> pydicom.Dataset:
+    return next(iter(headers.values()))
+
+
+def _description(headers: Headers) -> str:
+    return str(_first(headers).get("SeriesDescription") or "")
+
+
+def _names(headers: Headers) -> set[str]:
+    """What may name a series as a whole, in lower case."""
+    tags = ("SeriesInstanceUID", "SeriesNumber", "Modality", "SeriesDescription")
+    return {str(_first(headers).get(tag)).casefold() for tag in tags if _first(headers).get(tag) is not None}
+
+
+def title(headers: Headers) -> str:
+    """A series in messages: its description and UID."""
+    return f"'{_description(headers)}' ({_first(headers).get('SeriesInstanceUID') or 'no UID'})"
+
+
+def _summary(headers: Headers) -> str:
+    header = _first(headers)
+    number = header.get("SeriesNumber")
+    slices = sum(frames_of(file, each) for file, each in headers.items() if _is_image(each))
+    kind = " (localizer)" if any(map(is_localizer, headers.values())) else ""
+    return (
+        f"{title(headers)}, number {'unknown' if number is None else number}, {header.get('Modality', 'no modality')}, "
+        + (count(slices, "slice") + kind if slices else "no image")
+    )

@@ -1,0 +1,81 @@
+"""SAM2's released networks, and the embedded one: by which name and YAML file each is built, and its weights."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import MissingFileError, SettingError
+from ..files import BUNDLE, sha256_of
+
+SAM2_YAML = {
+    f"{release}_hiera_{size}": f"configs/{release}/{release}_hiera_{letter}.yaml"
+    for release in ("sam2.1", "sam2")
+    for size, letter in (("tiny", "t"), ("small", "s"), ("base_plus", "b+"), ("large", "l"))
+}
+
+NANO_YAML = BUNDLE / "models" / "sam2_nano.yaml"  # the embedded backbone, beside its weights
+
+BACKBONES = (*SAM2_YAML, "sam2_nano")
+
+
+def read_checkpoint(
+    path: str | Path, *, name: str, expected: Mapping[str, Tensor], sha256: str | None = None
+) -> dict[str, Tensor]:
+    """The weights in a checkpoint of SAM2.
+
+    Args:
+        path: ``{"model": state_dict}``; MedSAM2's files have the same keys.
+        name: of the backbone, for messages.
+        expected: a state of that backbone, whose keys and shapes the file must have.
+        sha256: of the file, or None to skip the check.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file, what was found and what to do.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(
+            f"SAM2 checkpoint '{path}' for backbone '{name}' is not there. Fetch it with `python -m "
+            "monai.bundle download_large_files --bundle_path .` from the bundle's folder (large_files.yml names "
+            "the source), or point `backbone_checkpoint` at your copy. The embedded backbone needs no download: "
+            "without an overlay or option that names another one, `backbone_name` is sam2_nano."
+        )
+    if sha256 is not None:
+        found = sha256_of(path)
+        if found != sha256.lower():
+            raise SettingError(
+                f"SAM2 checkpoint '{path}' has SHA-256 {found}, expected {sha256.lower()}. The download is "
+                "incomplete or another file: remove it and fetch it again."
+            )
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, IndexError) as error:
+        raise SettingError(
+            f"'{path}' ({path.stat().st_size} bytes) cannot be read as a PyTorch checkpoint "
+            f"({type(error).__name__}): the download is incomplete or another file. Fetch it again."
+        ) from error
+    state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict):
+        raise SettingError(f"'{path}' is no SAM2 checkpoint: expected a dictionary with the key 'model'.")
+    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    reshaped = [key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape]
+    if missing or unexpected or reshaped:
+        problem = "; ".join(
+            f"{len(keys)} {what} (such as '{keys[0]}')"
+            for what, keys in (
+                ("keys missing", missing),
+                ("keys unexpected", unexpected),
+                ("shapes differ", sorted(reshaped)),
+            )
+            if keys
+        )
+        raise SettingError(
+            f"Checkpoint '{path}' does not fit backbone '{name}': {problem}. Name the backbone it was made "
+            f"for (one of: {', '.join(BACKBONES)})."
+        )
+    return state
