@@ -7,8 +7,7 @@ import shlex
 from collections import defaultdict
 from functools import partial
 
-from tqdm import tqdm
-
+from ..console import counted
 from ..data.datalists import find_cases
 from ..data.dataset_check import check_dataset
 from ..data.volumes import VolumeReader
@@ -47,7 +46,7 @@ def prepare_btcv(source: str, output: str, overwrite: bool = False) -> str:
     target = Target(output, overwrite)
     with opened(source, BTCV_SOURCE, target.folder) as files:
         root, volumes, remarks = _btcv_volumes(files)
-        for case in tqdm(volumes, desc="BTCV", unit="volume"):
+        for case in counted(volumes, "BTCV"):
             for kind in ("label", "img"):  # the image last: a case is there once its image is
                 name = volumes[case][kind]
                 pattern = config["label_pattern" if kind == "label" else "image_pattern"]

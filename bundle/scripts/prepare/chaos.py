@@ -6,8 +6,7 @@ import re
 import shlex
 from collections import defaultdict
 
-from tqdm import tqdm
-
+from ..console import counted
 from ..data.datalists import find_cases
 from ..data.dataset_check import check_dataset
 from ..data.volumes import VolumeReader
@@ -55,7 +54,7 @@ def prepare_chaos(source: str, output: str, overwrite: bool = False) -> str:
     problems, by_order = [], []
     with opened(source, CHAOS_SOURCE, target.folder) as files:
         root, volumes, remarks = _chaos_volumes(files)
-        for case in tqdm(volumes, desc="CHAOS", unit="volume"):
+        for case in counted(volumes, "CHAOS"):
             try:
                 with files.local(volumes[case]) as paths:
                     image, label, paired = join_slices(paths, config["label_map"])
