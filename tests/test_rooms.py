@@ -12,7 +12,7 @@ FLOORS = (
     {"descriptions", "errors", "files", "inert", "shell"},
     {"arguments", "console", "weights"},
     {"networks", "data", "overrides", "prior_settings"},
-    {"training", "segmentation", "prepare", "standalone"},
+    {"training", "segmentation", "prepare", "standalone", "next_steps"},
     {"inference", "automedsam", "pretraining"},
     {"output", "command"},
 )

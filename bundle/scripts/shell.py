@@ -6,8 +6,33 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+_NEXT = "DIFFUSAM_NEXT"  # set to 0 by a program that says itself what comes next
+
+
+def tells_next() -> bool:
+    """Whether a command says at its end which one comes next."""
+    return os.environ.get(_NEXT) != "0"
+
+
+def saying_nothing_of_next() -> dict[str, str]:
+    """The environment for a command that is one step of another program."""
+    return {**os.environ, _NEXT: "0"}
+
+
+def bundle_command(name: str, files: Sequence[str], options: Mapping[str, str | None]) -> list[str]:
+    """A command ``python -m monai.bundle run NAME``; an option that is None is a flag alone."""
+    config = files[0] if len(files) == 1 else f"[{','.join(map(repr, files))}]"
+    return [python(), "-m", "monai.bundle", "run", name, "--config_file", config, *as_words(options)]
+
+
+def as_words(options: Mapping[str, str | None]) -> list[str]:
+    words: Iterable[tuple[str, ...]] = (
+        (f"--{name}",) if value is None else (f"--{name}", value) for name, value in options.items()
+    )
+    return [word for pair in words for word in pair]
 
 
 def python() -> str:

@@ -13,7 +13,7 @@ from types import FrameType
 
 from ..errors import RefusedError, system_error
 from ..files import BUNDLE
-from ..shell import python, quoted, shown
+from ..shell import as_words, python, quoted, saying_nothing_of_next, shown
 from .usage import UsageError
 
 # the lists of configurations that each command begins with: the embedded backbone, and what its prior needs
@@ -53,18 +53,23 @@ def preparation(*words: str, options: Options | None = None) -> list[str]:
     return [python(), shown(BUNDLE / "scripts" / "prepare"), *words, *as_words(options or {})]
 
 
-def as_words(options: Options) -> list[str]:
-    return [word for name, value in options.items() for word in (f"--{name}", value)]
-
-
-def run(words: Sequence[str], say: bool = True) -> int:
+def run(words: Sequence[str], say: bool = True, last: bool = False) -> int:
     """Prints a command, runs it, and returns its exit code, 128 and more for signals as in a shell.
 
     Interruptions reach the command, which ends in its own way; this program waits for it.
+
+    Args:
+        words: of the command.
+        say: whether it is printed.
+        last: whether the command itself says what comes next, and not the program.
     """
     if say:
         print(f"$ {quoted(words)}\n", flush=True)
-    process = subprocess.Popen([sys.executable, *words[1:]])
+    environment = dict(os.environ) if last else saying_nothing_of_next()
+    # MONAI warns of configurations from elsewhere, and these are the bundle's own
+    ignored = "ignore:parsing config_file:UserWarning"
+    environment["PYTHONWARNINGS"] = ",".join(filter(None, [environment.get("PYTHONWARNINGS"), ignored]))
+    process = subprocess.Popen([sys.executable, *words[1:]], env=environment)
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         with suppress(OSError):

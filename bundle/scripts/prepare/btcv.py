@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections import defaultdict
 from functools import partial
 
@@ -58,7 +57,9 @@ def prepare_btcv(source: str, output: str, overwrite: bool = False) -> str:
         summaries,
         notes_on(items, summaries, config["label_map"], VolumeReader(), BTCV_SHAPE),
         [*other_cases(volumes, BTCV_CASES), target.summary()],
-        f"\"['configs/train.json','configs/btcv.json']\" --dataset_dir {shlex.quote(str(target.folder))}",
+        overlay="configs/btcv.json",
+        prior="runs/btcv/model.pt",
+        options={"dataset_dir": str(target.folder)},
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections import defaultdict
 
 from ..console import counted
@@ -77,7 +76,9 @@ def prepare_chaos(source: str, output: str, overwrite: bool = False) -> str:
         summaries,
         notes_on(items, summaries, config["label_map"], VolumeReader(), CHAOS_SHAPE),
         [*other_cases(volumes, CHAOS_CASES), target.summary()],
-        f"\"['configs/train.json','configs/chaos.json']\" --dataset_dir {shlex.quote(str(target.folder))}",
+        overlay="configs/chaos.json",
+        prior="runs/chaos/model.pt",
+        options={"dataset_dir": str(target.folder)},
     )
 
 

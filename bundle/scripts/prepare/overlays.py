@@ -78,5 +78,7 @@ def write_overlay(
         summaries,
         notes_on(items, summaries, meanings["label_map"], reader),
         [*remarks, split, target.summary()],
-        f"\"['configs/train.json','{target.folder / 'overlay.json'}']\"",
+        overlay=str(target.folder / "overlay.json"),
+        prior=str(run / "model.pt"),
+        evaluated=bool(test),
     )
