@@ -26,7 +26,6 @@ def test_the_tour_is_a_notebook_without_outputs(tour):
     assert [cell.id for cell in code if cell.outputs or cell.execution_count is not None] == []
 
 
-@pytest.mark.slow
 def test_every_cell_of_the_tour_runs(tour, tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFUSAM_TOUR", str(tmp_path))
     kernel = NotebookClient(tour, timeout=1200, resources={"metadata": {"path": str(TOUR.parent)}})
