@@ -250,8 +250,8 @@ def _prepare(
     layout = layout_of(source) if image is None else Layout(image, label, [])
     print(f"{layout.text or f'{image} with {label}.'}\n", flush=True)
     if layout.image is None or layout.label is None:
-        options = {"output": typed(shown(target)), **given}
-        return run(preparation("decathlon", typed(shown(source)), options=options), last=last)
+        places = {"output": typed(shown(target))}
+        return run(preparation("decathlon", typed(shown(source)), options={**places, **given}), last=last)
     words = {"image": layout.image, "label": layout.label, "output": typed(shown(target))}
     words["modality"] = modality or layout.modality or "auto"
     if layout.label_map and "label_map" not in given:
