@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import pty
 import warnings
 
 import pytest
@@ -75,6 +77,16 @@ def test_a_terminal_gets_a_bar_at_once():
     Progress(3, "writing phantoms", file=terminal)
 
     assert "writing phantoms:   0%|" in terminal.getvalue()
+
+
+def test_a_terminal_that_does_not_say_how_wide_it_is_gets_a_bar_too():
+    ours, theirs = pty.openpty()  # 0 columns, until somebody sets them
+    with os.fdopen(theirs, "w") as terminal:
+        Progress(3, "checking", file=terminal).close()
+        shown = os.read(ours, 1000).decode()
+    os.close(ours)
+
+    assert "checking:   0%|" in shown
 
 
 def test_a_name_cannot_move_the_cursor():

@@ -91,6 +91,7 @@ class Progress:
                 file=self.file,
                 leave=keep,
                 smoothing=0.1,
+                ncols=_columns(self.file),
                 bar_format=_BAR,
             )
 
@@ -126,6 +127,14 @@ class Progress:
             left = f", {tqdm.format_interval(seconds)} left"
         values = self._values and f", {self._values}"
         return f"{self.description}: {share:.0%} after {tqdm.format_interval(elapsed)}{left}{values}"
+
+
+def _columns(terminal: TextIO) -> int | None:
+    """80 for a terminal that does not say how wide it is, as in some containers: tqdm would draw nothing there."""
+    try:
+        return None if os.get_terminal_size(terminal.fileno()).columns else 80
+    except (OSError, ValueError):  # no file of the system
+        return None
 
 
 def counted(items: Collection[_T], description: str, shown: bool = True) -> Iterator[_T]:
