@@ -9,10 +9,10 @@ from tests.helpers.workflows import BUNDLE
 
 # from the ground up; rooms of one floor do not know one another
 FLOORS = (
-    {"descriptions", "errors", "files", "inert"},
-    {"arguments", "weights"},
+    {"descriptions", "errors", "files", "inert", "shell"},
+    {"arguments", "console", "weights"},
     {"networks", "data", "overrides", "prior_settings"},
-    {"training", "segmentation", "prepare", "standalone"},
+    {"training", "segmentation", "prepare", "standalone", "next_steps"},
     {"inference", "automedsam", "pretraining"},
     {"output", "command"},
 )

@@ -23,11 +23,13 @@ class Started:
 
     def __init__(self, monkeypatch) -> None:
         self.words: list[list[str]] = []
+        self.environments: list[dict[str, str]] = []
         self.codes: dict[str, int] = {}  # by a word of the command
         self.effects: dict[str, object] = {}
         monkeypatch.setattr(runs.subprocess, "Popen", self.start)
 
-    def start(self, words):
+    def start(self, words, env=None):
+        self.environments.append(env)
         self.words.append(words[1:])
         for name, effect in self.effects.items():
             if name in words:
@@ -397,3 +399,17 @@ def test_a_scan_is_segmented_in_one_command(tmp_path):
     assert run.returncode == 3, run.stderr
     assert (cases["ct"]["status"], cases["mr"]["status"]) == ("done", "failed")
     assert (tmp_path / "out/ct_seg.nii.gz").is_file() and "--modality mr" in cases["mr"]["error"]
+
+
+def test_the_program_itself_says_what_comes_next(started, scan):
+    program(["segment", str(scan), "-o", "out"])
+
+    (environment,) = started.environments
+    assert environment["DIFFUSAM_NEXT"] == "0"
+
+
+def test_a_preparation_says_what_comes_next(started, tmp_path):
+    program(["prepare", "btcv", str(tmp_path / "RawData.zip"), "--output", "out"])
+
+    (environment,) = started.environments
+    assert "DIFFUSAM_NEXT" not in environment

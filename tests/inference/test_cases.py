@@ -463,8 +463,8 @@ def test_the_bar_shows_case_slice_and_time_left():
     def segment(engine, batch):
         for index in range(1, 5):
             engine.inferer.on_slices(index, 4)
-            shown.append(progress.bar.n)
-            progress.bar.refresh()
+            shown.append(progress.progress.bar.n)
+            progress.progress.bar.refresh()
 
     engine = Engine(segment)
     engine.inferer = SimpleNamespace(on_slices=None)
@@ -483,7 +483,7 @@ def test_the_bar_moves_on_past_a_case_that_failed():
     engine.inferer = SimpleNamespace()  # of another kind, that reports no slices
     progress.attach(engine)
     seen = []
-    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: seen.append(progress.bar.n))
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: seen.append(progress.progress.bar.n))
 
     engine.run([{"item": {"image": [case], "case": [case]}} for case in "abc"])
 

@@ -26,6 +26,8 @@ def test_the_command_runs_by_its_path_and_prints_the_table(tmp_path):
 
     assert result.returncode == 0, result.stderr
     assert "a     40 x 36 x 8  2 x 2 x 5" in result.stdout
+    said = [line.split(": ")[0] for line in result.stdout.splitlines() if "monai.bundle run" in line]
+    assert said == ["Train with", "Then evaluate with", "Then segment with"]
     overlay = overlay_of(tmp_path / "out")
     assert (overlay["label_map"], overlay["train_cases"], overlay["test_cases"]) == ({"spleen": 1}, ["a"], ["b"])
 

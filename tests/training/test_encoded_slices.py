@@ -224,7 +224,7 @@ def test_the_augmentation_changes_the_name_of_the_augmented_variant_alone(make, 
 def test_an_interruption_loses_only_the_volume_in_work(make, data, tmp_path, monkeypatch, encoded_slices):
     encode = EncodedSlices.encode
 
-    def killed_at_b(self, volume, case=""):
+    def killed_at_b(self, volume, case="", on_slices=None):
         if case == "b":
             raise KeyboardInterrupt
         return encode(self, volume, case)

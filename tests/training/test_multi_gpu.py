@@ -125,7 +125,7 @@ def test_two_processes_report_what_one_reports(overlay, trained, tmp_path):
                 "scripts.prior_settings.InferenceOverlay",
             ],
         ),
-        ("evaluate", "validate", ["ignite.handlers.ProgressBar"]),
+        ("evaluate", "validate", ["scripts.inference.cases.CaseProgress"]),
     ],
 )
 def test_the_overlays_mute_what_all_processes_would_say_alike(name, handlers, muted):

@@ -198,7 +198,7 @@ def prepare(
     `diffusam learn` begins with the same.
     """
     target = _one_folder("prepare", folder, more, output)
-    return _prepare(folder, target, modality, image, label, options)
+    return _prepare(folder, target, modality, image, label, options, last=True)
 
 
 def demo(*more: str, output: str = "diffusam_demo", **options: str) -> int:
@@ -238,6 +238,7 @@ def _prepare(
     image: str | None,
     label: str | None,
     options: Mapping[str, str | None],
+    last: bool = False,
 ) -> int:
     """Runs the bundle's preparation with the patterns of a folder, those given or those that its names suggest."""
     source = Path(str(folder)).expanduser()
@@ -249,12 +250,13 @@ def _prepare(
     layout = layout_of(source) if image is None else Layout(image, label, [])
     print(f"{layout.text or f'{image} with {label}.'}\n", flush=True)
     if layout.image is None or layout.label is None:
-        return run(preparation("decathlon", typed(shown(source)), options={"output": typed(shown(target)), **given}))
+        places = {"output": typed(shown(target))}
+        return run(preparation("decathlon", typed(shown(source)), options={**places, **given}), last=last)
     words = {"image": layout.image, "label": layout.label, "output": typed(shown(target))}
     words["modality"] = modality or layout.modality or "auto"
     if layout.label_map and "label_map" not in given:
         words["label_map"] = str(dict(layout.label_map))
-    return run(preparation("folder", typed(shown(source)), options={**words, **given}))
+    return run(preparation("folder", typed(shown(source)), options={**words, **given}), last=last)
 
 
 def _one_folder(command: str, folder: str | None, more: tuple[str, ...], output: str | None) -> Path:

@@ -73,7 +73,7 @@ def _program(words: list[str]) -> int:
     if name not in COMMANDS:
         raise UsageError(unknown("command", name, COMMANDS))
     if name == "prepare" and commands.is_for_prepare(rest):
-        return runs.run(runs.preparation(*rest))
+        return runs.run(runs.preparation(*rest), last=True)
     command, configs = COMMANDS[name]
     if any(word in _HELP_OPTIONS[:2] for word in rest):
         print(help_of(name))

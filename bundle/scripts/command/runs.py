@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +13,7 @@ from types import FrameType
 
 from ..errors import RefusedError, system_error
 from ..files import BUNDLE
+from ..shell import as_words, python, quoted, saying_nothing_of_next, shown
 from .usage import UsageError
 
 # the lists of configurations that each command begins with: the embedded backbone, and what its prior needs
@@ -23,7 +22,6 @@ TRAINING = ("configs/train.json",)
 EVALUATING = ("configs/train.json", "configs/evaluate.json")
 MODALITY = "configs/by_modality.json"  # where nobody says which modality
 
-_SPECIAL = set('"\\$`!')  # in double quotes, to a shell
 Options = Mapping[str, str]
 
 
@@ -55,42 +53,23 @@ def preparation(*words: str, options: Options | None = None) -> list[str]:
     return [python(), shown(BUNDLE / "scripts" / "prepare"), *words, *as_words(options or {})]
 
 
-def as_words(options: Options) -> list[str]:
-    return [word for name, value in options.items() for word in (f"--{name}", value)]
-
-
-def python() -> str:
-    """``python``, where a shell takes that for the interpreter that runs here, else the path of this one."""
-    found = shutil.which("python")
-    return "python" if found and os.path.samefile(found, sys.executable) and _prefix(found) else sys.executable
-
-
-def _prefix(found: str) -> bool:
-    # a virtual environment is told by the folder of its link, not by what the link leads to
-    return os.path.abspath(os.path.dirname(found)) == os.path.abspath(os.path.dirname(sys.executable))
-
-
-def shown(path: Path) -> str:
-    """A path as a user would type it: relative where it lies below the working directory."""
-    path = Path(os.path.abspath(path))
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def quoted(words: Sequence[str]) -> str:
-    """A line for a POSIX shell, in which lists keep the look of the README."""
-    return " ".join(
-        f'"{word}"' if "'" in word and not set(word) & set('"\\$`!') else shlex.quote(word) for word in words
-    )
-
-
-def run(words: Sequence[str], say: bool = True) -> int:
+def run(words: Sequence[str], say: bool = True, last: bool = False) -> int:
     """Prints a command, runs it, and returns its exit code, 128 and more for signals as in a shell.
 
     Interruptions reach the command, which ends in its own way; this program waits for it.
+
+    Args:
+        words: of the command.
+        say: whether it is printed.
+        last: whether the command itself says what comes next, and not the program.
     """
     if say:
         print(f"$ {quoted(words)}\n", flush=True)
-    process = subprocess.Popen([sys.executable, *words[1:]])
+    environment = dict(os.environ) if last else saying_nothing_of_next()
+    # MONAI warns of configurations from elsewhere, and these are the bundle's own
+    ignored = "ignore:parsing config_file:UserWarning"
+    environment["PYTHONWARNINGS"] = ",".join(filter(None, [environment.get("PYTHONWARNINGS"), ignored]))
+    process = subprocess.Popen([sys.executable, *words[1:]], env=environment)
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         with suppress(OSError):

@@ -17,6 +17,7 @@ import numpy as np
 from monai.config import PathLike
 from nibabel.affines import apply_affine
 
+from ..console import counted
 from ..errors import SHOWN, DatasetError, count, listed
 from .datalists import Item, LabelMap
 from .volumes import Volume, VolumeReader
@@ -126,7 +127,7 @@ def check_dataset(
     problems = [*_too_few(items, minimum, purpose), *_listed_twice(items)]
     summaries = []
     reader = reader or VolumeReader()
-    for item in items:
+    for item in counted(items, f"checking the {purpose} data"):
         image = _check_image(item["image"], reader, problems)
         voxels = {}
         if "label" in item:

@@ -17,6 +17,7 @@ import fire
 import nibabel as nib
 import numpy as np
 
+from ..console import counted
 from ..errors import SettingError
 from ..files import whole_file
 from .phantom_anatomy import build_body
@@ -113,7 +114,7 @@ def write_phantoms(
         folder,
         count - len(missing),
     )
-    for seed, files in missing:
+    for seed, files in counted(missing, f"writing {modality} phantoms"):
         image, label, affine = make_phantom(seed, modality, shape=shape, spacing=spacing)
         _save(files["image"], image, affine)
         _save(files["label"], label, affine)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
 import time
 import traceback
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -18,9 +18,9 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import MapTransform
 from torch import Tensor
 from torch.utils.data import get_worker_info
-from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ..console import Progress
 from ..data.datalists import Item
 from ..data.dataset_check import voxel_problem
 from ..data.intensity import NOTES
@@ -28,6 +28,8 @@ from ..data.volumes import Volume, VolumeReader, VolumeWriter
 from ..errors import DatasetError, one_line, system_error, user_error
 from ..segmentation.uncertainty import PROBABILITY_STEPS
 from .case_records import LOST_SEG, CaseRecords
+
+logger = logging.getLogger(__name__)
 
 
 class CaseEvents(EventEnum):
@@ -158,6 +160,8 @@ class ForEachCase:
 class CaseProgress:
     """Ignite handler with one progress bar for all cases, which moves with every slice: case, slice, time left.
 
+    When a case is done, a line says how long it took; when it failed, the reason has been said.
+
     Args:
         file: where the bar goes, by default to standard error. Where that is no terminal, a line is written twice a
             minute.
@@ -165,42 +169,46 @@ class CaseProgress:
 
     def __init__(self, file: TextIO | None = None) -> None:
         self.file = file
-        self.bar: Any = None  # from the start of a run on
+        self.progress: Progress | None = None  # from the start of a run on
         self.case, self.finished = "", 0
+        self._name, self._began = "", 0.0
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._open)
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self._read)
         engine.add_event_handler(Events.ITERATION_STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._end)
-        engine.add_event_handler(Events.COMPLETED, self._close)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._close)
 
     def _open(self, engine: Engine) -> None:
-        file = self.file or sys.stderr
-        self.bar = tqdm(
-            total=engine.state.epoch_length,
-            file=file,
-            mininterval=0.1 if file.isatty() else 30,
-            smoothing=0.1,
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]",
-            desc="reading",
-        )
+        self.progress = Progress(engine.state.epoch_length, "reading", file=self.file)
         if hasattr(engine.inferer, "on_slices"):  # another inferer moves the bar case by case
             engine.inferer.on_slices = self._slices
 
+    def _read(self, engine: Engine) -> None:
+        self._began = time.perf_counter()
+
     def _begin(self, engine: Engine) -> None:
-        case, number = item_of(engine.state.batch)["case"], engine.state.iteration
-        self.case, self.finished = f"{one_line(case)} ({number} of {engine.state.epoch_length})", number - 1
-        self.bar.set_description_str(self.case, refresh=False)
+        batch, number = engine.state.batch, engine.state.iteration
+        self._name = one_line(item_of(batch)["case"] if "item" in batch else batch["case"][0])
+        self.case, self.finished = f"{self._name} ({number} of {engine.state.epoch_length})", number - 1
+        self._to(self.finished)
 
     def _slices(self, done: int, total: int) -> None:
-        self.bar.set_description_str(f"{self.case}, slice {done} of {total}", refresh=False)
-        self.bar.update(self.finished + done / total - self.bar.n)
+        self._to(self.finished + done / total, f", slice {done} of {total}")
 
     def _end(self, engine: Engine) -> None:
-        self.bar.update(engine.state.iteration - self.bar.n)
+        self._to(engine.state.iteration)
+        if engine.state.output and self.progress is not None:
+            self.progress.log(logger, "%s: done in %.1f s.", self._name, time.perf_counter() - self._began)
+
+    def _to(self, done: float, part: str = "") -> None:
+        if self.progress is not None:
+            self.progress.to(done, self.case + part)
 
     def _close(self, engine: Engine) -> None:
-        self.bar.close()
+        if self.progress is not None:
+            self.progress.close()
 
 
 class LogitsToProbabilitiesd(MapTransform):

@@ -12,7 +12,6 @@ import numpy as np
 import pydicom
 from ignite.engine import Engine
 from monai.utils import ImageMetaKey
-from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
@@ -151,7 +150,7 @@ def make_segmentation(
     frames = labels.transpose(2, 1, 0)  # slices, rows, columns
     if "NumberOfFrames" in first:  # frames of one file follow one another as they are stored
         frames = frames[np.argsort([frame for _, frame in slices])]
-    import highdicom as hd  # a tenth of the whole start, for results that few inputs have
+    import highdicom as hd  # a sixth of the whole start, for results that few inputs have
 
     try:
         segmentation = hd.seg.Segmentation(
@@ -208,6 +207,7 @@ def _mended_headers(source: Path, files: Iterable[Path]) -> dict[Path, pydicom.D
 
 def _described(number: int, organ: str, code: Code) -> hd.seg.SegmentDescription:
     import highdicom as hd
+    from pydicom.sr.codedict import codes
 
     return hd.seg.SegmentDescription(
         segment_number=number,

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections import defaultdict
 from functools import partial
 
-from tqdm import tqdm
-
+from ..console import counted
 from ..data.datalists import find_cases
 from ..data.dataset_check import check_dataset
 from ..data.volumes import VolumeReader
@@ -48,7 +46,7 @@ def prepare_btcv(source: str, output: str, overwrite: bool = False) -> str:
     with opened(source, BTCV_SOURCE, target.folder) as files:
         found = _btcv_volumes(files)
         volumes = found.cases
-        for case in tqdm(volumes, desc="BTCV", unit="volume"):
+        for case in counted(volumes, "BTCV"):
             for kind in ("label", "img"):  # the image last: a case is there once its image is
                 name = volumes[case][kind]
                 pattern = config["label_pattern" if kind == "label" else "image_pattern"]
@@ -66,7 +64,9 @@ def prepare_btcv(source: str, output: str, overwrite: bool = False) -> str:
         summaries,
         notes=notes_on(items, summaries, label_map=config["label_map"], reader=VolumeReader(), shape=BTCV_SHAPE),
         after=[*other_cases(volumes, BTCV_CASES), target.summary()],
-        config_file=f"\"['configs/train.json','configs/btcv.json']\" --dataset_dir {shlex.quote(str(target.folder))}",
+        overlay="configs/btcv.json",
+        prior="runs/btcv/model.pt",
+        options={"dataset_dir": str(target.folder)},
     )
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections import defaultdict
 
-from tqdm import tqdm
-
+from ..console import counted
 from ..data.datalists import find_cases
 from ..data.dataset_check import check_dataset
 from ..data.volumes import VolumeReader
@@ -56,7 +54,7 @@ def prepare_chaos(source: str, output: str, overwrite: bool = False) -> str:
     with opened(source, CHAOS_SOURCE, target.folder) as files:
         found = _chaos_volumes(files)
         volumes = found.cases
-        for case in tqdm(volumes, desc="CHAOS", unit="volume"):
+        for case in counted(volumes, "CHAOS"):
             try:
                 with files.local(volumes[case]) as paths:
                     joined = join_slices(paths, config["label_map"])
@@ -81,7 +79,9 @@ def prepare_chaos(source: str, output: str, overwrite: bool = False) -> str:
         summaries,
         notes=notes_on(items, summaries, label_map=config["label_map"], reader=VolumeReader(), shape=CHAOS_SHAPE),
         after=[*other_cases(volumes, CHAOS_CASES), target.summary()],
-        config_file=f"\"['configs/train.json','configs/chaos.json']\" --dataset_dir {shlex.quote(str(target.folder))}",
+        overlay="configs/chaos.json",
+        prior="runs/chaos/model.pt",
+        options={"dataset_dir": str(target.folder)},
     )
 
 

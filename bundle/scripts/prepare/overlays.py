@@ -79,5 +79,7 @@ def write_overlay(
         summaries,
         notes=notes_on(items, summaries, label_map=meanings["label_map"], reader=reader),
         after=[*remarks, split, target.summary()],
-        config_file=f"\"['configs/train.json','{target.folder / 'overlay.json'}']\"",
+        overlay=str(target.folder / "overlay.json"),
+        prior=str(run / "model.pt"),
+        evaluated=bool(test),
     )

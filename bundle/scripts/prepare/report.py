@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from ..data.datalists import Item, LabelMap
 from ..data.dataset_check import CaseSummary
 from ..data.volumes import VolumeReader
 from ..errors import DatasetError, count, listed
+from ..shell import bundle_command, quoted, tells_next
 from .anatomy import SIDES, misplaced_organs
 from .targets import Target
 
@@ -20,9 +21,23 @@ def report(
     *,
     notes: Sequence[str],
     after: Sequence[str],
-    config_file: str,
+    overlay: str,
+    prior: str,
+    options: Mapping[str, str] | None = None,
+    evaluated: bool = True,
 ) -> str:
-    """Everything a command says: a table of the volumes, with organs in millilitres, between its remarks."""
+    """Everything a command says: a table of the volumes, with organs in millilitres, between its remarks.
+
+    Args:
+        before: remarks above the table.
+        summaries: a row each.
+        notes: on each volume.
+        after: remarks below it.
+        overlay: of the data, for the commands that come next.
+        prior: the file that training with it writes.
+        options: that training and evaluation need as well.
+        evaluated: whether cases are left to evaluate on.
+    """
     organs = list(summaries[0].voxels)
     rows = [("case", "voxels", "mm", *(f"{organ} (ml)" for organ in organs), "")]
     for each, note in zip(summaries, notes):
@@ -33,8 +48,19 @@ def report(
     table = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:-1]), row[-1]]).rstrip() for row in rows
     ]
-    command = f"python -m monai.bundle run training --config_file {config_file}"
-    return "\n".join([*before, "", *table, "", *after, f"Train with: {command}"])
+    return "\n".join([*before, "", *table, "", *after, *_next_commands(overlay, prior, options or {}, evaluated)])
+
+
+def _next_commands(overlay: str, prior: str, options: Mapping[str, str], evaluated: bool) -> list[str]:
+    if not tells_next():
+        return []
+    train, evaluate = "configs/train.json", "configs/evaluate.json"
+    commands = {"Train with": ("training", [train, overlay], options)}
+    if evaluated:
+        commands["Then evaluate with"] = ("evaluating", [train, evaluate, overlay], options)
+    scan = {"prior_file": prior, "input": "SCAN", "output": "OUT"}
+    commands["Then segment with"] = ("inferring", ["configs/inference.json"], scan)
+    return [f"{purpose}: {quoted(bundle_command(*command))}" for purpose, command in commands.items()]
 
 
 def notes_on(

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from tqdm import tqdm
 
+from ..console import counted
 from ..data.datalists import Item
 from ..data.volumes import Volume, VolumeReader
 from ..errors import DatasetError, count
@@ -92,7 +92,7 @@ def store_overlay(target: Target, name: str, content: Mapping[str, object], eval
 
 def convert(items: Sequence[Item], target: Target, reader: VolumeReader, channel: int | None = None) -> dict[str, str]:
     """Writes every file as NIfTI; where they are, as arguments of :func:`~scripts.data.datalists.find_cases`."""
-    for item in tqdm(items, unit="volume"):
+    for item in counted(items, "converting"):
         for key in ("label", "image"):
             path, name = Path(item[key]), f"{key}/{item['case']}.nii.gz"
             if key == "image" and channel is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from monai.transforms import Compose
 from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.utils.data import Dataset, WeightedRandomSampler
-from tqdm import tqdm
 
+from ..console import Progress
 from ..data.transforms import AugmentedVariant
 from ..data.volumes import volume_digest
 from ..descriptions import describe
@@ -164,21 +164,29 @@ class EncodedSlices(Dataset):
         idist.barrier()  # nothing is written before all processes have seen what is missing
         share = missing[idist.get_rank() :: idist.get_world_size()]
         loaded: dict[str, Any] = {}
-        for path, item, variant in tqdm(
-            share, desc="encoding", unit="volume", disable=not share or idist.get_rank() > 0
-        ):
+        progress = Progress(len(share), "encoding", shown=bool(share) and idist.get_rank() == 0)
+        for number, (path, item, variant) in enumerate(share):
+            progress.to(number, f"encoding {item['case']} ({number + 1} of {len(share)})")
             if loaded.get("case") != item["case"]:
                 loaded = {"case": item["case"], "volume": self.transform(dict(item))}
             volume = loaded["volume"]
             if self.augment:
                 volume = self.augment(volume, item["case"], variant)
-            save_atomically(self.encode(volume, item["case"]), path)
+            on_slices = lambda done, total, before=number: progress.to(before + done / total)  # noqa: E731
+            save_atomically(self.encode(volume, item["case"], on_slices), path)
+            progress.to(number + 1)
+        progress.close()
         idist.barrier()
         return paths
 
     @torch.no_grad()
-    def encode(self, volume: dict[str, Any], case: str = "") -> dict[str, Tensor]:
-        """Everything the prior's training needs of one transformed volume, slice by slice, on the CPU."""
+    def encode(
+        self, volume: dict[str, Any], case: str = "", on_slices: Callable[[int, int], Any] | None = None
+    ) -> dict[str, Tensor]:
+        """Everything the prior's training needs of one transformed volume, slice by slice, on the CPU.
+
+        ``on_slices`` is called, as it goes on, with the number of slices encoded so far and the number of all.
+        """
         size = self.backbone.image_size
         image, label = (
             convert_to_tensor(volume[key], dtype=torch.float32, track_meta=False) for key in ("image", "label")
@@ -210,6 +218,8 @@ class EncodedSlices(Dataset):
             }
             chunk = {key: value.to("cpu", torch.float16) for key, value in chunk.items()}
             chunks.append({**chunk, "label": label[start : start + self.batch_size, 0], "present": present})
+            if on_slices is not None:
+                on_slices(min(start + self.batch_size, len(image)), len(image))
         return {key: torch.cat([chunk[key] for chunk in chunks]).contiguous() for key in chunks[0]}
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import ProgressBar
 from torch.optim.swa_utils import AveragedModel
 
 from ..arguments import given_options
+from ..console import Progress
 from ..descriptions import Described, describe, differences
 from ..errors import SHOWN, RefusedError, SettingError, UnusableFileError, count, listed
 from ..weights import load_tensors, not_finite, on_cpu, save_atomically
@@ -275,8 +275,29 @@ class PriorExporter:
             self.average.load_state_dict(state)
 
 
-class LossProgressBar(ProgressBar):
-    """Ignite's progress bar with the losses of the present iteration beside it."""
+class LossProgressBar:
+    """Ignite handler with one bar for a whole training, and the losses of the present iteration beside it.
+
+    Args:
+        iterations: that the training takes in all; None stands for whole epochs.
+    """
+
+    def __init__(self, iterations: int | None = None) -> None:
+        self.iterations = iterations
+        self._progress: Progress | None = None  # from the first iteration on
 
     def attach(self, engine: Engine) -> None:
-        super().attach(engine, output_transform=lambda output: {key: float(value) for key, value in output[0].items()})
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._show)
+        engine.add_event_handler(Events.COMPLETED, self._close)
+
+    def _show(self, engine: Engine) -> None:
+        done, losses = engine.state.iteration, engine.state.output[0]
+        if self._progress is None:  # a training that goes on begins where it was
+            total = self.iterations or engine.state.max_epochs * engine.state.epoch_length
+            self._progress = Progress(total, "training", initial=done - 1)
+        self._progress.to(done, **{name: float(value) for name, value in losses.items()})
+
+    def _close(self, engine: Engine) -> None:
+        if self._progress is not None:
+            self._progress.close()
+            self._progress = None

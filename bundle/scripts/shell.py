@@ -1,0 +1,59 @@
+"""Command lines as a user would type them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+_NEXT = "DIFFUSAM_NEXT"  # set to 0 by a program that says itself what comes next
+
+
+def tells_next() -> bool:
+    """Whether a command says at its end which one comes next."""
+    return os.environ.get(_NEXT) != "0"
+
+
+def saying_nothing_of_next() -> dict[str, str]:
+    """The environment for a command that is one step of another program."""
+    return {**os.environ, _NEXT: "0"}
+
+
+def bundle_command(name: str, files: Sequence[str], options: Mapping[str, str | None]) -> list[str]:
+    """A command ``python -m monai.bundle run NAME``; an option that is None is a flag alone."""
+    config = files[0] if len(files) == 1 else f"[{','.join(map(repr, files))}]"
+    return [python(), "-m", "monai.bundle", "run", name, "--config_file", config, *as_words(options)]
+
+
+def as_words(options: Mapping[str, str | None]) -> list[str]:
+    words: Iterable[tuple[str, ...]] = (
+        (f"--{name}",) if value is None else (f"--{name}", value) for name, value in options.items()
+    )
+    return [word for pair in words for word in pair]
+
+
+def python() -> str:
+    """``python``, where a shell takes that for the interpreter that runs here, else the path of this one."""
+    found = shutil.which("python")
+    return "python" if found and os.path.samefile(found, sys.executable) and _prefix(found) else sys.executable
+
+
+def _prefix(found: str) -> bool:
+    # a virtual environment is told by the folder of its link, not by what the link leads to
+    return os.path.abspath(os.path.dirname(found)) == os.path.abspath(os.path.dirname(sys.executable))
+
+
+def shown(path: Path) -> str:
+    """A path as a user would type it: relative where it lies below the working directory."""
+    path = Path(os.path.abspath(path))
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def quoted(words: Sequence[str]) -> str:
+    """A line for a POSIX shell, in which lists keep the look of the README."""
+    return " ".join(
+        f'"{word}"' if "'" in word and not set(word) & set('"\\$`!') else shlex.quote(word) for word in words
+    )
