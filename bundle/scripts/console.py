@@ -73,6 +73,7 @@ class Progress:
         self,
         total: float,
         description: str,
+        *,
         initial: float = 0,
         keep: bool = True,
         file: TextIO | None = None,

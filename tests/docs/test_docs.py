@@ -152,7 +152,7 @@ def run_diffusam(command: str, place: Path, monkeypatch) -> None:
     """``diffusam ...`` in this process, and so the bundle's commands that it stands for."""
     words = shlex.split(re.sub(r"(?<=[\s'\"])/data/", f"{place}/data/", command))[1:]
 
-    def run_here(started: list[str]) -> int:
+    def run_here(started: list[str], last: bool = False) -> int:
         if started[1].endswith("scripts/prepare"):
             started = ["python", "-m", "scripts.prepare", *started[2:]]
         run_python(arguments(shlex.join(started), place), monkeypatch)

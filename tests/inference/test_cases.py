@@ -398,7 +398,7 @@ def test_results_that_are_gone_at_the_end_are_noticed(recorded, lost):
 RECORDER = """
 import sys; sys.path.insert(0, {bundle!r})
 from scripts.inference.case_records import CaseRecords
-records = CaseRecords({output!r}, {prior!r}, {{}})
+records = CaseRecords({output!r}, {prior!r}, settings={{}})
 for number in range(30):
     records.begin({{"image": {image!r}, "case": f"{{sys.argv[1]}}{{number}}"}})
 """

@@ -82,13 +82,13 @@ def test_absent_organs_are_left_out_of_a_slice(make_network, image):
 @pytest.mark.parametrize("network, make_part", [(DiffuSAM, make_prior), (AutoMedSAM, make_encoder)])
 def test_prior_of_another_number_of_organs(backbone, network, make_part):
     with pytest.raises(ValueError, match="built for 3 organs, but 2 are named"):
-        network(backbone, make_part(3), NAMES)
+        network(backbone, make_part(3), organs=NAMES)
 
 
 @pytest.mark.parametrize("network, make_part", [(DiffuSAM, make_prior), (AutoMedSAM, make_encoder)])
 def test_prior_of_other_embedding_channels(backbone, network, make_part):
     with pytest.raises(ValueError, match="64 channels, backbone 'sam2_nano' has 128"):
-        network(backbone, make_part(channels=64), NAMES)
+        network(backbone, make_part(channels=64), organs=NAMES)
 
 
 # ---- checkpoints
