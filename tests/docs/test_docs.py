@@ -32,7 +32,8 @@ from tests.helpers.workflows import BUNDLE, ROOT, SETTINGS
 from tests.prepare.test_btcv import BTCV_VALUES
 from tests.prepare.test_chaos import save_chaos_case
 
-PAGES = ["README.md", "docs/data.md"]  # the second prepares BTCV for others
+# the second prepares and trains on a folder, and the third prepares BTCV, for the others
+PAGES = ["README.md", "docs/three_scans.md", "docs/data.md"]
 PAGES += sorted({path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")} - set(PAGES))
 # what a reader runs in a shell of his own
 SHELL = ("pip install", "cd ", "pytest", "ruff ", "git ", "./demo", "./check")
@@ -194,13 +195,13 @@ RESULTS = [page for page in PAGES if Path(page).parent.name == "results" and Pat
     "page", [WITH_COMMANDS[0], *(pytest.param(page, marks=pytest.mark.slow) for page in WITH_COMMANDS[1:])]
 )
 def test_every_command_of_a_page_runs(page, place, monkeypatch):
-    """Pages go on from what a reader of the first two has prepared and trained."""
+    """Pages go on from what a reader of the first three has prepared and trained."""
     fetched = []
     monkeypatch.setattr("monai.bundle.scripts.download_url", lambda **options: fetched.append(options))
     find_cases = datalists.find_cases
     monkeypatch.setattr(datalists, "find_cases", lambda *args, **options: find_cases(*args, **options)[:4])
     monkeypatch.chdir(place / "bundle")
-    for each in dict.fromkeys([*PAGES[: min(PAGES.index(page), 2)], page]):
+    for each in dict.fromkeys([*PAGES[: min(PAGES.index(page), 3)], page]):
         run_page(each, place, monkeypatch, fetched)
 
 

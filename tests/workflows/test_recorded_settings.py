@@ -72,7 +72,7 @@ INFERENCE = {
     "memory_samples": 2,
     "neighbours": 2,
     "no_3d": True,
-    "ended_after": 0,
+    "ended_after": 2,
     "views": [[5, 1]],
     "largest_component": True,
     "organ_codes": {"spleen": "10200004"},
