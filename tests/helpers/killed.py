@@ -80,6 +80,8 @@ def _command(command: Callable[..., Any], log: str, args: tuple[Any, ...]) -> No
     except BaseException:
         try:
             sys.excepthook(*sys.exc_info())
+        except SystemExit as end:  # by which the bundle's hook says another exit code
+            code = int(end.code or 0)
         except BaseException:
             traceback.print_exc()
     finally:

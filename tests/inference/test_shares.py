@@ -189,6 +189,21 @@ def test_cases_of_a_killed_process_are_taken_up_by_the_next_run(project, worker)
 
 
 @needs_locks
+def test_a_process_killed_after_its_last_case_leaves_no_journal_behind(project):
+    first = project.segment()  # every case is done, and nothing has been finished
+    first.files._finalizer.detach()
+    first.files._journal.let_go()
+    assert list((project.output / FOLDER).iterdir())
+
+    again = project.records()
+    assert again.pending(project.items) == []
+    again.finish()
+
+    assert not (project.output / FOLDER).exists()
+    assert len(read_records(project.output)["cases"]) == len(project.items)
+
+
+@needs_locks
 def test_a_worker_that_outlives_its_process_does_not_hold_its_lock(project, worker):
     process = worker(fork=True)
     kill(process)

@@ -153,6 +153,8 @@ class CaseRecords:
         taken = [item["case"] for item in (*pending, *interrupted, *(item for item, _ in unreadable))]
         if taken:
             self.files.take(taken, {self.digest: self.configuration}, alone=self.share.is_whole)
+        else:
+            self.files.settle()
         for item, problem in unreadable:
             self.fail(item, problem)
         if interrupted:

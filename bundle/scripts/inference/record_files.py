@@ -67,11 +67,7 @@ class RecordFiles:
         with locked(self.output):
             journals = found_journals(self.output)
             refuse_taken(self.output, cases, journals)
-            left = [journal for journal in journals if not journal.alive]
-            if left:
-                self._known = _write(self.output, _merged(_results(self.output), left))
-                for journal in left:
-                    journal.path.unlink(missing_ok=True)
+            self._settle(journals)
             self._journal = Journal(self.output, cases, configurations=configurations)
             self._finalizer = weakref.finalize(self, _leave_unended, self.output, self._journal, os.getpid())
             if not (self._journal.locked or alone):
@@ -80,6 +76,21 @@ class RecordFiles:
                     f"'{self.output}': the file system has no locks, by which processes that share the cases see one "
                     "another. Set --output to a folder of its own for each share, or to another file system."
                 )
+
+    def settle(self) -> None:
+        """Puts what killed processes noted into ``results.json``, where this one has no case to take."""
+        if found_journals(self.output):
+            with locked(self.output):
+                self._settle(found_journals(self.output))
+
+    def _settle(self, journals: Iterable[Found]) -> None:
+        left = [journal for journal in journals if not journal.alive]
+        if left:
+            self._known = _write(self.output, _merged(_results(self.output), left))
+            for journal in left:
+                journal.path.unlink(missing_ok=True)
+            with suppress(OSError):  # not empty: others are at work
+                left[0].path.parent.rmdir()
 
     def add(self, case: str, record: Mapping[str, Any], configurations: Mapping[str, Any]) -> None:
         """Records a case, in the place of an earlier record.
