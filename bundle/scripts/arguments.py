@@ -58,12 +58,24 @@ def refuse_expressions(options: Sequence[str]) -> None:
 
 def given_options() -> list[str]:
     """Names of the options that ``python -m monai.bundle run`` was given; none where something else runs."""
-    arguments = sys.argv[1:]
-    if arguments[:1] != ["run"]:
-        return []
-    flags = arguments[: arguments.index("--")] if "--" in arguments else arguments  # after it come Fire's own
-    names = (flag[2:].partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--"))
-    return list(dict.fromkeys(names))
+    return list(typed_options() or {})
+
+
+def typed_options() -> dict[str, str | None] | None:
+    """Options that ``python -m monai.bundle run`` was given, each with its text, or with None where it has no value;
+    None where something else runs.
+    """
+    words = sys.argv[1:]
+    if words[:1] != ["run"]:
+        return None
+    options: dict[str, str | None] = {}
+    words = words[1 : words.index("--") if "--" in words else None]  # after it come Fire's own
+    while words:
+        name, equals, value = words.pop(0).partition("=")
+        if name.startswith("--"):
+            follows = not equals and bool(words) and not words[0].startswith("--")
+            options[name[2:].replace("-", "_")] = value if equals else words.pop(0) if follows else None
+    return options
 
 
 def refuse_misread(options: Sequence[str]) -> None:

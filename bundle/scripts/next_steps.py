@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
+from .arguments import typed_options
 from .errors import printable
 from .overrides import without_effect
 from .shell import bundle_command, quoted, shown, tells_next
@@ -59,16 +59,9 @@ def _say(commands: Sequence[tuple[str, list[str] | None]]) -> None:
 
 def _typed() -> tuple[list[str], dict[str, str | None]] | None:
     """Configurations and options of ``python -m monai.bundle run``; None where something else runs, or speaks."""
-    words = sys.argv[1:]
-    if words[:1] != ["run"] or not tells_next() or os.environ.get("RANK", "0") != "0":
+    options = typed_options()
+    if options is None or not tells_next() or os.environ.get("RANK", "0") != "0":
         return None
-    options: dict[str, str | None] = {}
-    words = words[1 : words.index("--") if "--" in words else None]  # after it come Fire's own
-    while words:
-        name, equals, value = words.pop(0).partition("=")
-        if name.startswith("--"):
-            follows = not equals and bool(words) and not words[0].startswith("--")
-            options[name[2:].replace("-", "_")] = value if equals else words.pop(0) if follows else None
     files = _files(options.pop("config_file", None))
     options.pop("run_id", None)
     return (files, options) if files else None

@@ -13,7 +13,7 @@ from types import FrameType
 
 from ..errors import RefusedError, system_error
 from ..files import BUNDLE
-from ..shell import as_words, python, quoted, saying_nothing_of_next, shown
+from ..shell import as_words, bundle_command, python, quoted, saying_nothing_of_next, shown
 from .usage import UsageError
 
 # the lists of configurations that each command begins with: the embedded backbone, and what its prior needs
@@ -38,14 +38,11 @@ def workflow(
         bundle: the bundle root.
     """
     files = [shown(bundle / each) if isinstance(each, str) else shown(each) for each in configs]
-    words = [python(), "-m"]
+    root = {} if bundle.resolve() == Path.cwd() else {"bundle_root": shown(bundle)}
+    words = bundle_command(name, files, {**root, **options})
     if processes > 1:
-        words += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
-    words += ["monai.bundle", "run", name]
-    words += ["--config_file", files[0] if len(files) == 1 else f"[{','.join(map(repr, files))}]"]
-    if bundle.resolve() != Path.cwd():
-        words += ["--bundle_root", shown(bundle)]
-    return [*words, *as_words(options)]
+        words[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return words
 
 
 def preparation(*words: str, options: Options | None = None) -> list[str]:
