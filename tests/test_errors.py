@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import scripts.errors
 import torch
-from scripts.errors import BundleError, user_error
+from scripts.errors import BundleError, nearest, user_error
 from scripts.networks.sam2_backbone import FrozenSAM2
 from scripts.prepare.configs import intensity_of
 
@@ -89,6 +89,15 @@ def test_errors_of_a_package_below_the_scripts_are_found():
 
 def test_no_error_is_no_user_error():
     assert user_error(None) is None
+
+
+def test_the_nearest_names_come_likeliest_first_and_each_once():
+    assert nearest("iteration", ["seed", "iterations", "iterations", "interaction"]) == ["iterations", "interaction"]
+    assert nearest("iteration", ["seed", "organs"]) == []
+
+
+def test_how_like_nearest_names_must_be_can_be_told():
+    assert nearest("iteration", ["interaction"], cutoff=0.95) == []
 
 
 def run(program: str, **environment: str) -> subprocess.CompletedProcess:

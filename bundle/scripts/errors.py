@@ -4,6 +4,7 @@ parser.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import logging
 import os
@@ -127,6 +128,21 @@ def listed(values: Iterable[object], shown: int = SHOWN) -> str:
     texts = [one_line(f"'{value}'" if isinstance(value, Path) else value) for value in values]
     rest = f" and {len(texts) - shown} more" if len(texts) > shown else ""
     return ", ".join(texts[:shown]) + rest
+
+
+def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> list[str]:
+    """The names, three at most, that a misspelt one may have been meant to be, the likeliest first.
+
+    Args:
+        name: as it was typed.
+        names: that there are.
+        cutoff: how like they must be, from 0 to 1; see :func:`difflib.get_close_matches`.
+
+    Example:
+        >>> nearest("iteration", ["seed", "iterations"])
+        ['iterations']
+    """
+    return difflib.get_close_matches(name, sorted(set(names)), n=3, cutoff=cutoff)
 
 
 def user_error(error: BaseException | None) -> BaseException | None:

@@ -7,7 +7,6 @@ begin with an underscore.
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import sys
@@ -21,7 +20,7 @@ from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from .arguments import given_options
-from .errors import UnknownSettingError, count, listed
+from .errors import UnknownSettingError, count, listed, nearest
 from .files import BUNDLE
 
 _SEPARATOR = ReferenceResolver.sep
@@ -91,7 +90,7 @@ def refuse_unknown(config: Mapping[str, Any], declared: set[str]) -> None:
     ]
     if not unknown:
         return
-    near = dict.fromkeys(near for name in unknown for near in difflib.get_close_matches(name, sorted(known), 3, 0.75))
+    near = dict.fromkeys(each for name in unknown for each in nearest(name, known, cutoff=0.75))
     shown = [name.replace(_SEPARATOR, "#") for name in unknown]
     hint = f"Nearest: {listed(name.replace(_SEPARATOR, '#') for name in near)}. " if near else ""
     raise UnknownSettingError(

@@ -6,12 +6,11 @@ any misspelt option, and show its help in a pager. So words are looked through b
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Collection, Iterable, Sequence
 
-from ..errors import BundleError
+from ..errors import BundleError, nearest
 from ..files import BUNDLE
 
 SHORT = {"-o": "--output", "-m": "--model"}
@@ -78,7 +77,7 @@ def checked(words: Sequence[str], own: Collection[str], declared: Collection[str
 
 def unknown(kind: str, name: str, names: Iterable[str]) -> str:
     """What to say of a name that is none of ``names``, with those nearest to it."""
-    near = difflib.get_close_matches(name, sorted(set(names)), n=3, cutoff=0.6)
+    near = nearest(name, names)
     hint = f"did you mean {' or '.join(near)}?" if near else "-h lists what there is."
     return f"There is no {kind} {name}; {hint}"
 
