@@ -34,6 +34,7 @@ from scripts.output.html_report import write_report
 
 INFERENCE = ("configs/inference.json",)
 ORGANS = ("spleen", "right kidney", "left kidney", "liver")
+SHOWN = 0.01  # megabytes of slices in the report: some 80 of these volumes, as 40 megabytes hold of real ones
 PARTS = ("find", "decide", "record", "report", "decide again")
 
 
@@ -140,7 +141,7 @@ def stubbed(number: int) -> None:
                 records.complete(item, seconds=1.0, shape=(4, 4, 4), quality=quality)
             records.finish()
         with timed("report"):
-            write_report(output, max_megabytes=0.1)
+            write_report(output, max_megabytes=SHOWN)
         with timed("decide again"):
             again = CaseRecords(output, prior, settings={"organs": list(ORGANS)})
             left = again.pending(items)

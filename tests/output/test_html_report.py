@@ -22,7 +22,7 @@ from PIL import Image
 from scripts.descriptions import describe
 from scripts.errors import DatasetError
 from scripts.output.html_report import ReportWriter, chart, main, number, write_report
-from scripts.output.report_content import Case, Curve, read_curves
+from scripts.output.report_content import Case, Content, Curve, read_curves
 from scripts.output.report_slices import draw_view, view_case
 from torch.utils.tensorboard import SummaryWriter
 
@@ -199,6 +199,20 @@ def test_without_quality_its_columns_are_left_out(tmp_path):
 
     assert rows_of(page)[0].split() == ["Case", "Status", "Voxels", "Seconds"]
     assert "Volume" not in page.text and "To look at" not in page.text
+
+
+def test_all_cases_are_looked_through_as_often_for_many_as_for_one(tmp_path, monkeypatch):
+    looked: list[int] = []
+    headline = Content.headline.fget
+    monkeypatch.setattr(Content, "headline", property(lambda content: looked.append(1) or headline(content)))
+
+    def times(cases: int) -> int:
+        looked.clear()
+        done = {f"{name}": {"status": "done", "quality": QUALITY} for name in range(cases)}
+        write_report(save_inference(tmp_path / str(cases), done), max_megabytes=0)
+        return len(looked)
+
+    assert times(6) == times(1)
 
 
 def test_settings_and_versions_are_shown(inference):

@@ -110,6 +110,7 @@ def write_report(
     views, notes = _views(content, pixels, max_slices, max_megabytes * MEGABYTE)
     page = _template().render(
         content=content,
+        headline=content.headline,
         place="/".join(content.folder.absolute().parts[-2:]),
         written=datetime.datetime.now().astimezone(),
         version=bundle_version(),
@@ -189,8 +190,8 @@ def _views(
     views: dict[str, SliceView] = {}
     notes: dict[str, list[str]] = {}
     left = max_bytes
-    done = [case for case in content.cases if case.status == "done"]
-    for case in sorted(done, key=lambda case: (not case.flags, _mean_headline(case, content.headline))):
+    done, headline = [case for case in content.cases if case.status == "done"], content.headline
+    for case in sorted(done, key=lambda case: (not case.flags, _mean_headline(case, headline))):
         try:
             view = view_case(case, content.organs, pixels=pixels, max_slices=max_slices) if left > 0 else None
         except Exception as error:  # of any kind: a report without a slice is still a report

@@ -104,7 +104,10 @@ class Content:
 
     @property
     def headline(self) -> str | None:
-        """The measure that the table of cases shows for each organ: the first that any case has."""
+        """The measure that the table of cases shows for each organ: the first that any case has.
+
+        All cases are looked through each time: who needs it for each of them asks once.
+        """
         known = {
             name
             for case in self.cases
@@ -170,17 +173,19 @@ def _inference(folder: Path, records: Mapping[str, Any]) -> Content:
     configurations = records.get("configurations", {})
     content = Content("inference", folder)
     used = Counter(record.get("configuration") for record in records.get("cases", {}).values())
+    display: dict[str | None, dict[str, Any]] = {}  # how images are read and shown, which many cases have in common
     for digest, configuration in configurations.items():
         content.settings.append(_settings(f"Settings of {count(used[digest], 'case')}", configuration))
-        organs = _named(configuration.get("settings", {}), "organs", list) or []
+        settings = configuration.get("settings", {})
+        display[digest] = {"loading": _loading(settings), "window": _window(settings)}
+        organs = _named(settings, "organs", list) or []
         content.organs += [organ for organ in organs if organ not in content.organs]
     for name, record in records.get("cases", {}).items():
-        settings = configurations.get(record.get("configuration"), {}).get("settings", {})
-        content.cases.append(_recorded_case(folder, name, record, settings))
+        content.cases.append(_recorded_case(folder, name, record, display.get(record.get("configuration"), {})))
     return content
 
 
-def _recorded_case(folder: Path, name: str, record: Mapping[str, Any], settings: Mapping[str, Any]) -> Case:
+def _recorded_case(folder: Path, name: str, record: Mapping[str, Any], display: Mapping[str, Any]) -> Case:
     quality, files = record.get("quality") or {}, record.get("files") or {}
     return Case(
         name,
@@ -196,8 +201,7 @@ def _recorded_case(folder: Path, name: str, record: Mapping[str, Any], settings:
         image=Path(record["image"]) if "image" in record else None,
         label_map=_file(folder, files.get("label_map")),
         uncertainty=_file(folder, files.get("uncertainty")),
-        loading=_loading(settings),
-        window=_window(settings),
+        **display,
     )
 
 
