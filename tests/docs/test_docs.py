@@ -109,6 +109,7 @@ def place(tmp_path_factory, backbone_file) -> Path:
         text = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
         (folder / f"bundle/{name}.json").write_text(re.search(r"```json\n(.*?)```", text, re.DOTALL)[1])
     larger = np.random.default_rng(0).integers(-100, 200, (150, 120, 20)).astype(np.int16)
+    larger[:20] = -1000  # air, which with fat tells CT
     save_volume(folder / "data/new/a04.nii.gz", larger)  # the case that docs/corrections.md corrects
     return folder
 
@@ -162,6 +163,8 @@ def run_diffusam(command: str, place: Path, monkeypatch) -> None:
     def run_here(started: list[str], last: bool = False) -> int:
         if started[1].endswith("scripts/prepare"):
             started = ["python", "-m", "scripts.prepare", *started[2:]]
+        if "torch.distributed.run" in started:  # in this process alone; several are test_many_processes
+            started = [started[0], *started[started.index("monai.bundle") - 1 :]]
         run_python(arguments(shlex.join(started), place), monkeypatch)
         return 0
 
