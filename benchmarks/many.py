@@ -3,6 +3,7 @@
 Run from the bundle's folder, on a machine with as many free cores as processes:
 
     python -m benchmarks.many processes     16 small phantoms in one process and in two, one thread each
+                      --by share            the same, without torchrun
     python -m benchmarks.many bookkeeping   1000, 3000 and 10 000 cases with a stub in the network's place
     python -m benchmarks.many table         both
 
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +30,7 @@ import nibabel as nib
 import numpy as np
 from scripts.data.datalists import check_output, inference_inputs
 from scripts.data.phantoms import write_phantoms
+from scripts.errors import SettingError
 from scripts.files import whole_file
 from scripts.inference.case_records import LABEL_MAP, CaseRecords
 from scripts.output.html_report import write_report
@@ -44,6 +47,7 @@ def processes(
     counts: Sequence[int] = (1, 2),
     slices: int = 40,
     report: bool = False,
+    by: str = "torchrun",
     **overrides,
 ) -> None:
     """Segments the same phantoms in one process and in several, and compares every label map.
@@ -54,7 +58,11 @@ def processes(
         counts: of processes; the first is what the others are compared with.
         slices: of each phantom.
         report: whether the time has the report in it, which one process writes.
+        by: how several are started: ``torchrun``, a program that loads PyTorch before it starts them; or ``share``,
+            each by itself with a ``--share`` of its own, as an array of jobs has them.
     """
+    if by not in ("torchrun", "share"):
+        raise SettingError(f"--by is '{by}', expected torchrun or share.")
     rows, first = [], None
     with tempfile.TemporaryDirectory() as folder:
         scans = [case["image"] for case in write_phantoms(f"{folder}/scans", volumes, shape=(192, 192, slices))]
@@ -63,32 +71,41 @@ def processes(
         for count in counts:
             output = Path(folder, f"out{count}")
             options = {"config_file": str(list(config_file)), "input": listing, "output": output, "report": report}
-            seconds = _infer(count, {**options, **overrides})
+            seconds = _infer(count, {**options, **overrides}, by)
             first = first or (seconds, output)
             same = sum(path.read_bytes() == (output / path.name).read_bytes() for path in first[1].glob("*_seg.nii.gz"))
             rows.append((count, seconds, first[0] / seconds, volumes * 3600 / seconds / count, f"{same} of {volumes}"))
-    print(f"\n{volumes} phantoms of 192x192x{slices}, one thread a process, {os.cpu_count()} cores, start included\n")
+    setting = f"one thread a process, {os.cpu_count()} cores, start included, several processes by {by}"
+    print(f"\n{volumes} phantoms of 192x192x{slices}, {setting}\n")
     print("| processes | seconds | times as fast | scans an hour and process | label maps of the same bytes |")
     print("| --- | --- | --- | --- | --- |")
     for count, seconds, ratio, hourly, same in rows:
         print(f"| {count} | {seconds:.1f} | {ratio:.2f} | {hourly:.0f} | {same} |")
 
 
-def _infer(count: int, options: dict) -> float:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", f"--nproc_per_node={count}"]
-    words = [*(torchrun if count > 1 else []), "-m", "monai.bundle", "run", "inferring"]
+def _infer(count: int, options: dict, by: str = "torchrun") -> float:
+    """Seconds of an inference in so many processes."""
+    words = ["-m", "monai.bundle", "run", "inferring"]
     words += [text for key, value in options.items() for text in (f"--{key}", str(value))]
+    if count > 1 and by == "torchrun":
+        words = ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", f"--nproc_per_node={count}", *words]
+    alone = count == 1 or by == "torchrun"
+    shares = [[]] if alone else [["--share", f"{number}/{count}"] for number in range(1, count + 1)]
     started = time.perf_counter()
-    result = subprocess.run(
-        [sys.executable, *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    with ThreadPoolExecutor(count) as pool:
+        codes = list(pool.map(_run, [[*words, *share] for share in shares]))
     seconds = time.perf_counter() - started
-    if result.returncode:
-        sys.exit(f"{result.stdout}\n{result.stderr}\n{count} processes ended with exit code {result.returncode}.")
+    if any(codes):
+        sys.exit(f"{count} processes ended with exit code {max(codes)}, see above.")
     return seconds
+
+
+def _run(words: Sequence[str]) -> int:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    result = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
+    if result.returncode:
+        print(result.stdout, result.stderr, sep="\n")
+    return result.returncode
 
 
 def bookkeeping(cases: Sequence[int] = (1000, 3000, 10_000)) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from scripts.errors import SettingError
 
 from benchmarks import many
 
@@ -18,7 +19,7 @@ def test_the_stub_goes_through_all_that_an_inference_does_besides(capsys):
 
 
 def test_label_maps_of_several_processes_are_compared_with_those_of_one(monkeypatch, capsys):
-    def infer(count: int, options: dict) -> float:
+    def infer(count: int, options: dict, by: str) -> float:
         scans = json.loads(Path(options["input"]).read_text())
         options["output"].mkdir()
         for number, scan in enumerate(scans):
@@ -31,6 +32,21 @@ def test_label_maps_of_several_processes_are_compared_with_those_of_one(monkeypa
     many.processes(volumes=3, slices=40)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| 1", "| 2"))]
     assert rows == ["| 1 | 60.0 | 1.00 | 180 | 3 of 3 |", "| 2 | 30.0 | 2.00 | 180 | 2 of 3 |"]
+
+
+def test_shares_are_started_each_by_itself(monkeypatch):
+    started: list[list[str]] = []
+    monkeypatch.setattr(many, "_run", lambda words: started.append(words) or 0)
+
+    many._infer(2, {"input": "in"}, "share")
+
+    assert sorted(words[-2:] for words in started) == [["--share", "1/2"], ["--share", "2/2"]]
+    assert not any("torch.distributed.run" in words for words in started)
+
+
+def test_a_way_of_starting_that_there_is_not_is_refused():
+    with pytest.raises(SettingError, match="expected torchrun or share"):
+        many.processes(by="shares")
 
 
 def test_a_run_that_fails_ends_the_benchmark(tmp_path):
