@@ -8,13 +8,14 @@ well be called any of these.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from fire.parser import DefaultParseValue
 
-from .errors import DatasetError
+from .errors import DatasetError, UnknownSettingError
 
 
 def as_typed(option: str, value: Any, path: bool = False) -> Any:
@@ -39,6 +40,26 @@ def as_typed(option: str, value: Any, path: bool = False) -> Any:
             )
         text = os.fspath(value) if isinstance(value, os.PathLike) else str(value)
     return os.path.expanduser(text) if path else text
+
+
+def share_numbers(share: str) -> tuple[int, int]:
+    """A share of the cases, such as ``"3/16"``: its number, and how many there are.
+
+    Raises:
+        UnknownSettingError: no such text, or no share that there is.
+
+    Example:
+        >>> share_numbers("3/16")
+        (3, 16)
+    """
+    found = re.fullmatch(r"\s*([0-9]+)\s*/\s*([0-9]+)\s*", share)
+    number, shares = (int(each) for each in found.groups()) if found else (0, 0)
+    if not 1 <= number <= shares:
+        raise UnknownSettingError(
+            f"--share is '{share}', expected the number of a share and how many there are, from 1/16 to 16/16. An "
+            "array whose indices begin at 0 gives --share $((INDEX + 1))/16."
+        )
+    return number, shares
 
 
 def refuse_expressions(options: Sequence[str]) -> None:

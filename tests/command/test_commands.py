@@ -188,6 +188,10 @@ def test_a_csv_lists_scans_beside_it(started, tmp_path, text, cases):
         (["segment", "scan.nii.gz", "-o", "a", "-o", "b"], "--output is given twice"),
         (["segment", "scan.nii.gz", "-o", "out", "--modality", "pet"], "expected ct or mr"),
         (["segment", "scan.nii.gz", "-o", "out", "--processes", "0"], "--processes is '0', expected a number from 1"),
+        (
+            ["segment", "scan.nii.gz", "-o", "out", "--share", "17/16"],
+            "--share is '17/16', expected the number of a share",
+        ),
         (["segment", "-o", "out", "--overwrite", "scan.nii.gz", "scan.nii.gz"], "--overwrite is 'scan.nii.gz'"),
         (["learn", "-o", "out"], "learn needs one folder, and got nothing"),
         (["learn", "a", "b", "-o", "out"], "learn needs one folder, and got 2 words"),

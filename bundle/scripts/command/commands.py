@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..arguments import share_numbers
 from ..errors import MissingFileError, RefusedError, UnusableFileError, count
 from ..files import BUNDLE, whole_file
 from ..inert import inert_json
@@ -57,6 +58,8 @@ def segment(
         raise UsageError("segment needs a scan: diffusam segment SCAN -o OUT.")
     folder = _output("segment", output)
     only_scalars(options, switches(runs.INFERRING))
+    if "share" in options:
+        share_numbers(options["share"])
     configs: list[str | Path] = [*runs.INFERRING, *_of_model(model), *_of_modality(modality, model)]
     if model is not None:
         options = {"prior_file": plain(_prior(model), "model"), **options}

@@ -46,7 +46,7 @@ COMMANDS: dict[str, tuple[Callable[..., int], Sequence[str]]] = {
 }
 # what the preparation of folders takes beside its patterns
 _PREPARATION = ("label_map", "train_cases", "series", "default_axcodes", "trusted_form", "overwrite", "channel")
-WRONG_USE, INTERRUPTED = 2, 130
+INTERRUPTED = 130
 
 
 def program(words: Sequence[str]) -> int:
@@ -54,10 +54,8 @@ def program(words: Sequence[str]) -> int:
     install()
     try:
         return _program(list(words))
-    except UsageError as error:
-        return _said(error, WRONG_USE)
     except BundleError as error:
-        return _said(error, commands.FAILED)
+        return _said(error, error.exit_code)
     except KeyboardInterrupt:
         return _said("interrupted", INTERRUPTED)
 

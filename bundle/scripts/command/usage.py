@@ -21,7 +21,9 @@ TRUE_OR_FALSE = ("true", "false")
 
 
 class UsageError(BundleError, ValueError):
-    """A command line that cannot be meant so; the program ends with exit code 2."""
+    """A command line that cannot be meant so."""
+
+    exit_code = 2
 
 
 def declared_in(configs: Iterable[str]) -> set[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from ..errors import SettingError
+from ..arguments import share_numbers
 
 # the first process may end long before the last; PyTorch counts milliseconds in 31 bits in places, so no longer
 _PATIENCE = timedelta(days=20)
@@ -65,18 +64,12 @@ def own_share(share: str | None = None) -> Share:
         share: ``"3/16"`` for the third of 16 shares; None for all cases. Processes that ``torchrun`` started divide it.
 
     Raises:
-        SettingError: no such text, or no share that there is.
+        UnknownSettingError: no such text, or no share that there is.
     """
     rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if share is None:
         return Share(rank=rank, processes=processes)
-    found = re.fullmatch(r"\s*([0-9]+)\s*/\s*([0-9]+)\s*", share)
-    number, shares = (int(each) for each in found.groups()) if found else (0, 0)
-    if not 1 <= number <= shares:
-        raise SettingError(
-            f"--share is '{share}', expected the number of a share and how many there are, from 1/16 to 16/16. An "
-            "array whose indices begin at 0 gives --share $((INDEX + 1))/16."
-        )
+    number, shares = share_numbers(share)
     return Share(number, shares, rank, processes)
 
 
