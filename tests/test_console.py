@@ -117,6 +117,7 @@ def test_what_a_user_can_do_nothing_about_is_kept_out(loggers, caplog):
     engine = logging.getLogger("ignite.engine.engine.CaseEvaluator")
     with caplog.at_level(logging.INFO), warnings.catch_warnings(record=True) as warned:
         engine.info("Engine run finished. Time taken: %s", "00:00:01")
+        engine.info("Terminate current epoch is signaled. Current epoch iteration will stop.")
         logging.getLogger("tensorboard").info("No path found after x")
         Orientationd(keys="image", axcodes="PLS")
 

@@ -12,6 +12,7 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from scripts.arguments import given_options
 from scripts.errors import UnknownSettingError, user_error
 from scripts.overrides import declared_settings, refuse_unknown, without_effect
+from scripts.shell import as_step
 
 from tests.helpers.workflows import BUNDLE, CONFIGS, command_line, new_workflow
 
@@ -161,3 +162,15 @@ def test_a_run_says_which_of_its_options_have_no_effect(monkeypatch, caplog):
 
     (message,) = (record.getMessage() for record in caplog.records if record.name == "scripts.overrides")
     assert message == "Without effect, since nothing in `run training` depends on it: --test_cases."
+
+
+def test_options_that_several_commands_share_need_no_effect_in_each(monkeypatch, caplog):
+    monkeypatch.setattr(sys, "argv", ["monai.bundle", "run", "training", "--test_cases", "['a']"])
+    for name, text in as_step(shared=True).items():
+        monkeypatch.setenv(name, text)
+    workflow = new_workflow("training", test_cases=["a"], initialize=[{"_target_": "scripts.overrides.check"}])
+
+    with caplog.at_level(logging.WARNING, "scripts.overrides"):
+        workflow.initialize()
+
+    assert [record for record in caplog.records if record.name == "scripts.overrides"] == []

@@ -23,6 +23,7 @@ _OF_ENGINES = (
     "Engine run resuming from",
     "Engine run finished",
     "Engine run complete",
+    "Terminate current epoch is signaled",
     "Epoch[",
     "Got new best metric",
 )

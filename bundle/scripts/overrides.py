@@ -22,6 +22,7 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from .arguments import given_options
 from .errors import UnknownSettingError, count, listed, nearest
 from .files import BUNDLE
+from .shell import shares_options
 
 _SEPARATOR = ReferenceResolver.sep
 # arguments of `monai.bundle run` itself
@@ -50,7 +51,7 @@ def check() -> None:
     config = workflow.parser.get()
     refuse_unknown(config, declared_settings(workflow.config_root_path))
     idle = without_effect(config, (workflow.init_id, workflow.run_id, workflow.final_id), given_options())
-    if idle:
+    if idle and not shares_options():
         names = listed(f"--{name}" for name in idle)
         logger.warning("Without effect, since nothing in `run %s` depends on it: %s.", workflow.run_id, names)
 

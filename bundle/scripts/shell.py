@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 _NEXT = "DIFFUSAM_NEXT"  # set to 0 by a program that says itself what comes next
+_SHARED = "DIFFUSAM_SHARED_OPTIONS"  # set to 1 by a program that gives several commands the same options
 
 
 def tells_next() -> bool:
@@ -17,9 +18,18 @@ def tells_next() -> bool:
     return os.environ.get(_NEXT) != "0"
 
 
-def saying_nothing_of_next() -> dict[str, str]:
-    """The environment for a command that is one step of another program."""
-    return {**os.environ, _NEXT: "0"}
+def shares_options() -> bool:
+    """Whether a command's options are those of other commands too, so that it need not use each of them."""
+    return os.environ.get(_SHARED) == "1"
+
+
+def as_step(shared: bool = False) -> dict[str, str]:
+    """The environment for a command that is one step of another program.
+
+    Args:
+        shared: whether its options are those of the other steps too.
+    """
+    return {**os.environ, _NEXT: "0", **({_SHARED: "1"} if shared else {})}
 
 
 def bundle_command(name: str, files: Sequence[str], options: Mapping[str, str | None]) -> list[str]:

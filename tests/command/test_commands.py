@@ -105,6 +105,18 @@ def test_several_processes_share_the_scans(started, scan):
     assert words[:8] == [*distributed, "-m", "monai.bundle", "run"]
 
 
+def test_options_of_the_demo_are_those_of_both_its_commands_and_of_segment_its_own(started, scan, tmp_path):
+    report = tmp_path / "out/evaluation/report.html"
+    report.parent.mkdir(parents=True)
+    report.touch()
+
+    program(["demo", "-o", "out", "--iterations", "5"])
+    program(["segment", "scan.nii.gz", "-o", "out2"])
+
+    assert [each.get("DIFFUSAM_SHARED_OPTIONS") for each in started.environments] == ["1", "1", None]
+    assert [value(words, "--iterations") for words in started.words[:2]] == ["5", "5"]
+
+
 def test_the_printed_line_is_what_is_run_from_any_folder(started, tmp_path, capsys):
     (tmp_path / "my scans").mkdir()
     (tmp_path / "my scans/it's.nii.gz").touch()

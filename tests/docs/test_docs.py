@@ -160,7 +160,7 @@ def run_diffusam(command: str, place: Path, monkeypatch) -> None:
     """``diffusam ...`` in this process, and so the bundle's commands that it stands for."""
     words = shlex.split(re.sub(r"(?<=[\s'\"])/data/", f"{place}/data/", command))[1:]
 
-    def run_here(started: list[str], last: bool = False) -> int:
+    def run_here(started: list[str], last: bool = False, shared: bool = False) -> int:
         if started[1].endswith("scripts/prepare"):
             started = ["python", "-m", "scripts.prepare", *started[2:]]
         if "torch.distributed.run" in started:  # in this process alone; several are test_many_processes

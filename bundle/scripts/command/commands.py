@@ -112,11 +112,11 @@ def learn(
     if code:
         return code
     overlay = target / OVERLAY
-    code = run(workflow("training", [*runs.TRAINING, overlay], options=options))
+    code = run(workflow("training", [*runs.TRAINING, overlay], options=options), shared=True)
     if code:
         return code
     if _settings(overlay)["test_cases"]:
-        code = run(workflow("evaluating", [*runs.EVALUATING, overlay], options=options))
+        code = run(workflow("evaluating", [*runs.EVALUATING, overlay], options=options), shared=True)
         print(f"\nThe report is {shown(target / 'run/evaluation/report.html')}." if not code else "")
     else:
         print("\nNo labelled scan is left over, so nothing says how good it is. One more would.")
@@ -221,8 +221,8 @@ def demo(*more: str, output: str = "diffusam_demo", **options: str) -> int:
     only_scalars(options, switches(runs.EVALUATING))
     folder = writable(output)
     places = {"dataset_dir#folder": plain(folder / "data", "output"), "output_dir": plain(folder, "output")}
-    code = run(workflow("training", runs.TRAINING, options={**places, **options}))
-    code = code or run(workflow("evaluating", runs.EVALUATING, options={**places, **options}))
+    code = run(workflow("training", runs.TRAINING, options={**places, **options}), shared=True)
+    code = code or run(workflow("evaluating", runs.EVALUATING, options={**places, **options}), shared=True)
     return code or _said(folder / "evaluation/report.html")
 
 

@@ -13,7 +13,7 @@ from types import FrameType
 
 from ..errors import RefusedError, system_error
 from ..files import BUNDLE
-from ..shell import as_words, bundle_command, python, quoted, saying_nothing_of_next, shown
+from ..shell import as_step, as_words, bundle_command, python, quoted, shown
 from .usage import UsageError
 
 # the lists of configurations that each command begins with: the embedded backbone, and what its prior needs
@@ -50,7 +50,7 @@ def preparation(*words: str, options: Options | None = None) -> list[str]:
     return [python(), shown(BUNDLE / "scripts" / "prepare"), *words, *as_words(options or {})]
 
 
-def run(words: Sequence[str], say: bool = True, last: bool = False) -> int:
+def run(words: Sequence[str], say: bool = True, last: bool = False, shared: bool = False) -> int:
     """Prints a command, runs it, and returns its exit code, 128 and more for signals as in a shell.
 
     Interruptions reach the command, which ends in its own way; this program waits for it.
@@ -59,10 +59,11 @@ def run(words: Sequence[str], say: bool = True, last: bool = False) -> int:
         words: of the command.
         say: whether it is printed.
         last: whether the command itself says what comes next, and not the program.
+        shared: whether its options are those of another command too, so that it need not use each of them.
     """
     if say:
         print(f"$ {quoted(words)}\n", flush=True)
-    environment = dict(os.environ) if last else saying_nothing_of_next()
+    environment = dict(os.environ) if last else as_step(shared)
     # MONAI warns of configurations from elsewhere, and these are the bundle's own
     ignored = "ignore:parsing config_file:UserWarning"
     environment["PYTHONWARNINGS"] = ",".join(filter(None, [environment.get("PYTHONWARNINGS"), ignored]))

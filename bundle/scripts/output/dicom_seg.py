@@ -275,7 +275,7 @@ def _check_headers(source: Path, headers: Mapping[Path, pydicom.Dataset]) -> Non
     if missing:
         raise UnsuitableSeries(
             f"'{source}': no {listed(sorted(missing))} in the series, without which no DICOM SEG can belong to it. "
-            "Export the original series."
+            "Export the original series, or do without it: --dicom_seg False."
         )
     if len(headers) > 1 and any("NumberOfFrames" in header for header in headers.values()):
         raise UnsuitableSeries(
