@@ -241,7 +241,7 @@ def test_what_is_wrong_with_a_configuration_is_one_line(configuration):
     result = run(f"from monai.bundle import ConfigParser; ConfigParser({configuration!r}).get_parsed_content('a')")
 
     lines = [line for line in result.stderr.strip().splitlines() if line]
-    assert result.returncode == 1 and len(lines) == 1, result.stderr
+    assert result.returncode == 2 and len(lines) == 1, result.stderr
     assert lines[0].startswith("error: the configuration cannot be used")
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+WRONG_USE = 2  # exit code of what a user cannot have meant
 SHOWN = 10  # names or values that a message lists before it says "and n more"
 
 _GOES_ON = "given again, training and inference go on where they were"
@@ -66,7 +67,7 @@ class SettingError(BundleError, ValueError):
 class UnknownSettingError(SettingError):
     """A setting that there is not: wrong use, which programs tell from a run that failed by the exit code."""
 
-    exit_code = 2
+    exit_code = WRONG_USE
 
 
 class MissingFileError(BundleError, FileNotFoundError):
@@ -199,15 +200,16 @@ def install() -> None:
                 print(f"\ninterrupted: {_GOES_ON}", file=sys.stderr)
             return
         found: object = user_error(error)
-        for other in (system_error, configuration_error):
+        code = found.exit_code if isinstance(found, BundleError) else 1
+        for other, other_code in ((system_error, 1), (configuration_error, WRONG_USE)):
             if found is None and (text := other(error)):
-                found = f"{text} Set DIFFUSAM_TRACEBACK=1 to see where."
+                found, code = f"{text} Set DIFFUSAM_TRACEBACK=1 to see where.", other_code
         if found is None or os.environ.get("DIFFUSAM_TRACEBACK"):
             default(kind, error, trace)
         else:
             print(f"\nerror: {indented(printable(found))}", file=sys.stderr)
-        if isinstance(found, BundleError) and found.exit_code != 1:
-            raise SystemExit(found.exit_code)
+        if code != 1:
+            raise SystemExit(code)
 
     sys.excepthook = excepthook
     _escape_logs()

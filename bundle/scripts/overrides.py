@@ -1,4 +1,5 @@
-"""Settings that were given, but name nothing: MONAI adds each as an entry of its own, which nothing reads.
+"""Settings that were given, but name nothing: MONAI adds each as an entry of its own, which nothing reads. And values
+that refer to nothing, such as ``@nowhere``.
 
 So ``--iteration 100`` would train as long as ever. What a configuration holds after all overlays and options are merged
 is compared with what the bundle's own files declare: an entry beyond them must be one that something refers to, or
@@ -10,19 +11,21 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
-from .arguments import given_options
+from .arguments import given_options, typed_options
 from .errors import UnknownSettingError, count, listed
 from .files import BUNDLE
+from .shell import config_files
 
 _SEPARATOR = ReferenceResolver.sep
 # arguments of `monai.bundle run` itself
@@ -49,6 +52,7 @@ def check() -> None:
     if workflow is None:  # evaluated by something else than a workflow
         return
     config = workflow.parser.get()
+    refuse_dangling(config, typed_options() or {})
     refuse_unknown(config, declared_settings(workflow.config_root_path))
     idle = without_effect(config, (workflow.init_id, workflow.run_id, workflow.final_id), given_options())
     if idle:
@@ -98,6 +102,47 @@ def refuse_unknown(config: Mapping[str, Any], declared: set[str]) -> None:
         f"{count(len(unknown), 'setting')} that no configuration declares and nothing refers to: {listed(shown)}. "
         f"{hint}Correct the option or the overlay; an entry of your own for later begins with an underscore."
     )
+
+
+def refuse_dangling(config: Mapping[str, Any], options: Mapping[str, str | None]) -> None:
+    """Refuses values that refer to entries that there are not.
+
+    Args:
+        config: as it is merged.
+        options: as typed; they tell which file or option a value is from.
+
+    Raises:
+        UnknownSettingError: with the entry, where it is from, and the nearest names.
+    """
+    for key, value in config.items():
+        for name in sorted(_references(value)) if key != ConfigParser.meta_key else ():
+            if name.split(_SEPARATOR)[0] == ConfigParser.meta_key or _is_there(config, name):
+                continue
+            near = difflib.get_close_matches(name, sorted({*_ids(config)}), 3, 0.6)
+            hint = f"Nearest: {listed(each.replace(_SEPARATOR, '#') for each in near)}. " if near else ""
+            raise UnknownSettingError(
+                f"{_origin(key, options)}{key} refers to @{name.replace(_SEPARATOR, '#')}, which there is not. {hint}"
+                "Correct it; a text that begins with @ is written \"$'@...'\"."
+            )
+
+
+def _origin(key: str, options: Mapping[str, str | None]) -> str:
+    """Where an entry is from: the option, or the last of the files that has it."""
+    if any(re.split("#|::", option)[0] == key for option in options):
+        return "--"
+    files = [Path(file) for file in config_files(options.get("config_file")) if Path(file).suffix == ".json"]
+    found = [
+        file
+        for file in files
+        if any(re.split("#|::", each.removeprefix("+"))[0] == key for each in json.loads(file.read_text("utf-8")))
+    ]
+    return f"'{found[-1]}': " if found else ""
+
+
+def _is_there(config: Any, name: str) -> bool:
+    *parents, last = name.split(_SEPARATOR)
+    holder = _at(config, _SEPARATOR.join(parents)) if parents else config
+    return last in holder if isinstance(holder, Mapping) else _at(holder, last) is not None
 
 
 def without_effect(config: Mapping[str, Any], steps: tuple[str, ...], options: list[str]) -> list[str]:

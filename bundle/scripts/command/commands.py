@@ -104,6 +104,7 @@ def learn(
     """
     target = _one_folder("learn", folder, more, output)
     only_scalars(options, switches(runs.EVALUATING))
+    workflow("evaluating", runs.EVALUATING, options=options)  # what cannot be read is said before anything is prepared
     given = {"label_map": label_map, "train_cases": train_cases, "overwrite": overwrite}
     code = _prepare(folder, target, modality, image, label, given)
     if code:
@@ -156,6 +157,7 @@ def evaluate(
         code = run(workflow("evaluating", [*runs.EVALUATING, overlay], options=given))
         return code or _said(overlay.parent / "run/evaluation/report.html")
     target = _one_folder("evaluate", folder, more, output)
+    workflow("evaluating", runs.EVALUATING, options=options)
     code = _prepare(folder, target, modality, image, label, {"label_map": label_map, "overwrite": overwrite})
     if code:
         return code
