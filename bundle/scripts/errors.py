@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -179,10 +180,26 @@ def configuration_error(error: BaseException | None) -> str | None:
             found = each
         elif frames:  # found elsewhere, and only passed on by the parser
             found = None
+    found = found or _unknown_argument(error)
     if found is None or not parsed:
         return None
     text = (str(found).strip().splitlines() or [""])[0][:400]
     return f"the configuration cannot be used ({type(found).__name__}: {text}). Correct it in the JSON or its option."
+
+
+def _unknown_argument(error: BaseException | None) -> BaseException | None:
+    """The error of a component that got an argument which it passes on to its base class, and which that does not know.
+
+    Of the same error in the component's own calls, the configuration does not hold the argument.
+    """
+    given: set[str] = set()
+    for each in causes(error):
+        if found := re.match(r"Failed to instantiate component .* with keywords: (.*)", str(each)):
+            given = set(found[1].split(","))
+        found = re.search(r"unexpected keyword argument '(\w+)'", str(each)) if isinstance(each, TypeError) else None
+        if found and found[1] in given:
+            return each
+    return None
 
 
 def install() -> None:

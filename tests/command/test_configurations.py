@@ -1,4 +1,4 @@
-"""Overlays and options that MONAI could not read, merge or resolve: one line each, and nothing starts."""
+"""Overlays and options that MONAI could not read or merge: one line each, and nothing starts."""
 
 from __future__ import annotations
 
@@ -43,9 +43,6 @@ BROKEN = {
     "a macro to a near name": (b'{"organs": "%organ"}', "did you mean organs"),
     "a macro to no file": (b'{"organs": "%nowhere.json#x"}', "There is no configuration 'nowhere.json'"),
     "a macro deep inside": (b'{"organ_codes": {"liver": ["%x"]}}', "%x stands for another setting"),
-    "a reference to nothing": (b'{"image_size": "@nowhere"}', "@nowhere stands for another setting"),
-    "a reference in an expression": (b'{"image_size": "$@nowhere * 2"}', "@nowhere stands for another setting"),
-    "a reference into something": (b'{"image_size": "@evaluator#nowhere"}', "@evaluator#nowhere stands"),
     "a part of nothing": (b'{"nowhere#lr": 0.1}', "nowhere#lr is a part of what is not there"),
     "a part of a number": (b'{"seed#lr": 0.1}', "there is no seed#lr, since seed has no parts"),
     "a part beyond the last": (b'{"handlers#99": null}', "there is no handlers#99, since handlers has 6 parts"),
@@ -54,8 +51,6 @@ BROKEN = {
 }
 OPTIONS = {
     "a macro": (["--image_size", "%x"], "--image_size is '%x', in which %x stands for another setting"),
-    "a reference": (["--image_size", "@nowhere"], "@nowhere stands for another setting. There is no setting nowhere"),
-    "an expression": (["--image_size", "$@nowhere + 1"], "@nowhere stands for another setting"),
     "in a list": (["--views", "[['%x']]"], "%x stands for another setting"),
     "a file": (["--organs", "%nowhere.json"], "There is no configuration 'nowhere.json'"),
     "a part": (["--backbone#nowhere#lr", "1"], "--backbone#nowhere#lr: backbone#nowhere#lr is a part of what is not"),
@@ -145,8 +140,8 @@ def test_what_monai_reads_is_accepted(tmp_path, content):
     ConfigParser(ConfigParser.load_config_files([str(file) for file in files])).parse()
 
 
-# references are looked up when they are needed, and of a key that stands twice MONAI takes the last, with a warning
-@pytest.mark.parametrize("name", [name for name in BROKEN if "reference" not in name and "twice" not in name])
+# of a key that stands twice MONAI takes the last, with a warning
+@pytest.mark.parametrize("name", [name for name in BROKEN if "twice" not in name])
 def test_what_is_refused_is_what_monai_would_trip_over(monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "mine.json"

@@ -37,7 +37,12 @@ class Ended(NamedTuple):
 
 
 def run(
-    command: Callable[..., Any], log: Path, *args: Any, kill_after: float | None = None, watched: Path | None = None
+    command: Callable[..., Any],
+    log: Path,
+    *args: Any,
+    kill_after: float | None = None,
+    watched: Path | None = None,
+    at_work: bool = False,
 ) -> Ended:
     """Runs a function as a command.
 
@@ -47,6 +52,7 @@ def run(
         args: its arguments.
         kill_after: seconds of CPU time after which it is killed.
         watched: a folder that the command fills.
+        at_work: whether these seconds count from its first file there on.
 
     Raises:
         TimeoutError: it goes on for ever.
@@ -61,7 +67,7 @@ def run(
         seconds = max(seconds, _cpu_seconds(process.pid))
         if watched is not None and not began and any(path.is_file() for path in watched.rglob("*")):
             began = seconds
-        if kill_after is not None and seconds >= kill_after:
+        if kill_after is not None and (began or not at_work) and seconds >= kill_after + (began if at_work else 0):
             process.kill()
             process.join()
         elif time.monotonic() - begun > LATE:

@@ -30,7 +30,7 @@ from tests.helpers.workflows import run as run_workflow
 
 pytestmark = pytest.mark.slow
 
-PATIENTS = 12  # that preparing converts
+PATIENTS = 24  # that preparing converts
 MOMENTS = max(2, math.ceil(20 * float(os.environ.get("FAULTS_SCALE", "1"))))
 KINDS = ("training", "inferring", "evaluating", "preparing")
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -164,13 +164,13 @@ def project(tmp_path_factory) -> Project:
 @each_kind
 def test_killed_at_any_moment_and_given_again(project, tmp_path, kind):
     usual, moments, counts = project.undisturbed(kind), random.Random(0), Counter()
-    # preparing reads and checks everything first, for most of its time, and writes then
-    earliest = usual.began if kind == "preparing" else 0
+    # preparing reads and checks everything first, for most of its time, and only then writes
+    at_work = kind == "preparing"
     for number in range(MOMENTS):
         output = tmp_path / f"{kind}_{number}"
-        moment = moments.uniform(earliest, usual.ended)
+        moment = moments.uniform(0, usual.ended - (usual.began if at_work else 0))
 
-        ended = project.run(kind, output, kill_after=moment)
+        ended = project.run(kind, output, kill_after=moment, at_work=at_work)
 
         assert ended.code in (-9, 0), ended.said
         assert_whole(output)

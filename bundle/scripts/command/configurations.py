@@ -3,7 +3,7 @@
 MONAI reads and merges them before it evaluates anything, and so before the bundle is there to put an error into words:
 a comma too many in an overlay, or a value ``%x`` that names nothing, would end in a traceback without the file's name.
 What is said here is what MONAI would trip over, and a key that stands twice, of which it takes the last. Whether the
-settings exist, and fit each other, the workflow says.
+settings exist, what ``@x`` refers to, and whether all fits together, the workflow says.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from .usage import MONAI_OPTIONS, UsageError, unknown
 
 _SEPARATOR = "::"
 _MACRO, _MERGE, _META = "%", "+", "_meta_"
-_REFERENCE = re.compile(r"@(\w+(?:::\w+)*)")  # as MONAI finds them, but for those relative to their place
 _MACRO_FILE = re.compile(r"(.*\.(?:json|yaml|yml))(?:::(.*))?$", re.IGNORECASE)
 _NOT_IN_CONFIGURATION = {*MONAI_OPTIONS, "workflow_type", "run_id", "init_id", "final_id"}
 
@@ -49,7 +48,7 @@ def refuse_unreadable(files: Sequence[Path], options: Mapping[str, str]) -> None
             given.append((f"--{name}", value))
     for place, value in given:
         for text in _texts(value):
-            _check_references(text.replace("#", _SEPARATOR), merged, place)
+            _check_macro(text.replace("#", _SEPARATOR), merged, place)
 
 
 def read_configuration(file: Path) -> dict[str, Any]:
@@ -178,28 +177,22 @@ def _texts(value: Any) -> Iterator[str]:
         yield from _texts(each)
 
 
-def _check_references(text: str, merged: Mapping[str, Any], place: str) -> None:
-    """Refuses a text that names a file or an entry, of this configuration or of that file, which is not there."""
-    if text.startswith(_MACRO):
-        found = _MACRO_FILE.match(text[1:])
-        file, name = (found[1], found[2] or "") if found else (None, text[1:])
-        if name.startswith(_SEPARATOR):  # relative to its place
-            return
-        try:
-            config = merged if file is None else read_configuration(Path(file))
-        except UsageError as error:
-            raise UsageError(f"{place} is {one_line(text)}, which names a configuration. {error}") from error
-        names = [name] if name else []
-    elif text.startswith("$") or _REFERENCE.fullmatch(text):
-        config, names = merged, _REFERENCE.findall(text)
-    else:
+def _check_macro(text: str, merged: Mapping[str, Any], place: str) -> None:
+    """Refuses a text ``%x`` or ``%file.json::x`` that names what is not there."""
+    if not text.startswith(_MACRO):
         return
-    for name in names:
-        if name.split(_SEPARATOR)[0] != _META and not _is_there(config, name.split(_SEPARATOR)):
-            shown = name.replace(_SEPARATOR, "#")
-            sign = text[0] if text[0] in "%@" else "@"
-            hint = unknown("setting", shown, _ids(config))
-            raise UsageError(
-                f"{place} is '{one_line(text[:200])}', in which {sign}{one_line(shown)} stands for another setting. "
-                f"{one_line(hint)} A text that begins with {sign} is written \"$'...'\"."
-            )
+    found = _MACRO_FILE.match(text[1:])
+    file, name = (found[1], found[2] or "") if found else (None, text[1:])
+    if name.startswith(_SEPARATOR):  # relative to its place
+        return
+    try:
+        config = merged if file is None else read_configuration(Path(file))
+    except UsageError as error:
+        raise UsageError(f"{place} is '{one_line(text)}', which names a configuration. {error}") from error
+    parts = name.split(_SEPARATOR)
+    if name and parts[0] != _META and not _is_there(config, parts):
+        shown = "#".join(parts)
+        raise UsageError(
+            f"{place} is '{one_line(text[:200])}', in which %{one_line(shown)} stands for another setting. "
+            f"{one_line(unknown('setting', shown, _ids(config)))} A text that begins with % is written \"$'%...'\"."
+        )
