@@ -179,7 +179,7 @@ def test_every_error_that_the_bundle_raises_is_meant_for_a_user_or_for_a_program
         "IndexError": {"synthetic_clips.py"},  # ends an iteration
         "SystemExit": {"errors.py"},
         "TypeError": {"descriptions.py", "inert.py"},
-        "ValueError": {"configurations.py"},  # caught where the file is read
+        "ValueError": {"configurations.py", "files.py"},  # caught where the file is read
         "RefusedPixelsError if isinstance(error, FileRefusedError) else DatasetError": {"dicom_pixels.py"},
         "type(error)": {"words.py"},  # the same error in other words
     }

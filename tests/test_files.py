@@ -11,7 +11,7 @@ import pytest
 import torch
 from scripts import files
 from scripts.errors import UnusableFileError
-from scripts.files import whole_file
+from scripts.files import json_of, whole_file
 from scripts.weights import load_tensors, not_finite, on_cpu, save_atomically
 
 from tests.helpers.workflows import BUNDLE
@@ -19,6 +19,13 @@ from tests.helpers.workflows import BUNDLE
 
 def names(folder: Path) -> list[str]:
     return sorted(each.name for each in folder.iterdir())
+
+
+def test_json_that_is_nested_too_deeply_is_no_json():
+    assert json_of('{"a": [1]}') == {"a": [1]}
+    for text in ("[" * 100_000, '{"a":' * 100_000, "[1,]"):
+        with pytest.raises(ValueError):
+            json_of(text)
 
 
 def test_temporary_names_are_others_each_time(tmp_path):

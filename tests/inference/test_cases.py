@@ -20,6 +20,7 @@ from nibabel.affines import apply_affine
 from scripts.errors import DatasetError, user_error
 from scripts.inference.case_records import CaseRecords, FailedCases
 from scripts.inference.cases import CaseProgress, FiniteVolumeReader, LogitsToProbabilitiesd
+from scripts.inference.record_files import read_records
 from scripts.output.previews import PreviewSaver
 from scripts.segmentation.propagation import VolumetricInferer
 
@@ -333,6 +334,17 @@ def test_missing_and_empty_files_fail_before_anything_starts(recorded):
     assert records.pending(recorded.items) == []
     with pytest.raises(FailedCases, match=r"(?s)2 of 2 cases failed:.*a.nii.gz': the file is not there.*is empty"):
         records.check()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 100_000, "[]", '{"configurations": {}, "cases": null}', '{"configurations": {}, "cases": {"a": "done"}}'],
+    ids=["too deep", "a list", "no cases", "a text for a case"],
+)
+def test_records_of_something_else_are_refused_in_words(tmp_path, content):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(DatasetError, match=r"results.json' is not the record of an inference \("):
+        read_records(tmp_path)
 
 
 def test_the_record_says_what_each_result_was_made_with(recorded):

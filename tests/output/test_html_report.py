@@ -322,6 +322,15 @@ def test_a_report_that_is_written_ends_nothing(inference):
     assert writer.problem is None and (inference / "report.html").exists()
 
 
+@pytest.mark.parametrize("name", ["\udcff\udcfe", "\ud800"], ids=["any bytes", "half a pair"])
+def test_names_that_are_no_text_do_not_cost_the_report(tmp_path, name):
+    save_inference(tmp_path, {name: {"status": "failed", "error": f"'{name}': truncated"}})
+
+    path = write_report(tmp_path)
+
+    assert name.encode("ascii", "backslashreplace") in path.read_bytes()
+
+
 def test_no_report_is_written_where_none_is_wanted(inference):
     writer = ReportWriter(inference, enabled=False)
     writer()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import MissingFileError, RefusedError, UnusableFileError, count
-from ..files import BUNDLE, whole_file
+from ..files import BUNDLE, json_of, whole_file
 from ..inert import inert_json
 from . import runs
 from .layouts import Layout, layout_of
@@ -313,7 +312,7 @@ def _of_model(model: str | None) -> list[Path]:
 def _settings(overlay: Path) -> dict[str, Any]:
     """The cases of an overlay, names as they are."""
     try:
-        content = json.loads(overlay.read_text(encoding="utf-8"))
+        content = json_of(overlay.read_text(encoding="utf-8"))
         return {key: [_name(each) for each in content.get(key) or []] for key in ("train_cases", "test_cases")}
     except (OSError, ValueError) as error:
         raise UnusableFileError(f"'{overlay}' cannot be read ({error}). Prepare the folder again.") from error
@@ -326,7 +325,7 @@ def _name(text: str) -> str:
 def _records(folder: Path) -> dict[str, Any]:
     """The record of each case in a folder of results."""
     try:
-        return dict(json.loads((folder / _RECORDS).read_text(encoding="utf-8"))["cases"])
+        return dict(json_of((folder / _RECORDS).read_text(encoding="utf-8"))["cases"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

@@ -7,7 +7,6 @@ only is taken; everything else is asked for, with what was found.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 from ..data.file_names import IMAGE_SUFFIXES
 from ..errors import DatasetError, MissingFileError, count, listed
+from ..files import json_of
 
 CASE, ORGAN = "{case}", "{organ}"
 # folders of images, and of labels, in lower case
@@ -187,7 +187,7 @@ def _stem(name: str) -> str:
 
 def _dataset_json(folder: Path) -> dict[str, Any]:
     try:
-        content = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        content = json_of((folder / "dataset.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -147,7 +147,7 @@ def write_report(
     )
     path = Path(folder) / REPORT
     with whole_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")  # names of files may be any bytes
     return path
 
 
