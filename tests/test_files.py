@@ -129,6 +129,18 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path, at):
         load_tensors(path, "trained prior", remedy="Do this.")
 
 
+def test_a_bit_that_changed_in_a_tensor_is_noticed(tmp_path):
+    """PyTorch writes checksums, and does not compare them."""
+    path = tmp_path / "a.pt"
+    save_atomically({"x": torch.zeros(1000)}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(bytes(2000)) + 1000] ^= 4
+    path.write_bytes(content)
+
+    with pytest.raises(UnusableFileError, match="is no trained prior, or damaged .*its part '.*' is not as it was"):
+        load_tensors(path, "trained prior", remedy="Do this.")
+
+
 def test_code_in_a_file_is_not_run(tmp_path):
     class Harmful:
         def __reduce__(self):
