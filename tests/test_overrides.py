@@ -229,6 +229,11 @@ def test_the_values_of_the_bundles_own_files_are_of_the_kinds_that_these_declare
     "given, said",
     [
         ({"seed": "lucky"}, 'seed is "lucky", expected a number, or true or false'),
+        ({"batch_size": 0}, "batch_size is 0, expected a whole number, 1 or more"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan, expected 0 or more"),
+        ({"iterations": 1.5}, "iterations is 1.5, expected a whole number, 1 or more"),
+        ({"seed": -1}, "seed is -1, expected a whole number, 0 to 4294967295"),
+        ({"dropout": 1.5}, "dropout is 1.5, expected 0 to 1"),
         ({"amp": "yes"}, 'amp is "yes", expected a number, or true or false'),
         ({"train_cases": "ab"}, r"train_cases is \"ab\", expected a list, such as \"\['a','b'\]\" or null"),
         ({"label_map": None}, "label_map is null, expected a group"),
@@ -245,7 +250,7 @@ def test_a_value_of_another_kind_is_refused(given, said):
 @pytest.mark.parametrize(
     "given",
     [
-        {"seed": None, "iterations": 1.5, "amp": 1, "resume": True, "learning_rate": 1},
+        {"seed": None, "iterations": 2.0, "dropout": 0.5, "amp": 1, "resume": True, "learning_rate": 1},
         {"seed": "$1 + 1", "train_cases": "@test_cases", "label_map": "$dict(a=1)"},
         {"train_cases": ("a", "b"), "views": [], "device": "cpu", "experiment_name": 7, "run_name": None},
         {"output_dir": "out", "backbone_sha256": None, "_own": [1], "evaluation_dir": "$@output_dir + '/e'"},

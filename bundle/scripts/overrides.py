@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -52,6 +53,18 @@ _ALSO = {
     "list": {"null"},
     "group": set[str](),
     "null": set[str](),
+}
+# numbers beyond which a setting means nothing, where what reads it would not say so in words of its own
+_COUNTS = {
+    **dict.fromkeys(["batch_size", "iterations", "iterations_per_epoch", "encode_batch_size"], (1, math.inf)),
+    **dict.fromkeys(["inference_steps", "memory_samples"], (1, math.inf)),
+    **dict.fromkeys(["num_workers", "variants"], (0, math.inf)),
+    "seed": (0, 2**32 - 1),
+}
+_RANGES = {
+    **_COUNTS,
+    **dict.fromkeys(["learning_rate", "max_grad_norm", "lambda_prior", "lambda_seg"], (0, math.inf)),
+    "dropout": (0, 1),
 }
 _PATH = re.compile(r"^\$.*\+ '/")
 
@@ -162,7 +175,8 @@ def refuse_dangling(
 def refuse_other_kinds(
     config: Mapping[str, Any], kinds: Mapping[str, set[str]], options: Mapping[str, str | None] | None = None
 ) -> None:
-    """Refuses texts for numbers, numbers for lists and the like, over which networks would trip in words of their own.
+    """Refuses texts for numbers, numbers for lists and the like, and numbers beyond any sense, over which networks
+    would trip in words of their own.
 
     Args:
         config: as it is merged. Expressions and references may become anything, and are not looked at.
@@ -175,6 +189,11 @@ def refuse_other_kinds(
     for key, value in config.items():
         declared = kinds.get(key, set())
         found = _kind(value)
+        if found == "number" and not _in_range(key, value):
+            low, high = _RANGES[key]
+            kind = "a whole number, " if key in _COUNTS else ""
+            expected = kind + (f"{low} or more" if high == math.inf else f"{low} to {high}")
+            raise UnknownSettingError(f"{_origin(key, options or {})} is {value}, expected {expected}. Correct it.")
         if found is None or declared <= {"null"} or any(found == each or found in _ALSO[each] for each in declared):
             continue
         expected = " or ".join(_KINDS[each] for each in sorted(declared))
@@ -199,6 +218,11 @@ def declared_kinds(folder: str | Path) -> dict[str, set[str]]:
             if kind is not None:
                 kinds.setdefault(key, set()).add(kind)
     return kinds
+
+
+def _in_range(key: str, value: float) -> bool:
+    low, high = _RANGES.get(key, (-math.inf, math.inf))
+    return low <= value <= high and (key not in _COUNTS or float(value).is_integer())
 
 
 def _kind(value: Any) -> str | None:

@@ -136,7 +136,7 @@ def _put(merged: dict[str, Any], key: str, value: Any, place: str) -> None:
                 f"{place}: {one_line(key)} adds to {_kind_of(before)}, and is {_kind_of(value)}. Give the same kind, "
                 f"or replace it: {one_line(name)}."
             )
-        value = {**before, **value} if isinstance(value, dict) else [*before, *value]
+        value = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else [*before, *value]
     target[place_in] = value  # type: ignore[index]
 
 
