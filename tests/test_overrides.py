@@ -253,6 +253,7 @@ def test_a_value_of_another_kind_is_refused(given, said):
         {"seed": None, "iterations": 2.0, "dropout": 0.5, "amp": 1, "resume": True, "learning_rate": 1},
         {"seed": "$1 + 1", "train_cases": "@test_cases", "label_map": "$dict(a=1)"},
         {"train_cases": ("a", "b"), "views": [], "device": "cpu", "experiment_name": 7, "run_name": None},
+        {"backbone_checkpoint": None, "organ_codes": None, "report_figures": None, "start_from": None},
         {"output_dir": "out", "backbone_sha256": None, "_own": [1], "evaluation_dir": "$@output_dir + '/e'"},
     ],
     ids=str,

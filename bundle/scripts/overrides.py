@@ -49,10 +49,15 @@ _KINDS = {
 _ALSO = {
     "number": {"null"},
     "text": {"number", "null"},
-    "path": {"text", "number"},
+    "path": {"text", "number", "null"},
     "list": {"null"},
-    "group": set[str](),
+    "group": {"null"},
     "null": set[str](),
+}
+# settings of which nothing is no value
+_NEEDED = {
+    *("input", "output", "output_dir", "run_dir", "evaluation_dir", "cache_dir", "dataset_dir", "prior_file"),
+    *("label_map", "intensity", "scheduler", "train_data"),
 }
 # numbers beyond which a setting means nothing, where what reads it would not say so in words of its own
 _COUNTS = {
@@ -194,7 +199,8 @@ def refuse_other_kinds(
             kind = "a whole number, " if key in _COUNTS else ""
             expected = kind + (f"{low} or more" if high == math.inf else f"{low} to {high}")
             raise UnknownSettingError(f"{_origin(key, options or {})} is {value}, expected {expected}. Correct it.")
-        if found is None or declared <= {"null"} or any(found == each or found in _ALSO[each] for each in declared):
+        fits = declared <= {"null"} or any(found == each or found in _ALSO[each] for each in declared)
+        if found is None or fits and not (found == "null" and key in _NEEDED):
             continue
         expected = " or ".join(_KINDS[each] for each in sorted(declared))
         raise UnknownSettingError(
