@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from scripts import files
@@ -162,6 +163,11 @@ def test_tensors_that_are_not_finite_are_named_at_any_depth():
 def test_what_a_gpu_holds_is_saved_on_the_cpu():
     state = on_cpu({"x": torch.ones(2, device="cuda"), "y": [torch.ones(1, device="cuda")]})
     assert state["x"].device.type == state["y"][0].device.type == "cpu"
+
+
+def test_numbers_of_numpy_are_read_again(tmp_path):
+    save_atomically(on_cpu({"lr": np.float64(0.5), "steps": [np.int64(3)]}), tmp_path / "a.pt")
+    assert load_tensors(tmp_path / "a.pt", "checkpoint", remedy="") == {"lr": 0.5, "steps": [3]}
 
 
 def test_every_tensor_of_a_state_is_moved_to_the_cpu(monkeypatch):

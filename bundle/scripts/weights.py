@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,9 +83,15 @@ def not_finite(state: Mapping[str, Any]) -> list[str]:
 
 
 def on_cpu(value: Any) -> Any:
-    """The same state with its tensors on the CPU, where a machine without a GPU can load it."""
+    """The same state with its tensors on the CPU, where a machine without a GPU can load it.
+
+    Numbers of NumPy, such as a learning rate that follows ``np.cos``, become Python's: PyTorch writes them, but refuses
+    to read them among tensors.
+    """
     if isinstance(value, Tensor):
         return value.detach().cpu()
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, Mapping):
         return {key: on_cpu(item) for key, item in value.items()}
     return type(value)(map(on_cpu, value)) if isinstance(value, (list, tuple)) else value
