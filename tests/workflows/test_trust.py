@@ -257,3 +257,15 @@ def test_an_inference_is_repeated_where_a_threshold_of_its_flags_is_another(trai
 
     assert first["configurations"].keys() != second["configurations"].keys()
     assert np.asarray(nib.load(tmp_path / "image_c_seg.nii.gz").dataobj).shape == nib.load(image).shape
+
+
+@pytest.mark.parametrize("command, place", [("inferring", "output"), ("evaluating", "evaluation_dir")])
+def test_a_report_that_cannot_be_written_is_told_by_the_exit_code(trained, tmp_path, command, place):
+    (tmp_path / "out" / "report.html" / "not a file").mkdir(parents=True)
+
+    with pytest.raises(Exception) as info:
+        run(command, trained.overlay, report=True, **{place: str(tmp_path / "out")})
+
+    found = user_error(info.value)
+    assert isinstance(found, BundleError) and found.exit_code == 3 and "no report was written" in str(found)
+    assert list((tmp_path / "out").glob("*_seg.nii.gz"))
