@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from scripts import files
 from scripts.errors import UnusableFileError
-from scripts.files import whole_file
+from scripts.files import json_of, whole_file
 from scripts.weights import load_tensors, not_finite, on_cpu, save_atomically
 
 from tests.helpers.workflows import BUNDLE
@@ -19,6 +20,13 @@ from tests.helpers.workflows import BUNDLE
 
 def names(folder: Path) -> list[str]:
     return sorted(each.name for each in folder.iterdir())
+
+
+def test_json_that_is_nested_too_deeply_is_no_json():
+    assert json_of('{"a": [1]}') == {"a": [1]}
+    for text in ("[" * 100_000, '{"a":' * 100_000, "[1,]"):
+        with pytest.raises(ValueError):
+            json_of(text)
 
 
 def test_temporary_names_are_others_each_time(tmp_path):
@@ -122,6 +130,18 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path, at):
         load_tensors(path, "trained prior", remedy="Do this.")
 
 
+def test_a_bit_that_changed_in_a_tensor_is_noticed(tmp_path):
+    """PyTorch writes checksums, and does not compare them."""
+    path = tmp_path / "a.pt"
+    save_atomically({"x": torch.zeros(1000)}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(bytes(2000)) + 1000] ^= 4
+    path.write_bytes(content)
+
+    with pytest.raises(UnusableFileError, match="is no trained prior, or damaged .*its part '.*' is not as it was"):
+        load_tensors(path, "trained prior", remedy="Do this.")
+
+
 def test_code_in_a_file_is_not_run(tmp_path):
     class Harmful:
         def __reduce__(self):
@@ -143,6 +163,11 @@ def test_tensors_that_are_not_finite_are_named_at_any_depth():
 def test_what_a_gpu_holds_is_saved_on_the_cpu():
     state = on_cpu({"x": torch.ones(2, device="cuda"), "y": [torch.ones(1, device="cuda")]})
     assert state["x"].device.type == state["y"][0].device.type == "cpu"
+
+
+def test_numbers_of_numpy_are_read_again(tmp_path):
+    save_atomically(on_cpu({"lr": np.float64(0.5), "steps": [np.int64(3)]}), tmp_path / "a.pt")
+    assert load_tensors(tmp_path / "a.pt", "checkpoint", remedy="") == {"lr": 0.5, "steps": [3]}
 
 
 def test_every_tensor_of_a_state_is_moved_to_the_cpu(monkeypatch):

@@ -10,13 +10,21 @@ import pytest
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from scripts.arguments import given_options
-from scripts.errors import UnknownSettingError, user_error
-from scripts.overrides import declared_settings, refuse_unknown, without_effect
+from scripts.errors import UnknownSettingError, configuration_error, user_error
+from scripts.overrides import (
+    declared_kinds,
+    declared_settings,
+    refuse_dangling,
+    refuse_other_kinds,
+    refuse_unknown,
+    without_effect,
+)
 from scripts.shell import as_step
 
-from tests.helpers.workflows import BUNDLE, CONFIGS, command_line, new_workflow
+from tests.helpers.workflows import BUNDLE, CONFIGS, command_line, new_workflow, write_overlay, write_prior
 
 FOLDER = BUNDLE / "configs"
+STEPS = ("initialize", "run", "finalize")
 TRAIN, EVALUATE = ["train.json"], ["train.json", "evaluate.json"]
 LISTS = [
     *(
@@ -117,6 +125,142 @@ def test_the_command_ends_with_one_line_and_the_exit_code_of_wrong_use(tmp_path)
     assert result.returncode == 2
     assert last.startswith("error: ") and "iteration" in last and "iterations" in last
     assert "Traceback" not in result.stderr
+
+
+# ---- references to nothing
+
+
+@pytest.mark.parametrize("files", LISTS, ids=" ".join)
+def test_the_bundles_own_files_refer_to_what_there_is(files):
+    parser = ConfigParser(merged(*files))
+    parser.resolve_macro_and_relative_ids()
+    refuse_dangling(parser.get(), STEPS)
+
+
+@pytest.mark.parametrize(
+    "value, said",
+    [
+        ("@nowhere", "seed refers to @nowhere, which there is not. Correct it"),
+        ("@batchsize", "seed refers to @batchsize, which there is not. Nearest: .*batch_size"),
+        ("$2 * @nowhere", "seed refers to @nowhere"),
+        ({"a": ["@train#nowhere"]}, "seed refers to @train#nowhere"),
+        ("@iterations#0", "seed refers to @iterations#0"),
+    ],
+    ids=str,
+)
+def test_a_reference_to_nothing_is_refused_with_the_nearest_names(value, said):
+    with pytest.raises(UnknownSettingError, match=said):
+        refuse_dangling(merged(*TRAIN, seed=value), STEPS)
+
+
+def test_texts_the_metadata_and_parts_that_are_null_are_no_references_to_nothing():
+    own = {"_text": "a@b", "_version": "$@_meta_#version", "_none": None, "_of_none": "@_none", "_first": "@_list#0"}
+    refuse_dangling({"_meta_": {"authors": "@nobody"}, "_list": [1], **own, "run": [f"@{name}" for name in own]}, STEPS)
+
+
+def test_what_no_step_needs_may_refer_to_nothing():
+    refuse_dangling(merged(*TRAIN, _later="@nowhere"), STEPS)
+
+
+def test_it_is_said_which_file_or_option_a_reference_is_in(tmp_path):
+    overlay = tmp_path / "mine.json"
+    overlay.write_text(json.dumps({"seed": "@nowhere"}))
+    options = {"config_file": f"['{FOLDER / 'train.json'}','{overlay}']"}
+
+    with pytest.raises(UnknownSettingError, match=f"^'{overlay}': seed refers to @nowhere"):
+        refuse_dangling(merged(*TRAIN, seed="@nowhere"), STEPS, options)
+    with pytest.raises(UnknownSettingError, match="^--seed refers to @nowhere"):
+        refuse_dangling(merged(*TRAIN, seed="@nowhere"), STEPS, {**options, "seed": "@nowhere"})
+
+
+# what MONAI reads without a word, and only trips over while it evaluates
+BROKEN = {
+    "a reference to nothing": {"image_size": "@nowhere"},
+    "one deep inside": {"evaluator#amp": "@nowhere"},
+    "no Python": {"image_size": "$1 +"},
+    "a name that is not there": {"image_size": "$nowhere"},
+    "a division by zero": {"image_size": "$1 / 0"},
+    "a module that is not there": {"prior": {"_target_": "scripts.nowhere.Nothing"}},
+    "a class that is not there": {"prior": {"_target_": "scripts.networks.diffusam.Nothing"}},
+    "a wrong argument": {"backbone#wrong": 1},
+    "a circle": {"image_size": "@backbone_name", "backbone_name": "@image_size"},
+    "itself": {"image_size": "@image_size"},
+    "a setting that there is not": {"image_siz": 64},
+    "an unknown backbone": {"backbone_name": "sam9"},
+    "a negative size": {"image_size": -64},
+    "a size that is a text": {"image_size": "large"},
+    "a size that is a list": {"image_size": [64]},
+    "no organs": {"organs": []},
+    "organs that are a number": {"organs": 4},
+    "no prior": {"prior_file": "/nowhere/model.pt"},
+    "a prior that is null": {"prior_file": None},
+    "a number that is a list": {"dropout": [0.1]},
+    "a list that is a number": {"prior_channels": 64},
+    "a group that is a list": {"label_map": ["spleen"]},
+    "channels that are a text": {"prior_channels": "many"},
+    "a seed that is a text": {"seed": "lucky"},
+    "a scheduler that is a text": {"scheduler": "ddim"},
+    "an intensity that is null": {"intensity": None},
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_a_broken_overlay_is_a_message_and_no_traceback(tmp_path, write_dataset, backbone_file, content):
+    dataset = write_dataset(tmp_path / "dataset")
+    write_prior(write_overlay(tmp_path / "good", dataset, backbone_file))
+    broken = tmp_path / "mine.json"
+    broken.write_text(json.dumps(content))
+    places = {"prior_file": str(tmp_path / "good" / "model.pt")} if "prior_file" not in content else {}
+
+    with pytest.raises(Exception) as info:
+        overlay = write_overlay(tmp_path / "bad", dataset, backbone_file, **places)
+        new_workflow("inferring", overlay, broken).initialize()
+
+    said = user_error(info.value) or configuration_error(info.value)
+    assert said, repr(info.value)
+    assert len(str(said).splitlines()) == 1
+
+
+@pytest.mark.parametrize("files", LISTS, ids=" ".join)
+def test_the_values_of_the_bundles_own_files_are_of_the_kinds_that_these_declare(files):
+    refuse_other_kinds(merged(*files), declared_kinds(FOLDER))
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"seed": "lucky"}, 'seed is "lucky", expected a number, or true or false'),
+        ({"batch_size": 0}, "batch_size is 0, expected a whole number, 1 or more"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan, expected 0 or more"),
+        ({"iterations": 1.5}, "iterations is 1.5, expected a whole number, 1 or more"),
+        ({"seed": -1}, "seed is -1, expected a whole number, 0 to 4294967295"),
+        ({"dropout": 1.5}, "dropout is 1.5, expected 0 to 1"),
+        ({"amp": "yes"}, 'amp is "yes", expected a number, or true or false'),
+        ({"train_cases": "ab"}, r"train_cases is \"ab\", expected a list, such as \"\['a','b'\]\" or null"),
+        ({"label_map": None}, "label_map is null, expected a group"),
+        ({"output_dir": None}, "output_dir is null, expected a path"),
+        ({"backbone_name": ["sam2_nano"]}, r'backbone_name is \["sam2_nano"\], expected a text'),
+    ],
+    ids=str,
+)
+def test_a_value_of_another_kind_is_refused(given, said):
+    with pytest.raises(UnknownSettingError, match=said):
+        refuse_other_kinds(merged(*TRAIN, **given), declared_kinds(FOLDER))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"seed": None, "iterations": 2.0, "dropout": 0.5, "amp": 1, "resume": True, "learning_rate": 1},
+        {"seed": "$1 + 1", "train_cases": "@test_cases", "label_map": "$dict(a=1)"},
+        {"train_cases": ("a", "b"), "views": [], "device": "cpu", "experiment_name": 7, "run_name": None},
+        {"backbone_checkpoint": None, "organ_codes": None, "report_figures": None, "start_from": None},
+        {"output_dir": "out", "backbone_sha256": None, "_own": [1], "evaluation_dir": "$@output_dir + '/e'"},
+    ],
+    ids=str,
+)
+def test_what_may_be_of_the_kind_is_accepted(given):
+    refuse_other_kinds(merged(*TRAIN, **given), declared_kinds(FOLDER))
 
 
 # ---- options without effect

@@ -8,6 +8,7 @@ import difflib
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+WRONG_USE = 2  # exit code of what a user cannot have meant
 SHOWN = 10  # names or values that a message lists before it says "and n more"
 
 _GOES_ON = "given again, training and inference go on where they were"
@@ -67,7 +69,7 @@ class SettingError(BundleError, ValueError):
 class UnknownSettingError(SettingError):
     """A setting that there is not: wrong use, which programs tell from a run that failed by the exit code."""
 
-    exit_code = 2
+    exit_code = WRONG_USE
 
 
 class MissingFileError(BundleError, FileNotFoundError):
@@ -194,10 +196,26 @@ def configuration_error(error: BaseException | None) -> str | None:
             found = each
         elif frames:  # found elsewhere, and only passed on by the parser
             found = None
+    found = found or _unknown_argument(error)
     if found is None or not parsed:
         return None
     text = (str(found).strip().splitlines() or [""])[0][:400]
     return f"the configuration cannot be used ({type(found).__name__}: {text}). Correct it in the JSON or its option."
+
+
+def _unknown_argument(error: BaseException | None) -> BaseException | None:
+    """The error of a component that got an argument which it passes on to its base class, and which that does not know.
+
+    Of the same error in the component's own calls, the configuration does not hold the argument.
+    """
+    given: set[str] = set()
+    for each in causes(error):
+        if found := re.match(r"Failed to instantiate component .* with keywords: (.*)", str(each)):
+            given = set(found[1].split(","))
+        found = re.search(r"unexpected keyword argument '(\w+)'", str(each)) if isinstance(each, TypeError) else None
+        if found and found[1] in given:
+            return each
+    return None
 
 
 def install() -> None:
@@ -215,15 +233,16 @@ def install() -> None:
                 print(f"\ninterrupted: {_GOES_ON}", file=sys.stderr)
             return
         found: object = user_error(error)
-        for other in (system_error, configuration_error):
+        code = found.exit_code if isinstance(found, BundleError) else 1
+        for other, other_code in ((system_error, 1), (configuration_error, WRONG_USE)):
             if found is None and (text := other(error)):
-                found = f"{text} Set DIFFUSAM_TRACEBACK=1 to see where."
+                found, code = f"{text} Set DIFFUSAM_TRACEBACK=1 to see where.", other_code
         if found is None or os.environ.get("DIFFUSAM_TRACEBACK"):
             default(kind, error, trace)
         else:
             print(f"\nerror: {indented(printable(found))}", file=sys.stderr)
-        if isinstance(found, BundleError) and found.exit_code != 1:
-            raise SystemExit(found.exit_code)
+        if code != 1:
+            raise SystemExit(code)
 
     sys.excepthook = excepthook
     _escape_logs()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
@@ -126,6 +128,19 @@ def _clear(folder: Path) -> None:
                 os.unlink(path)
             finally:
                 os.close(descriptor)
+
+
+def json_of(text: str | bytes) -> Any:
+    """What a text of JSON says.
+
+    Raises:
+        ValueError: it is none, or nested deeper than Python can follow, which :mod:`json` does not call an error of the
+            text.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def sha256_of(path: str | os.PathLike) -> str:

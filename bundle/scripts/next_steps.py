@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from monai.bundle import ConfigParser
 from .arguments import typed_options
 from .errors import printable
 from .overrides import without_effect
-from .shell import bundle_command, quoted, shown, tells_next
+from .shell import bundle_command, config_files, quoted, shown, tells_next
 
 SCAN, OUTPUT = "SCAN", "OUT"  # what a reader puts the names in for
 
@@ -62,18 +61,9 @@ def _typed() -> tuple[list[str], dict[str, str | None]] | None:
     options = typed_options()
     if options is None or not tells_next() or os.environ.get("RANK", "0") != "0":
         return None
-    files = _files(options.pop("config_file", None))
+    files = config_files(options.pop("config_file", None))
     options.pop("run_id", None)
     return (files, options) if files else None
-
-
-def _files(text: str | None) -> list[str]:
-    if text is None or text[:1] not in "[(":
-        return [] if text is None else text.split(",")
-    try:
-        return [str(each) for each in ast.literal_eval(text)]
-    except (ValueError, SyntaxError):
-        return []
 
 
 def _evaluating(files: Sequence[str], options: Mapping[str, str | None]) -> list[str] | None:

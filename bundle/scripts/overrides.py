@@ -1,4 +1,5 @@
-"""Settings that were given, but name nothing: MONAI adds each as an entry of its own, which nothing reads.
+"""Settings that were given, but name nothing: MONAI adds each as an entry of its own, which nothing reads. And values
+that refer to nothing, such as ``@nowhere``.
 
 So ``--iteration 100`` would train as long as ever. What a configuration holds after all overlays and options are merged
 is compared with what the bundle's own files declare: an entry beyond them must be one that something refers to, or
@@ -9,20 +10,22 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
-from .arguments import given_options
+from .arguments import given_options, typed_options
 from .errors import UnknownSettingError, count, listed, nearest
 from .files import BUNDLE
-from .shell import shares_options
+from .shell import config_files, shares_options
 
 _SEPARATOR = ReferenceResolver.sep
 # arguments of `monai.bundle run` itself
@@ -33,6 +36,41 @@ _OF_RUN = {
 # what `--tracking mlflow` adds, or reads where it is given
 _MLFLOW = DEFAULT_EXP_MGMT_SETTINGS["mlflow"]
 _OF_TRACKING = {*_MLFLOW["configs"]} - {*_MLFLOW["handlers_id"]}
+# kinds of values in words, and which others each may be instead; a text that is put together is a path
+_KINDS = {
+    "number": "a number, or true or false",
+    "text": "a text",
+    "path": "a path",
+    "list": "a list, such as \"['a','b']\"",
+    "group": "a group of settings",
+    "null": "null",
+}
+_ALSO = {
+    "number": {"null"},
+    "text": {"number", "null"},
+    "path": {"text", "number", "null"},
+    "list": {"null"},
+    "group": {"null"},
+    "null": set[str](),
+}
+# settings of which nothing is no value
+_NEEDED = {
+    *("input", "output", "output_dir", "run_dir", "evaluation_dir", "cache_dir", "dataset_dir", "prior_file"),
+    *("label_map", "intensity", "scheduler", "train_data"),
+}
+# numbers beyond which a setting means nothing, where what reads it would not say so in words of its own
+_COUNTS = {
+    **dict.fromkeys(["batch_size", "iterations", "iterations_per_epoch", "encode_batch_size"], (1, math.inf)),
+    **dict.fromkeys(["inference_steps", "memory_samples"], (1, math.inf)),
+    **dict.fromkeys(["num_workers", "variants"], (0, math.inf)),
+    "seed": (0, 2**32 - 1),
+}
+_RANGES = {
+    **_COUNTS,
+    **dict.fromkeys(["learning_rate", "max_grad_norm", "lambda_prior", "lambda_seg"], (0, math.inf)),
+    "dropout": (0, 1),
+}
+_PATH = re.compile(r"^\$.*\+ '/")
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +87,11 @@ def check() -> None:
     if workflow is None:  # evaluated by something else than a workflow
         return
     config = workflow.parser.get()
+    steps, options = (workflow.init_id, workflow.run_id, workflow.final_id), typed_options() or {}
     refuse_unknown(config, declared_settings(workflow.config_root_path))
-    idle = without_effect(config, (workflow.init_id, workflow.run_id, workflow.final_id), given_options())
+    refuse_other_kinds(config, declared_kinds(workflow.config_root_path), options)
+    refuse_dangling(config, steps, options)
+    idle = without_effect(config, steps, given_options())
     if idle and not shares_options():
         names = listed(f"--{name}" for name in idle)
         logger.warning("Without effect, since nothing in `run %s` depends on it: %s.", workflow.run_id, names)
@@ -64,15 +105,25 @@ def declared_settings(folder: str | Path) -> set[str]:
     Args:
         folder: with JSON files.
     """
-    names: set[str] = set()
-    for path in {path.resolve() for root in (Path(folder), BUNDLE / "configs") for path in root.glob("*.json")}:
+    return {
+        ReferenceResolver.normalize_id(key.removeprefix("+")) for content in _workflows(folder) for key in _ids(content)
+    }
+
+
+def _workflows(folder: str | Path) -> list[dict[str, Any]]:
+    """The configurations in a folder, and of the bundle, that are no overlays."""
+    paths = {path.resolve() for root in (Path(folder), BUNDLE / "configs") for path in root.glob("*.json")}
+    return [content for content in _contents(sorted(paths)) if "run" in content]
+
+
+def _contents(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    for path in paths:
         try:
             content = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError):  # if it is of this run, MONAI has said so
             continue
-        if isinstance(content, dict) and "run" in content:
-            names |= {ReferenceResolver.normalize_id(key.removeprefix("+")) for key in _ids(content)}
-    return names
+        if isinstance(content, dict):
+            yield content
 
 
 def refuse_unknown(config: Mapping[str, Any], declared: set[str]) -> None:
@@ -100,6 +151,116 @@ def refuse_unknown(config: Mapping[str, Any], declared: set[str]) -> None:
     )
 
 
+def refuse_dangling(
+    config: Mapping[str, Any], steps: tuple[str, ...], options: Mapping[str, str | None] | None = None
+) -> None:
+    """Refuses values that refer to entries that there are not, as far as a workflow needs them.
+
+    Args:
+        config: as it is merged.
+        steps: ids of what is evaluated.
+        options: as typed; they tell which file or option a value is from.
+
+    Raises:
+        UnknownSettingError: with the entry, where it is from, and the nearest names.
+    """
+    for key in sorted(_reached(config, steps)):
+        for name in sorted(_references(_at(config, key)) if _is_there(config, key) else ()):
+            if name.split(_SEPARATOR)[0] == ConfigParser.meta_key or _is_there(config, name):
+                continue
+            near = nearest(name, _ids(config))
+            hint = f"Nearest: {listed(each.replace(_SEPARATOR, '#') for each in near)}. " if near else ""
+            raise UnknownSettingError(
+                f"{_origin(key, options or {})} refers to @{name.replace(_SEPARATOR, '#')}, which there is not. {hint}"
+                "Correct it; a text that begins with @ is written \"$'@...'\"."
+            )
+
+
+def refuse_other_kinds(
+    config: Mapping[str, Any], kinds: Mapping[str, set[str]], options: Mapping[str, str | None] | None = None
+) -> None:
+    """Refuses texts for numbers, numbers for lists and the like, and numbers beyond any sense, over which networks
+    would trip in words of their own.
+
+    Args:
+        config: as it is merged. Expressions and references may become anything, and are not looked at.
+        kinds: of :func:`declared_kinds`.
+        options: as for :func:`refuse_dangling`.
+
+    Raises:
+        UnknownSettingError: with the setting, where it is from, and what was expected.
+    """
+    for key, value in config.items():
+        declared = kinds.get(key, set())
+        found = _kind(value)
+        if found == "number" and not _in_range(key, value):
+            low, high = _RANGES[key]
+            kind = "a whole number, " if key in _COUNTS else ""
+            expected = kind + (f"{low} or more" if high == math.inf else f"{low} to {high}")
+            raise UnknownSettingError(f"{_origin(key, options or {})} is {value}, expected {expected}. Correct it.")
+        fits = declared <= {"null"} or any(found == each or found in _ALSO[each] for each in declared)
+        if found is None or fits and not (found == "null" and key in _NEEDED):
+            continue
+        expected = " or ".join(_KINDS[each] for each in sorted(declared))
+        raise UnknownSettingError(
+            f"{_origin(key, options or {})} is {json.dumps(value, default=str)[:200]}, expected {expected}. Correct it."
+        )
+
+
+def declared_kinds(folder: str | Path) -> dict[str, set[str]]:
+    """Kinds of the values that the configurations in a folder, and all of the bundle's, give to each setting.
+
+    Args:
+        folder: with the JSON files of workflows.
+    """
+    kinds: dict[str, set[str]] = {}
+    files = [path for path in (BUNDLE / "configs").rglob("*.json") if path.name != "metadata.json"]
+    for content in (*_workflows(folder), *_contents(files)):
+        recorded = content.get("prior_settings")
+        of_priors = recorded.get("otherwise", {}) if isinstance(recorded, Mapping) else {}
+        for key, value in (*content.items(), *of_priors.items()):
+            kind = "path" if isinstance(value, str) and _PATH.search(value) else _kind(value)
+            if kind is not None:
+                kinds.setdefault(key, set()).add(kind)
+    return kinds
+
+
+def _in_range(key: str, value: float) -> bool:
+    low, high = _RANGES.get(key, (-math.inf, math.inf))
+    return low <= value <= high and (key not in _COUNTS or float(value).is_integer())
+
+
+def _kind(value: Any) -> str | None:
+    """What JSON calls a value; None for what MONAI makes something else of, and for objects."""
+    if isinstance(value, str):
+        return None if value[:1] in ("$", "@", "%") else "text"
+    if isinstance(value, Mapping) and "_target_" in value and value.get("_mode_") != "callable":
+        return None
+    if value is None:
+        return "null"
+    kinds = {(bool, int, float): "number", (list, tuple): "list", (Mapping,): "group"}
+    return next((kind for types, kind in kinds.items() if isinstance(value, types)), None)
+
+
+def _origin(name: str, options: Mapping[str, str | None]) -> str:
+    """An entry, and where it is from: as an option, or behind the last of the files that has it."""
+    key, shown = name.split(_SEPARATOR)[0], name.replace(_SEPARATOR, "#")
+    if any(re.split("#|::", option)[0] == key for option in options):
+        return f"--{shown}"
+    found = ""
+    for file in map(Path, config_files(options.get("config_file"))):
+        for content in _contents([file]):
+            if any(re.split("#|::", each.removeprefix("+"))[0] == key for each in content):
+                found = f"'{file}': "
+    return found + shown
+
+
+def _is_there(config: Any, name: str) -> bool:
+    *parents, last = name.split(_SEPARATOR)
+    holder = _at(config, _SEPARATOR.join(parents)) if parents else config
+    return last in holder if isinstance(holder, Mapping) else _at(holder, last) is not None
+
+
 def without_effect(config: Mapping[str, Any], steps: tuple[str, ...], options: list[str]) -> list[str]:
     """Those of the options on which none of a workflow's steps depends.
 
@@ -110,18 +271,23 @@ def without_effect(config: Mapping[str, Any], steps: tuple[str, ...], options: l
     """
     options = [ReferenceResolver.normalize_id(option) for option in options]
     options = [option for option in options if option not in _OF_RUN | _OF_TRACKING and option[:1] != "_"]
-    reached, waiting = set(), [step for step in (*steps, "imports") if step in config]
-    while waiting:
-        name = waiting.pop()
-        if name in reached:
-            continue
-        reached.add(name)
-        waiting += _references(_at(config, name))
+    reached = _reached(config, steps)
     return [
         option.replace(_SEPARATOR, "#")
         for option in options
         if not any(_within(option, name) or _within(name, option) for name in reached)
     ]
+
+
+def _reached(config: Mapping[str, Any], steps: tuple[str, ...]) -> set[str]:
+    """Ids of all that a workflow's steps depend on, of entries that there are not too."""
+    reached, waiting = set(), [step for step in (*steps, "imports") if step in config]
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            waiting += _references(_at(config, name))
+    return reached
 
 
 def _running() -> ConfigWorkflow | None:

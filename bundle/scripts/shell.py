@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shlex
 import shutil
@@ -36,6 +37,16 @@ def bundle_command(name: str, files: Sequence[str], options: Mapping[str, str | 
     """A command ``python -m monai.bundle run NAME``; an option that is None is a flag alone."""
     config = files[0] if len(files) == 1 else f"[{','.join(map(repr, files))}]"
     return [python(), "-m", "monai.bundle", "run", name, "--config_file", config, *as_words(options)]
+
+
+def config_files(text: str | None) -> list[str]:
+    """The files of an option ``--config_file``: a list in Python's form, or names with commas between."""
+    if text is None or text[:1] not in "[(":
+        return [] if text is None else text.split(",")
+    try:
+        return [str(each) for each in ast.literal_eval(text)]
+    except (ValueError, SyntaxError):
+        return []
 
 
 def as_words(options: Mapping[str, str | None]) -> list[str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,15 +43,26 @@ def load_tensors(path: str | Path, kind: str, *, remedy: str, mmap: bool = False
         raise MissingFileError(f"The {kind} '{path}' is not there. {remedy}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        damaged = None if mmap else _damaged_part(path)
     except MemoryError:
         raise
     except Exception as error:  # PyTorch, pickle and zip fail in many ways; all of them mean the same here
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise UnusableFileError(_unusable(path, f"it cannot be read: {type(error).__name__}", kind, remedy)) from error
+    if damaged:
+        raise UnusableFileError(_unusable(path, f"its part '{damaged}' is not as it was written", kind, remedy))
     if not isinstance(content, dict):
         raise UnusableFileError(_unusable(path, f"it holds a {type(content).__name__}", kind, remedy))
     return content
+
+
+def _damaged_part(path: Path) -> str | None:
+    """The first part of the archive that its checksum does not fit, which PyTorch writes and does not compare."""
+    if not zipfile.is_zipfile(path):  # the form of PyTorch before 1.6
+        return None
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip()
 
 
 def _unusable(path: Path, found: str, kind: str, remedy: str) -> str:
@@ -70,9 +83,15 @@ def not_finite(state: Mapping[str, Any]) -> list[str]:
 
 
 def on_cpu(value: Any) -> Any:
-    """The same state with its tensors on the CPU, where a machine without a GPU can load it."""
+    """The same state with its tensors on the CPU, where a machine without a GPU can load it.
+
+    Numbers of NumPy, such as a learning rate that follows ``np.cos``, become Python's: PyTorch writes them, but refuses
+    to read them among tensors.
+    """
     if isinstance(value, Tensor):
         return value.detach().cpu()
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, Mapping):
         return {key: on_cpu(item) for key, item in value.items()}
     return type(value)(map(on_cpu, value)) if isinstance(value, (list, tuple)) else value

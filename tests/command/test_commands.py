@@ -185,6 +185,31 @@ def test_a_csv_lists_scans_beside_it(started, tmp_path, text, cases):
     assert list(files) == cases and files[cases[0]] == str(tmp_path / "lists/a.nii.gz")
 
 
+def test_a_cell_of_a_csv_is_a_name_as_it_stands(started, tmp_path):
+    (tmp_path / "scans.csv").write_text('image,case\na.nii.gz,"x,\u2028y"\nb.nii.gz,\x85\n', encoding="utf-8")
+
+    assert program(["segment", "scans.csv", "-o", "out"]) == 0
+
+    assert list(listed(started.words[0])) == ["x,\u2028y", "b"]
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("image\n" + "a" * 200_000, "cannot be read as a CSV (field larger than"),
+        ('image\n"a.nii.gz\nb.nii.gz\n', "cannot be read as a CSV (unexpected end of data)"),
+        ("image,case\nscans, old/a.nii.gz,x\n", "has the row 'scans,old/a.nii.gz,x', expected what the header names"),
+        ("case,image\nx\ny,a.nii.gz\n", "has the row 'x', expected what the header names: case,image"),
+    ],
+    ids=["a long cell", "an open quote", "a comma in a name", "a row without an image"],
+)
+def test_a_csv_that_may_mean_something_else_is_refused(started, tmp_path, capsys, text, said):
+    (tmp_path / "scans.csv").write_text(text, encoding="utf-8")
+
+    assert program(["segment", "scans.csv", "-o", "out"]) == 1
+    assert said in capsys.readouterr().err and not started.words
+
+
 # ---- wrong use, bad input, exit codes
 
 

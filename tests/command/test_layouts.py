@@ -89,6 +89,15 @@ def test_masks_of_the_shipped_organs_are_taken_by_their_names(tmp_path):
     assert found.label_map == {"right kidney": "kidney_right", "left kidney": "kidney_left", "liver": "liver"}
 
 
+@pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "[1]"], ids=["empty", "cut off", "too deep", "a list"])
+def test_a_dataset_json_that_cannot_be_read_is_not_passed_over(tmp_path, content):
+    touch(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
+    (tmp_path / "dataset.json").write_text(content)
+
+    with pytest.raises(DatasetError, match="dataset.json' (cannot be read|holds a list)"):
+        layout_of(tmp_path)
+
+
 def test_nnunets_dataset_json_names_organs_and_modality(tmp_path):
     touch(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
     labels = {"background": 0, "pancreas": 1, "kidney_left": 2, "Spleen": 3}

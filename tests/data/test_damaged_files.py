@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import os
+import time
 import zlib
 from pathlib import Path
 
@@ -141,6 +142,39 @@ AMOUNTS = {
     ),
     "nrrd, gzip, a plane more": lambda folder: nrrd(folder / "a.nrrd", gzip.compress(RAW + PLANE), encoding="gzip"),
 }
+
+
+# headers whose numbers would keep the reader busy, or lead it beside the voxels
+NUMBERS = {
+    "nii, an infinite slope": lambda folder: write(folder / "a.nii", nifti(scl_slope=np.inf)),
+    "nii, metres for millimetres": lambda folder: write(folder / "a.nii", metres(nifti())),
+    "nii, a grain of dust": lambda folder: write(folder / "a.nii", nifti(srow_x=[1e-9, 0, 0, 0])),
+    "nii.gz, a bomb behind the voxels": lambda folder: write(folder / "a.nii.gz", gzip.compress(nifti() + BOMB, 1)),
+    "nrrd, a bomb": lambda folder: nrrd(folder / "a.nrrd", gzip.compress(RAW + BOMB, 1), encoding="gzip"),
+    "mha, a bomb": lambda folder: metaimage(folder / "a.mha", zlib.compress(RAW + BOMB, 1), CompressedData=True),
+    "nrrd, lines without end": lambda folder: nrrd(folder / "a.nrrd", **{"line skip": 10**12}),
+    "nrrd, a byte before the voxels": lambda folder: nrrd(folder / "a.nrrd", **{"byte skip": -2}),
+    "nrrd, a direction that is missing": lambda folder: nrrd(
+        folder / "a.nrrd", **{"space directions": "(2,0,0) none (0,0,5)"}
+    ),
+    "nhdr, files without end": lambda folder: nrrd(folder / "a.nhdr", **{"data file": f"a%d.raw 0 {10**30} 1"}),
+    "mhd, files without end": lambda folder: metaimage(folder / "a.mhd", place=f"a%d.raw 0 {10**30} 1"),
+}
+BOMB = bytes(64 << 20)
+
+
+def metres(content: bytes) -> bytes:
+    """The same NIfTI file in metres; its unit stands at byte 123."""
+    return content[:123] + b"\x01" + content[124:]
+
+
+@pytest.mark.parametrize("make", NUMBERS.values(), ids=NUMBERS)
+def test_numbers_that_cannot_be_meant_are_refused_at_once(tmp_path, make):
+    path = make(tmp_path)
+    began = time.process_time()
+
+    assert "a." in outcome(path)
+    assert time.process_time() - began < 5
 
 
 def write(path: Path, content: bytes) -> Path:

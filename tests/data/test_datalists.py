@@ -655,6 +655,34 @@ def test_json_file_without_a_list_of_images_is_refused(tmp_path, content, found)
         inference_inputs(save_json(tmp_path / "list.json", content))
 
 
+@pytest.mark.parametrize(
+    "content, found",
+    [
+        ("[" * 100_000, "is no JSON .it is nested too deeply"),
+        ('{"a":' * 100_000, "is no JSON .it is nested too deeply"),
+        ('["\\ud800.nii"]', r"Cases are named .ud800; expected names that files can have"),
+        ('[{"image": "a.nii", "case": "\\ud800"}]', r"Cases are named .ud800; expected"),
+        ('[{"image": "a.nii", "case": ["x"]}]', "has the entry"),
+        ('[{"image": "a.nii", "case": {"a": 1}}]', "has the entry"),
+        ('[{"image": "a.nii", "case": true}]', "has the entry"),
+        ('[""]', 'has the entry {"image": ""}'),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_hostile_lists_are_refused_in_words(tmp_path, content, found):
+    (tmp_path / "a.nii").touch()
+    (tmp_path / "list.json").write_text(content)
+    with pytest.raises(DatasetError, match=found):
+        inference_inputs(tmp_path / "list.json")
+
+
+@pytest.mark.parametrize("case, name", [("null", "a"), ("7", "7"), ('"x"', "x")])
+def test_a_listed_case_without_a_name_has_that_of_its_file(tmp_path, case, name):
+    (tmp_path / "a.nii").touch()
+    (tmp_path / "list.json").write_text(f'[{{"image": "a.nii", "case": {case}}}]')
+    assert [item["case"] for item in inference_inputs(tmp_path / "list.json")] == [name]
+
+
 def test_file_that_is_no_json_is_named(tmp_path):
     (tmp_path / "list.json").write_text("['a.nii.gz']")
     with pytest.raises(DatasetError, match="list.json' is no JSON.*expected a list of paths"):

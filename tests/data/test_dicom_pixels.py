@@ -19,6 +19,7 @@ from pydicom.uid import (
     RLELossless,
     generate_uid,
 )
+from scripts.data import dicom_files
 from scripts.data.volumes import load_volume
 from scripts.errors import DatasetError
 
@@ -68,6 +69,12 @@ each_syntax = pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda uid: uid.na
 @each_syntax
 def test_hounsfield_units_are_the_same_in_every_transfer_syntax(tmp_path, syntax):
     np.testing.assert_array_equal(read(ct(tmp_path / "a", syntax=syntax)), HU)
+
+
+def test_a_file_that_inflates_for_ever_is_refused_before_it_is_inflated(tmp_path, monkeypatch):
+    monkeypatch.setattr(dicom_files, "MOST_INFLATED", 1000)
+    with pytest.raises(DatasetError, match="deflated, and more than 0 MiB when it is inflated"):
+        read(ct(tmp_path / "a", syntax=DeflatedExplicitVRLittleEndian))
 
 
 @each_syntax

@@ -21,14 +21,29 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 class Ended(NamedTuple):
-    """How a command ended: its exit code, or the negative number of a signal; CPU seconds; what it printed."""
+    """How a command ended.
+
+    Attributes:
+        code: its exit code, or the negative number of a signal.
+        seconds: of CPU time that it took.
+        said: what it printed.
+        began: seconds of CPU time after which the first file lay in the folder that was watched; 0 without one.
+    """
 
     code: int
     seconds: float
     said: str
+    began: float = 0.0
 
 
-def run(command: Callable[..., Any], log: Path, *args: Any, kill_after: float | None = None) -> Ended:
+def run(
+    command: Callable[..., Any],
+    log: Path,
+    *args: Any,
+    kill_after: float | None = None,
+    watched: Path | None = None,
+    at_work: bool = False,
+) -> Ended:
     """Runs a function as a command.
 
     Args:
@@ -36,6 +51,8 @@ def run(command: Callable[..., Any], log: Path, *args: Any, kill_after: float | 
         log: file for what it prints.
         args: its arguments.
         kill_after: seconds of CPU time after which it is killed.
+        watched: a folder that the command fills.
+        at_work: whether these seconds count from its first file there on.
 
     Raises:
         TimeoutError: it goes on for ever.
@@ -45,10 +62,12 @@ def run(command: Callable[..., Any], log: Path, *args: Any, kill_after: float | 
     process = context.Process(target=_command, args=(command, str(log), args))
     process.start()
     assert process.pid is not None
-    begun, seconds = time.monotonic(), 0.0
+    begun, seconds, began = time.monotonic(), 0.0, 0.0
     while process.is_alive():
         seconds = max(seconds, _cpu_seconds(process.pid))
-        if kill_after is not None and seconds >= kill_after:
+        if watched is not None and not began and any(path.is_file() for path in watched.rglob("*")):
+            began = seconds
+        if kill_after is not None and (began or not at_work) and seconds >= kill_after + (began if at_work else 0):
             process.kill()
             process.join()
         elif time.monotonic() - begun > LATE:
@@ -56,7 +75,7 @@ def run(command: Callable[..., Any], log: Path, *args: Any, kill_after: float | 
             process.join()
             raise TimeoutError(f"{command.__name__}{args} goes on after {LATE} seconds.")
         process.join(0.01)
-    return Ended(process.exitcode, seconds, log.read_text(errors="replace") if log.is_file() else "")
+    return Ended(process.exitcode, seconds, log.read_text(errors="replace") if log.is_file() else "", began)
 
 
 def _cpu_seconds(process: int) -> float:

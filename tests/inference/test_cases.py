@@ -20,6 +20,7 @@ from nibabel.affines import apply_affine
 from scripts.errors import DatasetError, user_error
 from scripts.inference.case_records import CaseRecords, FailedCases
 from scripts.inference.cases import CaseProgress, FiniteVolumeReader, LogitsToProbabilitiesd
+from scripts.inference.record_files import read_records
 from scripts.output.previews import PreviewSaver
 from scripts.segmentation.propagation import VolumetricInferer
 
@@ -335,6 +336,17 @@ def test_missing_and_empty_files_fail_before_anything_starts(recorded):
         records.check()
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 100_000, "[]", '{"configurations": {}, "cases": null}', '{"configurations": {}, "cases": {"a": "done"}}'],
+    ids=["too deep", "a list", "no cases", "a text for a case"],
+)
+def test_records_of_something_else_are_refused_in_words(tmp_path, content):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(DatasetError, match=r"results.json' is not the record of an inference \("):
+        read_records(tmp_path)
+
+
 def test_the_record_says_what_each_result_was_made_with(recorded):
     content = json.loads((recorded.output / "results.json").read_text())
     case = content["cases"]["a"]
@@ -385,6 +397,17 @@ def test_an_input_that_changes_before_it_is_read_is_segmented_again_the_next_tim
     assert records.failures.keys() == {"a"} and recorded.pending() == ["a"]
 
 
+def test_a_run_without_its_report_is_not_a_success(recorded):
+    records = recorded.records()
+    assert records.pending(recorded.items) == []
+
+    with pytest.raises(
+        FailedCases, match="The label maps are there, but no report was written: disk full. The"
+    ) as info:
+        records.check("disk full.")
+    assert info.value.exit_code == 3
+
+
 @pytest.mark.parametrize("lost", ["a_seg.nii.gz", "results.json"])
 def test_results_that_are_gone_at_the_end_are_noticed(recorded, lost):
     records = recorded.records()
@@ -393,6 +416,19 @@ def test_results_that_are_gone_at_the_end_are_noticed(recorded, lost):
 
     with pytest.raises(FailedCases, match=f"a: its results are gone since they were written: {lost}"):
         records.check()
+
+
+def test_previews_that_are_gone_fail_nothing_for_nothing_would_make_them_again(recorded):
+    preview = recorded.output / "previews" / "a.png"
+    preview.parent.mkdir()
+    preview.touch()
+    recorded.segment(overwrite=True)
+    assert json.loads((recorded.output / "results.json").read_text())["cases"]["a"]["files"]["preview"]
+    preview.unlink()
+    records = recorded.records()
+
+    assert records.pending(recorded.items) == []
+    records.check()
 
 
 RECORDER = """

@@ -21,7 +21,7 @@ from monai.transforms import ScaleIntensityRanged
 from PIL import Image
 from scripts.descriptions import describe
 from scripts.errors import DatasetError
-from scripts.output.html_report import ReportWriter, chart, main, number, write_report
+from scripts.output.html_report import LostReportError, ReportWriter, chart, main, number, write_report
 from scripts.output.report_content import Case, Content, Curve, read_curves
 from scripts.output.report_slices import draw_view, view_case
 from torch.utils.tensorboard import SummaryWriter
@@ -318,14 +318,37 @@ def test_a_workflow_keeps_its_settings_beside_the_report(tmp_path):
     assert "a_min -125" in Page(tmp_path / "report.html").text
 
 
-def test_a_report_that_cannot_be_written_fails_nothing(tmp_path, caplog):
-    ReportWriter(tmp_path)()
+def test_a_report_that_cannot_be_written_is_said_and_ends_the_run_once_everything_else_is_told(tmp_path, caplog):
+    writer = ReportWriter(tmp_path)
+    writer()
 
     assert "No report was written" in caplog.text and not list(tmp_path.iterdir())
+    with pytest.raises(LostReportError, match="The results are there, but no report was written: .*nothing to report"):
+        writer.check()
+    assert LostReportError.exit_code == 3
+
+
+def test_a_report_that_is_written_ends_nothing(inference):
+    writer = ReportWriter(inference)
+    writer()
+    writer.check()
+
+    assert writer.problem is None and (inference / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["\udcff\udcfe", "\ud800"], ids=["any bytes", "half a pair"])
+def test_names_that_are_no_text_do_not_cost_the_report(tmp_path, name):
+    save_inference(tmp_path, {name: {"status": "failed", "error": f"'{name}': truncated"}})
+
+    path = write_report(tmp_path)
+
+    assert name.encode("ascii", "backslashreplace") in path.read_bytes()
 
 
 def test_no_report_is_written_where_none_is_wanted(inference):
-    ReportWriter(inference, enabled=False)()
+    writer = ReportWriter(inference, enabled=False)
+    writer()
+    writer.check()
 
     assert not (inference / "report.html").exists()
 

@@ -125,6 +125,17 @@ def test_a_training_that_ended_within_an_epoch_goes_on_as_if_it_had_not(trained,
 # ---- losses that are not finite
 
 
+def test_a_training_whose_rate_falls_by_numpy_is_gone_on_with(tmp_path, dataset, backbone_file):
+    """Its scheduler and optimizer hold numbers of NumPy, with which PyTorch would refuse the checkpoint."""
+    falling = {"learning_rate_factor": "$lambda progress: 0.5 * (1 + np.cos(np.pi * progress))", **QUIET}
+    whole = train(write_overlay(tmp_path / "whole", dataset, backbone_file, iterations=5, **falling))
+    killed = write_overlay(tmp_path / "killed", dataset, backbone_file, iterations=5, **falling)
+
+    assert train(killed, kill_at=3) == whole[:3]
+    assert train(killed) == whole[2:]
+    assert train(killed) == []
+
+
 def test_a_rate_that_spoils_the_loss_ends_training_and_keeps_what_was_finite(tmp_path, dataset, backbone_file):
     overlay = write_overlay(tmp_path, dataset, backbone_file, **QUIET, iterations_per_epoch=1, learning_rate=1e30)
 
@@ -246,3 +257,15 @@ def test_an_inference_is_repeated_where_a_threshold_of_its_flags_is_another(trai
 
     assert first["configurations"].keys() != second["configurations"].keys()
     assert np.asarray(nib.load(tmp_path / "image_c_seg.nii.gz").dataobj).shape == nib.load(image).shape
+
+
+@pytest.mark.parametrize("command, place", [("inferring", "output"), ("evaluating", "evaluation_dir")])
+def test_a_report_that_cannot_be_written_is_told_by_the_exit_code(trained, tmp_path, command, place):
+    (tmp_path / "out" / "report.html" / "not a file").mkdir(parents=True)
+
+    with pytest.raises(Exception) as info:
+        run(command, trained.overlay, report=True, **{place: str(tmp_path / "out")})
+
+    found = user_error(info.value)
+    assert isinstance(found, BundleError) and found.exit_code == 3 and "no report was written" in str(found)
+    assert list((tmp_path / "out").glob("*_seg.nii.gz"))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..arguments import share_numbers
 from ..errors import MissingFileError, RefusedError, UnusableFileError, count
-from ..files import BUNDLE, whole_file
+from ..files import BUNDLE, json_of, whole_file
 from ..inert import inert_json
 from . import runs
 from .layouts import Layout, layout_of
@@ -107,6 +106,7 @@ def learn(
     """
     target = _one_folder("learn", folder, more, output)
     only_scalars(options, switches(runs.EVALUATING))
+    workflow("evaluating", runs.EVALUATING, options=options)  # what cannot be read is said before anything is prepared
     given = {"label_map": label_map, "train_cases": train_cases, "overwrite": overwrite}
     code = _prepare(folder, target, modality, image, label, given)
     if code:
@@ -159,6 +159,7 @@ def evaluate(
         code = run(workflow("evaluating", [*runs.EVALUATING, overlay], options=given))
         return code or _said(overlay.parent / "run/evaluation/report.html")
     target = _one_folder("evaluate", folder, more, output)
+    workflow("evaluating", runs.EVALUATING, options=options)
     code = _prepare(folder, target, modality, image, label, {"label_map": label_map, "overwrite": overwrite})
     if code:
         return code
@@ -314,7 +315,7 @@ def _of_model(model: str | None) -> list[Path]:
 def _settings(overlay: Path) -> dict[str, Any]:
     """The cases of an overlay, names as they are."""
     try:
-        content = json.loads(overlay.read_text(encoding="utf-8"))
+        content = json_of(overlay.read_text(encoding="utf-8"))
         return {key: [_name(each) for each in content.get(key) or []] for key in ("train_cases", "test_cases")}
     except (OSError, ValueError) as error:
         raise UnusableFileError(f"'{overlay}' cannot be read ({error}). Prepare the folder again.") from error
@@ -327,7 +328,7 @@ def _name(text: str) -> str:
 def _records(folder: Path) -> dict[str, Any]:
     """The record of each case in a folder of results."""
     try:
-        return dict(json.loads((folder / _RECORDS).read_text(encoding="utf-8"))["cases"])
+        return dict(json_of((folder / _RECORDS).read_text(encoding="utf-8"))["cases"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

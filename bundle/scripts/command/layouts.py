@@ -7,7 +7,6 @@ only is taken; everything else is asked for, with what was found.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 from ..data.file_names import IMAGE_SUFFIXES
 from ..errors import DatasetError, MissingFileError, count, listed
+from ..files import json_of
 
 CASE, ORGAN = "{case}", "{organ}"
 # folders of images, and of labels, in lower case
@@ -186,11 +186,21 @@ def _stem(name: str) -> str:
 
 
 def _dataset_json(folder: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """What a ``dataset.json`` says, empty where there is none.
+
+    Raises:
+        DatasetError: it cannot be read: without it, organs would have numbers for names.
+    """
+    path = folder / "dataset.json"
+    if not path.is_file():
         return {}
-    return content if isinstance(content, dict) else {}
+    try:
+        content = json_of(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"'{path}' cannot be read ({error}). Mend it, or move it elsewhere.") from error
+    if not isinstance(content, dict):
+        raise DatasetError(f"'{path}' holds a {type(content).__name__}, expected an object. Mend it, or move it away.")
+    return content
 
 
 def organ_named(name: str) -> str:

@@ -13,7 +13,8 @@ from types import FrameType
 
 from ..errors import RefusedError, system_error
 from ..files import BUNDLE
-from ..shell import as_step, as_words, bundle_command, python, quoted, shown
+from ..shell import as_step, as_words, bundle_command, config_files, python, quoted, shown
+from .configurations import refuse_unreadable
 from .usage import UsageError
 
 # the lists of configurations that each command begins with: the embedded backbone, and what its prior needs
@@ -21,6 +22,8 @@ INFERRING = ("configs/inference.json",)
 TRAINING = ("configs/train.json",)
 EVALUATING = ("configs/train.json", "configs/evaluate.json")
 MODALITY = "configs/by_modality.json"  # where nobody says which modality
+
+_OVERLAYS = "config_file"
 
 Options = Mapping[str, str]
 
@@ -33,16 +36,30 @@ def workflow(
     Args:
         name: ``training``, ``evaluating`` or ``inferring``.
         configs: files below the bundle, or elsewhere as paths.
-        options: overrides of what these declare.
+        options: overrides of what these declare; ``config_file`` names overlays of the user's own, which come last.
         processes: on this machine; more than one share the cases out.
         bundle: the bundle root.
+
+    Raises:
+        UsageError: MONAI could not read a configuration, or an option.
     """
-    files = [shown(bundle / each) if isinstance(each, str) else shown(each) for each in configs]
+    own = {name: text for name, text in options.items() if name != _OVERLAYS}
+    overlays = _overlays(options.get(_OVERLAYS))
+    files = [bundle / each if isinstance(each, str) else each for each in (*configs, *overlays)]
+    refuse_unreadable(files, own)
     root = {} if bundle.resolve() == Path.cwd() else {"bundle_root": shown(bundle)}
-    words = bundle_command(name, files, {**root, **options})
+    words = bundle_command(name, [shown(each) for each in files], {**root, **own})
     if processes > 1:
         words[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     return words
+
+
+def _overlays(text: str | None) -> list[Path]:
+    """Overlays that a user names."""
+    files = config_files(text)
+    if text is not None and not (files and all(files)):
+        raise UsageError(f"--{_OVERLAYS} is '{text}', expected a file, or \"['a.json','b.json']\".")
+    return [Path(each).expanduser() for each in files]
 
 
 def preparation(*words: str, options: Options | None = None) -> list[str]:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.file_names import case_name
-from ..errors import DatasetError, MissingFileError, listed
+from ..errors import DatasetError, MissingFileError, listed, one_line
 from ..files import whole_file
 from .runs import shown, typed
 
@@ -109,11 +109,15 @@ def _is_csv(scan: str) -> bool:
 def _rows(path: Path) -> list[Item]:
     """The images of a CSV: of its column ``image``, or the first one; names from ``case``, if there is one."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"'{path}' cannot be read as a CSV ({error}). Save it as UTF-8.") from error
-    separator = max(",;\t", key=lines[0].count) if lines else ","
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator)]
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            separator = max(",;\t", key=file.readline().count)
+            file.seek(0)
+            # strict: a quote that nobody closes would make one name of all that follow
+            rows = [[cell.strip() for cell in row] for row in csv.reader(file, delimiter=separator, strict=True)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(
+            f"'{path}' cannot be read as a CSV ({error}). Save it as UTF-8, with a row a scan."
+        ) from error
     rows = [row for row in rows if any(row)]
     header = [cell.lower() for cell in rows[0]] if rows else []
     column = next((header.index(name) for name in _IMAGE_COLUMNS if name in header), None)
@@ -121,8 +125,12 @@ def _rows(path: Path) -> list[Item]:
     items = []
     for row in rows if column is None else rows[1:]:
         image = row[column or 0] if len(row) > (column or 0) else ""
-        if not image:
-            continue
+        if not image or any(row[len(rows[0]) :]):
+            expected = "an image in each" if column is None else f"what the header names: {separator.join(rows[0])}"
+            raise DatasetError(
+                f"'{path}' has the row '{one_line(separator.join(row))}', expected {expected}. Complete it, put names "
+                "with commas into quotes, or remove the row."
+            )
         image = os.path.abspath(path.parent / Path(image).expanduser())
         case = row[names] if names is not None and len(row) > names and row[names] else case_name(image)
         items.append({"image": image, "case": case})

@@ -15,7 +15,7 @@ from ..files import BUNDLE
 
 SHORT = {"-o": "--output", "-m": "--model"}
 # what `python -m monai.bundle run` takes itself, beside what the configurations declare
-MONAI_OPTIONS = ("logging_file", "meta_file", "args_file", "tracking")
+MONAI_OPTIONS = ("config_file", "logging_file", "meta_file", "args_file", "tracking")
 _SWITCHES = ("overwrite", "selftest")  # options of commands themselves that mean True without a value
 TRUE_OR_FALSE = ("true", "false")
 

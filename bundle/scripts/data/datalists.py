@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 
 from ..errors import SHOWN, DatasetError, MissingFileError, count, listed
+from ..files import json_of
 from .case_patterns import case_path, cases_matching, check_patterns
 from .dicom_files import is_dicom_file
 from .file_names import IMAGE_SUFFIXES, case_name, is_image_file
@@ -167,7 +168,7 @@ def _listed_inputs(path: Path) -> list[dict[str, str]]:
         "Decathlon dataset.json. Correct the file."
     )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_of(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DatasetError(f"Input '{path}' is no JSON ({error}); {expected}") from error
     entries = content
@@ -186,11 +187,11 @@ def _listed_inputs(path: Path) -> list[dict[str, str]]:
     items = []
     for entry in entries:
         entry = entry if isinstance(entry, Mapping) else {"image": entry}
-        image = entry.get("image")
-        if not isinstance(image, str):
+        image, case = entry.get("image"), entry.get("case")
+        if not (isinstance(image, str) and image) or isinstance(case, (bool, list, dict)):
             raise DatasetError(f"Input '{path}' has the entry {json.dumps(entry)}; {expected}")
         image = os.path.abspath(path.parent / Path(image).expanduser())
-        items.append({"image": image, "case": str(entry.get("case", case_name(image)))})
+        items.append({"image": image, "case": case_name(image) if case is None else str(case)})
     return items
 
 
@@ -221,9 +222,17 @@ def _with_names_of_their_own(items: list[dict[str, str]]) -> list[dict[str, str]
     return items
 
 
+def _is_file_name(name: str) -> bool:
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:  # half of a pair of JSON's escapes, which no file system takes
+        return False
+    return name not in ("", "..") and "\0" not in name and Path(name).name == name
+
+
 def _check_names(names: Iterable[str]) -> None:
     """Refuses names of cases that lead elsewhere, since results are written under them."""
-    unusable = [name or "nothing" for name in names if name in ("", "..") or "\0" in name or Path(name).name != name]
+    unusable = [name or "nothing" for name in names if not _is_file_name(name)]
     if unusable:
         raise DatasetError(f"Cases are named {listed(unusable)}; expected names that files can have. Rename them.")
 

@@ -66,21 +66,29 @@ def label_values(label_map: LabelMap, background_values: Iterable[int] = (0,)) -
     return [value for value, _ in channels], [channel for _, channel in channels]
 
 
+def _integers(name: str, given: Any) -> tuple[int, ...]:
+    """The label values of something: one, or several, each once."""
+    several = isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping))
+    values = list(given) if several else [given]
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise DatasetError(f"The label value of {name} is {value!r}; expected an integer. Correct label_map.")
+    return tuple(dict.fromkeys(values))
+
+
 def _organ_values(
     label_map: LabelMap, background_values: Iterable[int]
 ) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
     """Label values of each organ and of the background, checked."""
     organs: dict[str, tuple[int, ...]] = {}
-    given: Any  # a value, or several
     for organ, given in label_map.items():
-        single = np.isscalar(given)
-        organs[organ] = tuple(dict.fromkeys([given] if single else given))
-    background = tuple(dict.fromkeys(background_values))
+        if not str(organ).strip():
+            raise DatasetError(f"label_map has an organ without a name, of the label value {given!r}. Name it.")
+        organs[organ] = _integers(organ, given)
+    background = _integers("background", background_values)
     meanings: dict[int, list[str]] = {}
     for name, values in (*organs.items(), ("background", background)):
         for value in values:
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-                raise DatasetError(f"The label value of {name} is {value!r}; expected an integer. Correct label_map.")
             meanings.setdefault(int(value), []).append(name)
     if not organs or not all(organs.values()):
         empty = [organ for organ, values in organs.items() if not values]

@@ -18,7 +18,7 @@ import numpy as np
 import pydicom
 
 from ..errors import DatasetError, count, listed
-from .dicom_files import dicom_files
+from .dicom_files import check_deflated, dicom_files
 from .dicom_grid import Slice, slices_of, stacked
 from .dicom_pixels import TAGS, Rescale, check_header, read_frames
 from .dicom_series import chosen_series, title
@@ -116,6 +116,7 @@ def _check_links(folder: Path) -> None:
 
 
 def _read_header(file: Path) -> pydicom.Dataset:
+    check_deflated(file)
     # forced: many archives hold files without a preamble
     header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_TAGS)
     if not any(tag in header for tag in ("SOPClassUID", "SeriesInstanceUID", "Rows")):

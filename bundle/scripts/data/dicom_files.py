@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pydicom
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from ..errors import DatasetError
+
+MOST_INFLATED = 1 << 30  # bytes of one file
+_META = 4096  # bytes that hold the first group of any file
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # of elements, at the beginning of a file without preamble
 
 
@@ -31,6 +37,29 @@ def is_dicom_file(path: Path) -> bool:
         except Exception:  # of any kind: bytes that happen to begin like an element
             return False
     return "SOPClassUID" in header and "Rows" in header
+
+
+def check_deflated(file: Path) -> None:
+    """Refuses a file that inflates beyond any series, before pydicom makes all of it at once.
+
+    Raises:
+        DatasetError: it inflates to more than a gibibyte, or does not say where it begins to.
+    """
+    with open(file, "rb") as stream:
+        start = stream.read(_META)
+        if DeflatedExplicitVRLittleEndian.encode() not in start:
+            return
+        if start[132:140] != b"\x02\x00\x00\x00UL\x04\x00":
+            raise DatasetError(f"'{file}': deflated, without the length of its first group. Export the series again.")
+        stream.seek(144 + int.from_bytes(start[140:144], "little"))
+        unpacker, found = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while found <= MOST_INFLATED and not unpacker.eof and (piece := stream.read(1 << 16)):
+            found += len(unpacker.decompress(piece))
+    if found > MOST_INFLATED:
+        raise DatasetError(
+            f"'{file}': deflated, and more than {MOST_INFLATED >> 20:,} MiB when it is inflated. Export the series "
+            "uncompressed."
+        )
 
 
 def modality_of(path: str | Path) -> str | None:

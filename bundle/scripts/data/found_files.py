@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DatasetError
+from ..files import json_of
 from .dicom_files import is_dicom_file
 from .file_names import HEADER_SUFFIXES, IMAGE_SUFFIXES, is_image_file
 from .volumes import files_beside
@@ -148,7 +148,7 @@ def _is_output(folder: Path) -> bool:
     """Whether an inference wrote its results to a folder."""
     records = folder / _RECORDS
     try:
-        return records.is_file() and {"configurations", "cases"} <= json.loads(records.read_text("utf-8")).keys()
+        return records.is_file() and {"configurations", "cases"} <= json_of(records.read_text("utf-8")).keys()
     except (OSError, ValueError, AttributeError):
         return False
 

@@ -53,6 +53,9 @@ def check_spacing(path: Path, spacing: Iterable[float]) -> None:
         )
 
 
+ENOUGH = 16 << 20  # bytes beyond what was expected, after which it is clear that there are too many
+
+
 def check_amount(path: Path, found: int, expected: int, *, kind: str, where: str = "") -> None:
     """Compares the bytes of voxels that there are with those that the header declares.
 

@@ -19,7 +19,7 @@ from nibabel.affines import voxel_sizes
 
 from ..errors import DatasetError, listed
 from .file_names import NRRD_SUFFIXES
-from .grids import check_amount, check_components, check_dimensions, check_spacing, unplaced
+from .grids import ENOUGH, check_amount, check_components, check_dimensions, check_spacing, unplaced
 
 # the NRRD spaces that ITK converts; the others do not say where the patient's left is
 _NRRD_SPACES = ("right-anterior-superior", "ras", "left-anterior-superior", "las", "left-posterior-superior", "lps")
@@ -85,6 +85,12 @@ def load_itk(path: Path, default_axcodes: str | None) -> tuple[np.ndarray, np.nd
     affine[:3] *= _millimetres(path, fields)
     if _is_nrrd(path):
         spaced = "space directions" in fields or "nan" not in fields.get("spacings", "nan").lower()
+        directions = re.findall(r"\([^)]*\)", fields.get("space directions", ""))
+        if "space directions" in fields and len(directions) != 3:  # ITK takes any direction for one that is missing
+            raise DatasetError(
+                f"'{path}': its header has '{fields['space directions']}' for 'space directions', expected three of "
+                "three numbers each. Export the file again."
+            )
         placed = "space directions" in fields and fields.get("space", "").lower() in _NRRD_SPACES
         found = "its header names no space such as 'left-posterior-superior' with 'space directions'"
     else:
@@ -218,7 +224,7 @@ def _names(path: Path, stated: str) -> Iterator[str]:
         try:
             low, high, step = (int(part) for part in parts[1:4])
             numbers = range(low, high + (1 if step > 0 else -1), step)
-            if len(numbers) > 100_000 or not re.fullmatch(r"[^%]*%0?\d{0,3}[du][^%]*", parts[0]):
+            if numbers[100_000:] or not re.fullmatch(r"[^%]*%0?\d{0,3}[du][^%]*", parts[0]):
                 raise ValueError
         except ValueError as error:
             raise DatasetError(
@@ -279,24 +285,25 @@ def _available(
     with open(file, "rb") as stream:
         stream.seek(start)
         for _ in range(int(fields.get("line skip", fields.get("lineskip", 0)))):
-            stream.readline()
+            if not stream.readline():  # a header may state any number
+                break
         skipped = int(
             fields.get("byte skip", fields.get("byteskip", 0)) if _is_nrrd(path) else fields.get("headersize", 0)
         )
         if encoding == "raw":
             rest = file.stat().st_size - stream.tell()
-            # counted from the end, whatever stands before
-            return min(rest, expected) if skipped < 0 else rest - skipped
+            # from -1 on counted from the end, whatever stands before
+            return min(rest + skipped + 1, expected) if skipped < 0 else rest - skipped
         if encoding == "text":
             return _written_out(path, stream) * voxel
         if encoding == "hex":
             return len(b"".join(stream.read().split())) // 2
         if not _is_nrrd(path) and skipped > 0:
             stream.seek(skipped, 1)
-        found, packed = _decompressed(stream, encoding)
+        found, packed = _decompressed(stream, encoding, at_most=expected + max(0, skipped) + ENOUGH)
     stated = fields.get("compresseddatasize")
     if (
-        encoding == "zlib" and stated is not None and stated.lstrip("0") != str(packed)
+        encoding == "zlib" and found <= expected and stated is not None and stated.lstrip("0") != str(packed)
     ):  # ITK reads so many, and takes what else is in memory
         raise DatasetError(
             f"'{path}': its header states {stated} bytes of compressed voxels (CompressedDataSize), of which there are "
@@ -317,16 +324,20 @@ def _written_out(path: Path, stream: BinaryIO) -> int:
         ) from error
 
 
-def _decompressed(stream: BinaryIO, encoding: str) -> tuple[int, int]:
-    """Counts what is compressed in a stream, and, of zlib, in how many bytes; compares its checksum."""
+def _decompressed(stream: BinaryIO, encoding: str, at_most: int) -> tuple[int, int]:
+    """Counts what is compressed in a stream, and, of zlib, in how many bytes; compares its checksum.
+
+    Of more than ``at_most`` bytes, which are too many, the rest is not looked at: it may be a thousand times as long as
+    the file.
+    """
     found, packed = 0, 0
     if encoding in ("gzip", "bzip2"):
         with gzip.GzipFile(fileobj=stream) if encoding == "gzip" else bz2.BZ2File(stream) as unpacked:
-            while piece := unpacked.read(1 << 20):
+            while found <= at_most and (piece := unpacked.read(1 << 20)):
                 found += len(piece)
         return found, packed
     unpacker = zlib.decompressobj(47)  # zlib's own form, which MetaIO writes, or gzip's
-    while not unpacker.eof:
+    while not unpacker.eof and found <= at_most:
         piece = stream.read(1 << 16)
         if not piece:
             raise EOFError("compressed data end before their end mark")

@@ -22,6 +22,7 @@ from nibabel.orientations import aff2axcodes
 from ..errors import DatasetError
 from .file_names import HEADER_SUFFIXES
 from .grids import (
+    ENOUGH,
     check_amount,
     check_components,
     check_dimensions,
@@ -75,6 +76,7 @@ def load_nifti(path: Path, default_axcodes: str | None, trusted_form: str | None
         check_components(path, 1 if dtype.kind in "biuf" else f"type {dtype}, which is of several")
         check_dimensions(path, image.shape)
         affine, space = _placed(path, image, default_axcodes, trusted_form, stream)
+        _check_scale(path, type(header), stream)
         if beside is None:
             voxels = stored_voxels(path, data, stream, compressed=compressed, kind=_KIND)
     if beside is not None:
@@ -195,9 +197,19 @@ def stored_voxels(
     rest, filling = 0, True
     while piece := stream.read(1 << 20):  # to the end: only there gzip compares its checksum
         rest, filling = rest + len(piece), filling and not any(piece)
+        if rest > ENOUGH:  # which may go on for a thousand times the size of the file
+            check_amount(path, expected + rest, expected, kind=kind, where=" at least")
     if rest and not footer and not (filling and rest < _BLOCK):
         check_amount(path, expected + rest, expected, kind=kind)
     return voxels
+
+
+def _check_scale(path: Path, kind: Any, stream: BinaryIO) -> None:
+    """Refuses a slope that is infinite: nibabel takes it for none, as 0 and NaN are, other programs do not."""
+    stream.seek(0)
+    header = kind.from_fileobj(stream, check=False)
+    if "scl_slope" in header and np.isinf(header["scl_slope"]):
+        raise DatasetError(f"'{path}': its slope (scl_slope) is infinite, expected a number. Export the file again.")
 
 
 # ---- where voxels lie

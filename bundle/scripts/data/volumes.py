@@ -36,6 +36,7 @@ from .mgh import load_mgh
 from .nifti import FORMS, SCANNER, load_nifti, voxels_beside
 
 UPRIGHT = "_upright.nii.gz"  # the end of the name of what is written beside results on a sheared grid
+_SMALLEST, _LARGEST = 1e-4, 1000  # millimetres between voxels; beyond them, a header has another unit than it says
 
 logger = logging.getLogger(__name__)
 # LoadImage builds MONAI's own readers as well, though it never asks them; one warns that it has no GPU to decode with
@@ -117,6 +118,12 @@ def load_volume(
             f"'{path}': its affine {np.round(volume.affine[:3], 3).tolist()} cannot be inverted or is not finite, "
             "expected three independent axes in millimetres. Export the file again, or set its affine from the "
             "original series."
+        )
+    if not all(_SMALLEST <= size <= _LARGEST for size in volume.spacing):
+        raise DatasetError(
+            f"'{path}': its voxels are {' x '.join(f'{size:g}' for size in volume.spacing)} mm apart, expected "
+            f"{_SMALLEST:g} to {_LARGEST:g} mm along each axis. Is their unit wrong? Correct the header, or export the "
+            "file again."
         )
     return volume
 

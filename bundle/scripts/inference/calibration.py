@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from ..errors import DatasetError, SettingError
-from ..files import whole_file
+from ..files import json_of, whole_file
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Calibration:
         """
         remedy = "Make one with `python -m benchmarks.uncertainty`, or set uncertainty_calibration to null."
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json_of(Path(path).read_text(encoding="utf-8"))
             knots = [[float(each) for each in content[key]] for key in ("predicted", "dice")]
         except FileNotFoundError as error:
             raise DatasetError(f"'{path}': the calibration is not there. {remedy}") from error

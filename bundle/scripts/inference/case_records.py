@@ -28,6 +28,7 @@ from .shares import WHOLE, Share, gathered
 LABEL_MAP, DICOM_SEG, PROBABILITIES = "{case}_seg.nii.gz", "{case}_seg.dcm", "{case}_prob.nii.gz"
 UNCERTAINTY = "{case}_uncertainty.nii.gz"
 PREVIEW = "previews/{case}.png"
+NO_REPORT = "no report was written: {} The same command writes it; --report False does without."
 LOST_SEG = "lost_dicom_seg"  # in the output of a case, and in its record: why there is no DICOM SEG
 
 logger = logging.getLogger(__name__)
@@ -257,11 +258,14 @@ class CaseRecords:
                 self.done, self.there = ([case for part in parts for case in part[kind]] for kind in (0, 1))
                 self.lost, self.failures = ({k: v for part in parts for k, v in part[kind].items()} for kind in (2, 3))
 
-    def check(self) -> None:
+    def check(self, no_report: str | None = None) -> None:
         """Ends a run, and this process's work if :meth:`finish` has not; says what was done.
 
+        Args:
+            no_report: why there is no report, where there should be one.
+
         Raises:
-            FailedCases: cases have failed, or lack their DICOM SEG.
+            FailedCases: cases have failed, or lack their DICOM SEG, or there is no report.
         """
         if not self._finished:
             self.finish()
@@ -281,6 +285,8 @@ class CaseRecords:
                 f"{count(len(self.lost), 'case')} with a label map, but without a DICOM SEG:",
                 *_numbered(self.lost),
             ]
+        if no_report:
+            texts.append(f"The label maps are there, but {NO_REPORT.format(no_report)}")
         if texts:
             raise FailedCases("\n".join(texts), some=bool(self.done or self.there))
 
@@ -298,7 +304,7 @@ class CaseRecords:
             cases = self.files.read()["cases"]
             for case in (*self.done, *self.there):
                 files = cases[case].get("files", {}) if case in cases else {RECORDS: RECORDS}
-                wanted = [name for kind, name in files.items() if name is not None and kind != "picture"]
+                wanted = [name for kind, name in files.items() if name is not None and kind != "preview"]
                 missing = [name for name in wanted if case not in cases or not (self.output / name).is_file()]
                 lost |= {case: missing} if missing else {}
         return lost

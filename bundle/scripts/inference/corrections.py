@@ -15,7 +15,6 @@ What becomes of them is in :mod:`scripts.segmentation.corrected_slices`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, orn
 from ..data.datalists import Item
 from ..data.volumes import VolumeReader
 from ..errors import DatasetError, MissingFileError, listed
+from ..files import json_of
 from ..segmentation.corrected_slices import Corrector, SlicePrompt
 
 COORDINATES = ("voxel", "LPS", "RAS")
@@ -228,7 +228,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise MissingFileError(f"The corrections '{path}' are not there. Correct --corrections, or leave it out.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_of(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DatasetError(f"'{path}' is no JSON file ({error}). Mend it in a text editor.") from error
     problem = None

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError, RefusedError, listed
-from ..files import UMASK, fcntl
+from ..files import UMASK, fcntl, json_of
 
 FOLDER = ".running"
 
@@ -183,7 +183,7 @@ def _read(path: Path) -> Found:
 def _parsed(path: Path, alive: bool, content: bytes) -> Found:
     lines = content.split(b"\n")[:-1]  # what follows the last line break was not written to its end
     try:
-        about, *records = [json.loads(line) for line in lines] or [{}]
+        about, *records = [json_of(line) for line in lines] or [{}]
         return Found(path, alive, {"cases": [], "configurations": {}, **about}, dict(records))
     except (ValueError, TypeError) as error:
         raise DatasetError(

@@ -21,7 +21,7 @@ from typing import Any
 
 from ..data.datalists import natural_order
 from ..errors import DatasetError, RefusedError
-from ..files import locked, whole_file
+from ..files import json_of, locked, whole_file
 from .journals import Found, Journal, end_own, found_journals, refuse_taken
 
 RECORDS = "results.json"
@@ -134,9 +134,9 @@ def _results(output: Path) -> Content:
     if not path.is_file():
         return {"configurations": {}, "cases": {}}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {key: dict(content[key]) for key in ("configurations", "cases")}
-    except (ValueError, KeyError, TypeError) as error:
+        content = json_of(path.read_text(encoding="utf-8"))
+        return {key: {name: dict(each) for name, each in content[key].items()} for key in ("configurations", "cases")}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(
             f"'{path}' is not the record of an inference ({type(error).__name__}: {error}). Remove it, and "
             "every case is segmented again, or set --output to another folder."

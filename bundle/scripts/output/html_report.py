@@ -27,9 +27,9 @@ from fire import decorators
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from ..descriptions import describe
-from ..errors import SHOWN, install
+from ..errors import SHOWN, RefusedError, install
 from ..files import BUNDLE, whole_file
-from ..inference.case_records import bundle_version
+from ..inference.case_records import NO_REPORT, bundle_version
 from ..inference.cases import reason
 from .previews import COLOURS
 from .report_content import MEASURES, SETTINGS, Case, Content, Curve, read_folder
@@ -42,8 +42,14 @@ LEFT_OUT = "left out, to keep this file small (max_megabytes)"
 logger = logging.getLogger(__name__)
 
 
+class LostReportError(RefusedError):
+    """The results are there, but not their report: to programs, as where some scans have failed."""
+
+    exit_code = 3
+
+
 class ReportWriter:
-    """Writes the report when a workflow ends; what goes wrong is logged and fails nothing.
+    """Writes the report when a workflow ends; what goes wrong is logged, and ends the run with :meth:`check`.
 
     Args:
         folder: of the results.
@@ -53,6 +59,9 @@ class ReportWriter:
         data: images and labels of the cases, kept likewise.
         enabled: whether anything is written.
         options: see :func:`write_report`.
+
+    Attributes:
+        problem: why there is no report; None where it is written, or not wanted.
     """
 
     def __init__(
@@ -66,6 +75,7 @@ class ReportWriter:
     ) -> None:
         self.folder, self.settings, self.data, self.enabled = Path(folder), settings, list(data), enabled
         self.options = options
+        self.problem: str | None = None
 
     def __call__(self) -> None:
         if not self.enabled or idist.get_rank():
@@ -76,8 +86,18 @@ class ReportWriter:
                 with whole_file(self.folder / SETTINGS) as temporary:
                     temporary.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
             logger.info("The report is '%s'.", write_report(self.folder, **self.options))
-        except Exception as error:  # of any kind: the results are there all the same
-            logger.warning("No report was written: %s", reason(error))
+        except Exception as error:  # of any kind: the results are there all the same, and are told first
+            self.problem = reason(error)
+            logger.warning("No report was written: %s", self.problem)
+
+    def check(self) -> None:
+        """Ends a run that has its results, but not the report that was asked for.
+
+        Raises:
+            LostReportError: it could not be written.
+        """
+        if self.problem is not None:
+            raise LostReportError(f"The results are there, but {NO_REPORT.format(self.problem)}")
 
 
 def write_report(
@@ -128,7 +148,7 @@ def write_report(
     )
     path = Path(folder) / REPORT
     with whole_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")  # names of files may be any bytes
     return path
 
 

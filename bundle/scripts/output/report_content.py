@@ -17,6 +17,7 @@ import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
 from ..errors import DatasetError, count
+from ..files import json_of
 from ..inference.case_records import LABEL_MAP
 from ..inference.record_files import RECORDS, read_records
 
@@ -300,7 +301,7 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_of(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DatasetError(f"'{path}': not complete JSON ({error}). Run the command that writes it again.") from error
     if not isinstance(content, dict):

@@ -182,4 +182,4 @@ def _number(value: Tensor) -> float | int | None:
 
 def _replace(path: Path, text: str) -> None:
     with whole_file(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from ..data.dataset_check import check_dataset
 from ..data.file_names import case_name
 from ..data.volumes import VolumeReader
 from ..errors import DatasetError
+from ..files import json_of
 from .configs import CASE, intensity_of
 from .overlays import cases_with_organs, chosen_train_cases, write_overlay
 from .targets import Target, convert
@@ -90,7 +90,7 @@ def _decathlon_content(source: str) -> _Described:
     if not path.is_file():
         raise DatasetError(f"'{path}' is not there, expected the dataset.json of a data set. Correct the path.")
     try:
-        content = json.loads(path.read_text())
+        content = json_of(path.read_text())
         label_map = {str(name): int(value) for value, name in content["labels"].items() if int(value)}
         entries = [(entry["image"], entry["label"]) for entry in content["training"]]
         usable = bool(label_map and entries) and all(isinstance(name, str) for entry in entries for name in entry)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..data.case_patterns import case_path
 from ..data.datalists import Item, LabelMap, find_cases
-from ..data.dataset_check import check_dataset
+from ..data.dataset_check import check_dataset, label_values
 from ..data.file_names import NIFTI_SUFFIXES
 from ..data.intensity import hounsfield_units, modality_in, no_hounsfield_units
 from ..data.volumes import VolumeReader
@@ -163,6 +163,7 @@ def _meanings(items: Sequence[Item], label_map: LabelMap | None, reader: VolumeR
             f"Each label value is an organ ({listed(label_map)}): write their names into label_map of overlay.json."
         )
         return _Meanings(label_map, [0], [guessed])
+    label_values(label_map, [])  # which says what is wrong with it
     named = {int(value) for values in label_map.values() for value in np.atleast_1d(values)}
     background = sorted((found | {0}) - named)
     remarks = [f"Counted as background: the label values {listed(background)}."] if background != [0] else []

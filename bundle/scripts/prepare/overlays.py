@@ -19,7 +19,7 @@ def chosen_train_cases(cases: Sequence[str], wanted: Sequence[str] | None) -> li
     """The cases to train on: those that are wanted, or the first few."""
     if wanted is None:
         return list(cases[:TRAIN_CASES])
-    wanted = [str(case) for case in ([wanted] if isinstance(wanted, (str, int)) else wanted)]
+    wanted = list(dict.fromkeys(map(str, [wanted] if isinstance(wanted, (str, int)) else wanted)))
     unknown = [case for case in wanted if case not in cases]
     if unknown or not wanted:
         raise DatasetError(
