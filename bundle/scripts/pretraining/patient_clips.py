@@ -120,13 +120,15 @@ class AnatomyClips:
         pool: the patients.
         stages: the curriculum, as :class:`.synthetic_clips.SyntheticClips` takes it: dictionaries of ``epochs``,
             ``clips``, ``frames`` and ``image_size``; the last one stays after its end. With ``followed``, objects are
-            given for so many of the clips alone: the others are named only, at a third of the cost. With ``context``
+            given for so many of the clips alone, or for none: the others are named only, at a third of the cost. With ``context``
             each frame lies between its neighbours, in three channels.
         organs_per_clip: organs followed in a clip; fewer than there are are drawn at random, those in sight more often.
         extra_objects: structures followed beside the organs.
         spacing: smallest and largest distance of a clip's slices in mm.
         breathing: share of the clips whose slices are displaced against one another, and by how many mm (standard
             deviation): a mask that is copied from slice to slice is wrong there.
+        tilt: standard deviations of the slices' slopes along back-front and right-left. A tilted slice meets kidneys
+            and liver at heights that no straight one has together.
         beyond: how far below the lowest organ and above the highest one clips may lie, as shares of the organs'
             height.
         length: batches in an epoch.
@@ -147,12 +149,14 @@ class AnatomyClips:
         spacing: Sequence[float] = (1.2, 10.0),
         beyond: Sequence[float] = (0.12, 0.12),
         breathing: Sequence[float] = (0.0, 0.0),
+        tilt: Sequence[float] = (0.05, 0.05),
         length: int = 100,
         seed: int = 0,
     ) -> None:
         self.pool, self.stages = pool, list(stages)
         self.organs_per_clip, self.extra_objects = organs_per_clip, extra_objects
         self.spacing, self.beyond, self.breathing = tuple(spacing), tuple(beyond), tuple(breathing)
+        self.tilt = torch.tensor(tilt, device=pool.tissue.device)
         self.length, self.seed = length, seed
         self.epoch = 1
         self.class_table = _class_table().to(pool.tissue.device)
@@ -201,7 +205,7 @@ class AnatomyClips:
         z = (centre[:, None] + along)[..., None, None]
 
         y, x = self._plane(patient, size, draw)
-        tilt = draw.normal(0.05, count, 2)
+        tilt = draw.normal(1.0, count, 2) * self.tilt
         y, x = y[:, None], x[:, None]
         if self.breathing[0] > 0:
             moved = draw.chance(self.breathing[0], count).view(-1, 1, 1, 1, 1)
