@@ -107,6 +107,7 @@ def test_a_tilted_slice_meets_front_and_back_at_different_heights(pool):
         return ((z * y).sum(1) / y.square().sum(1)).std()
 
     assert slopes(tilt=(0.5, 0.0)) > 3 * slopes(tilt=(0.0, 0.0))
+    assert slopes(tilt=(0.0, 0.0), slide=60.0) > 3 * slopes(tilt=(0.0, 0.0))
 
 
 def test_breathing_displaces_slices_in_their_plane(pool):

@@ -129,6 +129,8 @@ class AnatomyClips:
             deviation): a mask that is copied from slice to slice is wrong there.
         tilt: standard deviations of the slices' slopes along back-front and right-left. A tilted slice meets kidneys
             and liver at heights that no straight one has together.
+        slide: standard deviation in mm of how much higher the front half of a body is cut than its back half: liver and
+            bowel lie at all heights before the kidneys, as they do in bodies.
         beyond: how far below the lowest organ and above the highest one clips may lie, as shares of the organs'
             height.
         length: batches in an epoch.
@@ -150,6 +152,7 @@ class AnatomyClips:
         beyond: Sequence[float] = (0.12, 0.12),
         breathing: Sequence[float] = (0.0, 0.0),
         tilt: Sequence[float] = (0.05, 0.05),
+        slide: float = 0.0,
         length: int = 100,
         seed: int = 0,
     ) -> None:
@@ -157,7 +160,7 @@ class AnatomyClips:
         self.organs_per_clip, self.extra_objects = organs_per_clip, extra_objects
         self.spacing, self.beyond, self.breathing = tuple(spacing), tuple(beyond), tuple(breathing)
         self.tilt = torch.tensor(tilt, device=pool.tissue.device)
-        self.length, self.seed = length, seed
+        self.slide, self.length, self.seed = slide, length, seed
         self.epoch = 1
         self.class_table = _class_table().to(pool.tissue.device)
 
@@ -212,6 +215,11 @@ class AnatomyClips:
             moved = moved * draw.normal(self.breathing[1], count, frames, 2, 1, 1)
             y, x = y + moved[:, :, 0], x + moved[:, :, 1]
         z = z + tilt[:, 0].view(-1, 1, 1, 1) * y + tilt[:, 1].view(-1, 1, 1, 1) * x
+        if self.slide > 0:
+            back_front = self.pool.box[patient][:, 0]
+            middle, extent = back_front.mean(1), back_front[:, 1] - back_front[:, 0]
+            depth = (y - middle.view(-1, 1, 1, 1)) / (0.12 * extent.view(-1, 1, 1, 1))
+            z = z + 0.5 * draw.normal(self.slide, count).view(-1, 1, 1, 1) * torch.tanh(depth)
         # two smooth fields, of which the clip's slices see more and more of the second
         share = ((z.mean((2, 3), keepdim=True) - centre.view(-1, 1, 1, 1)) / 90 + 0.5).clamp(0, 1)
         for knots, spread in ((5, 7.0), (12, 2.2)):
