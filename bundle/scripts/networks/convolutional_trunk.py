@@ -2,8 +2,8 @@
 
 SAM2 asks of a trunk its feature maps at strides 4, 8, 16 and 32, from fine to coarse, and their widths in
 ``channel_list``, from coarse to fine. Hiera learns them from millions of images; from some ten thousand slices a
-convolutional network learns far more. This one is a U-Net: what it says at stride 4 it has seen in the light of all that
-is coarser.
+convolutional network learns far more. This one is a U-Net: what it says at stride 4 it has seen in the light of all
+that is coarser.
 """
 
 from __future__ import annotations

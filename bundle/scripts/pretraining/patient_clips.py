@@ -120,8 +120,8 @@ class AnatomyClips:
         pool: the patients.
         stages: the curriculum, as :class:`.synthetic_clips.SyntheticClips` takes it: dictionaries of ``epochs``,
             ``clips``, ``frames`` and ``image_size``; the last one stays after its end. With ``followed``, objects are
-            given for so many of the clips alone, or for none: the others are named only, at a third of the cost. With ``context``
-            each frame lies between its neighbours, in three channels.
+            given for so many of the clips alone, or for none: the others are named only, at a third of the cost. With
+            ``context`` each frame lies between its neighbours, in three channels.
         organs_per_clip: organs followed in a clip; fewer than there are are drawn at random, those in sight more often.
         extra_objects: structures followed beside the organs.
         spacing: smallest and largest distance of a clip's slices in mm.
