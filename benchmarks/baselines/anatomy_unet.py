@@ -12,6 +12,7 @@ that was interrupted goes on from its checkpoint, beside the file it writes.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import fire
@@ -37,6 +38,9 @@ def train(
     slices: int = 16,
     image_size: int = 256,
     learning_rate: float = 2e-3,
+    beyond: Sequence[float] = (0.35, 0.15),
+    tilt: Sequence[float] = (0.22, 0.1),
+    slide: float = 30.0,
     seed: int = 0,
     save_every: int = 200,
 ) -> None:
@@ -51,6 +55,7 @@ def train(
         slices: in a step.
         image_size: side of a slice in pixels.
         learning_rate: at the start.
+        beyond, tilt, slide: where slices lie, as configs/pretrain_anatomy.json has it.
         seed: of everything drawn.
         save_every: steps between checkpoints.
 
@@ -65,7 +70,7 @@ def train(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pool = PatientPool(write_patients(Path(patients_dir), patients, workers=os.cpu_count() or 1), device)
     stage = {"epochs": 1, "clips": slices, "frames": 1, "image_size": image_size}
-    data = AnatomyClips(pool, [stage], length=iterations, seed=seed + 2)
+    data = AnatomyClips(pool, [stage], length=iterations, seed=seed + 2, beyond=beyond, tilt=tilt, slide=slide)
     shape = {} if network == "unet" else {"size": image_size}
     trained = NETWORKS[network](1 + len(ORGANS), **shape).to(device)
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True, batch=True, include_background=False)

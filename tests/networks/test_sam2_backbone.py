@@ -174,13 +174,13 @@ def test_unknown_name_lists_the_known_ones():
 
 
 @pytest.mark.parametrize("size", [0, -32, 16, 100, 64.0])
-def test_image_size_must_be_a_positive_multiple_of_32(size):
-    with pytest.raises(ValueError, match=f"multiple of 32 pixels, got {size}"):
+def test_image_size_must_be_a_multiple_of_32_from_64_on(size):
+    with pytest.raises(ValueError, match=f"multiple of 32 pixels, 64 or more, got {size}"):
         FrozenSAM2("sam2_nano", size)
 
 
 def test_resize_refuses_the_same_sizes(nano):
-    with pytest.raises(ValueError, match="multiple of 32 pixels, got 100"):
+    with pytest.raises(ValueError, match="multiple of 32 pixels, 64 or more, got 100"):
         nano.resize(100)
 
 

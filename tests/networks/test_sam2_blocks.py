@@ -101,7 +101,7 @@ def test_memory_attention_with_pointers_is_the_same_for_repeated_slices(backbone
     torch.testing.assert_close(backbone.condition(features, memories), expected, **CLOSE)
 
 
-@pytest.mark.parametrize("size", [32, 96])
+@pytest.mark.parametrize("size", [64, 96])
 def test_memory_attention_follows_the_size_of_the_image(backbone, size):
     backbone.resize(size)
     features = backbone.encode_image(torch.rand(2, 1, size, size))

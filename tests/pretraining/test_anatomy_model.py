@@ -105,6 +105,18 @@ def test_clips_that_are_not_followed_are_named(model, clips):
     assert named == [3]
 
 
+def test_where_nothing_is_followed_naming_is_all_that_is_learned(model, clips):
+    stage = {"epochs": 1, "image_size": 64, "frames": 2, "clips": 2, "followed": 0, "context": True}
+    batch = AnatomyClips(clips.pool, [stage]).batch(0)
+
+    losses = model(**batch)
+    losses["loss"].backward()
+
+    assert set(losses) == {"loss", "naming"}
+    assert any(parameter.grad is not None for parameter in model.backbone.model.image_encoder.parameters())
+    assert all(parameter.grad is None for parameter in model.backbone.model.memory_encoder.parameters())
+
+
 @pytest.mark.parametrize(("far_share", "expected"), [(0.0, {1, 2}), (1.0, {1})])
 def test_far_frames_see_the_first_one_alone(model, clips, monkeypatch, far_share, expected):
     model.own_share, model.far_share = 0.0, far_share

@@ -99,6 +99,17 @@ def test_frames_in_context_lie_between_the_slices_beside_them(pool):
     assert torch.equal(inner["classes"], wide["classes"][:, 1:3])
 
 
+def test_a_tilted_slice_meets_front_and_back_at_different_heights(pool):
+    def slopes(**tilt):
+        clips = AnatomyClips(pool, [{**STAGES[0], "clips": 16}], **tilt)
+        z, y = (each[:, 0].flatten(1) for each in clips._positions(Draw(0, "cpu"), clips.stages[0])[2:4])
+        z, y = z - z.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
+        return ((z * y).sum(1) / y.square().sum(1)).std()
+
+    assert slopes(tilt=(0.5, 0.0)) > 3 * slopes(tilt=(0.0, 0.0))
+    assert slopes(tilt=(0.0, 0.0), slide=60.0) > 3 * slopes(tilt=(0.0, 0.0))
+
+
 def test_breathing_displaces_slices_in_their_plane(pool):
     """Of slices that lie close, one that breathing moved looks like the other elsewhere."""
 

@@ -43,6 +43,18 @@ def test_backbone_and_prior_are_pretrained_one_after_the_other(tmp_path):
     run(
         "pretraining",
         "pretrain_anatomy.json",
+        "pretrain_encoder.json",
+        patients_dir=patients,
+        stages=[{**STAGES[0], "followed": 0, "context": True}],
+        iterations_per_epoch=1,
+        num_workers=0,
+        output_dir=str(tmp_path / "encoder"),
+    )
+    run(
+        "pretraining",
+        "pretrain_anatomy.json",
+        start_file=str(tmp_path / "encoder" / "sam2_nano.pt"),
+        start_network=str(tmp_path / "encoder" / "checkpoint.pt"),
         patients_dir=patients,
         stages=STAGES,
         iterations_per_epoch=2,

@@ -39,7 +39,8 @@ from .sam2_types import Decoded, ImageFeatures, MaskPredictions, Memory
 EMBEDDING_STRIDE = 16  # pixels of the input image per token of the image embedding
 PIXELS_AT_ONCE = 4 * 256**2  # of slices that are encoded on a CPU, measured with sam2_nano
 MANY_SLICES = 2**31 - 1  # as many as there are
-SIZE_MULTIPLE = 32  # Hiera's positional window of 8 tokens at stride 4
+SIZE_MULTIPLE = 32  # the coarsest stride of the image encoder, and Hiera's positional window of 8 tokens at stride 4
+LEAST_SIZE = 2 * SIZE_MULTIPLE  # one token alone cannot be normalised
 
 
 class SAM2(Described, nn.Module):
@@ -47,7 +48,7 @@ class SAM2(Described, nn.Module):
 
     Args:
         name: one of :data:`BACKBONES`. Architectures come from the YAML files of the ``sam2`` package.
-        image_size: side of the square input in pixels, a multiple of 32. Checkpoints fit any size.
+        image_size: side of the square input in pixels, a multiple of 32, 64 or more. Checkpoints fit any size.
         checkpoint: path of a SAM2 checkpoint (``{"model": state_dict}``; MedSAM2's files have the same keys), or
             None to keep random weights.
         sha256: expected SHA-256 of that file, or None to skip the check.
@@ -59,7 +60,7 @@ class SAM2(Described, nn.Module):
             paper.
 
     Raises:
-        ValueError: unknown ``name`` or ``decoder_token``, an ``image_size`` that is no multiple of 32, or a
+        ValueError: unknown ``name`` or ``decoder_token``, an ``image_size`` that is none, or a
             checkpoint that does not fit.
         FileNotFoundError: the checkpoint is not there.
     """
@@ -364,8 +365,10 @@ def between_neighbours(image: Tensor) -> Tensor:
 
 
 def _check_image_size(image_size: int) -> None:
-    if not isinstance(image_size, int) or image_size < SIZE_MULTIPLE or image_size % SIZE_MULTIPLE:
-        raise SettingError(f"image_size must be a positive multiple of {SIZE_MULTIPLE} pixels, got {image_size}.")
+    if not isinstance(image_size, int) or image_size < LEAST_SIZE or image_size % SIZE_MULTIPLE:
+        raise SettingError(
+            f"image_size must be a multiple of {SIZE_MULTIPLE} pixels, {LEAST_SIZE} or more, got {image_size}."
+        )
 
 
 def _to_tokens(feature_map: Tensor) -> Tensor:

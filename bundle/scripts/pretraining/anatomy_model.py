@@ -6,7 +6,8 @@ On clips of painted patients (:mod:`.patient_clips`) the backbone learns three t
 * to be read by a memory prior: from the image embedding a small :class:`~scripts.networks.diffusion_prior.MemoryPrior`
   predicts each organ's memory, which is decoded like any other, alone and beside the neighbours' (Equation 3), so that
   the decoder learns to live with a prior's mistakes and the embedding to tell organs apart;
-* to name the structure of every pixel, through a head that is thrown away afterwards.
+* to name the structure of every pixel, through a head that is thrown away afterwards. Naming alone costs a fraction of
+  the rest, so a curriculum begins with it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
+from monai.losses import DiceLoss
 from torch import Tensor, nn
 
 from ..data.phantom_anatomy import ORGANS
@@ -81,6 +83,7 @@ class AnatomyModel(ClipModel):
         self.context_share = context_share
         self.prior, self.prior_weight, self.naming_weight = prior, prior_weight, naming_weight
         self.head = NamingHead(backbone.embedding_channels, len(CLASSES))
+        self.overlap = DiceLoss(batch=True)
 
     def forward(
         self,
@@ -93,21 +96,24 @@ class AnatomyModel(ClipModel):
         """Losses of a batch of clips.
 
         Args:
-            image, mask, prompt_share: see :class:`ClipModel`; the masks may be of the first ``F <= V`` clips alone,
-                and images may have their neighbours as channels already.
+            image, mask, prompt_share: see :class:`ClipModel`; the masks may be of the first ``F <= V`` clips alone, or
+                of none, which leaves the naming alone; and images may have their neighbours as channels already.
             organ: ``(F, n)``, which organs the first n objects of each clip are; None for clips of random shapes.
             classes: ``(V, T, S, S)``, indices into :data:`.patient_clips.CLASSES`.
         """
         if organ is None or classes is None:
             return super().forward(image, mask, prompt_share)
-        clips, objects, frames = mask.shape[:3]
-        organs = organ.shape[1]
         context = torch.rand(()) < self.context_share
         if image.shape[2] == 3:
             image = image if context else image[:, :, 1:2]
         elif context:
             image = between_neighbours(image)
         every = self.encode(image)
+        naming = self._naming_loss(every, classes)
+        if not len(mask):
+            return {"loss": self.naming_weight * naming, "naming": naming}
+        clips, objects, frames = mask.shape[:3]
+        organs = organ.shape[1]
         encoded = every[: clips * frames]
         predicted, prior_error = self._predict_memories(encoded, mask[:, :organs], organ)
         predicted = predicted.unflatten(0, (clips, frames, organs))
@@ -117,8 +123,7 @@ class AnatomyModel(ClipModel):
             return torch.cat([predicted[:, frame], others], 1).flatten(0, 1)
 
         losses = self.follow(encoded, mask, prompt_share, own)
-        losses["naming"] = self._naming_loss(every, classes)
-        losses["prior"] = prior_error
+        losses["naming"], losses["prior"] = naming, prior_error
         losses["loss"] = losses["loss"] + self.prior_weight * losses["prior"] + self.naming_weight * losses["naming"]
         return losses
 
@@ -153,8 +158,10 @@ class AnatomyModel(ClipModel):
         shares = F.adaptive_avg_pool2d(shares, coarse.shape[-2:])
         weight = torch.full((fine.shape[1],), 1.0, device=fine.device)
         weight[: len(ORGANS)] = 3.0
-        named = F.cross_entropy(fine.float(), at_quarter, weight)
-        return named + F.cross_entropy(coarse.float(), shares, weight)
+        cross_entropy = F.cross_entropy(fine.float(), at_quarter, weight)
+        cross_entropy = cross_entropy + F.cross_entropy(coarse.float(), shares, weight)
+        named = F.one_hot(at_quarter, fine.shape[1]).permute(0, 3, 1, 2)[:, : len(ORGANS)]
+        return cross_entropy + self.overlap(fine.float().softmax(1)[:, : len(ORGANS)], named)
 
     @torch.no_grad()
     def fit_statistics(self, batches: Iterable[dict[str, Tensor]]) -> None:

@@ -108,6 +108,10 @@ def draw_means(draw: Draw, count: int) -> tuple[Tensor, Tensor]:
     enhanced = draw.chance(0.3, count)
     for name, gain in (("renal cortex", 1.7), ("aorta", 3), ("vein", 3), ("hepatic vessel", 2.5), ("spleen", 1.4)):
         mr[enhanced, _T[name]] *= gain
+    # blood that hardly flows is bright where water is
+    slow = draw.chance(0.35, count)
+    for name in ("hepatic vessel", "vein"):
+        mr[:, _T[name]] = torch.where(slow, mr[:, _T["liver"]] * draw.uniform(1.4, 3.2, count), mr[:, _T[name]])
 
     kind = draw.uniform(0, 1, count)
     means = torch.where((kind < 0.4)[:, None], random, torch.where((kind < 0.77)[:, None], mr, ct))
@@ -163,7 +167,7 @@ def render(tissue: Tensor, label: Tensor, draw: Draw) -> Tensor:
         image += greys.gather(1, (tissue[:, :, sample] * 2 + where).flatten(1)).view_as(image)
     image /= samples
 
-    image = _edges(image, label, means, draw)
+    image = _branches(_edges(image, label, means, draw), label, means, draw)
     roughness = draw.uniform(0, 0.09, count, len(TISSUES)) * draw.uniform(0, 1, count, 1)
     for rough in ("bowel wall", "bowel fluid", "bowel oral", "stool", "stomach content", "renal sinus"):
         roughness[:, _T[rough]] *= 2
@@ -186,6 +190,22 @@ def _edges(image: Tensor, label: Tensor, means: Tensor, draw: Draw) -> Tensor:
     strength = draw.uniform(0.2, 1, count, 1, 1, 1) * draw.chance(0.7, count, 1, 1, 1)
     grey = torch.where(draw.chance(0.7, count), means[:, _T["fat"]], draw.uniform(0, 1, count)).view(-1, 1, 1, 1)
     return torch.lerp(image, grey.expand_as(image), strength * (touching > 1))
+
+
+def _branches(image: Tensor, label: Tensor, means: Tensor, draw: Draw) -> Tensor:
+    """Vessels of the liver that are thinner than a patient's map can hold, in half of the clips: pieces of the lines
+    along which smooth fields are zero, mostly brighter than the liver.
+    """
+    count, frames, size = len(image), image.shape[1], image.shape[-1]
+    ridge = torch.zeros_like(image)
+    for _ in range(2):
+        cells = int(draw.host.integers(10, 30))
+        line = _field(draw, count, frames, cells, size) / draw.uniform(0.06, 0.3, count, 1, 1, 1)
+        there = _field(draw, count, frames, cells, size) > draw.uniform(-0.5, 0.8, count, 1, 1, 1)
+        ridge = torch.maximum(ridge, torch.exp(-line.square()) * there)
+    sign = torch.where(draw.chance(0.75, count), 1.0, -1.0)
+    strength = draw.uniform(0.2, 2.0, count) * (means[:, _T["liver"]] + 0.05) * sign * draw.chance(0.5, count)
+    return image + strength.view(-1, 1, 1, 1) * ridge * (label == 1 + ORGANS.index("liver"))
 
 
 def _scanner(image: Tensor, count: int, frames: int, draw: Draw) -> Tensor:

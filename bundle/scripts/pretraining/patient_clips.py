@@ -120,13 +120,17 @@ class AnatomyClips:
         pool: the patients.
         stages: the curriculum, as :class:`.synthetic_clips.SyntheticClips` takes it: dictionaries of ``epochs``,
             ``clips``, ``frames`` and ``image_size``; the last one stays after its end. With ``followed``, objects are
-            given for so many of the clips alone: the others are named only, at a third of the cost. With ``context``
-            each frame lies between its neighbours, in three channels.
+            given for so many of the clips alone, or for none: the others are named only, at a third of the cost. With
+            ``context`` each frame lies between its neighbours, in three channels.
         organs_per_clip: organs followed in a clip; fewer than there are are drawn at random, those in sight more often.
         extra_objects: structures followed beside the organs.
         spacing: smallest and largest distance of a clip's slices in mm.
         breathing: share of the clips whose slices are displaced against one another, and by how many mm (standard
             deviation): a mask that is copied from slice to slice is wrong there.
+        tilt: standard deviations of the slices' slopes along back-front and right-left. A tilted slice meets kidneys
+            and liver at heights that no straight one has together.
+        slide: standard deviation in mm of how much higher the front half of a body is cut than its back half: liver and
+            bowel lie at all heights before the kidneys, as they do in bodies.
         beyond: how far below the lowest organ and above the highest one clips may lie, as shares of the organs'
             height.
         length: batches in an epoch.
@@ -147,13 +151,16 @@ class AnatomyClips:
         spacing: Sequence[float] = (1.2, 10.0),
         beyond: Sequence[float] = (0.12, 0.12),
         breathing: Sequence[float] = (0.0, 0.0),
+        tilt: Sequence[float] = (0.05, 0.05),
+        slide: float = 0.0,
         length: int = 100,
         seed: int = 0,
     ) -> None:
         self.pool, self.stages = pool, list(stages)
         self.organs_per_clip, self.extra_objects = organs_per_clip, extra_objects
         self.spacing, self.beyond, self.breathing = tuple(spacing), tuple(beyond), tuple(breathing)
-        self.length, self.seed = length, seed
+        self.tilt = torch.tensor(tilt, device=pool.tissue.device)
+        self.slide, self.length, self.seed = slide, length, seed
         self.epoch = 1
         self.class_table = _class_table().to(pool.tissue.device)
 
@@ -201,13 +208,18 @@ class AnatomyClips:
         z = (centre[:, None] + along)[..., None, None]
 
         y, x = self._plane(patient, size, draw)
-        tilt = draw.normal(0.05, count, 2)
+        tilt = draw.normal(1.0, count, 2) * self.tilt
         y, x = y[:, None], x[:, None]
         if self.breathing[0] > 0:
             moved = draw.chance(self.breathing[0], count).view(-1, 1, 1, 1, 1)
             moved = moved * draw.normal(self.breathing[1], count, frames, 2, 1, 1)
             y, x = y + moved[:, :, 0], x + moved[:, :, 1]
         z = z + tilt[:, 0].view(-1, 1, 1, 1) * y + tilt[:, 1].view(-1, 1, 1, 1) * x
+        if self.slide > 0:
+            back_front = self.pool.box[patient][:, 0]
+            middle, extent = back_front.mean(1), back_front[:, 1] - back_front[:, 0]
+            depth = (y - middle.view(-1, 1, 1, 1)) / (0.12 * extent.view(-1, 1, 1, 1))
+            z = z + 0.5 * draw.normal(self.slide, count).view(-1, 1, 1, 1) * torch.tanh(depth)
         # two smooth fields, of which the clip's slices see more and more of the second
         share = ((z.mean((2, 3), keepdim=True) - centre.view(-1, 1, 1, 1)) / 90 + 0.5).clamp(0, 1)
         for knots, spread in ((5, 7.0), (12, 2.2)):
