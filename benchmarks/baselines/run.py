@@ -12,6 +12,7 @@ Run from the bundle's folder:
     python -m benchmarks.baselines.run fate_sam    --config_file $CONFIG
     python -m benchmarks.baselines.run protosam    --config_file $CONFIG
     python -m benchmarks.baselines.run true_memory --config_file $CONFIG
+    python -m benchmarks.baselines.run naming      --config_file $CONFIG --pretraining_file checkpoint.pt
     python -m benchmarks.baselines.run diffusam    --config_file $CONFIG
     python -m benchmarks.baselines.run sam         --config_file $CONFIG --checkpoint sam_vit_b_01ec64.pth
 
@@ -45,6 +46,7 @@ from benchmarks.baselines.evaluation import (
     training_settings,
 )
 from benchmarks.baselines.fate_sam import FateSamInferer, SupportBank
+from benchmarks.baselines.naming import NamedSlices, NamingInferer
 from benchmarks.baselines.prompted import PromptedInferer, PromptedSAM, PromptedSAM2
 from benchmarks.baselines.propagated import PropagatedInferer
 from benchmarks.baselines.protosam import LabelledSlices, ProtoSamInferer
@@ -343,6 +345,23 @@ def true_memory(config_file, output: str | None = None, overwrite: bool = False,
     return run_row(row, build, overwrite, show_truth=True)
 
 
+def naming(config_file, pretraining_file: str, output: str | None = None, overwrite: bool = False, **overrides) -> dict:
+    """What the embedded backbone names by itself: the head of its pretraining, a U-Net as it were, without a label.
+
+    Args:
+        pretraining_file: checkpoint.pt of the backbone's pretraining.
+    """
+    settings = {"pretraining": sha256_of(pretraining_file)}
+    row = open_row("naming", config_file, overrides, output=output, settings=settings, trains=False, backbone=True)
+    get = row.parser.get_parsed_content
+
+    def build():
+        network = NamedSlices(get("backbone"), pretraining_file).to(get("device"))
+        return network, NamingInferer(list(get("organs"))), 0.0
+
+    return run_row(row, build, overwrite)
+
+
 def propagated(
     config_file, output: str | None = None, neighbours: int = 6, overwrite: bool = False, **overrides
 ) -> dict:
@@ -395,7 +414,10 @@ def diffusam(config_file, output: str | None = None, overwrite: bool = False, **
     return run_row(row, build, overwrite)
 
 
-ROWS = (unet, unetr, sam2_points, sam2_click, sam2_box, propagated, fate_sam, protosam, sam, true_memory, diffusam)
+ROWS = (
+    *(unet, unetr, sam2_points, sam2_click, sam2_box, propagated, fate_sam, protosam, sam, true_memory, naming),
+    diffusam,
+)
 COMMANDS = {each.__name__: each for each in ROWS}
 
 if __name__ == "__main__":
