@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
+import torch
 from ignite.engine import Engine, Events
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from monai.data import MetaTensor
-from monai.transforms import Orientation
 
+from ..data.stored import scaled
 from ..data.volumes import result_name
 from ..files import whole_file
 
@@ -80,22 +83,24 @@ def draw_preview(
         window: see :class:`PreviewSaver`.
         columns: number of slices.
     """
-    oriented = radiological(image)
-    pixels, predicted = oriented[0].numpy(), radiological(prediction)[0].numpy()
-    true = None if truth is None else radiological(truth)[0].numpy()
+    pixels, spacing = radiological(image.as_tensor()[0].cpu().numpy(), image.affine)
+    predicted, true = (
+        None if each is None else radiological(each.as_tensor()[0].cpu().numpy(), each.affine)[0]
+        for each in (prediction, truth)
+    )
     held = np.flatnonzero(predicted.any((0, 1)) if true is None else predicted.any((0, 1)) | true.any((0, 1)))
     held = held if len(held) else np.arange(pixels.shape[2])
     shown = held[np.unique(np.linspace(0, len(held) - 1, columns + 2).round().astype(int)[1:-1])]
-    low, high = window or np.percentile(pixels[..., shown], [0.5, 99.5])
-    spacing = oriented.pixdim
+    pixels = scaled(torch.from_numpy(pixels[..., shown]), image).numpy()
+    low, high = window or np.percentile(pixels, [0.5, 99.5])
 
     figure = Figure(figsize=(2.6 * len(shown), 3.1), facecolor="black")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
-    for axis, index in zip(axes, shown):
+    for column, (axis, index) in enumerate(zip(axes, shown)):
         draw_slice(
             axis,
-            pixels[..., index],
+            pixels[..., column],
             predicted[..., index],
             true=None if true is None else true[..., index],
             organs=len(organs),
@@ -150,6 +155,17 @@ def save_figure(figure: Figure, path: str | Path) -> None:
         figure.savefig(temporary, format="png", dpi=110, facecolor=figure.get_facecolor())
 
 
-def radiological(volume: MetaTensor) -> MetaTensor:
-    # in its own type, and without a copy where it is stored so already: a volume may have 1500 slices
-    return Orientation(axcodes="PLS")(MetaTensor(volume.as_tensor().cpu(), affine=volume.affine))
+def radiological(voxels: np.ndarray, affine: Any) -> tuple[np.ndarray, np.ndarray]:
+    """A volume with anterior up and the patient's right on the left, over the same memory: it may have 1500 slices.
+
+    Args:
+        voxels: ``(I, J, K)``.
+        affine: ``(4, 4)``, from voxels to RAS.
+
+    Returns:
+        Voxels ``(H, W, slices)``, slices from the feet, and millimetres between them along these axes.
+    """
+    affine = np.asarray(affine, float)
+    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt("PLS"))
+    spacing = nib.affines.voxel_sizes(affine)[np.argsort(turn[:, 0])]
+    return nib.apply_orientation(voxels, turn), spacing
