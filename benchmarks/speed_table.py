@@ -18,8 +18,8 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.data import decollate_batch
-from scripts.networks.diffusam import DiffuSAM
 from scripts.inference.quality import measure_organs
+from scripts.networks.diffusam import DiffuSAM
 from scripts.output.previews import draw_preview, radiological, save_figure
 from scripts.output.report_content import Case
 from scripts.output.report_slices import draw_view, view_case
@@ -167,7 +167,7 @@ def _network(parser: Any) -> tuple[DiffuSAM, bool]:
 
 
 def _true_masks(label: Tensor, organs: int) -> Tensor:
-    oriented = Orientation(axcodes="PLS")(label)[0].as_tensor()
+    oriented = torch.from_numpy(radiological(label[0].numpy(), label.affine)[0].copy())
     return torch.stack([oriented == organ for organ in range(1, organs + 1)])
 
 
@@ -294,9 +294,7 @@ def _training(rows: Table, parser: Any, network: DiffuSAM, iterations: int = 3) 
 
 
 def memory(slices: int = 200, shape: tuple[int, int] = (512, 512)) -> None:
-    """Peak memory around the walk, from reading to the report, for :func:`table`: prints MiB beyond what the process had
-    before the volume.
-    """
+    """Peak memory around the walk, from reading to the report, for :func:`table`: prints MiB beyond what there was."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "long.nii"
         stored = np.random.default_rng(0).integers(-200, 300, (*shape, slices), dtype=np.int16)

@@ -39,10 +39,10 @@ class Pieces:
             pieces, count = ndimage.label(part == value, ANY_CORNER)
             sizes.append(np.bincount(pieces.ravel(), minlength=count + 1)[1:])
             boxes += [_bounds(box, start) for box in ndimage.find_objects(pieces, count)]
-            first = np.where(pieces[0], pieces[0] + number, 0)
+            first = np.where(pieces[0], pieces[0].astype(int) + number, 0)
             if last is not None:
                 touching.append(_touching(last, first))
-            last = np.where(pieces[-1], pieces[-1] + number, 0)
+            last = np.where(pieces[-1], pieces[-1].astype(int) + number, 0)
             number += count
         pairs = np.concatenate(touching, 1) - 1
         graph = coo_array((np.ones(pairs.shape[1], bool), tuple(pairs)), (number, number))
@@ -78,10 +78,11 @@ def _bounds(box: Sequence[slice], start: int) -> np.ndarray:
 def _touching(last: np.ndarray, first: np.ndarray) -> np.ndarray:
     """Pairs ``(2, n)`` of numbers above 0 that touch, of a slice and of the next one."""
     around, (height, width) = np.pad(last, 1), last.shape
-    pairs = []
+    largest = int(first.max()) + 1
+    pairs = [np.empty(0, int)]
     for row in range(3):
         for column in range(3):
             before = around[row : row + height, column : column + width]
             both = (before > 0) & (first > 0)
-            pairs.append(np.unique(np.stack([before[both], first[both]]), axis=1))
-    return np.concatenate(pairs, 1)
+            pairs.append(before[both] * largest + first[both])  # as one number each
+    return np.stack(np.divmod(np.unique(np.concatenate(pairs)), largest))

@@ -86,7 +86,7 @@ class CaseDataset(Dataset):
 
 
 def collate_case(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """``monai.data.list_data_collate`` for one item of a :class:`CaseDataset`, whose image stays where it is in memory."""
+    """``monai.data.list_data_collate`` for one item of a :class:`CaseDataset`, whose image stays where it is."""
     (data,) = batch
     image = data.get("image")
     if not isinstance(image, MetaTensor):
