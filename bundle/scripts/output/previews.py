@@ -107,7 +107,8 @@ def draw_preview(
             window=(low, high),
             aspect=spacing[0] / spacing[1],
         )
-        axis.set_title(f"slice {index}", color="white", fontsize=8)
+        # with a place of its own, or matplotlib measures every tick of the hidden axes to find one
+        axis.set_title(f"slice {index}", color="white", fontsize=8, y=1.0)
     add_legend(figure, organs, with_truth=true is not None)
     figure.tight_layout(rect=(0, 0.07, 1, 1))
     return figure
@@ -127,13 +128,25 @@ def draw_slice(
     axis.imshow(pixels, cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect)
     for value in range(1, organs + 1):
         colour = COLOURS[(value - 1) % len(COLOURS)]
-        mask = predicted == value
-        if mask.any():
-            axis.contourf(mask, levels=[0.5, 1.5], colors=[colour], alpha=0.35)
-            axis.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
-        if true is not None and (true == value).any():
-            axis.contour(true == value, levels=[0.5], colors="white", linewidths=0.7, linestyles="dashed")
+        if organ := _framed(predicted == value):
+            axis.contourf(*organ, levels=[0.5, 1.5], colors=[colour], alpha=0.35)
+            axis.contour(*organ, levels=[0.5], colors=[colour], linewidths=1.2)
+        if true is not None and (organ := _framed(true == value)):
+            axis.contour(*organ, levels=[0.5], colors="white", linewidths=0.7, linestyles="dashed")
     axis.axis("off")
+
+
+def _framed(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Columns, rows and values of the part of a mask that its outline runs through; None of an empty mask."""
+    held = [np.flatnonzero(mask.any(1 - axis)) for axis in range(2)]
+    if not len(held[0]):
+        return None
+    rows, columns = (
+        np.arange(max(0, each[0] - 1), min(length, each[-1] + 2)) for each, length in zip(held, mask.shape)
+    )
+    if min(len(rows), len(columns)) < 2:  # of a volume that is one voxel wide
+        rows, columns = (np.arange(length) for length in mask.shape)
+    return columns, rows, mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def add_legend(figure: Figure, organs: Sequence[str], with_truth: bool) -> None:
