@@ -199,8 +199,9 @@ class CheckUnitsd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         for key in self.key_iterator(dict(data)):
             problem, values, intensity = None, _tensor(data[key]), chosen(self.intensity, data[key])
-            if values.min() == values.max():
-                problem = f"all voxels are {values.min().item():g}: there is no image in it"
+            low, high = _extremes(values)
+            if low == high:
+                problem = f"all voxels are {low:g}: there is no image in it"
             elif isinstance(intensity, ScaleIntensityRanged) and intensity.scaler.a_min < 0:
                 problem = no_hounsfield_units(data[key])
             elif isinstance(intensity, ScaleIntensityRangePercentilesd):
@@ -312,6 +313,12 @@ def _tensor(image: Any) -> Tensor:
 def _share(values: Tensor, holds: Callable[[Tensor], Tensor]) -> float:
     """The share of voxels of which something holds, counted a few slices at a time."""
     return sum(int(holds(slab).sum()) for slab in values.split(_SLICES, -1)) / values.numel()
+
+
+def _extremes(values: Tensor) -> tuple[float, float]:
+    """The lowest and the highest value, a few slices at a time: PyTorch would copy a volume in another order."""
+    slabs = values.split(_SLICES, -1)
+    return min(slab.min().item() for slab in slabs), max(slab.max().item() for slab in slabs)
 
 
 def _is_single(kept: Tensor, low: float, high: float) -> bool:
