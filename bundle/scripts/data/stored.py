@@ -41,7 +41,7 @@ class LoadOrientedd(MapTransform, InvertibleTransform):
         axcodes: of the result, see ``monai.transforms.Orientation``.
     """
 
-    def __init__(self, keys: KeysCollection, reader: VolumeReader, axcodes: str) -> None:
+    def __init__(self, keys: KeysCollection, *, reader: VolumeReader, axcodes: str) -> None:
         super().__init__(keys)
         self.headers = _HeadersAlone(reader)
         self.load = LoadImage(reader=self.headers, dtype=None, ensure_channel_first=True)
