@@ -17,10 +17,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from monai.transforms import Orientation
+from monai.data import decollate_batch
+from scripts.inference.quality import measure_organs
 from scripts.networks.diffusam import DiffuSAM
-from scripts.output.previews import draw_preview, save_figure
-from scripts.output.report_slices import draw_view
+from scripts.output.previews import draw_preview, radiological, save_figure
+from scripts.output.report_content import Case
+from scripts.output.report_slices import draw_view, view_case
 from scripts.segmentation.propagation import VolumetricInferer
 from scripts.training.trainer import DiffuSAMTrainer
 from torch import Tensor, nn
@@ -165,7 +167,7 @@ def _network(parser: Any) -> tuple[DiffuSAM, bool]:
 
 
 def _true_masks(label: Tensor, organs: int) -> Tensor:
-    oriented = Orientation(axcodes="PLS")(label)[0].as_tensor()
+    oriented = torch.from_numpy(radiological(label[0].numpy(), label.affine)[0].copy())
     return torch.stack([oriented == organ for organ in range(1, organs + 1)])
 
 
@@ -199,8 +201,10 @@ def _around(rows: Table, parser: Any, data: dict[str, Any], pred: Tensor | None)
         save_figure(figure, Path(get("evaluation_dir")) / "picture.png")
 
     rows.add("its picture", cost(picture).of(slices))
-    labels = Orientation(axcodes="PLS")(result["pred_labels"])[0].as_tensor().numpy().astype(np.uint8)
-    rows.add("its view in the report", cost(lambda: draw_view(data["image"], labels, len(get("organs")))).of(slices))
+    labels, _ = radiological(result["pred_labels"][0].numpy(), result["pred_labels"].affine)
+    pixels, spacing = radiological(data["image"][0].numpy(), data["image"].affine)
+    spent = cost(lambda: draw_view(pixels, labels, len(get("organs")), spacing=spacing))
+    rows.add("its view in the report", spent.of(slices))
 
 
 def _organs(rows: Table, parser: Any, numbers: list[int]) -> None:
@@ -290,28 +294,33 @@ def _training(rows: Table, parser: Any, network: DiffuSAM, iterations: int = 3) 
 
 
 def memory(slices: int = 200, shape: tuple[int, int] = (512, 512)) -> None:
-    """Peak memory around the walk, for :func:`table`: prints MiB beyond what the process had before the volume."""
+    """Peak memory around the walk, from reading to the report, for :func:`table`: prints MiB beyond what there was."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "long.nii"
         stored = np.random.default_rng(0).integers(-200, 300, (*shape, slices), dtype=np.int16)
         nib.save(nib.Nifti1Image(stored, np.diag([0.8, 0.8, 1.0, 1.0])), path)
         del stored
-        options = {"input": str(path), "output": folder, "largest_component": True, "backbone_checkpoint": None}
+        options = {"input": str(path), "output": f"{folder}/out", "largest_component": True}
         parser = parse("configs/inference.json", options)
-        prepare, finish = (parser.get_parsed_content(key) for key in ("preprocessing", "postprocessing"))
+        organs, finish = parser.get_parsed_content("organs"), parser.get_parsed_content("postprocessing")
+        loader = parser.get_parsed_content("dataloader")
         before = _resident()
         with _peak() as peak:
-            data = prepare({"image": str(path), "case": "long"})
-            data["image"].meta["case"] = "long"
+            (batch,) = loader
             inferer = VolumetricInferer()
-            pred = inferer._empty_output(data["image"][0], 4)
-            logits = torch.full((1, 4, 64, 64), -5.0)
+            pred = inferer._empty_output(batch["image"][0, 0], len(organs))
+            logits = torch.full((1, len(organs), 64, 64), -5.0)
             logits[0, 0, 20:40, 20:40] = 5.0
             for index in range(slices):
                 inferer._write(pred, [index], logits)
-            data["pred"] = type(data["image"])(pred[0], meta=data["image"].meta)
-            data["pred"].applied_operations = data["image"].applied_operations
-            finish(data)
+            batch["pred"] = inferer._result(pred, batch["image"])
+            (data,) = decollate_batch(batch)
+            data = finish(data)
+            draw_preview(data["image"], data["pred"], organs)
+            measure_organs(data["pred"][0].numpy(), np.asarray(data["pred"].affine), organs)
+            label_map = Path(folder) / "out/long_seg.nii.gz"
+            del batch, pred, data, loader
+            view_case(Case("long", image=path, label_map=label_map), organs, pixels=288, max_slices=120)
     print(json.dumps({"slices": slices, "mib": round(peak["mib"] - before, 1)}))
 
 

@@ -15,8 +15,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
-from monai.data import MetaTensor
 from monai.transforms import ScaleIntensityRanged
 from PIL import Image
 from scripts.descriptions import describe
@@ -424,11 +422,11 @@ def test_the_window_of_the_settings_is_shown(inference):
 
 
 def test_air_around_the_patient_is_cut_off_but_no_organ(tmp_path):
-    image, labels = torch.zeros(1, 40, 40, 2), np.zeros((40, 40, 2), np.uint8)
-    image[:, 10:20, 10:20] = 1
+    image, labels = np.zeros((40, 40, 2), np.float32), np.zeros((40, 40, 2), np.uint8)
+    image[10:20, 10:20] = 1
     labels[30, 15] = 1
 
-    view = draw_view(MetaTensor(image, affine=torch.eye(4, dtype=torch.float64)), labels, 1, window=(0, 1))
+    view = draw_view(image, labels, 1, spacing=np.ones(3), window=(0, 1))
 
     assert (view.height, view.width) == (25, 14)  # rows 10 to 30, columns 10 to 19, and two more on each side
 

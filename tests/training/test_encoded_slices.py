@@ -310,3 +310,14 @@ def test_variants_without_an_augmentation_are_refused(make):
 def test_an_absent_share_outside_its_range_is_refused(make, share):
     with pytest.raises(ValueError, match=r"absent_share must lie in \[0, 1\)"):
         make(absent_share=share)
+
+
+def test_all_memories_of_a_slice_are_those_of_its_items(make):
+    plain, every = make(), make(all_memories=True)
+
+    memories = every[0]["memory"]
+
+    assert torch.equal(memories, torch.stack([plain[organ]["memory"] for organ in range(len(ORGANS))]))
+    assert plain.pairs[: len(ORGANS), 2].tolist() == [0, 1]  # the first items are of one slice
+    for ours, usual in zip(every.statistics_batches(), plain.statistics_batches(), strict=True):
+        assert all(torch.equal(*pair) for pair in zip(ours, usual))

@@ -34,6 +34,7 @@ COMMON = {
     "decoder_token": "single",
     "slice_context": True,
     "use_high_res": True,
+    "joint_prior": True,
     "prior_channels": [16, 32],
     "attention_levels": 2,
     "dropout": 0.5,

@@ -7,7 +7,7 @@ organs in a sliver of the range; so would numbers that are no Hounsfield units i
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from .dicom_files import modality_of
 MODALITIES = ("ct", "mr")
 NOTES = "notes"  # in the meta of an image: what is odd about it, a line each
 
+_SLICES = 16  # looked at together, where only numbers of voxels are asked for
 _BINS = 2000
 _ROUNDS = 4  # one outlier may hide another
 # shares of voxels that outliers of different values may be; more of them are part of the image
@@ -198,8 +199,9 @@ class CheckUnitsd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         for key in self.key_iterator(dict(data)):
             problem, values, intensity = None, _tensor(data[key]), chosen(self.intensity, data[key])
-            if values.min() == values.max():
-                problem = f"all voxels are {values.min().item():g}: there is no image in it"
+            low, high = _extremes(values)
+            if low == high:
+                problem = f"all voxels are {low:g}: there is no image in it"
             elif isinstance(intensity, ScaleIntensityRanged) and intensity.scaler.a_min < 0:
                 problem = no_hounsfield_units(data[key])
             elif isinstance(intensity, ScaleIntensityRangePercentilesd):
@@ -212,8 +214,7 @@ class CheckUnitsd(MapTransform):
 def no_hounsfield_units(image: Any) -> str | None:
     """Why voxels cannot be Hounsfield units, in which fat and air are below 0; None if they may be."""
     values = _tensor(image)
-    below = (values < _BELOW_WATER).float().mean().item()
-    if below >= _LEAST_BELOW_WATER:
+    if _share(values, lambda slab: slab < _BELOW_WATER) >= _LEAST_BELOW_WATER:
         return None
     low, high = values.min().item(), values.max().item()
     if low >= 0 and high <= 1:
@@ -233,11 +234,11 @@ def no_hounsfield_units(image: Any) -> str | None:
 def hounsfield_units(image: Any) -> str | None:
     """Why voxels look like Hounsfield units, though they are scaled like MR; None if they do not."""
     values = _tensor(image)
-    air, fat = ((values >= low) & (values < high) for low, high in ((-1100, -900), (-200, -20)))
-    if air.float().mean().item() < 0.01:
+    if _share(values, lambda slab: (slab >= -1100) & (slab < -900)) < 0.01:
         return None
     # padding of MR may be -1000 as well, but is of one value, and has no fat beside it
-    if fat.float().mean().item() < 0.005 and _is_single(values, -1100, -900):
+    fat = _share(values, lambda slab: (slab >= -200) & (slab < -20))
+    if fat < 0.005 and _is_single(values, -1100, -900):
         return None
     return (
         f"values from {values.min().item():g} to {values.max().item():g} look like Hounsfield units, but are scaled "
@@ -307,6 +308,17 @@ def _tensor(image: Any) -> Tensor:
     if isinstance(image, np.ndarray):  # which may run the other way round in memory, or bytes in each number
         return torch.from_numpy(np.ascontiguousarray(image, np.float32))
     return image.as_tensor() if isinstance(image, MetaTensor) else image
+
+
+def _share(values: Tensor, holds: Callable[[Tensor], Tensor]) -> float:
+    """The share of voxels of which something holds, counted a few slices at a time."""
+    return sum(int(holds(slab).sum()) for slab in values.split(_SLICES, -1)) / values.numel()
+
+
+def _extremes(values: Tensor) -> tuple[float, float]:
+    """The lowest and the highest value, a few slices at a time: PyTorch would copy a volume in another order."""
+    slabs = values.split(_SLICES, -1)
+    return min(slab.min().item() for slab in slabs), max(slab.max().item() for slab in slabs)
 
 
 def _is_single(kept: Tensor, low: float, high: float) -> bool:

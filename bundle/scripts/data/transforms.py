@@ -9,21 +9,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
-from monai.transforms import (
-    Compose,
-    MapTransform,
-    RandomizableTransform,
-    Resize,
-    ScaleIntensityRanged,
-    Transform,
-    get_largest_connected_component_mask,
-)
+from monai.data import MetaTensor
+from monai.transforms import Compose, MapTransform, RandomizableTransform, Resize, ScaleIntensityRanged, Transform
 from monai.utils import convert_to_dst_type, convert_to_tensor, ensure_tuple_rep
 from scipy.ndimage import find_objects
 from torch import Tensor
 
 from ..descriptions import describe as describe  # noqa: F401  it notes what transforms are built with
 from ..errors import SettingError
+from .components import Pieces
 from .intensity import chosen
 
 _SAME_SHARE = 1e-4  # of a voxel's place: what two labels have of it differs by rounding alone
@@ -145,9 +139,8 @@ class InSlabsd(MapTransform):
 
 
 class KeepLargestComponentsd(MapTransform):
-    """MONAI's ``KeepLargestConnectedComponentd`` of label maps, each organ looked at within its bounding box alone.
-
-    A component is as large there as in the whole volume, of which an organ takes a small part.
+    """MONAI's ``KeepLargestConnectedComponentd`` of label maps, each organ looked at within its bounding box alone, and
+    there a few slices at a time.
 
     Args:
         keys: label maps ``(1, ...)`` of integers; changed in place, as by MONAI's transform.
@@ -161,11 +154,11 @@ class KeepLargestComponentsd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
         for key in self.key_iterator(result):
-            labels = convert_to_tensor(result[key], track_meta=False)[0].numpy()
+            volume = result[key]
+            (labels,) = (volume.as_tensor() if isinstance(volume, MetaTensor) else volume).numpy()
             for value, box in enumerate(find_objects(labels, self.organs), 1):
                 if box is not None:
-                    organ = labels[box] == value
-                    labels[box][organ & ~get_largest_connected_component_mask(organ)] = 0
+                    Pieces(labels[box], value).keep_largest()
         return result
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import torch
 from monai.config import PathLike
 from monai.data import ImageReader, NibabelWriter
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, convert_data_type, ensure_tuple
@@ -175,6 +176,16 @@ class VolumeReader(Described, ImageReader):
             DatasetError: see :func:`load_volume`.
             ValueError: more than one path.
         """
+        voxels, meta = self.stored(img)
+        return _in_tensor_order(voxels), meta
+
+    def stored(self, img: Sequence[PathLike]) -> tuple[np.ndarray, dict[str, Any]]:
+        """What :meth:`get_data` gives, with voxels in the order in which they are stored.
+
+        Raises:
+            DatasetError: see :func:`load_volume`.
+            ValueError: more than one path.
+        """
         if len(img) != 1:
             raise SettingError(f"Expected one volume, got {len(img)} paths: {listed(img)}.")
         volume = self.load(img[0])
@@ -186,7 +197,7 @@ class VolumeReader(Described, ImageReader):
             MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),  # MONAI's word for "no channels"
             "nifti_space": volume.space,
         }
-        return _in_tensor_order(volume.voxels), meta
+        return volume.voxels, meta
 
 
 class VolumeWriter(NibabelWriter):
@@ -203,8 +214,18 @@ class VolumeWriter(NibabelWriter):
     def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **kwargs: Any) -> None:
         """Takes ``(1, I, J, K)``, or ``(I, J, K)`` with ``channel_dim`` None."""
         kwargs["squeeze_end_dims"] = False
+        if isinstance(data_array, torch.Tensor):  # over the same memory, which MONAI's conversion would copy
+            data_array = data_array.detach().cpu().numpy()
         super().set_data_array(data_array, channel_dim=channel_dim, **kwargs)
         self.data_obj = self.data_obj[..., 0] if self.data_obj.shape[-1] == 1 else self.data_obj
+
+    @classmethod
+    def create_backend_obj(
+        cls, data_array: Any, affine: Any = None, dtype: Any = None, **kwargs: Any
+    ) -> nib.Nifti1Image:
+        """The image over the memory of an array, in whichever order its axes lie there, if it is of this type."""
+        voxels = np.asarray(data_array) if dtype is None else np.asarray(data_array).astype(dtype, copy=False)
+        return nib.Nifti1Image(voxels, np.eye(4) if affine is None else affine, **kwargs)
 
     def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
         if resample:
@@ -233,6 +254,7 @@ class VolumeWriter(NibabelWriter):
         # what is scaled, as probabilities are, stays on the image's own grid alone
         if is_sheared(image.affine) and image.header.get_slope_inter()[0] is None:
             self._write_upright(Path(filename), image)
+        self.data_obj = None  # SaveImage keeps its writer, and with it the label map while the next volume is read
 
     def _write_upright(self, path: Path, image: nib.Nifti1Image) -> None:
         beside = path.with_name(case_name(path) + UPRIGHT)

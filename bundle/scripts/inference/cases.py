@@ -13,7 +13,7 @@ import nibabel as nib
 import torch
 from ignite.engine import Engine, EventEnum, Events
 from monai.config import KeysCollection, PathLike
-from monai.data import Dataset
+from monai.data import Dataset, MetaTensor, list_data_collate
 from monai.engines import SupervisedEvaluator
 from monai.transforms import MapTransform
 from torch import Tensor
@@ -83,6 +83,17 @@ class CaseDataset(Dataset):
             return {"item": item, "error": reason(error)}
         data["image"].meta["case"] = item["case"]
         return {**data, "item": item}
+
+
+def collate_case(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """``monai.data.list_data_collate`` for one item of a :class:`CaseDataset`, whose image stays where it is."""
+    (data,) = batch
+    image = data.get("image")
+    if not isinstance(image, MetaTensor):
+        return list_data_collate([data])
+    stand_in = MetaTensor(torch.empty(image.shape, device="meta")).copy_meta_from(image)
+    batched = list_data_collate([{**data, "image": stand_in}])
+    return {**batched, "image": MetaTensor(image.as_tensor()[None]).copy_meta_from(batched["image"])}
 
 
 class CaseEvaluator(SupervisedEvaluator):

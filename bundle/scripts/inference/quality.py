@@ -18,6 +18,7 @@ import torch
 from ignite.engine import Engine
 from scipy import ndimage
 
+from ..data.components import Pieces
 from ..data.dataset_check import CaseSummary
 from ..data.volumes import result_name
 from ..descriptions import Described
@@ -25,7 +26,6 @@ from ..errors import SettingError, count, listed
 from .calibration import Calibration
 from .orientation import OrientationCheck, orientation_flags, slice_spacing
 
-ANY_CORNER = np.ones((3, 3, 3))  # voxels that touch at a corner belong together
 AXIAL = 2  # the patient's axis from bottom to top, in RAS
 
 logger = logging.getLogger(__name__)
@@ -143,35 +143,31 @@ def measure_organs(labels: np.ndarray, affine: np.ndarray, organs: Sequence[str]
     labels = np.moveaxis(labels, axes[AXIAL], -1)
     spacing = nib.affines.voxel_sizes(affine)
     plane = np.delete(spacing, axes[AXIAL])
-    boxes = ndimage.find_objects(labels.astype(np.int32, copy=False), len(organs))
+    boxes = ndimage.find_objects(labels, len(organs))
     result = {}
     for value, (organ, box) in enumerate(zip(organs, boxes), 1):
         if box is None:
             measures = {"volume_ml": 0.0, "components": 0, "outside": 0.0, "largest_jump": 0.0, "touches_edge": False}
         else:
-            mask = labels[box] == value
-            pieces, number = ndimage.label(mask, ANY_CORNER)
-            voxels = np.bincount(pieces.ravel())[1:]
+            pieces = Pieces(labels[box], value)
+            voxels = pieces.sizes
             measures = {
                 "volume_ml": round(float(voxels.sum() * spacing.prod()) / 1000, 2),
-                "components": int(number),
+                "components": len(voxels),
                 "outside": round(float(1 - voxels.max() / voxels.sum()), 4),
-                "largest_jump": round(largest_jump(mask, plane), 4),
-                "touches_edge": _touches_edge(pieces == voxels.argmax() + 1, box, labels.shape),
+                "largest_jump": round(largest_jump(labels[box] == value, plane), 4),
+                "touches_edge": _touches_edge(pieces.box, box, labels.shape),
             }
         result[organ] = {**measures, "predicted_dice": None, "object_score": None}
     return result
 
 
-def _touches_edge(mask: np.ndarray, box: Sequence[slice], shape: Sequence[int]) -> bool:
-    """Whether a mask, cut out of a volume by a box, has voxels on any of the volume's six faces."""
-    faces = (
-        mask.take(place, axis).any()
-        for axis, (side, length) in enumerate(zip(box, shape))
-        for place, reached in ((0, side.start == 0), (-1, side.stop == length))
-        if reached
+def _touches_edge(piece: Sequence[slice], box: Sequence[slice], shape: Sequence[int]) -> bool:
+    """Whether a piece, given by its box within the box of its organ, reaches any of the volume's six faces."""
+    return any(
+        side.start + of_piece.start == 0 or side.start + of_piece.stop == length
+        for of_piece, side, length in zip(piece, box, shape)
     )
-    return any(map(bool, faces))
 
 
 def largest_jump(mask: np.ndarray, spacing: Sequence[float] | np.ndarray) -> float:

@@ -83,7 +83,8 @@ class DiffuSAM(FrozenBackboneNetwork):
             sample: which of many independent memories; its noise is that of ``seed + sample``.
             organs: indices of those to make memories of, by default all. An organ's memory is the same among any.
         """
-        wanted = torch.arange(len(self.organs)) if organs is None else torch.tensor(organs)
+        together = organs is None or self.prior.joint
+        wanted = torch.arange(len(self.organs)) if together else torch.tensor(organs)
         organ = wanted.to(features.embedding.device).repeat(len(features))
         generator = self.generator(sample)
         shape = (self.samples, len(self.organs), self.prior.memory_channels, *features.embedding.shape[-2:])
@@ -94,7 +95,10 @@ class DiffuSAM(FrozenBackboneNetwork):
             )
             for each in noise
         ]
-        return torch.stack(memories).mean(0)
+        mean = torch.stack(memories).mean(0)
+        if organs is None or not self.prior.joint:
+            return mean
+        return mean.unflatten(0, (len(features), -1))[:, list(organs)].flatten(0, 1)
 
 
 def check_prior_file(path: str | Path) -> None:

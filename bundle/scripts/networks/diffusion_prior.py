@@ -47,13 +47,15 @@ def conditional_unet(
     in_channels: int,
     out_channels: int,
     *,
-    organs: int,
+    organs: int | None,
     block_out_channels: Sequence[int],
     layers_per_block: int,
     attention_levels: int,
     dropout: float,
 ) -> UNet2DModel:
-    """The UNet of diffusers with a learned embedding of the organ label; see :class:`MemoryPrior` for the arguments."""
+    """The UNet of diffusers with a learned embedding of the organ label, if a number of ``organs`` is given; see
+    :class:`MemoryPrior` for the arguments.
+    """
     plain = len(block_out_channels) - attention_levels
     unet = UNet2DModel(
         in_channels=in_channels,
@@ -140,10 +142,15 @@ class MemoryPrior(StandardisingModule):
             ``"trailing"`` so that they start from pure noise. Default: a constant beta of 0.01, 1000 steps,
             clean-memory prediction, no clipping (memories are unbounded).
 
+    Attributes:
+        joint: whether one pass denoises the memories of all organs of a slice, which then cannot be had one by one.
+
     Raises:
         ValueError: a scheduler that clips, that does not start from pure noise, or that predicts something else than
             the clean memory ("sample") or the noise ("epsilon").
     """
+
+    joint = False
 
     def __init__(
         self,
@@ -195,10 +202,11 @@ class MemoryPrior(StandardisingModule):
                 nn.SiLU(),
                 nn.Conv2d(condition_channels, condition_channels, kernel_size=1),
             )
+        groups = organs if self.joint else 1
         self.unet = conditional_unet(
-            memory_channels + condition_channels * (1 + use_high_res),
-            memory_channels,
-            organs=organs,
+            groups * memory_channels + condition_channels * (1 + use_high_res),
+            groups * memory_channels,
+            organs=None if self.joint else organs,
             block_out_channels=block_out_channels,
             layers_per_block=layers_per_block,
             attention_levels=attention_levels,
@@ -224,7 +232,11 @@ class MemoryPrior(StandardisingModule):
             parts.append(self.condition_coarse(torch.cat([features.high_res[1], fine], 1)))
         return torch.cat(parts, 1)
 
-    def predict(self, noised: Tensor, timestep: Tensor, condition: Tensor, organ: Tensor) -> Tensor:
+    def _condition(self, features: ImageFeatures, rows: int) -> Tensor:
+        """What :meth:`predict` is given of some slices, for as many rows of slices and organs."""
+        return self.project(features).repeat_interleave(rows // len(features), 0)
+
+    def predict(self, noised: Tensor, timestep: Tensor, condition: Tensor, organ: Tensor | None) -> Tensor:
         """f_theta of Equation 1, on standardised memories.
 
         Args:
@@ -266,14 +278,14 @@ class MemoryPrior(StandardisingModule):
             timestep = torch.randint(0, self.scheduler.config.num_train_timesteps, organ.shape, device=organ.device)
         noise = torch.randn_like(clean) if noise is None else noise
         noised = self.scheduler.add_noise(clean, noise, timestep)
-        predicted = self.predict(noised, timestep, self.project(features), organ)
+        predicted = self.predict(noised, timestep, self._condition(features, len(organ)), organ)
         if self.scheduler.config.prediction_type == "epsilon":
             error = (predicted - noise).square()
-            alpha = self.scheduler.alphas_cumprod.to(clean.device)[timestep].view(-1, 1, 1, 1)
+            alpha = self.scheduler.alphas_cumprod.to(clean.device)[timestep].view(-1, *[1] * (clean.ndim - 1))
             denoised = (noised - (1 - alpha).sqrt() * predicted) / alpha.sqrt()
         else:
             error, denoised = (predicted - clean).square(), predicted
-        return error.mean((1, 2, 3)), self.destandardise(denoised)
+        return error.mean(tuple(range(1, error.ndim))), self.destandardise(denoised)
 
     def time_pairs(self, steps: int) -> list[tuple[int, int]]:
         """The pairs (t, next t) that sampling walks through; -1 stands for the clean memory.
@@ -359,7 +371,7 @@ class MemoryPrior(StandardisingModule):
         the sample, each ``(B * K, M, h, w)``. After the last step they are the same.
         """
         self._check_steps(steps)
-        condition = self.project(features).repeat_interleave(len(organ) // len(features), 0)
+        condition = self._condition(features, len(organ))
         shape = (len(organ), self.memory_channels, *features.embedding.shape[-2:])
         if noise is None:
             noise = torch.randn(shape, generator=generator)

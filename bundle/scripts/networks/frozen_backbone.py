@@ -117,7 +117,12 @@ class FrozenBackboneNetwork(Described, nn.Module, ABC):
             "image_size": self.backbone.image_size,
             "decoder_token": self.backbone.decoder_token,
             "scheduler": self._diffusion(),
+            **({"joint_prior": True} if self._joint else {}),
         }
+
+    @property
+    def _joint(self) -> bool:
+        return getattr(self.prior, "joint", False)
 
     def _diffusion(self) -> dict[str, Any]:
         """What the prior's scheduler says of the noise, and of what is predicted."""
@@ -130,6 +135,12 @@ class FrozenBackboneNetwork(Described, nn.Module, ABC):
                 f"This file holds a prior of {trained}, trained for the organs {state['organs']}, but the "
                 f"configuration builds {own}. Use the overlays of its training ('configs/automedsam.json' is what "
                 f"makes the network an AutoMedSAM), or point `prior_file` at a prior of {own}."
+            )
+        if state.get("joint_prior", False) != self._joint:
+            kind = "all organs together" if state.get("joint_prior") else "one organ at a time"
+            raise SettingError(
+                f"This prior was trained to denoise {kind}, but the configuration sets joint_prior {self._joint}. Set "
+                "`joint_prior` as in its training, or train another prior."
             )
         if state["backbone"] != self.backbone.name or len(state["organs"]) != len(self.organs):
             raise SettingError(

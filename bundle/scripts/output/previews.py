@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
+import torch
 from ignite.engine import Engine, Events
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from monai.data import MetaTensor
-from monai.transforms import Orientation
 
+from ..data.stored import scaled
 from ..data.volumes import result_name
 from ..files import whole_file
 
@@ -80,29 +83,32 @@ def draw_preview(
         window: see :class:`PreviewSaver`.
         columns: number of slices.
     """
-    oriented = radiological(image)
-    pixels, predicted = oriented[0].numpy(), radiological(prediction)[0].numpy()
-    true = None if truth is None else radiological(truth)[0].numpy()
+    pixels, spacing = radiological(image.as_tensor()[0].cpu().numpy(), image.affine)
+    predicted, true = (
+        None if each is None else radiological(each.as_tensor()[0].cpu().numpy(), each.affine)[0]
+        for each in (prediction, truth)
+    )
     held = np.flatnonzero(predicted.any((0, 1)) if true is None else predicted.any((0, 1)) | true.any((0, 1)))
     held = held if len(held) else np.arange(pixels.shape[2])
     shown = held[np.unique(np.linspace(0, len(held) - 1, columns + 2).round().astype(int)[1:-1])]
-    low, high = window or np.percentile(pixels[..., shown], [0.5, 99.5])
-    spacing = oriented.pixdim
+    pixels = scaled(torch.from_numpy(pixels[..., shown]), image).numpy()
+    low, high = window or np.percentile(pixels, [0.5, 99.5])
 
     figure = Figure(figsize=(2.6 * len(shown), 3.1), facecolor="black")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
-    for axis, index in zip(axes, shown):
+    for column, (axis, index) in enumerate(zip(axes, shown)):
         draw_slice(
             axis,
-            pixels[..., index],
+            pixels[..., column],
             predicted[..., index],
             true=None if true is None else true[..., index],
             organs=len(organs),
             window=(low, high),
             aspect=spacing[0] / spacing[1],
         )
-        axis.set_title(f"slice {index}", color="white", fontsize=8)
+        # with a place of its own, or matplotlib measures every tick of the hidden axes to find one
+        axis.set_title(f"slice {index}", color="white", fontsize=8, y=1.0)
     add_legend(figure, organs, with_truth=true is not None)
     figure.tight_layout(rect=(0, 0.07, 1, 1))
     return figure
@@ -122,13 +128,25 @@ def draw_slice(
     axis.imshow(pixels, cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect)
     for value in range(1, organs + 1):
         colour = COLOURS[(value - 1) % len(COLOURS)]
-        mask = predicted == value
-        if mask.any():
-            axis.contourf(mask, levels=[0.5, 1.5], colors=[colour], alpha=0.35)
-            axis.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
-        if true is not None and (true == value).any():
-            axis.contour(true == value, levels=[0.5], colors="white", linewidths=0.7, linestyles="dashed")
+        if organ := _framed(predicted == value):
+            axis.contourf(*organ, levels=[0.5, 1.5], colors=[colour], alpha=0.35)
+            axis.contour(*organ, levels=[0.5], colors=[colour], linewidths=1.2)
+        if true is not None and (organ := _framed(true == value)):
+            axis.contour(*organ, levels=[0.5], colors="white", linewidths=0.7, linestyles="dashed")
     axis.axis("off")
+
+
+def _framed(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Columns, rows and values of the part of a mask that its outline runs through; None of an empty mask."""
+    held = [np.flatnonzero(mask.any(1 - axis)) for axis in range(2)]
+    if not len(held[0]):
+        return None
+    rows, columns = (
+        np.arange(max(0, each[0] - 1), min(length, each[-1] + 2)) for each, length in zip(held, mask.shape)
+    )
+    if min(len(rows), len(columns)) < 2:  # of a volume that is one voxel wide
+        rows, columns = (np.arange(length) for length in mask.shape)
+    return columns, rows, mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def add_legend(figure: Figure, organs: Sequence[str], with_truth: bool) -> None:
@@ -150,6 +168,17 @@ def save_figure(figure: Figure, path: str | Path) -> None:
         figure.savefig(temporary, format="png", dpi=110, facecolor=figure.get_facecolor())
 
 
-def radiological(volume: MetaTensor) -> MetaTensor:
-    # in its own type, and without a copy where it is stored so already: a volume may have 1500 slices
-    return Orientation(axcodes="PLS")(MetaTensor(volume.as_tensor().cpu(), affine=volume.affine))
+def radiological(voxels: np.ndarray, affine: Any) -> tuple[np.ndarray, np.ndarray]:
+    """A volume with anterior up and the patient's right on the left, over the same memory: it may have 1500 slices.
+
+    Args:
+        voxels: ``(I, J, K)``.
+        affine: ``(4, 4)``, from voxels to RAS.
+
+    Returns:
+        Voxels ``(H, W, slices)``, slices from the feet, and millimetres between them along these axes.
+    """
+    affine = np.asarray(affine, float)
+    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt("PLS"))
+    spacing = nib.affines.voxel_sizes(affine)[np.argsort(turn[:, 0])]
+    return nib.apply_orientation(voxels, turn), spacing

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
-from monai.data import MetaTensor
-from monai.transforms import LoadImage
 from PIL import Image
-from skimage.measure import approximate_polygon, find_contours
+from scipy.ndimage import find_objects
+from skimage.measure import find_contours
 
 from ..data.volumes import VolumeReader
 from ..errors import DatasetError
+from .outlines import approximate_polygons
 from .previews import radiological
 from .report_content import Case
 
@@ -78,22 +78,23 @@ def view_case(case: Case, organs: Sequence[str], *, pixels: int, max_slices: int
     for kind, path in (("image", case.image), ("label map", case.label_map)):
         if path is None or not path.exists():
             raise DatasetError(f"the {kind} is not there any more{f' (expected at {path})' if path else ''}.")
-    image = _read(case.image, **case.loading)
-    labels = _read(case.label_map)[0].numpy()
+    image, spacing = _read(case.image, **case.loading)
+    labels, _ = _read(case.label_map)
     truth = None
     if case.truth is not None and case.truth.exists():
-        values = _read(case.truth, **case.loading)[0].numpy()
+        values, _ = _read(case.truth, **case.loading)
         truth = np.zeros(values.shape, np.uint8)
         for organ, wanted in enumerate(case.label_values, 1):
             truth[np.isin(values, wanted)] = organ
-    uncertainty = None if case.uncertainty is None else _read(case.uncertainty)[0].numpy()
+    uncertainty = None if case.uncertainty is None else _read(case.uncertainty)[0]
     for kind, voxels in (("label map", labels), ("label", truth), ("uncertainty", uncertainty)):
-        if voxels is not None and voxels.shape != image.shape[1:]:
-            raise DatasetError(f"the {kind} has shape {voxels.shape}, the image {tuple(image.shape[1:])}.")
+        if voxels is not None and voxels.shape != image.shape:
+            raise DatasetError(f"the {kind} has shape {voxels.shape}, the image {image.shape}.")
     return draw_view(
         image,
         labels,
         len(organs),
+        spacing=spacing,
         truth=truth,
         uncertainty=uncertainty,
         window=case.window,
@@ -103,10 +104,11 @@ def view_case(case: Case, organs: Sequence[str], *, pixels: int, max_slices: int
 
 
 def draw_view(
-    image: MetaTensor,
+    voxels: np.ndarray,
     labels: np.ndarray,
     organs: int,
     *,
+    spacing: np.ndarray,
     truth: np.ndarray | None = None,
     uncertainty: np.ndarray | None = None,
     window: tuple[float, float] | None = None,
@@ -116,14 +118,14 @@ def draw_view(
     """Draws slices as a radiologist sees them: anterior up, the patient's right on the left, without the air around.
 
     Args:
-        image: ``(1, H, W, D)`` in that orientation, with its affine.
+        voxels: of the image, ``(H, W, D)`` in that orientation.
         labels: ``(H, W, D)``, values 0...K; ``truth`` likewise.
         organs: K.
+        spacing: millimetres between voxels.
         uncertainty: ``(H, W, D)``, 0...1.
         window: intensities shown as black and white; None takes the 0.5 and 99.5 percentiles.
         pixels: see :func:`view_case`; ``max_slices`` too.
     """
-    voxels, spacing = image[0].numpy(), image.pixdim.tolist()
     total = voxels.shape[2]
     indices = np.unique(np.linspace(0, total - 1, min(total, max_slices)).round().astype(int))
     low, high = map(float, window or np.percentile(voxels[::2, ::2, indices], [0.5, 99.5]))
@@ -133,7 +135,7 @@ def draw_view(
     voxels, labels = voxels[body], labels[body]
     truth, uncertainty = (None if each is None else each[body] for each in (truth, uncertainty))
     extent = np.array(voxels.shape[:2]) * spacing[:2]
-    height, width = np.maximum(1, (extent * min(pixels / extent.max(), 1 / min(spacing[:2]))).round().astype(int))
+    height, width = np.maximum(1, (extent * min(pixels / extent.max(), 1 / spacing[:2].min())).round().astype(int))
     # in a column for each of the square root, as graphics hardware has the same limit for both sides of a picture
     columns = math.ceil(math.sqrt(len(indices) * height / width))
     rows = math.ceil(len(indices) / columns)
@@ -152,10 +154,7 @@ def draw_view(
         indices=indices.tolist(),
         image=_encoded(cells.sheet(grey, Image.Resampling.LANCZOS), "webp", quality=WEBP_QUALITY, method=4),
         uncertainty=None if uncertainty is None else _uncertainty_sheet(cells, uncertainty[..., indices]),
-        outlines=[
-            cells.outlines(labels[..., index], None if truth is None else truth[..., index], organs)
-            for index in indices
-        ],
+        outlines=cells.outlines(labels[..., indices], None if truth is None else truth[..., indices], organs),
         extents=[_runs(area > 0) for area in areas],
         thumbnails=np.unique(held[spread]).tolist(),
         # the slice that shows most: of those with the most organs, the one where they are largest
@@ -180,35 +179,40 @@ class _Cells:
             sheet.paste(cell, (column * self.width, row * self.height))
         return sheet
 
-    def outlines(self, labels: np.ndarray, truth: np.ndarray | None, organs: int) -> dict[str, str]:
-        """Of the organs of a slice ``(H, W)`` that are there, by label value; of all true ones together, as truth."""
-        paths = {str(organ): self.path(labels == organ) for organ in range(1, organs + 1)}
-        if truth is not None:
-            paths["truth"] = "".join(self.path(truth == organ) for organ in range(1, organs + 1))
-        return {key: path for key, path in paths.items() if path}
-
-    def path(self, mask: np.ndarray) -> str:
-        """The outline of ``(H, W)`` as an SVG path in the pixels of a cell."""
-        inside = np.argwhere(mask)
-        if not len(inside):
-            return ""
-        first, last = inside.min(0), inside.max(0) + 1
-        padded = np.pad(mask[first[0] : last[0], first[1] : last[1]], 1).astype(np.uint8)
-        scale = np.array([self.height / mask.shape[0], self.width / mask.shape[1]])
-        pieces = []
-        for contour in find_contours(padded, 0.5):
-            # half a voxel is what the steps of a mask's edge are off by
-            points = approximate_polygon((contour + first - 0.5) * scale, max(0.35, 0.5 * scale.max()))
+    def outlines(self, labels: np.ndarray, truth: np.ndarray | None, organs: int) -> list[dict[str, str]]:
+        """SVG paths in the pixels of a cell: for each of slices ``(H, W, n)`` those of the organs that are there, by
+        label value, and of all true ones together as truth.
+        """
+        keys, contours = [], []
+        for key_of, values in ((str, labels), (lambda organ: "truth", truth)):
+            for number in range(0 if values is None else values.shape[2]):
+                for organ, box in enumerate(find_objects(values[..., number], organs), 1):
+                    for contour in () if box is None else self._contours(values[..., number], organ, box):
+                        keys.append((number, key_of(organ)))
+                        contours.append(contour)
+        # half a voxel is what the steps of a mask's edge are off by
+        polygons = approximate_polygons(contours, max(0.35, 0.5 * self._scale(labels).max()))
+        paths: list[dict[str, str]] = [{} for _ in range(labels.shape[2])]
+        for (number, key), points in zip(keys, polygons):
             if len(points) > 2:
-                pieces.append(
-                    "M" + " ".join(f"{value:.1f}".removesuffix(".0") for value in points[:-1, ::-1].flat) + "Z"
-                )
-        return "".join(pieces)
+                values = (f"{value:.1f}".removesuffix(".0") for value in points[:-1, ::-1].flat)
+                paths[number][key] = paths[number].get(key, "") + f"M{' '.join(values)}Z"
+        return paths
+
+    def _scale(self, plane: np.ndarray) -> np.ndarray:
+        return np.array([self.height / plane.shape[0], self.width / plane.shape[1]])
+
+    def _contours(self, plane: np.ndarray, organ: int, box: tuple[slice, ...]) -> list[np.ndarray]:
+        """Outlines of an organ in a slice ``(H, W)``, of which it fills a box, in the pixels of a cell."""
+        padded = np.pad(plane[box] == organ, 1).astype(np.uint8)
+        first = np.array([side.start for side in box])
+        return [(contour + first - 0.5) * self._scale(plane) for contour in find_contours(padded, 0.5)]
 
 
-def _read(path: Path, **loading: Any) -> MetaTensor:
-    """A volume ``(1, H, W, D)`` in its own type, anterior up and the patient's right on the left."""
-    return radiological(LoadImage(reader=VolumeReader(**loading), dtype=None, ensure_channel_first=True)(path))
+def _read(path: Path, **loading: Any) -> tuple[np.ndarray, np.ndarray]:
+    """A volume ``(H, W, D)`` in its own type, anterior up and the patient's right on the left, and its spacing."""
+    volume = VolumeReader(**loading).load(path)
+    return radiological(volume.voxels, volume.affine)
 
 
 def _box(mask: np.ndarray, margin: int = 2) -> tuple[slice, ...]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from monai.data import MetaTensor
 from monai.inferers import Inferer
-from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from ..descriptions import Described
@@ -42,7 +42,14 @@ class LabelMapInferer(Described, Inferer):
         """
         if inputs.ndim != 5 or inputs.shape[:2] != (1, 1):
             raise SettingError(f"Expected one volume of shape (1, 1, H, W, slices), got {tuple(inputs.shape)}.")
-        return convert_to_tensor(inputs[0, 0], track_meta=False)
+        volume = inputs[0, 0]
+        return volume.as_tensor() if isinstance(volume, MetaTensor) else volume  # over the same memory
+
+    def _result(self, output: Tensor, inputs: Tensor) -> Tensor:
+        """A result over the same memory, with the input's record of transforms, by which ``Invertd`` finds the way back
+        to the file's grid.
+        """
+        return MetaTensor(output).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else output
 
     def _empty_output(self, volume: Tensor, organs: int) -> Tensor:
         """``(1, channels, H, W, slices)``, of which each slice lies together in memory, as it is written."""

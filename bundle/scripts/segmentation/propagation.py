@@ -12,13 +12,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
+from functools import partial
 from typing import Any
 
 import torch
 from monai.transforms import Resize
-from monai.utils import convert_to_dst_type, convert_to_tensor
+from monai.utils import convert_to_tensor
 from torch import Tensor
 
+from ..data.stored import scaled
 from ..errors import RefusedError, SettingError
 from ..networks.diffusam import DiffuSAM
 from ..networks.logits import NO_OBJECT_LOGIT, resize_logits
@@ -92,7 +94,8 @@ class VolumetricInferer(LabelMapInferer):
         """Segments a volume.
 
         Args:
-            inputs: ``(1, 1, H, W, slices)`` in [0, 1], slices along the last axis.
+            inputs: ``(1, 1, H, W, slices)``, slices along the last axis: in [0, 1], or with a note in its meta by
+                which :func:`~scripts.data.stored.scaled` makes them so.
             network: the DiffuSAM to run.
             corrector: segments some slices again, as a user has corrected them, once all have been decoded.
 
@@ -108,8 +111,7 @@ class VolumetricInferer(LabelMapInferer):
         source = self._source(inputs, network)
         output = self._empty_output(source.volume, len(source.network.organs))
         self._write_all(output, source, self._decode_all(source), corrector)
-        # with the input's record of transforms, by which `Invertd` finds the way back to the file's grid
-        return convert_to_dst_type(output, inputs, dtype=output.dtype)[0]
+        return self._result(output, inputs)
 
     def _write_all(
         self,
@@ -134,7 +136,10 @@ class VolumetricInferer(LabelMapInferer):
             raise RefusedError(
                 "The memory prior is untrained: load a trained one (`prior_file`), or run training first."
             )
-        return _Slices(self._volume(inputs), network, batch_size=self.batch_size, on_features=self.on_features)
+        scale = partial(scaled, image=inputs)
+        return _Slices(
+            self._volume(inputs), network, batch_size=self.batch_size, scale=scale, on_features=self.on_features
+        )
 
     def _decode_all(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:
         """Yields indices of slices and their organ logits ``(n, K, S/4, S/4)``, every slice once, as they get final."""
@@ -270,7 +275,9 @@ class _Side:
 
 
 class _Slices:
-    """The slices of a volume ``(H, W, slices)`` on their way into the network: resized, encoded, with memories."""
+    """The slices of a volume ``(H, W, slices)`` on their way into the network: scaled to [0, 1], resized, encoded, with
+    memories.
+    """
 
     sample = 0  # which of the memories that the prior may generate
 
@@ -280,8 +287,10 @@ class _Slices:
         network: DiffuSAM,
         *,
         batch_size: int,
+        scale: Callable[[Tensor], Tensor] = Tensor.float,
         on_features: Callable[[Sequence[int], ImageFeatures], None] | None = None,
     ) -> None:
+        self.scale = scale
         self.volume, self.network, self.batch_size, self.on_features = volume, network, batch_size, on_features
         self.count = volume.shape[-1]
         self.device = next(network.parameters()).device
@@ -324,7 +333,7 @@ class _Slices:
 
     def _shown(self, indices: list[int]) -> Tensor:
         """Some slices ``(n, 1, S, S)`` as the network sees them."""
-        image = self.resize(self.volume[..., indices].permute(2, 0, 1).float())
+        image = self.resize(self.scale(self.volume[..., indices].permute(2, 0, 1)))
         return self.view.show(convert_to_tensor(image, track_meta=False)[:, None].to(self.device))
 
     def chunks(self) -> Iterator[list[int]]:

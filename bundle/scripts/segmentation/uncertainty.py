@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
-from monai.utils import convert_to_dst_type
 from torch import Tensor
 
 from ..errors import SettingError
@@ -73,7 +72,7 @@ class UncertaintyInferer(VolumetricInferer):
         compared = self._compared(source, output[0, -1], agreement)
         self._write_all(output[:, :-1], source, compared, corrector)
         self.predicted_dice = agreement.dice()
-        return convert_to_dst_type(output, inputs, dtype=output.dtype)[0]
+        return self._result(output, inputs)
 
     def _compared(
         self, source: _Slices, uncertainties: Tensor, agreement: SampleAgreement
@@ -107,7 +106,13 @@ class _Sample(_Slices):
     """
 
     def __init__(self, source: _Slices, sample: int, *, shared: dict[str, Any]) -> None:
-        super().__init__(source.volume, source.network, batch_size=source.batch_size, on_features=source.on_features)
+        super().__init__(
+            source.volume,
+            source.network,
+            batch_size=source.batch_size,
+            scale=source.scale,
+            on_features=source.on_features,
+        )
         self.sample, self.shared = sample, shared
 
     def features(self, indices: list[int]) -> ImageFeatures:

@@ -54,6 +54,8 @@ class EncodedSlices(Dataset):
         augmentation: random transforms for the variants beyond the first, or None.
         variants: augmented variants of each volume, besides the volume itself.
         absent_share: share of pairs drawn whose slice does not hold the organ.
+        all_memories: whether an item has the memories of all organs in its slice, ``(K, M, h, w)``, as a
+            :class:`~scripts.networks.joint_prior.JointMemoryPrior` is trained on, and not that of its own organ.
         batch_size: slices encoded at a time.
         seed: of the augmentation.
 
@@ -75,6 +77,7 @@ class EncodedSlices(Dataset):
         augmentation: Compose | None = None,
         variants: int = 0,
         absent_share: float = 0.25,
+        all_memories: bool = False,
         batch_size: int = 8,
         seed: int = 0,
     ) -> None:
@@ -85,7 +88,7 @@ class EncodedSlices(Dataset):
         self.data, self.transform, self.backbone, self.organs = list(data), transform, backbone, list(organs)
         self.cache_dir, self.variants, self.absent_share = Path(cache_dir), variants, absent_share
         self.augment = AugmentedVariant(augmentation, seed) if variants else None
-        self.batch_size = batch_size
+        self.batch_size, self.all_memories = batch_size, all_memories
         self.files = self._encode_all()
         self._open: dict[int, dict[str, Tensor]] = {}
         self.pairs, self.present = self._list_pairs()
@@ -97,7 +100,8 @@ class EncodedSlices(Dataset):
         file, position, organ = self.pairs[index].tolist()
         content = self._content(file)
         item = {key: content[key][position] for key in ("embedding", "high_res_fine", "high_res_coarse")}
-        item["memory"] = content["memory"][position, organ]
+        memories = content["memory"][position]
+        item["memory"] = memories if self.all_memories else memories[organ]
         item["mask"] = (content["label"][position] == organ + 1)[None]
         case = self.data[file // (self.variants + 1)]["case"]
         return {**item, "organ": organ, "present": bool(self.present[index]), "case": case}
@@ -122,8 +126,11 @@ class EncodedSlices(Dataset):
         """Memories of present organs and their image embeddings, for ``MemoryPrior.fit_statistics``."""
         index = self.present.nonzero()[:, 0]
         for chunk in index.split(batch_size):
-            items = [self[int(position)] for position in chunk]
-            yield tuple(torch.stack([item[key].float() for item in items]) for key in ("memory", "embedding"))
+            places = [self.pairs[int(index)].tolist() for index in chunk]
+            yield (
+                torch.stack([self._content(file)["memory"][place, organ].float() for file, place, organ in places]),
+                torch.stack([self._content(file)["embedding"][place].float() for file, place, _ in places]),
+            )
 
     def _content(self, file: int) -> dict[str, Tensor]:
         if file not in self._open:  # memory-mapped: only the slices that are drawn are read

@@ -61,10 +61,15 @@ class StartingPrior:
             return f"'{path}' holds a prior of {about['network']}, this is {own['network']}"
         if (about["backbone"], about["weights"]) != (own["backbone"], own["weights"]):
             return f"'{path}' was trained for other weights than those of '{own['backbone']}' loaded here"
+        if about.get("joint_prior", False) != own.get("joint_prior", False):
+            return f"'{path}' holds a prior of another kind (joint_prior)"
         weights = {key.removeprefix("prior."): value for key, value in state.items() if key.startswith("prior.")}
         expected = prior.state_dict()
-        embedding = next(key for key in _EMBEDDINGS if key in expected)
-        weights[embedding], known = self._organs(about["organs"], weights.pop(embedding), expected[embedding])
+        embedding = next((key for key in _EMBEDDINGS if key in expected), None)
+        if embedding is None:  # of a joint prior, whose organs are channels
+            known = about["organs"] if about["organs"] == own["organs"] else []
+        else:
+            weights[embedding], known = self._organs(about["organs"], weights.pop(embedding), expected[embedding])
         differing = sorted(
             key
             for key in expected.keys() | weights.keys()
