@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 from scripts.errors import SettingError
+from scripts.networks.naming_head import NamingHead
 from scripts.networks.sam2_backbone import SAM2
 from scripts.networks.sam2_types import ImageFeatures
-from scripts.pretraining.anatomy_model import NamingHead
 from scripts.pretraining.patient_clips import CLASSES
 from scripts.weights import load_tensors
 from torch import Tensor, nn

@@ -4,8 +4,8 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from scripts.errors import SettingError
+from scripts.networks.naming_head import NamingHead
 from scripts.networks.sam2_backbone import FrozenSAM2
-from scripts.pretraining.anatomy_model import NamingHead
 from scripts.pretraining.patient_clips import CLASSES
 
 from benchmarks.baselines.naming import NamedSlices, NamingInferer

@@ -35,6 +35,7 @@ COMMON = {
     "slice_context": True,
     "use_high_res": True,
     "joint_prior": True,
+    "named_memories": True,
     "prior_channels": [16, 32],
     "attention_levels": 2,
     "dropout": 0.5,

@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import MissingFileError, SettingError
 from .diffusion_prior import MemoryPrior
 from .frozen_backbone import FrozenBackboneNetwork
+from .logits import MASK_LOGIT, mask_to_logits
+from .naming_head import NamingHead
 from .sam2_backbone import FrozenSAM2
 from .sam2_types import ImageFeatures, Memory
 
@@ -31,6 +34,8 @@ class DiffuSAM(FrozenBackboneNetwork):
         seed: see :class:`FrozenBackboneNetwork`.
         samples: memories generated for each slice and organ, and averaged; 1 in the paper.
         object_gate: see :class:`FrozenBackboneNetwork`.
+        names: a head whose first classes are the organs, in their order. Memories are then those of the masks that it
+            names, in place of generated ones; not in the paper.
 
     Raises:
         ValueError: the prior was built for another number of organs or other channels than the backbone's.
@@ -53,6 +58,7 @@ class DiffuSAM(FrozenBackboneNetwork):
         seed: int | None = 0,
         samples: int = 1,
         object_gate: bool = True,
+        names: NamingHead | None = None,
     ) -> None:
         super().__init__(backbone, prior, organs=organs, seed=seed, object_gate=object_gate)
         if prior.memory_channels != backbone.memory_channels:
@@ -61,6 +67,7 @@ class DiffuSAM(FrozenBackboneNetwork):
                 f"{backbone.memory_channels}."
             )
         self.steps, self.eta, self.samples = steps, eta, samples
+        self.names = names if names is None else names.requires_grad_(False)
 
     def segment(self, features: ImageFeatures, memory: Tensor | None = None) -> Tensor:
         """Mask logits of every organ in B slices, no 3D: ``(B, organs, S/4, S/4)``.
@@ -83,6 +90,8 @@ class DiffuSAM(FrozenBackboneNetwork):
             sample: which of many independent memories; its noise is that of ``seed + sample``.
             organs: indices of those to make memories of, by default all. An organ's memory is the same among any.
         """
+        if self.names is not None:
+            return self._named_memories(features, sample, range(len(self.organs)) if organs is None else organs)
         together = organs is None or self.prior.joint
         wanted = torch.arange(len(self.organs)) if together else torch.tensor(organs)
         organ = wanted.to(features.embedding.device).repeat(len(features))
@@ -99,6 +108,22 @@ class DiffuSAM(FrozenBackboneNetwork):
         if organs is None or not self.prior.joint:
             return mean
         return mean.unflatten(0, (len(features), -1))[:, list(organs)].flatten(0, 1)
+
+    def _named_memories(self, features: ImageFeatures, sample: int, organs: Sequence[int]) -> Tensor:
+        """Memories of the masks that the head names; of samples after the first, with smooth noise on its logits, so
+        that they differ where it is unsure.
+        """
+        _, logits = self.names(features)
+        logits = logits.float()
+        if sample:
+            noise = torch.randn(1, logits.shape[1], *features.embedding.shape[-2:], generator=self.generator(sample))
+            logits = logits + F.interpolate(noise.to(logits), logits.shape[-2:], mode="bicubic")
+        count = len(self.organs)
+        logits = torch.cat([logits[:, :count], logits[:, count:].logsumexp(1, keepdim=True)], 1)  # and all the rest
+        named = F.interpolate(logits, (self.backbone.image_size,) * 2, mode="bilinear").argmax(1)
+        masks = torch.stack([named == organ for organ in organs], 1).flatten(0, 1)[:, None]
+        score = torch.where(masks.flatten(1).any(1, keepdim=True), MASK_LOGIT, -MASK_LOGIT)
+        return self.backbone.encode_memory(features, mask_to_logits(masks.float()), score)
 
 
 def check_prior_file(path: str | Path) -> None:

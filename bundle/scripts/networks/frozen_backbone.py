@@ -206,5 +206,14 @@ def _keep_backbone(module: FrozenBackboneNetwork, state_dict: dict, prefix: str,
             f"{len(spoilt)} of the prior's tensors hold NaN or infinite numbers (such as '{spoilt[0]}'): its training "
             "failed. Point `prior_file` at another prior, or train again with a smaller --learning_rate."
         )
+    named = [key for key in state_dict if key.startswith(prefix + "names.")]
+    if getattr(module, "names", None) is None:
+        for key in named:  # the head of a file that has one is left where nobody asks for it
+            del state_dict[key]
+    elif not named:
+        raise SettingError(
+            "This prior's file has no head that names organs. Set `named_memories` to False, or point `prior_file` at "
+            "a file that has one, such as the model that ships."
+        )
     for key, value in module.backbone.state_dict(prefix=prefix + "backbone.").items():
         state_dict.setdefault(key, value)

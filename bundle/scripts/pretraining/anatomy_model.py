@@ -17,41 +17,16 @@ from collections.abc import Iterable, Iterator
 import torch
 import torch.nn.functional as F
 from monai.losses import DiceLoss
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.phantom_anatomy import ORGANS
 from ..networks.diffusion_prior import MemoryPrior
 from ..networks.logits import MASK_LOGIT, mask_to_logits
+from ..networks.naming_head import NamingHead
 from ..networks.sam2_backbone import SAM2, between_neighbours
 from ..networks.sam2_types import ImageFeatures
 from .backbone import ClipModel
 from .patient_clips import CLASSES
-
-
-class NamingHead(nn.Module):
-    """Names the structure of every pixel: from the embedding alone at its stride, and with the finer maps at stride 4.
-
-    Args:
-        channels: C of the backbone's embedding.
-        classes: number of structures.
-        width: of the head.
-    """
-
-    def __init__(self, channels: int, classes: int, *, width: int = 96) -> None:
-        super().__init__()
-        self.coarse = nn.Conv2d(channels, classes, 1)
-        self.embedding = nn.Conv2d(channels, width, 1)
-        self.eighth = nn.Conv2d(channels // 4, width, 1)
-        self.quarter = nn.Conv2d(channels // 8, width, 1)
-        self.mix = nn.Conv2d(width, width, 3, padding=1)
-        self.fine = nn.Conv2d(width, classes, 1)
-
-    def forward(self, features: ImageFeatures) -> tuple[Tensor, Tensor]:
-        """Logits ``(B, classes, S/16, S/16)`` and ``(B, classes, S/4, S/4)``."""
-        hidden = F.interpolate(self.embedding(features.embedding), scale_factor=2, mode="bilinear")
-        hidden = F.relu(hidden + self.eighth(features.high_res[1]))
-        hidden = F.interpolate(hidden, scale_factor=2, mode="bilinear") + self.quarter(features.high_res[0])
-        return self.coarse(features.embedding), self.fine(F.relu(self.mix(F.relu(hidden))))
 
 
 class AnatomyModel(ClipModel):

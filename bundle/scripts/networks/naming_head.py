@@ -1,0 +1,39 @@
+"""A head that names the structure of every pixel from image features: a U-Net's last layers over a frozen encoder.
+
+It is what ``sam2_nano`` is pretrained with. Not in the paper; a mask that it names has a memory, which
+:class:`.diffusam.DiffuSAM` can take in place of a generated one (``named_memories``).
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..descriptions import Described
+from .sam2_types import ImageFeatures
+
+
+class NamingHead(Described, nn.Module):
+    """Names the structure of every pixel: from the embedding alone at its stride, and with the finer maps at stride 4.
+
+    Args:
+        channels: C of the backbone's embedding.
+        classes: number of structures.
+        width: of the head.
+    """
+
+    def __init__(self, channels: int, classes: int, *, width: int = 96) -> None:
+        super().__init__()
+        self.coarse = nn.Conv2d(channels, classes, 1)
+        self.embedding = nn.Conv2d(channels, width, 1)
+        self.eighth = nn.Conv2d(channels // 4, width, 1)
+        self.quarter = nn.Conv2d(channels // 8, width, 1)
+        self.mix = nn.Conv2d(width, width, 3, padding=1)
+        self.fine = nn.Conv2d(width, classes, 1)
+
+    def forward(self, features: ImageFeatures) -> tuple[Tensor, Tensor]:
+        """Logits ``(B, classes, S/16, S/16)`` and ``(B, classes, S/4, S/4)``."""
+        hidden = F.interpolate(self.embedding(features.embedding), scale_factor=2, mode="bilinear")
+        hidden = F.relu(hidden + self.eighth(features.high_res[1]))
+        hidden = F.interpolate(hidden, scale_factor=2, mode="bilinear") + self.quarter(features.high_res[0])
+        return self.coarse(features.embedding), self.fine(F.relu(self.mix(F.relu(hidden))))

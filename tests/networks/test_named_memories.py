@@ -1,0 +1,108 @@
+"""Memories of named masks in place of generated ones."""
+
+import pytest
+import torch
+from scripts.errors import SettingError
+from scripts.networks.diffusam import DiffuSAM
+from scripts.networks.diffusion_prior import MemoryPrior
+from scripts.networks.logits import MASK_LOGIT, mask_to_logits
+from scripts.networks.naming_head import NamingHead
+from scripts.networks.sam2_backbone import FrozenSAM2
+from scripts.training.starting_prior import StartingPrior
+
+SIZE, CLASSES, ORGANS = 64, 5, ["spleen", "liver"]
+
+
+@pytest.fixture(scope="module")
+def backbone() -> FrozenSAM2:
+    torch.manual_seed(0)
+    return FrozenSAM2("sam2_nano", SIZE)
+
+
+def network(backbone, named: bool = True) -> DiffuSAM:
+    torch.manual_seed(1)
+    prior = MemoryPrior(32, 128, organs=len(ORGANS), block_out_channels=(32, 64), attention_levels=1)
+    prior.fitted.fill_(True)
+    names = NamingHead(backbone.embedding_channels, CLASSES) if named else None
+    return DiffuSAM(backbone, prior, organs=ORGANS, names=names).eval()
+
+
+@pytest.fixture(scope="module")
+def features(backbone):
+    return backbone.encode_image(torch.rand(3, 1, SIZE, SIZE))
+
+
+def named_masks(head: NamingHead, features) -> torch.Tensor:
+    """``(B, organs, S, S)``: where an organ is likelier than the other organ and all other classes together."""
+    logits = torch.nn.functional.interpolate(head(features)[1], (SIZE, SIZE), mode="bilinear")
+    merged = torch.cat([logits[:, :2], logits[:, 2:].logsumexp(1, keepdim=True)], 1)
+    return torch.nn.functional.one_hot(merged.argmax(1), 3).permute(0, 3, 1, 2)[:, :2]
+
+
+def test_memories_are_those_of_the_masks_that_the_head_names(backbone, features):
+    net = network(backbone)
+    torch.nn.init.normal_(net.names.fine.weight, std=30.0)  # so that there is something of every organ
+    masks = named_masks(net.names, features)
+    assert masks.flatten(2).any(2).all()
+
+    made = net.synthesise(features)
+
+    masks = masks.flatten(0, 1)[:, None].float()
+    score = torch.full((len(masks), 1), MASK_LOGIT)
+    expected = backbone.encode_memory(features, mask_to_logits(masks), score)
+    torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_an_organ_that_nothing_is_named_has_the_memory_of_absence(backbone, features):
+    net = network(backbone)
+    net.names.fine.bias.data[0] = -50.0
+
+    made = net.synthesise(features)[::2]
+
+    empty = torch.zeros(3, 1, SIZE, SIZE)
+    expected = backbone.encode_memory(features, mask_to_logits(empty), torch.full((3, 1), -MASK_LOGIT))
+    torch.testing.assert_close(made, expected)
+
+
+def test_one_organ_has_the_same_memory_alone(backbone, features):
+    net = network(backbone)
+    together = net.synthesise(features).unflatten(0, (3, 2))
+    torch.testing.assert_close(net.synthesise(features, organs=[1]), together[:, 1])
+
+
+def test_samples_differ_where_the_head_is_unsure(backbone, features):
+    net = network(backbone)
+    first, again, other = (net.synthesise(features, sample) for sample in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(other, net.synthesise(features, 1))
+
+
+def test_a_files_head_is_left_where_nobody_asks_for_it(backbone):
+    state = network(backbone).state_dict()
+    assert any(key.startswith("names.") for key in state)
+    network(backbone, named=False).load_state_dict(state)
+
+
+def test_a_file_without_a_head_is_refused_where_one_is_asked_for(backbone):
+    state = network(backbone, named=False).state_dict()
+    with pytest.raises(SettingError, match="no head that names organs. Set `named_memories` to False"):
+        network(backbone).load_state_dict(state)
+
+
+def test_training_keeps_the_head_that_it_starts_from(backbone, tmp_path):
+    trained = network(backbone)
+    torch.nn.init.normal_(trained.names.fine.weight)
+    torch.save({"model": trained.state_dict()}, tmp_path / "model.pt")
+    net = network(backbone)
+
+    StartingPrior(net, tmp_path / "model.pt", statistics=[])()
+
+    assert torch.equal(net.names.fine.weight, trained.names.fine.weight)
+    assert not any(parameter.requires_grad for parameter in net.names.parameters())
+
+
+def test_training_from_a_file_without_a_head_is_refused(backbone, tmp_path):
+    torch.save({"model": network(backbone, named=False).state_dict()}, tmp_path / "model.pt")
+    with pytest.raises(SettingError, match="named_memories keeps the head .* has no head for the organs"):
+        StartingPrior(network(backbone), tmp_path / "model.pt", statistics=[])()
