@@ -34,8 +34,9 @@ def features(backbone):
 
 def named_masks(head: NamingHead, features) -> torch.Tensor:
     """``(B, organs, S, S)``: where an organ is likelier than the other organ and all other classes together."""
-    logits = torch.nn.functional.interpolate(head(features)[1], (SIZE, SIZE), mode="bilinear")
+    logits = head(features)[1]
     merged = torch.cat([logits[:, :2], logits[:, 2:].logsumexp(1, keepdim=True)], 1)
+    merged = torch.nn.functional.interpolate(merged, (SIZE, SIZE), mode="bilinear")
     return torch.nn.functional.one_hot(merged.argmax(1), 3).permute(0, 3, 1, 2)[:, :2]
 
 
