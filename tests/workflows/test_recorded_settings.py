@@ -35,7 +35,6 @@ COMMON = {
     "slice_context": True,
     "use_high_res": True,
     "joint_prior": True,
-    "named_memories": True,
     "prior_channels": [16, 32],
     "attention_levels": 2,
     "dropout": 0.5,
@@ -69,6 +68,7 @@ TRAINING = {
 INFERENCE = {
     **COMMON,
     "organs": ["liver", "right kidney", "left kidney", "spleen"],
+    "named_memories": True,
     "inference_steps": 3,
     "eta": 1.0,
     "memory_samples": 2,
@@ -106,6 +106,7 @@ PLACES = {
 }
 # a training takes up any number of iterations, and its prior is not changed by how it is used
 NO_TRAINING = PLACES | {"iterations", "snapshots", "test_cases", "inference_steps", "eta", "memory_samples", "amp"}
+NO_TRAINING |= {"named_memories"}
 NO_TRAINING |= {"largest_component", "phantoms"}  # files count by their content
 # what each case records for itself, or its own files show
 NO_INFERENCE = PLACES | {
