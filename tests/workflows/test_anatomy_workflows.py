@@ -83,7 +83,8 @@ def test_backbone_and_prior_are_pretrained_one_after_the_other(tmp_path):
     assert content["organ_volumes"]["liver"][0] < 1500 < content["organ_volumes"]["liver"][1]
     identity = torch.load(tmp_path / "backbone/checkpoint.pt", weights_only=True)["identity"]
     assert identity["stages"] == STAGES and identity["starts"] == {
-        "backbone": sha256_of(BUNDLE / "models/sam2_nano.pt")
+        "backbone": sha256_of(tmp_path / "encoder/sam2_nano.pt"),
+        "network": sha256_of(tmp_path / "encoder/checkpoint.pt"),
     }
     before = torch.load(BUNDLE / "models/sam2_nano.pt", weights_only=True)["model"]
     after = torch.load(tmp_path / "backbone/sam2_nano.pt", weights_only=True)["model"]

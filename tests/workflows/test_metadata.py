@@ -235,19 +235,26 @@ def test_evaluation_and_inference_prepare_images_alike():
     # they differ in the name of the case and in the label, which come before anything is done to the image
     assert evaluation[1]["_target_"] == "scripts.data.transforms.NameByCased"
     assert evaluation[2] == "@map_label"
-    assert evaluation[3:] == inference[1:]
+    # inference keeps volumes as they are stored: with the same result, which tests/data/test_stored.py shows
+    assert evaluation[0]["_target_"] == "LoadImaged" and evaluation[3]["_target_"] == "Orientationd"
+    assert inference[0]["_target_"] == "scripts.data.stored.LoadOrientedd"
+    assert inference[0]["axcodes"] == evaluation[3]["axcodes"]
+    assert evaluation[4:-1] == inference[1:-1]
+    assert evaluation[-1] == {"_target_": "scripts.data.transforms.InSlabsd", "transform": "@intensity"}
+    assert inference[-1] == {"_target_": "scripts.data.stored.ScaleLaterd", "transform": "@intensity"}
 
 
-def test_training_and_inference_prepare_images_alike():
+def test_training_and_evaluation_prepare_images_alike():
     def image_steps(transforms: list) -> list[str]:
         # what is applied a few slices at a time is what counts
         steps = [step if isinstance(step, str) else step.get("transform", step) for step in transforms]
         names = [step if isinstance(step, str) else step["_target_"] for step in steps]
-        # at inference slices are resized by the inferer, a few at a time; the other step changes no image
+        # at inference slices are resized by the inferer, a few at a time; the other steps change no image
         others = ("Resized", "scripts.data.transforms.ResizeLabeld", "scripts.inference.trained_with.CheckModalityd")
+        others += ("scripts.data.transforms.NameByCased",)
         return [name for name in names if name not in ("@map_label", *others)]
 
     training = read("train.json")["train"]["preprocessing"]["transforms"]
-    inference = read("inference.json")["preprocessing"]["transforms"]
+    evaluation = read("evaluate.json")["validate"]["preprocessing"]["transforms"]
 
-    assert image_steps(training) == image_steps(inference)
+    assert image_steps(training) == image_steps(evaluation)
