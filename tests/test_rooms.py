@@ -9,7 +9,7 @@ from tests.helpers.workflows import BUNDLE
 
 # from the ground up; rooms of one floor do not know one another
 FLOORS = (
-    {"descriptions", "errors", "files", "inert", "shell"},
+    {"descriptions", "entries", "errors", "files", "inert", "shell"},
     {"arguments", "console", "weights"},
     {"networks", "data", "overrides", "prior_settings"},
     {"training", "segmentation", "prepare", "standalone", "next_steps"},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from scripts.errors import SettingError
-from scripts.networks.naming_head import NamingHead
+from scripts.networks.naming_head import NamingHead, against_the_rest
 from scripts.networks.sam2_backbone import SAM2
 from scripts.networks.sam2_types import ImageFeatures
 from scripts.pretraining.patient_clips import CLASSES
@@ -64,10 +64,10 @@ class NamingInferer(SlicewiseInferer):
         if unknown:
             raise SettingError(f"Painted patients have no {', '.join(unknown)}; there are: {', '.join(CLASSES)}.")
         self.named = [CLASSES.index(organ) for organ in organs]
-        self.others = [index for index in range(len(CLASSES)) if index not in self.named]
 
     def segment(self, inputs: Tensor, network: NamedSlices) -> Iterator[tuple[list[int], Tensor]]:
         """Yields a few slices at a time."""
         for chunk in torch.arange(inputs.shape[-1]).split(SLICES_AT_A_TIME):
             logits = network(encoded_slices(inputs, chunk.tolist(), network.backbone))
-            yield chunk.tolist(), logits[:, self.named] - logits[:, self.others].logsumexp(1, keepdim=True)
+            organs, others = against_the_rest(logits, self.named)
+            yield chunk.tolist(), organs - others

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Orientation, Resize
-from monai.utils import convert_to_dst_type, convert_to_tensor
+from monai.utils import convert_to_tensor
 from nibabel.orientations import aff2axcodes
 from scripts.data.transforms import ResizeLabeld
 from scripts.networks.sam2_backbone import SAM2
@@ -47,8 +47,7 @@ class SlicewiseInferer(LabelMapInferer):
         output = self._empty_output(self._volume(inputs), self.organs).zero_()
         for indices, logits in self.segment(inputs, network, *args):
             self._write(output, indices, logits.float())
-        # with the input's record of transforms, by which `Invertd` finds the way back to the file's grid
-        return convert_to_dst_type(output, inputs, dtype=output.dtype)[0]
+        return self._result(output, inputs)
 
     @abstractmethod
     def segment(self, inputs: Tensor, network: nn.Module, *args) -> Iterator[tuple[Sequence[int], Tensor]]:

@@ -23,11 +23,11 @@ from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from .arguments import given_options, typed_options
+from .entries import SEPARATOR, entry_at, has_entry
 from .errors import UnknownSettingError, count, listed, nearest
 from .files import BUNDLE
 from .shell import config_files, shares_options
 
-_SEPARATOR = ReferenceResolver.sep
 # arguments of `monai.bundle run` itself
 _OF_RUN = {
     *("run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file"),
@@ -137,14 +137,12 @@ def refuse_unknown(config: Mapping[str, Any], declared: set[str]) -> None:
         UnknownSettingError: with the nearest names.
     """
     known = declared | _OF_TRACKING | _referred(config)
-    unknown = [
-        name for name in _ids(config) if name not in known and not name.rpartition(_SEPARATOR)[2].startswith("_")
-    ]
+    unknown = [name for name in _ids(config) if name not in known and not name.rpartition(SEPARATOR)[2].startswith("_")]
     if not unknown:
         return
     near = dict.fromkeys(each for name in unknown for each in nearest(name, known, cutoff=0.75))
-    shown = [name.replace(_SEPARATOR, "#") for name in unknown]
-    hint = f"Nearest: {listed(name.replace(_SEPARATOR, '#') for name in near)}. " if near else ""
+    shown = [name.replace(SEPARATOR, "#") for name in unknown]
+    hint = f"Nearest: {listed(name.replace(SEPARATOR, '#') for name in near)}. " if near else ""
     raise UnknownSettingError(
         f"{count(len(unknown), 'setting')} that no configuration declares and nothing refers to: {listed(shown)}. "
         f"{hint}Correct the option or the overlay; an entry of your own for later begins with an underscore."
@@ -165,13 +163,13 @@ def refuse_dangling(
         UnknownSettingError: with the entry, where it is from, and the nearest names.
     """
     for key in sorted(_reached(config, steps)):
-        for name in sorted(_references(_at(config, key)) if _is_there(config, key) else ()):
-            if name.split(_SEPARATOR)[0] == ConfigParser.meta_key or _is_there(config, name):
+        for name in sorted(_references(entry_at(config, key.split(SEPARATOR)))):
+            if name.split(SEPARATOR)[0] == ConfigParser.meta_key or has_entry(config, name.split(SEPARATOR)):
                 continue
             near = nearest(name, _ids(config))
-            hint = f"Nearest: {listed(each.replace(_SEPARATOR, '#') for each in near)}. " if near else ""
+            hint = f"Nearest: {listed(each.replace(SEPARATOR, '#') for each in near)}. " if near else ""
             raise UnknownSettingError(
-                f"{_origin(key, options or {})} refers to @{name.replace(_SEPARATOR, '#')}, which there is not. {hint}"
+                f"{_origin(key, options or {})} refers to @{name.replace(SEPARATOR, '#')}, which there is not. {hint}"
                 "Correct it; a text that begins with @ is written \"$'@...'\"."
             )
 
@@ -244,7 +242,7 @@ def _kind(value: Any) -> str | None:
 
 def _origin(name: str, options: Mapping[str, str | None]) -> str:
     """An entry, and where it is from: as an option, or behind the last of the files that has it."""
-    key, shown = name.split(_SEPARATOR)[0], name.replace(_SEPARATOR, "#")
+    key, shown = name.split(SEPARATOR)[0], name.replace(SEPARATOR, "#")
     if any(re.split("#|::", option)[0] == key for option in options):
         return f"--{shown}"
     found = ""
@@ -253,12 +251,6 @@ def _origin(name: str, options: Mapping[str, str | None]) -> str:
             if any(re.split("#|::", each.removeprefix("+"))[0] == key for each in content):
                 found = f"'{file}': "
     return found + shown
-
-
-def _is_there(config: Any, name: str) -> bool:
-    *parents, last = name.split(_SEPARATOR)
-    holder = _at(config, _SEPARATOR.join(parents)) if parents else config
-    return last in holder if isinstance(holder, Mapping) else _at(holder, last) is not None
 
 
 def without_effect(config: Mapping[str, Any], steps: tuple[str, ...], options: list[str]) -> list[str]:
@@ -273,7 +265,7 @@ def without_effect(config: Mapping[str, Any], steps: tuple[str, ...], options: l
     options = [option for option in options if option not in _OF_RUN | _OF_TRACKING and option[:1] != "_"]
     reached = _reached(config, steps)
     return [
-        option.replace(_SEPARATOR, "#")
+        option.replace(SEPARATOR, "#")
         for option in options
         if not any(_within(option, name) or _within(name, option) for name in reached)
     ]
@@ -286,7 +278,7 @@ def _reached(config: Mapping[str, Any], steps: tuple[str, ...]) -> set[str]:
         name = waiting.pop()
         if name not in reached:
             reached.add(name)
-            waiting += _references(_at(config, name))
+            waiting += _references(entry_at(config, name.split(SEPARATOR)))
     return reached
 
 
@@ -307,7 +299,7 @@ def _ids(content: Mapping[str, Any]) -> Iterator[str]:
         yield key
         parts = value.values() if isinstance(value, Mapping) and "_target_" not in value else ()
         if any(isinstance(part, Mapping) and "_target_" in part for part in parts):
-            yield from (f"{key}{_SEPARATOR}{part}" for part in value)
+            yield from (f"{key}{SEPARATOR}{part}" for part in value)
 
 
 def _references(value: Any) -> set[str]:
@@ -322,22 +314,10 @@ def _referred(config: Mapping[str, Any]) -> set[str]:
     """The same of a whole configuration, with all that these lie in."""
     found: set[str] = set()
     for name in _references(config):
-        parts = name.split(_SEPARATOR)
-        found |= {_SEPARATOR.join(parts[:length]) for length in range(1, len(parts) + 1)}
+        parts = name.split(SEPARATOR)
+        found |= {SEPARATOR.join(parts[:length]) for length in range(1, len(parts) + 1)}
     return found
 
 
-def _at(config: Any, name: str) -> Any:
-    """The entry of an id; None where there is none."""
-    for part in name.split(_SEPARATOR):
-        if isinstance(config, list) and part.isdigit() and int(part) < len(config):
-            config = config[int(part)]
-        elif isinstance(config, Mapping):
-            config = config.get(part)
-        else:
-            return None
-    return config
-
-
 def _within(name: str, other: str) -> bool:
-    return name == other or name.startswith(other + _SEPARATOR)
+    return name == other or name.startswith(other + SEPARATOR)

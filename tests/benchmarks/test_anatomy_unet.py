@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from scripts.weights import save_atomically
 from benchmarks.baselines import supervised
 from benchmarks.baselines.anatomy_unet import train
 from benchmarks.baselines.supervised import plain_unet, plain_unetr, start_network
-from tests.helpers.workflows import Killed
+from tests.helpers.workflows import BUNDLE, Killed
 
 SMALL = {"patients": 1, "slices": 2, "image_size": 64}
 
@@ -74,3 +76,10 @@ def test_a_network_of_other_widths_is_not_started_from(tmp_path):
 def test_an_unknown_network_is_refused(tmp_path):
     with pytest.raises(SettingError, match="must be one of unet, unetr, got 'vnet'"):
         train(str(tmp_path / "out.pt"), network="vnet")
+
+
+@pytest.mark.parametrize("setting", ["beyond", "tilt", "slide"])
+def test_its_slices_lie_where_the_backbones_do(setting):
+    config = json.loads((BUNDLE / "configs/pretrain_anatomy.json").read_text("utf-8"))
+    default = inspect.signature(train).parameters[setting].default
+    assert (list(default) if isinstance(default, tuple) else default) == config[setting]

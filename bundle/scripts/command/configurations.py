@@ -16,10 +16,10 @@ from typing import Any
 
 from fire.parser import DefaultParseValue
 
+from ..entries import SEPARATOR, entry_at, has_entry
 from ..errors import one_line
 from .usage import MONAI_OPTIONS, UsageError, unknown
 
-_SEPARATOR = "::"
 _MACRO, _MERGE, _META = "%", "+", "_meta_"
 _MACRO_FILE = re.compile(r"(.*\.(?:json|yaml|yml))(?:::(.*))?$", re.IGNORECASE)
 _NOT_IN_CONFIGURATION = {*MONAI_OPTIONS, "workflow_type", "run_id", "init_id", "final_id"}
@@ -48,7 +48,7 @@ def refuse_unreadable(files: Sequence[Path], options: Mapping[str, str]) -> None
             given.append((f"--{name}", value))
     for place, value in given:
         for text in _texts(value):
-            _check_macro(text.replace("#", _SEPARATOR), merged, place)
+            _check_macro(text.replace("#", SEPARATOR), merged, place)
 
 
 def read_configuration(file: Path) -> dict[str, Any]:
@@ -119,8 +119,8 @@ def _put(merged: dict[str, Any], key: str, value: Any, place: str) -> None:
         UsageError: it belongs into something that there is not, or that has no parts.
     """
     name = key.removeprefix(_MERGE)
-    *parents, last = name.replace("#", _SEPARATOR).split(_SEPARATOR)
-    target = _at(merged, parents)
+    *parents, last = name.replace("#", SEPARATOR).split(SEPARATOR)
+    target = entry_at(merged, parents)
     if not (isinstance(target, dict) or isinstance(target, list) and last.isdigit() and int(last) < len(target)):
         whole = "#".join(parents)
         if target is None:
@@ -144,25 +144,6 @@ def _kind_of(value: Any) -> str:
     return "a group" if isinstance(value, dict) else _named(value)
 
 
-def _at(config: Any, parts: Sequence[str]) -> Any:
-    """The entry at a place; None where there is none."""
-    for part in parts:
-        if isinstance(config, dict):
-            config = config.get(part)
-        elif isinstance(config, list) and part.isdigit() and int(part) < len(config):
-            config = config[int(part)]
-        else:
-            return None
-    return config
-
-
-def _is_there(config: Any, parts: Sequence[str]) -> bool:
-    """Whether there is an entry at a place, be it null."""
-    holder = _at(config, parts[:-1])
-    last = parts[-1]
-    return last in holder if isinstance(holder, dict) else _at(holder, [last]) is not None
-
-
 def _ids(config: Mapping[str, Any]) -> Iterator[str]:
     for key, value in config.items():
         yield key
@@ -183,14 +164,14 @@ def _check_macro(text: str, merged: Mapping[str, Any], place: str) -> None:
         return
     found = _MACRO_FILE.match(text[1:])
     file, name = (found[1], found[2] or "") if found else (None, text[1:])
-    if name.startswith(_SEPARATOR):  # relative to its place
+    if name.startswith(SEPARATOR):  # relative to its place
         return
     try:
         config = merged if file is None else read_configuration(Path(file))
     except UsageError as error:
         raise UsageError(f"{place} is '{one_line(text)}', which names a configuration. {error}") from error
-    parts = name.split(_SEPARATOR)
-    if name and parts[0] != _META and not _is_there(config, parts):
+    parts = name.split(SEPARATOR)
+    if name and parts[0] != _META and not has_entry(config, parts):
         shown = "#".join(parts)
         raise UsageError(
             f"{place} is '{one_line(text[:200])}', in which %{one_line(shown)} stands for another setting. "

@@ -17,7 +17,7 @@ from ..errors import MissingFileError, SettingError
 from .diffusion_prior import MemoryPrior
 from .frozen_backbone import FrozenBackboneNetwork
 from .logits import MASK_LOGIT, mask_to_logits
-from .naming_head import NamingHead
+from .naming_head import NamingHead, against_the_rest
 from .sam2_backbone import FrozenSAM2
 from .sam2_types import ImageFeatures, Memory
 
@@ -67,7 +67,8 @@ class DiffuSAM(FrozenBackboneNetwork):
                 f"{backbone.memory_channels}."
             )
         self.steps, self.eta, self.samples = steps, eta, samples
-        self.names = names if names is None else names.requires_grad_(False)
+        if names is not None:
+            self.names = names.requires_grad_(False)
 
     def segment(self, features: ImageFeatures, memory: Tensor | None = None) -> Tensor:
         """Mask logits of every organ in B slices, no 3D: ``(B, organs, S/4, S/4)``.
@@ -118,8 +119,7 @@ class DiffuSAM(FrozenBackboneNetwork):
         if sample:
             noise = torch.randn(1, logits.shape[1], *features.embedding.shape[-2:], generator=self.generator(sample))
             logits = logits + F.interpolate(noise.to(logits), logits.shape[-2:], mode="bicubic")
-        count = len(self.organs)
-        logits = torch.cat([logits[:, :count], logits[:, count:].logsumexp(1, keepdim=True)], 1)  # and all the rest
+        logits = torch.cat(against_the_rest(logits, range(len(self.organs))), 1)
         named = F.interpolate(logits, (self.backbone.image_size,) * 2, mode="bilinear").argmax(1)
         masks = torch.stack([named == organ for organ in organs], 1).flatten(0, 1)[:, None]
         score = torch.where(masks.flatten(1).any(1, keepdim=True), MASK_LOGIT, -MASK_LOGIT)

@@ -236,6 +236,10 @@ class MemoryPrior(StandardisingModule):
         """What :meth:`predict` is given of some slices, for as many rows of slices and organs."""
         return self.project(features).repeat_interleave(rows // len(features), 0)
 
+    def _own(self, memory: Tensor, organ: Tensor) -> Tensor:
+        """Of memories as they are denoised, those of each row's organ."""
+        return memory
+
     def predict(self, noised: Tensor, timestep: Tensor, condition: Tensor, organ: Tensor | None) -> Tensor:
         """f_theta of Equation 1, on standardised memories.
 
@@ -285,7 +289,7 @@ class MemoryPrior(StandardisingModule):
             denoised = (noised - (1 - alpha).sqrt() * predicted) / alpha.sqrt()
         else:
             error, denoised = (predicted - clean).square(), predicted
-        return error.mean(tuple(range(1, error.ndim))), self.destandardise(denoised)
+        return error.mean(tuple(range(1, error.ndim))), self._own(self.destandardise(denoised), organ)
 
     def time_pairs(self, steps: int) -> list[tuple[int, int]]:
         """The pairs (t, next t) that sampling walks through; -1 stands for the clean memory.

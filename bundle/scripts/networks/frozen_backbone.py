@@ -64,6 +64,7 @@ class FrozenBackboneNetwork(Described, nn.Module, ABC):
             )
         self.backbone, self.prior, self.organs = backbone, prior, list(organs)
         self.seed, self.object_gate = seed, object_gate
+        self.names: nn.Module | None = None  # a head that names organs, where a network has one
         self.register_state_dict_post_hook(_drop_backbone)
         self.register_load_state_dict_pre_hook(_keep_backbone)
 
@@ -207,7 +208,7 @@ def _keep_backbone(module: FrozenBackboneNetwork, state_dict: dict, prefix: str,
             "failed. Point `prior_file` at another prior, or train again with a smaller --learning_rate."
         )
     named = [key for key in state_dict if key.startswith(prefix + "names.")]
-    if getattr(module, "names", None) is None:
+    if module.names is None:
         for key in named:  # the head of a file that has one is left where nobody asks for it
             del state_dict[key]
     elif not named:

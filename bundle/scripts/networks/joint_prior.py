@@ -17,7 +17,8 @@ from .sam2_types import ImageFeatures
 
 class JointMemoryPrior(MemoryPrior):
     """A :class:`MemoryPrior` with an equal interface, but for what rows are: always all organs of a slice, in their
-    order. It is trained on the memories of all organs of a slice (``joint_prior``).
+    order. It is trained on the memories of all organs of a slice (``joint_prior``): :meth:`forward` takes them as
+    ``(B, organs, M, h, w)`` and one organ of each slice, whose denoised memory it returns, with the error of all.
 
     Example:
         >>> prior = JointMemoryPrior(32, 64, organs=2, block_out_channels=(32, 64), attention_levels=1)
@@ -58,26 +59,5 @@ class JointMemoryPrior(MemoryPrior):
     def _condition(self, features: ImageFeatures, rows: int) -> Tensor:
         return self.project(features)
 
-    def forward(
-        self,
-        memory: Tensor,
-        features: ImageFeatures,
-        organ: Tensor,
-        timestep: Tensor | None = None,
-        noise: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """One training step's prediction.
-
-        Args:
-            memory: true memories of all organs ``(B, organs, M, h, w)``, not standardised.
-            features: of the B slices.
-            organ: ``(B,)``, one of each slice.
-            timestep: ``(B,)``; drawn uniformly when None.
-            noise: standard normal, of the shape of ``memory``; drawn when None.
-
-        Returns:
-            The squared error of Equation 1, averaged over all organs of each slice ``(B,)``, and the denoised memory of
-            the one organ ``(B, M, h, w)``, not standardised, with its gradient.
-        """
-        error, denoised = super().forward(memory, features, organ, timestep, noise)
-        return error, denoised[torch.arange(len(organ), device=organ.device), organ]
+    def _own(self, memory: Tensor, organ: Tensor) -> Tensor:
+        return memory[torch.arange(len(organ), device=organ.device), organ]

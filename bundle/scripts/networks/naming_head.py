@@ -6,6 +6,8 @@ It is what ``sam2_nano`` is pretrained with. Not in the paper; a mask that it na
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -37,3 +39,14 @@ class NamingHead(Described, nn.Module):
         hidden = F.relu(hidden + self.eighth(features.high_res[1]))
         hidden = F.interpolate(hidden, scale_factor=2, mode="bilinear") + self.quarter(features.high_res[0])
         return self.coarse(features.embedding), self.fine(F.relu(self.mix(F.relu(hidden))))
+
+
+def against_the_rest(logits: Tensor, organs: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Logits of some of the classes ``(B, K, h, w)``, and of all the others together ``(B, 1, h, w)``.
+
+    Args:
+        logits: of all classes.
+        organs: indices of K of them.
+    """
+    others = [index for index in range(logits.shape[1]) if index not in organs]
+    return logits[:, list(organs)], logits[:, others].logsumexp(1, keepdim=True)

@@ -46,7 +46,7 @@ class StartingPrior:
 
     def __call__(self) -> None:
         reason = self._take_over() if self.start_from is not None else "no `start_from` is named"
-        if reason and getattr(self.network, "names", None) is not None:
+        if reason and self.network.names is not None:
             raise SettingError(
                 f"named_memories keeps the head of the file that training starts from, but {reason}. Set `start_from` "
                 "to a file that has a head, such as the model that ships, or `named_memories` to False."
@@ -85,12 +85,11 @@ class StartingPrior:
             return f"'{path}' has other widths ({len(differing)} of its tensors differ, such as '{differing[0]}')"
         if not known:
             return f"'{path}' knows none of the organs {self.network.organs}, but {about['organs']}"
-        head = {key.removeprefix("names."): value for key, value in state.items() if key.startswith("names.")}
-        names = getattr(self.network, "names", None)
-        if names is not None and (about["organs"] != own["organs"] or not head):
-            return f"'{path}' has no head for the organs {own['organs']}"
-        if names is not None:
-            names.load_state_dict(head)
+        if self.network.names is not None:
+            head = {key.removeprefix("names."): value for key, value in state.items() if key.startswith("names.")}
+            if about["organs"] != own["organs"] or not head:
+                return f"'{path}' has no head for the organs {own['organs']}"
+            self.network.names.load_state_dict(head)
         prior.load_state_dict(weights)
         new = [organ for organ in self.network.organs if organ not in known]
         scratch = f"; from scratch: {', '.join(new)}" if new else ""
