@@ -40,7 +40,7 @@ class NamedSlices(nn.Module):
         if weights.keys() != own.keys() or any(not torch.equal(weights[key].half(), own[key].half()) for key in own):
             raise SettingError(f"'{path}' is the pretraining of another backbone than this {backbone.name}. {remedy}")
         self.backbone = backbone
-        self.head = NamingHead(backbone.embedding_channels, len(CLASSES))
+        self.head = NamingHead(backbone.embedding_channels, CLASSES)
         self.head.load_state_dict({key[5:]: value for key, value in state.items() if key.startswith("head.")})
 
     def forward(self, features: ImageFeatures) -> Tensor:

@@ -19,7 +19,7 @@ from scripts.networks.sam2_backbone import FrozenSAM2
 from scripts.networks.sam2_types import ImageFeatures, Memory
 from torch import Tensor
 
-from .slicewise import SlicewiseInferer, network_labels, network_slices
+from .slicewise import SlicewiseInferer, encoded_slices, network_labels
 
 
 class PropagatedInferer(SlicewiseInferer):
@@ -36,9 +36,9 @@ class PropagatedInferer(SlicewiseInferer):
 
     def segment(self, inputs: Tensor, network: FrozenSAM2, truth: Tensor) -> Iterator[tuple[list[int], Tensor]]:
         """Yields all slices one by one; ``truth`` is ``(1, 1, ...)`` on the file's own grid."""
-        size, device = network.image_size, next(network.parameters()).device
-        planes = network_labels(truth, inputs, size).to(device)
-        encoded = [network.encode_image(network_slices(inputs, [index], size, device)) for index in range(len(planes))]
+        size = network.image_size
+        planes = network_labels(truth, inputs, size).to(next(network.parameters()).device)
+        encoded = [encoded_slices(inputs, [index], network) for index in range(len(planes))]
         logits = torch.full((len(planes), self.organs, size // 4, size // 4), NO_OBJECT_LOGIT)
         for organ in range(1, self.organs + 1):
             masks = planes == organ

@@ -67,7 +67,7 @@ _COUNTS = {
 }
 _RANGES = {
     **_COUNTS,
-    **dict.fromkeys(["learning_rate", "max_grad_norm", "lambda_prior", "lambda_seg"], (0, math.inf)),
+    **dict.fromkeys(["learning_rate", "max_grad_norm", "lambda_prior", "lambda_seg", "lambda_names"], (0, math.inf)),
     "dropout": (0, 1),
 }
 _PATH = re.compile(r"^\$.*\+ '/")

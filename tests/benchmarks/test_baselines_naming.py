@@ -22,7 +22,7 @@ def backbone() -> FrozenSAM2:
 @pytest.fixture
 def pretraining(backbone, tmp_path):
     """A checkpoint whose head names everything liver."""
-    head = NamingHead(backbone.embedding_channels, len(CLASSES))
+    head = NamingHead(backbone.embedding_channels, CLASSES)
     torch.nn.init.zeros_(head.fine.weight)
     head.fine.bias.data = torch.where(torch.arange(len(CLASSES)) == CLASSES.index("liver"), 9.0, 0.0)
     weights = {f"backbone.model.{key}": value for key, value in backbone.model.state_dict().items()}

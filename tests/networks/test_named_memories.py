@@ -1,16 +1,21 @@
 """Memories of named masks in place of generated ones."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from scripts.data.phantom_anatomy import ORGANS as ANATOMY
 from scripts.errors import SettingError
 from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
 from scripts.networks.logits import MASK_LOGIT, mask_to_logits
-from scripts.networks.naming_head import NamingHead
+from scripts.networks.naming_head import STRUCTURES, NamingHead, naming_classes
 from scripts.networks.sam2_backbone import FrozenSAM2
+from scripts.pretraining.patient_clips import CLASSES as PRETRAINED
 from scripts.training.starting_prior import StartingPrior
 
-SIZE, CLASSES, ORGANS = 64, 5, ["spleen", "liver"]
+SIZE, ORGANS = 64, ["spleen", "liver"]
+CLASSES = [*ORGANS, "bowel", "bone", "other"]
 
 
 @pytest.fixture(scope="module")
@@ -91,19 +96,48 @@ def test_a_file_without_a_head_is_refused_where_one_is_asked_for(backbone):
         network(backbone).load_state_dict(state)
 
 
-def test_training_keeps_the_head_that_it_starts_from(backbone, tmp_path):
-    trained = network(backbone)
-    torch.nn.init.normal_(trained.names.fine.weight)
-    torch.save({"model": trained.state_dict()}, tmp_path / "model.pt")
+def saved(backbone, path: Path, organs: list[str]) -> DiffuSAM:
+    """A trained prior's file with a head for the organs, as pretraining leaves it."""
+    prior = MemoryPrior(32, 128, organs=len(organs), block_out_channels=(32, 64), attention_levels=1)
+    prior.fitted.fill_(True)
+    trained = DiffuSAM(backbone, prior, organs=organs, names=NamingHead(128, naming_classes(organs)))
+    torch.save({"model": trained.state_dict()}, path)
+    return trained
+
+
+def test_training_starts_from_the_head_of_the_file(backbone, tmp_path):
+    trained = saved(backbone, tmp_path / "model.pt", ["spleen", "right kidney", "liver"])
     net = network(backbone)
+    net.names = NamingHead(128, naming_classes(ORGANS))
 
     StartingPrior(net, tmp_path / "model.pt", statistics=[])()
 
-    assert torch.equal(net.names.fine.weight, trained.names.fine.weight)
-    assert not any(parameter.requires_grad for parameter in net.names.parameters())
+    # of each structure what is known of it, in whichever order the two have it
+    for name in ("spleen", "liver", "right kidney", "bowel", "other"):
+        own, others = (each.names.classes.index(name) for each in (net, trained))
+        for layer in ("fine", "coarse"):
+            row, expected = (getattr(each.names, layer).weight[i] for each, i in ((net, own), (trained, others)))
+            assert torch.equal(row, expected)
+    assert torch.equal(net.names.mix.weight, trained.names.mix.weight)
+
+
+def test_an_organ_that_the_head_does_not_know_starts_anew(backbone, tmp_path):
+    trained = saved(backbone, tmp_path / "model.pt", ["spleen", "liver"])
+    head = NamingHead(128, naming_classes(["spleen", "prostate"]))
+    fresh = head.fine.weight.clone()
+
+    head.take_over(trained.names.state_dict(), trained.names.classes)
+
+    assert head.classes[:3] == ["spleen", "prostate", "right kidney"] and len(head.classes) == 21
+    assert torch.equal(head.fine.weight[1], fresh[1])
+    assert torch.equal(head.fine.weight[0], trained.names.fine.weight[0])
+
+
+def test_what_pretraining_names_is_what_a_head_of_its_organs_names():
+    assert naming_classes(ANATOMY) == list(STRUCTURES) == list(PRETRAINED)
 
 
 def test_training_from_a_file_without_a_head_is_refused(backbone, tmp_path):
     torch.save({"model": network(backbone, named=False).state_dict()}, tmp_path / "model.pt")
-    with pytest.raises(SettingError, match="named_memories keeps the head .* has no head for the organs"):
+    with pytest.raises(SettingError, match="named_memories goes on from the head .* has no head that names organs"):
         StartingPrior(network(backbone), tmp_path / "model.pt", statistics=[])()

@@ -321,3 +321,11 @@ def test_all_memories_of_a_slice_are_those_of_its_items(make):
     assert plain.pairs[: len(ORGANS), 2].tolist() == [0, 1]  # the first items are of one slice
     for ours, usual in zip(every.statistics_batches(), plain.statistics_batches(), strict=True):
         assert all(torch.equal(*pair) for pair in zip(ours, usual))
+
+
+def test_items_have_the_labels_of_their_slice_where_they_are_asked_for(make):
+    for index, item in enumerate(dataset := make(labels=True)):
+        assert item["label"].shape == (SIZE, SIZE) and item["label"].dtype == torch.uint8
+        assert torch.equal(item["label"] == item["organ"] + 1, item["mask"][0])
+        assert ("label" in make()[index]) is False
+    assert len(dataset) == SLICES * len(ORGANS)

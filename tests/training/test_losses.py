@@ -57,6 +57,21 @@ def test_a_perfect_prediction_costs_nothing():
     assert losses["loss"].item() == pytest.approx(0, abs=1e-5)
 
 
+def test_naming_of_an_undecided_head():
+    """Two organs and three other structures with equal logits: the background has 3/5, each organ 1/5."""
+    label = torch.zeros(1, SIDE, SIDE, dtype=torch.uint8)
+    label[:, :, : SIDE // 2] = 1  # half the slice is the first organ; there is nothing of the second
+
+    loss = DiffuSAMLoss().naming(torch.zeros(1, 5, SIDE // 2, SIDE // 2), label, organs=2)
+
+    pixels = (SIDE // 2) ** 2
+    entropy = (3 * math.log(5) + math.log(5 / 3)) / 4  # organs count three times
+    smooth = 1e-5
+    first = 1 - (2 * pixels / 2 / 5 + smooth) / (pixels / 2 + pixels / 5 + smooth)
+    second = 1 - smooth / (pixels / 5 + smooth)
+    assert loss.item() == pytest.approx(entropy + (first + second) / 2, abs=1e-5)
+
+
 def test_the_prior_loss_is_the_mean_error():
     losses = DiffuSAMLoss()(**{**undecided(half_mask(2)), "prior_error": torch.tensor([1.0, 4.0])})
 

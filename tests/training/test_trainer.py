@@ -9,6 +9,7 @@ from scripts.errors import RefusedError, SettingError
 from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
 from scripts.networks.logits import mask_to_logits
+from scripts.networks.naming_head import NamingHead, naming_classes
 from scripts.networks.sam2_backbone import FrozenSAM2
 from scripts.training import trainer as trainer_module
 from scripts.training.losses import DiffuSAMLoss
@@ -56,7 +57,7 @@ def new_network(backbone, batch) -> DiffuSAM:
 
 
 def train(
-    network: DiffuSAM, batch, iterations: int, seed: int = 0, iterations_asked: int | None = None, **options
+    network: DiffuSAM, batch, iterations: int, seed: int = 0, iterations_asked: int | None = None, loss=None, **options
 ) -> list[dict[str, float]]:
     """Trains on the same batch again and again; returns the losses of each iteration."""
     history = []
@@ -65,8 +66,8 @@ def train(
         max_epochs=1,
         train_data_loader=[batch] * iterations,
         network=network,
-        optimizer=torch.optim.Adam(network.prior.parameters(), lr=1e-3),
-        loss_function=DiffuSAMLoss(),
+        optimizer=torch.optim.Adam(network.trained_parameters(), lr=1e-3),
+        loss_function=loss or DiffuSAMLoss(),
         iterations=iterations_asked,
         **options,
     )
@@ -104,6 +105,25 @@ def test_training_changes_the_prior_and_nothing_of_the_backbone(backbone, batch)
     assert all(torch.equal(value, frozen[key]) for key, value in backbone.state_dict().items())
     assert all(parameter.grad is None for parameter in backbone.parameters())
     assert not any(torch.equal(value, prior[key]) for key, value in network.prior.named_parameters())
+
+
+@pytest.mark.parametrize(("weight", "learns"), [(1.0, True), (0.0, False)])
+def test_a_head_that_names_organs_is_trained_beside_the_prior(backbone, batch, weight, learns):
+    network = new_network(backbone, batch)
+    network.names = NamingHead(backbone.embedding_channels, naming_classes(ORGANS))
+    before = {key: value.clone() for key, value in network.names.state_dict().items()}
+    batch = {**batch, "label": (batch["mask"][:, 0] * (batch["organ"] + 1)[:, None, None]).to(torch.uint8)}
+
+    history = train(network, batch, iterations=15, loss=DiffuSAMLoss(lambda_names=weight))
+
+    changed = {key for key, value in network.names.state_dict().items() if not torch.equal(value, before[key])}
+    if learns:
+        assert history[-1]["names_loss"] < 0.8 * history[0]["names_loss"]
+        assert changed >= {"fine.weight", "mix.weight", "embedding.weight", "eighth.weight", "quarter.weight"}
+        total = history[0]["prior_loss"] + history[0]["seg_loss"] + history[0]["names_loss"]
+        assert history[0]["loss"] == pytest.approx(total)
+    else:
+        assert not changed and "names_loss" not in history[0]
 
 
 def test_the_segmentation_loss_reaches_the_prior(backbone, batch):

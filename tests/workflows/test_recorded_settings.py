@@ -53,6 +53,8 @@ TRAINING = {
     "learning_rate_factor": "$lambda progress: 1 - progress",
     "lambda_prior": 0.5,
     "lambda_seg": 0.5,
+    "lambda_names": 0.5,
+    "named_memories": True,
     "object_weight": 0.5,
     "absent_share": 0.5,
     "variants": 2,
@@ -106,7 +108,6 @@ PLACES = {
 }
 # a training takes up any number of iterations, and its prior is not changed by how it is used
 NO_TRAINING = PLACES | {"iterations", "snapshots", "test_cases", "inference_steps", "eta", "memory_samples", "amp"}
-NO_TRAINING |= {"named_memories"}
 NO_TRAINING |= {"largest_component", "phantoms"}  # files count by their content
 # what each case records for itself, or its own files show
 NO_INFERENCE = PLACES | {

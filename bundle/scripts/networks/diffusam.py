@@ -68,7 +68,7 @@ class DiffuSAM(FrozenBackboneNetwork):
             )
         self.steps, self.eta, self.samples = steps, eta, samples
         if names is not None:
-            self.names = names.requires_grad_(False)
+            self.names = names
 
     def segment(self, features: ImageFeatures, memory: Tensor | None = None) -> Tensor:
         """Mask logits of every organ in B slices, no 3D: ``(B, organs, S/4, S/4)``.

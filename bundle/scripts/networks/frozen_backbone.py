@@ -84,6 +84,10 @@ class FrozenBackboneNetwork(Described, nn.Module, ABC):
     def segment(self, features: ImageFeatures) -> Tensor:
         """Mask logits of every organ in B slices, each by itself: ``(B, organs, S/4, S/4)``."""
 
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """What training changes: the prior, and the head that names organs where there is one."""
+        return [*self.prior.parameters(), *(self.names.parameters() if self.names is not None else ())]
+
     def each_organ(self, features: ImageFeatures) -> tuple[ImageFeatures, Tensor]:
         """Features of B slices and labels of the organs for each of the B * organs pairs, organs running fastest."""
         count = len(self.organs)

@@ -6,7 +6,7 @@ It is what ``sam2_nano`` is pretrained with. Not in the paper; a mask that it na
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,24 +14,37 @@ from torch import Tensor, nn
 from ..descriptions import Described
 from .sam2_types import ImageFeatures
 
+#: What ``sam2_nano`` was pretrained to name, in this order.
+STRUCTURES = (
+    *("spleen", "right kidney", "left kidney", "liver", "gallbladder", "stomach", "aorta", "vena cava", "pancreas"),
+    *("spine", "bowel", "heart", "lung", "collection"),
+    *("air", "skin and fat", "muscle", "bone", "vessel", "other"),
+)
+
+
+def naming_classes(organs: Sequence[str]) -> list[str]:
+    """What a head names for these organs: they come first, and then all other structures of the pretraining."""
+    return [*organs, *(name for name in STRUCTURES if name not in organs)]
+
 
 class NamingHead(Described, nn.Module):
     """Names the structure of every pixel: from the embedding alone at its stride, and with the finer maps at stride 4.
 
     Args:
         channels: C of the backbone's embedding.
-        classes: number of structures.
+        classes: names of the structures.
         width: of the head.
     """
 
-    def __init__(self, channels: int, classes: int, *, width: int = 96) -> None:
+    def __init__(self, channels: int, classes: Sequence[str] = STRUCTURES, *, width: int = 96) -> None:
         super().__init__()
-        self.coarse = nn.Conv2d(channels, classes, 1)
+        self.classes = list(classes)
+        self.coarse = nn.Conv2d(channels, len(classes), 1)
         self.embedding = nn.Conv2d(channels, width, 1)
         self.eighth = nn.Conv2d(channels // 4, width, 1)
         self.quarter = nn.Conv2d(channels // 8, width, 1)
         self.mix = nn.Conv2d(width, width, 3, padding=1)
-        self.fine = nn.Conv2d(width, classes, 1)
+        self.fine = nn.Conv2d(width, len(classes), 1)
 
     def forward(self, features: ImageFeatures) -> tuple[Tensor, Tensor]:
         """Logits ``(B, classes, S/16, S/16)`` and ``(B, classes, S/4, S/4)``."""
@@ -39,6 +52,27 @@ class NamingHead(Described, nn.Module):
         hidden = F.relu(hidden + self.eighth(features.high_res[1]))
         hidden = F.interpolate(hidden, scale_factor=2, mode="bilinear") + self.quarter(features.high_res[0])
         return self.coarse(features.embedding), self.fine(F.relu(self.mix(F.relu(hidden))))
+
+    def take_over(self, weights: Mapping[str, Tensor], classes: Sequence[str]) -> None:
+        """Loads another head's weights; classes are matched by name, and new ones stay as they are.
+
+        Args:
+            weights: its ``state_dict``.
+            classes: its classes.
+
+        Raises:
+            RuntimeError: it has other widths.
+        """
+        own = self.state_dict()
+        found = dict(weights)
+        shared = [name for name in self.classes if name in classes]
+        to, by = [self.classes.index(name) for name in shared], [classes.index(name) for name in shared]
+        for layer in ("coarse", "fine"):
+            for part in ("weight", "bias"):
+                rows = own[f"{layer}.{part}"].clone()
+                rows[to] = weights[f"{layer}.{part}"][by].to(rows)
+                found[f"{layer}.{part}"] = rows
+        self.load_state_dict(found)
 
 
 def against_the_rest(logits: Tensor, organs: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,7 @@ class AnatomyModel(ClipModel):
         super().__init__(backbone, **kwargs)
         self.context_share = context_share
         self.prior, self.prior_weight, self.naming_weight = prior, prior_weight, naming_weight
-        self.head = NamingHead(backbone.embedding_channels, len(CLASSES))
+        self.head = NamingHead(backbone.embedding_channels, CLASSES)
         self.overlap = DiceLoss(batch=True)
 
     def forward(

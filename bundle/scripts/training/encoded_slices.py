@@ -56,6 +56,8 @@ class EncodedSlices(Dataset):
         absent_share: share of pairs drawn whose slice does not hold the organ.
         all_memories: whether an item has the memories of all organs in its slice, ``(K, M, h, w)``, as a
             :class:`~scripts.networks.joint_prior.JointMemoryPrior` is trained on, and not that of its own organ.
+        labels: whether an item has the labels of its whole slice, ``(S, S)`` uint8, by which a head is trained to name
+            organs.
         batch_size: slices encoded at a time.
         seed: of the augmentation.
 
@@ -78,6 +80,7 @@ class EncodedSlices(Dataset):
         variants: int = 0,
         absent_share: float = 0.25,
         all_memories: bool = False,
+        labels: bool = False,
         batch_size: int = 8,
         seed: int = 0,
     ) -> None:
@@ -88,7 +91,7 @@ class EncodedSlices(Dataset):
         self.data, self.transform, self.backbone, self.organs = list(data), transform, backbone, list(organs)
         self.cache_dir, self.variants, self.absent_share = Path(cache_dir), variants, absent_share
         self.augment = AugmentedVariant(augmentation, seed) if variants else None
-        self.batch_size, self.all_memories = batch_size, all_memories
+        self.batch_size, self.all_memories, self.labels = batch_size, all_memories, labels
         self.files = self._encode_all()
         self._open: dict[int, dict[str, Tensor]] = {}
         self.pairs, self.present = self._list_pairs()
@@ -103,6 +106,8 @@ class EncodedSlices(Dataset):
         memories = content["memory"][position]
         item["memory"] = memories if self.all_memories else memories[organ]
         item["mask"] = (content["label"][position] == organ + 1)[None]
+        if self.labels:
+            item["label"] = content["label"][position]
         case = self.data[file // (self.variants + 1)]["case"]
         return {**item, "organ": organ, "present": bool(self.present[index]), "case": case}
 

@@ -228,7 +228,9 @@ class PriorExporter:
             raise SettingError(f"ema_decay must lie in [0, 1), got {ema_decay}.")
         self.network, self.path, self.ema_decay, self.about = network, Path(path), ema_decay, dict(about or {})
         self.snapshots = frozenset(snapshots)
-        self.average = AveragedModel(network.prior, multi_avg_fn=self._average) if ema_decay else None
+        trained = {name: part for name, part in network.named_children() if name != "backbone"}
+        self._parts = torch.nn.ModuleDict(trained)
+        self.average = AveragedModel(self._parts, multi_avg_fn=self._average) if ema_decay else None
 
     @torch.no_grad()
     def _average(self, averaged: list[torch.Tensor], current: list[torch.Tensor], updates: torch.Tensor) -> None:
@@ -239,9 +241,7 @@ class PriorExporter:
         if idist.get_rank() > 0:
             return
         if self.average is not None:
-            engine.add_event_handler(
-                Events.ITERATION_COMPLETED, lambda: self.average.update_parameters(self.network.prior)
-            )
+            engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: self.average.update_parameters(self._parts))
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.export_snapshot)
         engine.add_event_handler(Events.COMPLETED, self.export)
 
@@ -257,7 +257,7 @@ class PriorExporter:
         state = self.network.state_dict()
         if self.average is not None and int(self.average.n_averaged):
             averaged = dict(self.average.module.named_parameters())
-            state.update({f"prior.{key}": value.detach() for key, value in averaged.items()})
+            state.update({key: value.detach() for key, value in averaged.items()})
         spoilt = not_finite(state)
         if spoilt:
             raise RefusedError(

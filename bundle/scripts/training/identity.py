@@ -36,7 +36,8 @@ def training_identity(
 
     Args:
         data: the training cases; their files count by their content, not by their places.
-        network: of which the prior, the backbone with its weights, and the organs count; how it samples does not.
+        network: of which the prior, a head that names organs, the backbone with its weights, and the organs count; how
+            it samples does not.
         optimizer: with its rates.
         lr_scheduler: the rates along the training.
         parts: further settings and objects by their names, such as transforms and the loss; see
@@ -52,6 +53,7 @@ def training_identity(
         "organs": list(network.organs),
         "backbone": describe(network.backbone),
         "prior": describe(network.prior),
+        "names": describe(network.names),
         "optimizer": describe(optimizer),
         "lr_scheduler": _rates(lr_scheduler),
         **{name: describe(part) for name, part in parts.items()},

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ignite.distributed as idist
+import torch
 import torch.nn.functional as F
 from monai.losses import DiceLoss, FocalLoss
 from torch import Tensor, nn
 
 from ..descriptions import Described
 from ..errors import SettingError
+from ..networks.naming_head import against_the_rest
 from .parallel import mean_over_processes
+
+_ORGANS_WEIGHT = 3.0  # of an organ's pixels in the naming head's cross-entropy, as in its pretraining
 
 
 class DiffuSAMLoss(Described, nn.Module):
@@ -21,6 +25,7 @@ class DiffuSAMLoss(Described, nn.Module):
 
     Args:
         lambda_prior, lambda_seg: weights of Equation 2, both 1 in the paper.
+        lambda_names: weight of :meth:`naming`, where a head is trained that names organs; not in the paper.
         segmentation: ``"dice_bce"``, or ``"focal_dice"`` for SAM2's own 20 * focal + Dice.
         object_weight: weight of the object score's cross-entropy within the segmentation loss.
 
@@ -33,15 +38,17 @@ class DiffuSAMLoss(Described, nn.Module):
         lambda_prior: float = 1.0,
         lambda_seg: float = 1.0,
         *,
+        lambda_names: float = 1.0,
         segmentation: str = "dice_bce",
         object_weight: float = 0.1,
     ) -> None:
         super().__init__()
         if segmentation not in ("dice_bce", "focal_dice"):
             raise SettingError(f"segmentation must be 'dice_bce' or 'focal_dice', got '{segmentation}'.")
-        self.lambda_prior, self.lambda_seg = lambda_prior, lambda_seg
+        self.lambda_prior, self.lambda_seg, self.lambda_names = lambda_prior, lambda_seg, lambda_names
         self.segmentation, self.object_weight = segmentation, object_weight
         self.dice = DiceLoss(sigmoid=True, reduction="none")
+        self.named_dice = DiceLoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
         self.focal = FocalLoss(reduction="none", gamma=2.0, alpha=0.25)
 
     def forward(
@@ -73,6 +80,23 @@ class DiffuSAMLoss(Described, nn.Module):
             "prior_loss": prior_loss.detach(),
             "seg_loss": seg_loss.detach(),
         }
+
+    def naming(self, logits: Tensor, label: Tensor, organs: int) -> Tensor:
+        """The loss of a head that names the structure of every pixel: cross-entropy and soft Dice of the organs.
+
+        All structures that are no organs are the background, whichever the head takes them for.
+
+        Args:
+            logits: ``(B, classes, h, w)``, the organs first.
+            label: ``(B, S, S)``, 0 background and 1...K the organs; S is a multiple of h.
+            organs: K.
+        """
+        named, rest = against_the_rest(logits.float(), range(organs))
+        logits = torch.cat([rest, named], 1)
+        step = label.shape[-1] // logits.shape[-1]
+        label = label[:, step // 2 :: step, step // 2 :: step].long()
+        weight = torch.tensor([1.0] + [_ORGANS_WEIGHT] * organs, device=logits.device)
+        return F.cross_entropy(logits, label, weight) + self.named_dice(logits, label[:, None])
 
 
 def held_slices(present: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import SettingError
 from ..files import sha256_of
 from ..networks.frozen_backbone import FrozenBackboneNetwork
+from ..networks.naming_head import naming_classes
 from ..weights import load_tensors
 
 logger = logging.getLogger(__name__)
@@ -48,8 +49,8 @@ class StartingPrior:
         reason = self._take_over() if self.start_from is not None else "no `start_from` is named"
         if reason and self.network.names is not None:
             raise SettingError(
-                f"named_memories keeps the head of the file that training starts from, but {reason}. Set `start_from` "
-                "to a file that has a head, such as the model that ships, or `named_memories` to False."
+                f"named_memories goes on from the head of the file that training starts from, but {reason}. Set "
+                "`start_from` to a file that has a head, such as the model that ships, or `named_memories` to False."
             )
         if reason:
             logger.info("The prior starts from scratch: %s.", reason)
@@ -87,9 +88,9 @@ class StartingPrior:
             return f"'{path}' knows none of the organs {self.network.organs}, but {about['organs']}"
         if self.network.names is not None:
             head = {key.removeprefix("names."): value for key, value in state.items() if key.startswith("names.")}
-            if about["organs"] != own["organs"] or not head:
-                return f"'{path}' has no head for the organs {own['organs']}"
-            self.network.names.load_state_dict(head)
+            if not head:
+                return f"'{path}' has no head that names organs"
+            self.network.names.take_over(head, naming_classes(about["organs"]))
         prior.load_state_dict(weights)
         new = [organ for organ in self.network.organs if organ not in known]
         scratch = f"; from scratch: {', '.join(new)}" if new else ""

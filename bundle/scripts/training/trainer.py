@@ -53,7 +53,8 @@ class DiffuSAMTrainer(Described, SupervisedTrainer):
     losses.
 
     Args:
-        max_grad_norm: the prior's gradient is clipped to this norm; None leaves it.
+        max_grad_norm: the prior's gradient is clipped to this norm, and so is that of a head that names organs; None
+            leaves them.
         timesteps: the diffusion times that are drawn from, such as those that inference visits; None draws from all,
             as the paper does.
         iterations: after which training ends, within an epoch if need be; None trains whole epochs.
@@ -76,6 +77,8 @@ class DiffuSAMTrainer(Described, SupervisedTrainer):
             self.add_event_handler(Events.ITERATION_COMPLETED, self._end_at, iterations)
         self.max_grad_norm = max_grad_norm
         self.timesteps = None if timesteps is None else torch.tensor(list(timesteps))
+        if self.network.names is not None:
+            self.network.names.requires_grad_(self.loss_function.lambda_names > 0)
         self.step: nn.Module = TrainingStep(self.network, self.loss_function, compute=self._losses)
         if idist.get_world_size() > 1:
             self.step = DistributedDataParallel(self.step, broadcast_buffers=False)
@@ -114,6 +117,8 @@ class DiffuSAMTrainer(Described, SupervisedTrainer):
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         if self.max_grad_norm is not None:
             clip_grad_norm_(self.network.prior.parameters(), self.max_grad_norm)
+            if self.network.names is not None:
+                clip_grad_norm_(self.network.names.parameters(), self.max_grad_norm)
         if self.amp and self.scaler is not None:
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -144,7 +149,13 @@ class DiffuSAMTrainer(Described, SupervisedTrainer):
         prior_error, memory = network.prior(true_memory, features, organ, timestep, noise_like(true_memory))
         decoded = network.backbone.decode(network.backbone.condition(features, [Memory(memory)]), features)
         mask_logits = resize_logits(decoded.mask_logits, network.backbone.image_size)
-        return self.loss_function(prior_error, mask_logits, decoded.object_score, batch["mask"])
+        losses = self.loss_function(prior_error, mask_logits, decoded.object_score, batch["mask"])
+        if network.names is not None and self.loss_function.lambda_names:
+            _, named = network.names(features)
+            naming = self.loss_function.naming(named, batch["label"], len(network.organs))
+            losses["loss"] = losses["loss"] + self.loss_function.lambda_names * naming
+            losses["names_loss"] = naming.detach()
+        return losses
 
     def _draw_timesteps(self, network: DiffuSAM, count: int, device: torch.device) -> Tensor:
         if self.timesteps is None:
