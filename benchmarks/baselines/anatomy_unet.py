@@ -41,6 +41,7 @@ def train(
     beyond: Sequence[float] = (0.35, 0.15),
     tilt: Sequence[float] = (0.22, 0.1),
     slide: float = 30.0,
+    anywhere: float = 0.25,
     seed: int = 0,
     save_every: int = 200,
 ) -> None:
@@ -55,7 +56,7 @@ def train(
         slices: in a step.
         image_size: side of a slice in pixels.
         learning_rate: at the start.
-        beyond, tilt, slide: where slices lie, as configs/pretrain_anatomy.json has it.
+        beyond, tilt, slide, anywhere: where slices lie, as configs/pretrain_anatomy.json has it.
         seed: of everything drawn.
         save_every: steps between checkpoints.
 
@@ -70,7 +71,8 @@ def train(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pool = PatientPool(write_patients(Path(patients_dir), patients, workers=os.cpu_count() or 1), device)
     stage = {"epochs": 1, "clips": slices, "frames": 1, "image_size": image_size}
-    data = AnatomyClips(pool, [stage], length=iterations, seed=seed + 2, beyond=beyond, tilt=tilt, slide=slide)
+    where = {"beyond": beyond, "tilt": tilt, "slide": slide, "anywhere": anywhere}
+    data = AnatomyClips(pool, [stage], length=iterations, seed=seed + 2, **where)
     shape = {} if network == "unet" else {"size": image_size}
     trained = NETWORKS[network](1 + len(ORGANS), **shape).to(device)
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True, batch=True, include_background=False)

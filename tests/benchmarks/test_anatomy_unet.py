@@ -78,7 +78,7 @@ def test_an_unknown_network_is_refused(tmp_path):
         train(str(tmp_path / "out.pt"), network="vnet")
 
 
-@pytest.mark.parametrize("setting", ["beyond", "tilt", "slide"])
+@pytest.mark.parametrize("setting", ["beyond", "tilt", "slide", "anywhere"])
 def test_its_slices_lie_where_the_backbones_do(setting):
     config = json.loads((BUNDLE / "configs/pretrain_anatomy.json").read_text("utf-8"))
     default = inspect.signature(train).parameters[setting].default

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scripts.data.phantom_anatomy import ORGANS
 from scripts.pretraining.anatomy import make_patient, write_patients
-from scripts.pretraining.patient import LABEL_INDEX, LABELS, POPULATION, SHAPE, SPACING, TISSUE_INDEX, TISSUES
+from scripts.pretraining.patient import CENTRE, LABEL_INDEX, LABELS, POPULATION, SHAPE, SPACING, TISSUE_INDEX, TISSUES
 
 MILLILITRES = float(np.prod(SPACING)) / 1000
 
@@ -31,6 +31,25 @@ def test_maps_hold_known_tissues_and_labels_on_one_grid():
     # the patient's right is where the axis points
     right, left = (np.argwhere(label == LABEL_INDEX[name])[:, 0].mean() for name in ("right kidney", "left kidney"))
     assert right > SHAPE[0] / 2 > left
+
+
+def test_below_the_organs_there_is_a_pelvis_and_above_them_a_chest():
+    tissue, label = make_patient(0)
+    height = CENTRE[2] + (np.arange(SHAPE[2]) - (SHAPE[2] - 1) / 2) * SPACING[2]
+    organs = ((label > 0) & (label <= len(ORGANS))).any((0, 1))
+    assert height[organs].min() > -150 and height[organs].max() < 130
+
+    def share(names, low, high):
+        """Of the voxels of the body between two heights in mm."""
+        part = tissue[:, :, (height > low) & (height < high)]
+        body = part != TISSUE_INDEX["air"]
+        return np.isin(part, [TISSUE_INDEX[name] for name in names])[body].mean()
+
+    assert share(["muscle"], -240, -160) > 1.3 * share(["muscle"], -60, 20)  # the glutei
+    assert share(["cortical bone", "marrow"], -240, -160) > 1.3 * share(["cortical bone", "marrow"], -60, 20)
+    urine = (tissue == TISSUE_INDEX["renal pelvis"]) & (label == LABEL_INDEX["collection"])
+    assert urine.any() and height[urine.any((0, 1))].max() < -100
+    assert share(["lung"], 120, 180) > 0.15
 
 
 def test_a_negative_seed_is_refused():

@@ -7,7 +7,7 @@ import torch
 from scripts.data.phantom_anatomy import ORGANS
 from scripts.pretraining.anatomy import write_patients
 from scripts.pretraining.contrasts import Draw, draw_means
-from scripts.pretraining.patient import LABEL_INDEX, TISSUE_INDEX, TISSUES
+from scripts.pretraining.patient import LABEL_INDEX, SHAPE, SPACING, TISSUE_INDEX, TISSUES
 from scripts.pretraining.patient_clips import CLASSES, AnatomyClips, PatientPool
 
 STAGES = [{"epochs": 1, "image_size": 64, "frames": 3, "clips": 4}]
@@ -108,6 +108,18 @@ def test_a_tilted_slice_meets_front_and_back_at_different_heights(pool):
 
     assert slopes(tilt=(0.5, 0.0)) > 3 * slopes(tilt=(0.0, 0.0))
     assert slopes(tilt=(0.0, 0.0), slide=60.0) > 3 * slopes(tilt=(0.0, 0.0))
+
+
+def test_clips_from_anywhere_show_pelvis_and_chest(pool):
+    def heights(**anywhere):
+        clips = AnatomyClips(pool, [{**STAGES[0], "clips": 64}], **anywhere)
+        return clips._positions(Draw(0, "cpu"), clips.stages[0]).z.mean((1, 2, 3))
+
+    whole = SHAPE[2] * SPACING[2]
+    usual, anywhere = heights(), heights(anywhere=1.0)
+
+    assert anywhere.max() - anywhere.min() > 0.8 * whole > usual.max() - usual.min()
+    assert torch.equal(heights(anywhere=0.0), usual)
 
 
 def test_breathing_displaces_slices_in_their_plane(pool):

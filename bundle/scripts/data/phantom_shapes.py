@@ -18,12 +18,15 @@ Vector = Sequence[float] | np.ndarray
 Vectors = Sequence[Vector] | np.ndarray
 
 
-def smooth_field(rng: np.random.Generator, axes: Sequence[np.ndarray], knots: float) -> np.ndarray:
+def smooth_field(
+    rng: np.random.Generator, axes: Sequence[np.ndarray], knots: float, reach: Vector = (200.0, 200.0, 120.0)
+) -> np.ndarray:
     """A smooth random field of unit variance ``(x, y, z)``, float32, with structure of about ``knots`` millimetres.
 
-    The knots lie at fixed places in millimetres, so that the field is the same on any grid.
+    The knots lie at fixed places in millimetres, up to ``reach`` on either side, so that the field is the same on any
+    grid.
     """
-    places = [np.arange(-half, half + knots, knots) for half in (200.0, 200.0, 120.0)]
+    places = [np.arange(-half, half + knots, knots) for half in reach]
     field = rng.standard_normal([len(place) for place in places])
     for axis, place in zip(axes, places):
         inside = np.clip(axis, place[0], place[-1])  # beyond the last knot the field stays as it is

@@ -29,7 +29,8 @@ from .organs import (
     paint_spleen,
     paint_stomach,
 )
-from .patient import LABEL_INDEX, SHAPE, SPACING, TISSUE_INDEX, Patient
+from .patient import CENTRE, LABEL_INDEX, SHAPE, SPACING, TISSUE_INDEX, Patient
+from .pelvis import hips, paint_pelvis, paint_upper_chest
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def make_patient(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """
     if seed < 0:
         raise SettingError(f"The seed must be 0 or more, but is {seed}.")
-    axes = [(np.arange(n) - (n - 1) / 2) * step for n, step in zip(SHAPE, SPACING)]
+    axes = [(np.arange(n) - (n - 1) / 2) * step + middle for n, step, middle in zip(SHAPE, SPACING, CENTRE)]
     patient = Patient(np.random.default_rng([seed, 7]), axes)
     _paint_trunk(patient)
     with patient.labelled("lung"):
@@ -76,7 +77,8 @@ def make_patient(seed: int) -> tuple[np.ndarray, np.ndarray]:
     with patient.labelled("spine"):
         phantom_anatomy.paint_spine(patient)
     phantom_anatomy.paint_ribs(patient)
-    _paint_pelvis(patient)
+    paint_upper_chest(patient)
+    paint_pelvis(patient)
     paint_lesions(patient)
     _paint_outside(patient)
     return patient.tissue, patient.label
@@ -96,6 +98,7 @@ def _paint_trunk(patient: Patient) -> None:
             centre = np.array([x0, 112 + thickness * 0.8, rng.uniform(60, 110)])
             radii = np.array([rng.uniform(35, 60), rng.uniform(20, 50), rng.uniform(35, 60)])
             outer = shapes.smooth_minimum(outer, shapes.ellipsoid((x, y, z), centre, radii), 8.0)
+    outer = shapes.smooth_minimum(outer, hips(patient, thickness), 24.0)
     patient.paint("skin", outer - rng.uniform(1.5, 3), everywhere)
     patient.paint("fat", outer, everywhere)
     patient.paint("muscle", patient.cavity - patient.wall * (1 + 0.12 * patient.bumps), everywhere)
@@ -170,17 +173,6 @@ def _paint_collection(patient: Patient) -> None:
     with patient.labelled("collection"):
         patient.paint("bowel wall", distance - 2, region)
         patient.paint(rng.choice(["cyst", "cyst", "lesion"]), distance, region)
-
-
-def _paint_pelvis(patient: Patient) -> None:
-    """The wings of the ilium, where the field of view reaches them."""
-    for side in (1, -1):
-        centre = np.array((92 * side, -30, -150))
-        region = patient.near(centre - (60, 75, 70), centre + (60, 75, 70))
-        shell = np.abs(shapes.ellipsoid(patient.at(region), centre, (40, 62, 58))) - 5
-        shell = np.maximum(shell, (centre[0] - patient.points[0][region]) * side)
-        patient.paint("cortical bone", shell, region)
-        patient.paint("marrow", shell + 2.5, region)
 
 
 def _paint_outside(patient: Patient) -> None:

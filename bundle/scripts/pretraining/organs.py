@@ -184,13 +184,13 @@ def paint_aorta(patient: Patient) -> None:
     rng = patient.rng
     calibre = rng.uniform(14, 24) if patient.chance(0.05) else rng.uniform(7.5, 13.5)
     bend = patient.jitter(7, 3, 0)
-    course = [(-14, -12, 150), np.array((-9, -6, 20)) + bend, np.array((-6, -4, -150)) - bend]
+    course = [(-14, -14, 150), np.array((-9, -6, 20)) + bend, np.array((-6, -6, -100)) - bend]
     patient.tube("aorta", course, (1.1 * calibre, calibre, 0.85 * calibre), label=LABEL_INDEX["aorta"])
 
 
 def paint_cava(patient: Patient) -> None:
     calibre = np.array([12, 11.5, 10.5, 10]) * patient.rng.uniform(0.55, 1.2)
-    course = np.array([(17, 0, 74), (21, -6, 30), (20, -8, -30), (16, -8, -150)]) + patient.jitter(4, 3, 0)
+    course = np.array([(17, 0, 74), (21, -6, 30), (20, -8, -30), (14, -8, -100)]) + patient.jitter(4, 3, 0)
     patient.tube("vein", course, calibre, label=LABEL_INDEX["vena cava"])
 
 

@@ -11,11 +11,14 @@ from ..data import phantom_anatomy
 from ..data import phantom_shapes as shapes
 from ..data.phantom_rendering import TISSUES as PHANTOM_TISSUES
 
-SHAPE, SPACING = (224, 192, 64), (2.0, 2.0, 4.0)  # voxels and mm along right, anterior, superior
+SHAPE, SPACING = (224, 192, 120), (2.0, 2.0, 4.0)  # voxels and mm along right, anterior, superior
+CENTRE = (0.0, 0.0, -52.0)  # the grid's middle in the body's coordinates, of which 0 is the middle of the abdomen
+_REACH = (200.0, 200.0, 300.0)  # mm over which smooth fields vary
 TISSUES = (
     *PHANTOM_TISSUES,
     *("lesion", "cyst", "stone", "ascites", "effusion", "gland", "adrenal", "table", "spleen pulp", "liver fat"),
 )
+CREST = -98.0  # height of the iliac crests in reference millimetres: the pelvis begins below it
 LABELS = (
     "background",
     *phantom_anatomy.ORGANS,
@@ -63,12 +66,25 @@ class Patient(shapes.Body):
         self.points = []
         coarse, fine = rng.uniform(3, 8), rng.uniform(0.6, 2.2)
         for line in mesh:
-            warp = coarse * shapes.smooth_field(rng, self.axes, 75.0)
-            warp += fine * shapes.smooth_field(rng, self.axes, 35.0)
+            warp = coarse * shapes.smooth_field(rng, self.axes, 75.0, _REACH)
+            warp += fine * shapes.smooth_field(rng, self.axes, 35.0, _REACH)
             self.points.append(line + np.clip(warp, -shapes.LARGEST_WARP, shapes.LARGEST_WARP))
-        self.bumps = rng.uniform(0.5, 1.8) * shapes.smooth_field(rng, self.axes, 22.0)
+        self.bumps = rng.uniform(0.5, 1.8) * shapes.smooth_field(rng, self.axes, 22.0, _REACH)
         self.wall = rng.uniform(8.0, 20.0)
-        self.cavity, self.dome = self._cavity(), self._dome() + rng.uniform(-16, 8)
+        upwards = np.clip((self.points[2] - 110) / 110, 0, 1)
+        # the chest is narrower above
+        self.cavity, self.dome = self._cavity() + 40 * upwards**2, self._dome() + rng.uniform(-16, 8)
+        self.funnel = self._funnel()
+
+    def _funnel(self) -> np.ndarray:
+        """Distance to the inner surface of the pelvis, which narrows below the iliac crests; negative inside."""
+        x, y, z = self.points
+        share = np.clip((CREST - z) / 120, 0, 1)
+        share = share * share * (3 - 2 * share)
+        wide, deep = 131 - 68 * share, 85 - 24 * share
+        y = y - 5 + 12 * share
+        inner = (np.abs(x / wide) ** 2.3 + np.abs(y / deep) ** 2.3) ** (1 / 2.3)
+        return np.hypot(x, y) * (1 - 1 / np.maximum(inner, 1e-3))
 
     def paint(self, tissue: str, distance: np.ndarray, region: shapes.Region, *, label: int | None = None) -> None:
         """Lays a tissue over what is there; see :meth:`~scripts.data.phantom_shapes.Body.paint`.

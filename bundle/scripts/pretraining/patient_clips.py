@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.phantom_anatomy import ORGANS
+from ..networks.naming_head import STRUCTURES
 from ..networks.sam2_backbone import between_neighbours
 from .contrasts import Draw, render
-from .patient import LABEL_INDEX, LABELS, SPACING, TISSUE_INDEX, TISSUES
+from .patient import LABEL_INDEX, SPACING, TISSUE_INDEX, TISSUES
 from .synthetic_clips import stage_of
 
-#: What an auxiliary head names in every pixel: the labels, and of the rest the kind of tissue.
-CLASSES = (*LABELS[1:], "air", "skin and fat", "muscle", "bone", "vessel", "other")
+CLASSES = STRUCTURES  # what a head names in every pixel: the labels, and of the rest the kind of tissue
 
 
 def _class_table() -> Tensor:
@@ -58,10 +58,11 @@ class PatientPool:
         self.tissue, self.label = (torch.from_numpy(np.stack(arrays)).to(device) for arrays in zip(*maps))
         air, table = self.tissue == TISSUE_INDEX["air"], self.tissue == TISSUE_INDEX["table"]
         body = ~(air | table)
-        # where the body lies in plane, and where along z organs are, in mm from the middle of the volume
+        # where along z organs are, and where the body lies in plane at their height, in mm from the volume's middle
+        organs = ((self.label > 0) & (self.label <= len(ORGANS))).any(3).any(2)
+        self.organs = _extent(organs, SPACING[2])
+        body &= organs[:, :, None, None]
         self.box = torch.stack([_extent(body.any(1).any(2), SPACING[1]), _extent(body.any(1).any(1), SPACING[0])], 1)
-        organs = (self.label > 0) & (self.label <= len(ORGANS))
-        self.organs = _extent(organs.any(3).any(2), SPACING[2])
 
     def __len__(self) -> int:
         return len(self.tissue)
@@ -133,6 +134,7 @@ class AnatomyClips:
             bowel lie at all heights before the kidneys, as they do in bodies.
         beyond: how far below the lowest organ and above the highest one clips may lie, as shares of the organs'
             height.
+        anywhere: share of the clips that may lie anywhere in the trunk, from the thighs to the shoulders, instead.
         length: batches in an epoch.
         seed: of everything drawn.
 
@@ -153,6 +155,7 @@ class AnatomyClips:
         breathing: Sequence[float] = (0.0, 0.0),
         tilt: Sequence[float] = (0.05, 0.05),
         slide: float = 0.0,
+        anywhere: float = 0.0,
         length: int = 100,
         seed: int = 0,
     ) -> None:
@@ -160,7 +163,7 @@ class AnatomyClips:
         self.organs_per_clip, self.extra_objects = organs_per_clip, extra_objects
         self.spacing, self.beyond, self.breathing = tuple(spacing), tuple(beyond), tuple(breathing)
         self.tilt = torch.tensor(tilt, device=pool.tissue.device)
-        self.slide, self.length, self.seed = slide, length, seed
+        self.slide, self.anywhere, self.length, self.seed = slide, anywhere, length, seed
         self.epoch = 1
         self.class_table = _class_table().to(pool.tissue.device)
 
@@ -201,6 +204,9 @@ class AnatomyClips:
         step = torch.exp(draw.uniform(*(math.log(limit) for limit in self.spacing), count))
         low, high = self.pool.organs[patient].unbind(1)
         centre = low + (high - low) * draw.uniform(-self.beyond[0], 1 + self.beyond[1], count)
+        if self.anywhere > 0:
+            height = self.pool.tissue.shape[1] * SPACING[2]
+            centre = torch.where(draw.chance(self.anywhere, count), draw.uniform(-0.5, 0.5, count) * height, centre)
         direction = torch.where(draw.chance(0.5, count), 1.0, -1.0)
         along = (torch.arange(frames, device=device) - draw.integer(frames, count)[:, None]) * (direction * step)[
             :, None
