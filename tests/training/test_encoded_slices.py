@@ -8,7 +8,7 @@ import pytest
 import torch
 from monai.transforms import Compose, LoadImaged, RandGaussianNoised, Resized, ScaleIntensityRanged
 from scripts.networks.logits import mask_to_logits
-from scripts.networks.sam2_backbone import SAM2, FrozenSAM2
+from scripts.networks.sam2_backbone import SAM2, FrozenSAM2, between_neighbours
 from scripts.training.encoded_slices import EncodedSlices
 from torch.utils.data import DataLoader
 
@@ -329,3 +329,17 @@ def test_items_have_the_labels_of_their_slice_where_they_are_asked_for(make):
         assert torch.equal(item["label"] == item["organ"] + 1, item["mask"][0])
         assert ("label" in make()[index]) is False
     assert len(dataset) == SLICES * len(ORGANS)
+
+
+@pytest.mark.parametrize("context", [False, True])
+def test_items_have_the_slice_as_the_backbone_sees_it_where_it_is_asked_for(make, data, backbone, context, monkeypatch):
+    monkeypatch.setattr(backbone, "slice_context", context)
+    dataset = make(images=True)
+    volume = transforms()(dict(data[0]))["image"].permute(3, 0, 1, 2)
+    shown = between_neighbours(volume) if context else volume
+
+    for index in (0, 2 * len(ORGANS), (SLICES - 1) * len(ORGANS)):
+        image, position = dataset[index]["image"], int(dataset.pairs[index, 1])
+        assert image.dtype == torch.float16 and image.shape == (3 if context else 1, SIZE, SIZE)
+        torch.testing.assert_close(image.float(), torch.as_tensor(shown[position]), atol=1e-3, rtol=0)
+    assert {file.name for file in dataset.files}.isdisjoint(file.name for file in make().files)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -77,8 +78,13 @@ class FrozenBackboneNetwork(Described, nn.Module, ABC):
         Returns:
             ``(B, 1 + organs, S, S)``; background is 0 everywhere, so the arg-max over channels is the label map.
         """
-        logits = self.segment(self.backbone.encode_image(image))
+        logits = self.segment(self.encode(image))
         return with_background(resize_logits(logits, self.backbone.image_size))
+
+    def encode(self, image: Tensor) -> ImageFeatures:
+        """Features of slices ``(B, 1 or 3, S, S)``, with the slices where a head reads them itself."""
+        features = self.backbone.encode_image(image)
+        return replace(features, image=image) if self.names is not None and self.names.reads_images else features
 
     @abstractmethod
     def segment(self, features: ImageFeatures) -> Tensor:

@@ -36,6 +36,8 @@ class NamingHead(Described, nn.Module):
         width: of the head.
     """
 
+    reads_images = False  # whether the slices themselves are needed beside their features
+
     def __init__(self, channels: int, classes: Sequence[str] = STRUCTURES, *, width: int = 96) -> None:
         super().__init__()
         self.classes = list(classes)

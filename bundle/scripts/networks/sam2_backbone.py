@@ -170,15 +170,11 @@ class SAM2(Described, nn.Module):
             raise SettingError(
                 f"Expected slices of shape (B, 1 or 3, {self.image_size}, {self.image_size}), got {tuple(image.shape)}."
             )
-        parts = image.split(self._encoded_at_once(image.device))
+        parts = image.split(encoded_at_once(self.image_size, image.device))
         return ImageFeatures.joined([image_features(self.model, self._normalised(part)) for part in parts])
 
     def _normalised(self, image: Tensor) -> Tensor:
         return (image.expand(-1, 3, -1, -1) - self.pixel_mean) / self.pixel_std
-
-    def _encoded_at_once(self, device: torch.device) -> int:
-        """How many slices go through the image encoder together: on a CPU those whose activations its cache holds."""
-        return max(1, PIXELS_AT_ONCE // self.image_size**2) if device.type == "cpu" else MANY_SLICES
 
     def encode_memory(self, features: ImageFeatures, mask_logits: Tensor, object_score: Tensor | None = None) -> Tensor:
         """Masks of known slices to memories: ME(y, z_img).
@@ -351,6 +347,11 @@ class FrozenSAM2(SAM2):
 
     def train(self, mode: bool = True) -> FrozenSAM2:
         return super().train(False)
+
+
+def encoded_at_once(image_size: int, device: torch.device) -> int:
+    """How many slices go through an image encoder together: on a CPU those whose activations its cache holds."""
+    return max(1, PIXELS_AT_ONCE // image_size**2) if device.type == "cpu" else MANY_SLICES
 
 
 def between_neighbours(image: Tensor) -> Tensor:

@@ -23,33 +23,37 @@ class ImageFeatures:
         embedding: image embedding z_img, ``(B, C, S/16, S/16)`` for input slices of S x S pixels.
         high_res: the two finer maps the mask decoder adds while upscaling, ``(B, C/8, S/4, S/4)`` and
             ``(B, C/4, S/8, S/8)``.
+        image: the slices, ``(B, 1 or 3, S, S)``, where something reads them beside their features.
     """
 
     embedding: Tensor
     high_res: tuple[Tensor, Tensor]
+    image: Tensor | None = None
 
     def __len__(self) -> int:
         return self.embedding.shape[0]
 
     def __getitem__(self, index) -> ImageFeatures:
         """Selects (or repeats) slices: any index of dimension 0, such as a slice, a list or a LongTensor."""
-        return ImageFeatures(self.embedding[index], (self.high_res[0][index], self.high_res[1][index]))
+        image = None if self.image is None else self.image[index]
+        return ImageFeatures(self.embedding[index], (self.high_res[0][index], self.high_res[1][index]), image)
 
     @classmethod
     def joined(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
-        """Slices that were encoded one part after the other."""
+        """Slices that were encoded one part after the other, without their images."""
         if len(parts) == 1:
             return parts[0]
         fine, coarse = (torch.cat(level) for level in zip(*(part.high_res for part in parts)))
         return cls(torch.cat([part.embedding for part in parts]), (fine, coarse))
 
     def to(self, *args, **kwargs) -> ImageFeatures:
+        """The features elsewhere, or of another type, without their images."""
         return ImageFeatures(
             self.embedding.to(*args, **kwargs), tuple(level.to(*args, **kwargs) for level in self.high_res)
         )
 
     def repeat_interleave(self, repeats: int) -> ImageFeatures:
-        """Repeats every slice ``repeats`` times in a row, as when each slice meets each organ."""
+        """Repeats every slice ``repeats`` times in a row, as when each slice meets each organ; images are left out."""
         return ImageFeatures(
             self.embedding.repeat_interleave(repeats, 0),
             tuple(level.repeat_interleave(repeats, 0) for level in self.high_res),

@@ -324,12 +324,12 @@ class _Slices:
     def _encoded(self, indices: list[int]) -> ImageFeatures:
         backbone = self.network.backbone
         if not backbone.slice_context:
-            return backbone.encode_image(self._shown(indices))
+            return self.network.encode(self._shown(indices))
         around = [[max(index - 1, 0), index, min(index + 1, self.count - 1)] for index in indices]
         wanted = sorted({index for triple in around for index in triple})
         planes = self._shown(wanted)[:, 0]  # each is resized once, whichever slices it lies beside
         rows = torch.tensor([[wanted.index(index) for index in triple] for triple in around])
-        return backbone.encode_image(planes[rows])
+        return self.network.encode(planes[rows])
 
     def _shown(self, indices: list[int]) -> Tensor:
         """Some slices ``(n, 1, S, S)`` as the network sees them."""

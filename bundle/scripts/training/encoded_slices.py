@@ -58,6 +58,9 @@ class EncodedSlices(Dataset):
             :class:`~scripts.networks.joint_prior.JointMemoryPrior` is trained on, and not that of its own organ.
         labels: whether an item has the labels of its whole slice, ``(S, S)`` uint8, by which a head is trained to name
             organs.
+        images: whether an item has the slice itself as ``image``, ``(1, S, S)``, or between its neighbours,
+            ``(3, S, S)``, where the backbone sees it so: for a head with an encoder of its own. The cache is then half
+            as large again.
         batch_size: slices encoded at a time.
         seed: of the augmentation.
 
@@ -81,6 +84,7 @@ class EncodedSlices(Dataset):
         absent_share: float = 0.25,
         all_memories: bool = False,
         labels: bool = False,
+        images: bool = False,
         batch_size: int = 8,
         seed: int = 0,
     ) -> None:
@@ -91,7 +95,8 @@ class EncodedSlices(Dataset):
         self.data, self.transform, self.backbone, self.organs = list(data), transform, backbone, list(organs)
         self.cache_dir, self.variants, self.absent_share = Path(cache_dir), variants, absent_share
         self.augment = AugmentedVariant(augmentation, seed) if variants else None
-        self.batch_size, self.all_memories, self.labels = batch_size, all_memories, labels
+        self.batch_size, self.all_memories, self.labels, self.images = batch_size, all_memories, labels, images
+        self.context = backbone.slice_context
         self.files = self._encode_all()
         self._open: dict[int, dict[str, Tensor]] = {}
         self.pairs, self.present = self._list_pairs()
@@ -108,6 +113,10 @@ class EncodedSlices(Dataset):
         item["mask"] = (content["label"][position] == organ + 1)[None]
         if self.labels:
             item["label"] = content["label"][position]
+        if self.images:
+            last = len(content["image"]) - 1
+            shown = [max(position - 1, 0), position, min(position + 1, last)] if self.context else [position]
+            item["image"] = content["image"][shown]
         case = self.data[file // (self.variants + 1)]["case"]
         return {**item, "organ": organ, "present": bool(self.present[index]), "case": case}
 
@@ -160,6 +169,7 @@ class EncodedSlices(Dataset):
             "augmentation": describe(self.augment.transform) if self.augment else None,
             "backbone": [self.backbone.fingerprint(), self.backbone.image_size, self.backbone.slice_context],
             "organs": self.organs,
+            **({"images": True} if self.images else {}),
         }
         paths = []
         for item, variant in jobs:
@@ -229,6 +239,8 @@ class EncodedSlices(Dataset):
                 "memory": memory.unflatten(0, (-1, count)),
             }
             chunk = {key: value.to("cpu", torch.float16) for key, value in chunk.items()}
+            if self.images:
+                chunk["image"] = image[start : start + self.batch_size, 0].half()
             chunks.append({**chunk, "label": label[start : start + self.batch_size, 0], "present": present})
             if on_slices is not None:
                 on_slices(min(start + self.batch_size, len(image)), len(image))

@@ -90,6 +90,8 @@ class StartingPrior:
             head = {key.removeprefix("names."): value for key, value in state.items() if key.startswith("names.")}
             if not head:
                 return f"'{path}' has no head that names organs"
+            if self.network.names.reads_images:
+                self.network.names.begin_as(self.network.backbone)
             self.network.names.take_over(head, naming_classes(about["organs"]))
         prior.load_state_dict(weights)
         new = [organ for organ in self.network.organs if organ not in known]

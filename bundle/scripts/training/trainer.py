@@ -142,7 +142,9 @@ class DiffuSAMTrainer(Described, SupervisedTrainer):
 
     def _losses(self, network: DiffuSAM, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         features = ImageFeatures(
-            batch["embedding"].float(), (batch["high_res_fine"].float(), batch["high_res_coarse"].float())
+            batch["embedding"].float(),
+            (batch["high_res_fine"].float(), batch["high_res_coarse"].float()),
+            batch["image"].float() if "image" in batch else None,
         )
         true_memory, organ = batch["memory"].float(), batch["organ"]
         timestep = draw_rows(lambda rows: self._draw_timesteps(network, rows, organ.device), len(organ))
