@@ -171,7 +171,7 @@ def summarise(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "volumes": len(cases),
         "with_organs": sum(each > LEAST_ML for each in largest),
-        "with_organs_and_no_doubt": said,
+        "with_organs_unflagged": said,
         "median_ml": float(np.median(largest)) if largest else 0.0,
         "flags": dict(sorted(flags.items())),
     }
@@ -184,7 +184,7 @@ def as_text(found: dict[str, dict[str, Any]]) -> str:
     for kind, each in found.items():
         flags = ", ".join(f"{flag} {number}" for flag, number in each["flags"].items()) or "none"
         lines.append(
-            f"| {kind} | {each['with_organs']} of {each['volumes']} | {each['with_organs_and_no_doubt']} of "
+            f"| {kind} | {each['with_organs']} of {each['volumes']} | {each['with_organs_unflagged']} of "
             f"{each['volumes']} | {each['median_ml']:.0f} ml | {flags} |"
         )
     return "\n".join(lines)

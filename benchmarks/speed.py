@@ -24,7 +24,9 @@ import fire
 import nibabel as nib
 import numpy as np
 import torch
+from scripts.networks.sam2_types import ImageFeatures
 from scripts.training.trainer import DiffuSAMTrainer
+from torch import Tensor
 
 from benchmarks.configuration import parse
 from benchmarks.speed_table import memory, table
@@ -146,14 +148,7 @@ def recipe(
         memory = backbone.encode_memory(features, torch.randn(4, 1, size, size, device=device))
     encode_seconds = (time.perf_counter() - start) / 4
     network.prior.fit_statistics([(memory.cpu(), features.embedding.cpu())])
-    batch = {
-        "embedding": features.embedding,
-        "high_res_fine": features.high_res[0],
-        "high_res_coarse": features.high_res[1],
-        "memory": memory,
-        "mask": torch.rand(4, 1, size, size, device=device) > 0.5,
-        "organ": torch.arange(4, device=device),
-    }
+    batch = _random_batch(features, memory, size)
     trainer = DiffuSAMTrainer(
         device=torch.device(device),
         max_epochs=1,
@@ -182,6 +177,18 @@ def recipe(
         "peak_gib": round(_peak_gib(device), 2),
     }
     print(json.dumps(result, indent=4))
+
+
+def _random_batch(features: ImageFeatures, memory: Tensor, size: int) -> dict[str, Tensor]:
+    """What a training sees of four slices, with masks drawn at random."""
+    return {
+        "embedding": features.embedding,
+        "high_res_fine": features.high_res[0],
+        "high_res_coarse": features.high_res[1],
+        "memory": memory,
+        "mask": torch.rand(4, 1, size, size, device=memory.device) > 0.5,
+        "organ": torch.arange(4, device=memory.device),
+    }
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,19 +96,47 @@ def table(
     get = parser.get_parsed_content
     network, trained = _network(parser)
     data = get("validate#preprocessing")(dict(get("test_data")[0]))
-    image, masks = data["image"], _true_masks(data["label"], len(network.organs))
-    middle, count = image.shape[-1] // 2, slices or image.shape[-1]
-    chosen = slice(max(0, middle - count // 2), max(0, middle - count // 2) + count)
-    volume, masks = image[None, ..., chosen], masks[..., chosen]
+    volume, masks = _middle(data, len(network.organs), slices)
     options = {"batch_size": get("encode_batch_size"), "ended_after": get("ended_after")}
     given = not trained if given_masks is None else given_masks
 
     def walk(**changes: Any) -> VolumetricInferer:
         return GivenMasks(masks, **(options | changes)) if given else VolumetricInferer(**(options | changes))
 
+    rows, about = _compared(network, volume, masks, walk, rounds, "masks given" if given else "as segmented")
+    if "around" in parts:
+        whole = None if slices else walk(output="labels_and_organs")(data["image"][None], network)
+        _around(rows, parser, data, whole)
+    if "organs" in parts:
+        _organs(rows, parser, [*organs])
+    for size in sizes:
+        _size(rows, network, size, options)
+    if "training" in parts:
+        _training(rows, parser, network)
+    if "memory" in parts:
+        _memory(rows)
+    if "start" in parts:
+        _start(rows)
+    print(rows.markdown())
+    if output:
+        Path(output).write_text(json.dumps({"about": about, "rows": rows.rows}, indent=4) + "\n", encoding="utf-8")
+
+
+def _middle(data: dict[str, Any], organs: int, slices: int | None) -> tuple[Tensor, Tensor]:
+    """The middle slices of a case, or all: the volume ``(1, C, H, W, S)`` and the true masks."""
+    image, masks = data["image"], _true_masks(data["label"], organs)
+    middle, count = image.shape[-1] // 2, slices or image.shape[-1]
+    chosen = slice(max(0, middle - count // 2), max(0, middle - count // 2) + count)
+    return image[None, ..., chosen], masks[..., chosen]
+
+
+def _compared(
+    network: DiffuSAM, volume: Tensor, masks: Tensor, walk: Callable[..., VolumetricInferer], rounds: int, kind: str
+) -> tuple[Table, str]:
+    """The volume beside sam2's encoder and its video predictor, and the stages of it; what it is, in words."""
     backbone, shown = network.backbone, _shown(network, volume)
-    predictor, batches = video_predictor(backbone), shown.split(options["batch_size"])
     here, everywhere = walk(), walk(ended_after=0)
+    predictor, batches = video_predictor(backbone), shown.split(here.batch_size)
     prompts = torch.nn.functional.interpolate(
         masks[..., masks.shape[-1] // 2][None].float(), (backbone.image_size,) * 2, mode="nearest-exact"
     )
@@ -125,7 +153,7 @@ def table(
     rows = Table(each["encoder"])
     about = f"{backbone.name} at {backbone.image_size}, {volume.shape[-1]} slices of {tuple(volume.shape[2:4])}"
     rows.add("sam2's image encoder", each["encoder"], about)
-    rows.add(f"a volume, {len(network.organs)} organs", each["here"], "masks given" if given else "as segmented")
+    rows.add(f"a volume, {len(network.organs)} organs", each["here"], kind)
     rows.add("... every organ in every slice (`ended_after` 0)", each["everywhere"])
     speed = each["predictor"].cpu / each["here"].cpu
     rows.add("`SAM2VideoPredictor`, as many objects", each["predictor"], f"{speed:.2f} times the volume's time")
@@ -134,22 +162,7 @@ def table(
         here(volume, network)
     for name, label in STAGES.items():
         rows.add(f"... {label}", Cost(spent[name], spent[name]).of(volume.shape[-1]))
-    if "around" in parts:
-        whole = None if slices else walk(output="labels_and_organs")(image[None], network)
-        _around(rows, parser, data, whole)
-    if "organs" in parts:
-        _organs(rows, parser, [*organs])
-    for size in sizes:
-        _size(rows, network, size, options)
-    if "training" in parts:
-        _training(rows, parser, network)
-    if "memory" in parts:
-        _memory(rows)
-    if "start" in parts:
-        _start(rows)
-    print(rows.markdown())
-    if output:
-        Path(output).write_text(json.dumps({"about": about, "rows": rows.rows}, indent=4) + "\n", encoding="utf-8")
+    return rows, about
 
 
 def _network(parser: Any) -> tuple[DiffuSAM, bool]:

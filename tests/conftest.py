@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
 
-import monai
 import nibabel as nib
 import numpy as np
 import pydicom
@@ -19,6 +19,15 @@ BUNDLE = Path(__file__).resolve().parents[1] / "bundle"  # the bundle root
 # for networks this small, threads cost more than they give: here, and in the processes that tests start
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+gc.disable()  # while everything is imported, which stays
+
+
+def pytest_collection_finish() -> None:
+    """What is imported is no garbage: looking at it again and again would take as long as many a test."""
+    gc.freeze()
+    gc.enable()
+
 
 SHAPE = (40, 36, 8)
 SPACING = (2.0, 2.0, 5.0)
@@ -165,4 +174,6 @@ def _global_state():
     path, hook = list(sys.path), sys.excepthook
     yield
     sys.path[:], sys.excepthook = path, hook
-    monai.utils.set_determinism(None)
+    from monai.utils import set_determinism  # here: the program that hands tests out to others needs none of MONAI
+
+    set_determinism(None)

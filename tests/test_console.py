@@ -138,3 +138,15 @@ def test_what_a_user_needs_is_kept(loggers, caplog):
         "Engine run is terminating due to exception: x",
         "cannot be written",
     ]
+
+
+def test_what_is_imported_is_left_alone_by_the_garbage_collector_from_the_first_workflow_on(loggers, monkeypatch):
+    """Not again at the second, which would keep the garbage of the first for ever."""
+    frozen = []
+    monkeypatch.setattr(console.gc, "freeze", lambda: frozen.append("all"))
+    monkeypatch.setattr(console.gc, "get_freeze_count", lambda: len(frozen))
+
+    start()
+    start()
+
+    assert frozen == ["all"]

@@ -16,6 +16,8 @@ from scripts.errors import BundleError, nearest, user_error
 from scripts.networks.sam2_backbone import FrozenSAM2
 from scripts.prepare.configs import intensity_of
 
+from tests.helpers import started
+
 BUNDLE = Path(scripts.errors.__file__).parents[1]
 
 
@@ -106,12 +108,9 @@ def run(program: str, **environment: str) -> subprocess.CompletedProcess:
         f"import sys; sys.path.insert(0, {str(BUNDLE)!r})\nfrom scripts.errors import install; install()\n{program}"
     )
     clean = {key: value for key, value in os.environ.items() if key != "DIFFUSAM_TRACEBACK"}
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program], env={**clean, **environment}, capture_output=True, text=True
-    )
+    return started.python(["-c", program], environment={**clean, **environment}, warn=False)
 
 
-# of the bundle's modules, this one imports no torch: quick to start
 BUNDLE_ERROR = """
 from scripts.data.phantoms import make_phantom
 try:

@@ -22,7 +22,7 @@ from scripts.prepare.decathlon import prepare_decathlon
 from scripts.prepare.folder import prepare_folder
 from scripts.standalone import describe
 
-from tests.helpers.workflows import BUNDLE, new_workflow, run, write_overlay
+from tests.helpers.workflows import BUNDLE, command_line, new_workflow, run, write_overlay
 
 RUNS = "__import__('pathlib').Path('ran').touch()"
 HOSTILE = {
@@ -209,11 +209,11 @@ def test_a_path_on_the_command_line_is_not_evaluated(monkeypatch, text):
 
 
 def test_a_hostile_name_on_the_command_line_is_refused_before_it_is_run(tmp_path):
-    command = [sys.executable, "-m", "monai.bundle", "run", "inferring", "--config_file", "configs/inference.json"]
+    command = ["-m", "monai.bundle", "run", "inferring", "--config_file", "configs/inference.json"]
     marker = tmp_path / "marker"
     hostile = f"$__import__('pathlib').Path({str(marker)!r}).touch()"
 
-    done = subprocess.run([*command, "--input", hostile], cwd=BUNDLE, capture_output=True, text=True)
+    done = command_line([*command, "--input", hostile], BUNDLE)
 
     assert done.returncode == 1 and "error: --input is" in done.stderr and not marker.exists()
 

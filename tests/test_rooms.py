@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+
 import grimp
 import pytest
 
-from tests.helpers.workflows import BUNDLE
+from tests.helpers.workflows import BUNDLE, ROOT
 
 # from the ground up; rooms of one floor do not know one another
 FLOORS = (
@@ -57,3 +59,19 @@ def test_one_module_alone_touches_sam2(graph):
 @pytest.mark.parametrize("outside", ["tests", "benchmarks"])
 def test_the_bundle_stands_by_itself(graph, outside):
     assert outside not in graph.modules
+
+
+@pytest.mark.parametrize("folder", ["bundle/scripts", "benchmarks", "diffusam", "docs"])
+def test_modules_and_functions_can_be_read_at_once(folder):
+    texts = {path: path.read_text(encoding="utf-8") for path in (ROOT / folder).rglob("*.py")}
+    lines = {str(path.relative_to(ROOT)): text.count("\n") for path, text in texts.items()}
+    functions = {
+        f"{path.relative_to(ROOT)}: {each.name}": each.end_lineno - each.lineno + 1
+        for path, text in texts.items()
+        for each in ast.walk(ast.parse(text))
+        if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+    assert functions
+    assert {name: number for name, number in lines.items() if number > 400} == {}
+    assert {name: number for name, number in functions.items() if number > 60} == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -40,7 +41,11 @@ def start() -> None:
     That is: a default that MONAI is about to change, and that the bundle relies on in neither form; the options, which
     MONAI repeats; where TensorBoard looks for files; and when an engine begins, ends, or finds a better number. Their
     errors, and every other warning, are shown.
+
+    Python need not look any more for garbage among what is imported: it would at the end of the program, for seconds.
     """
+    if not gc.get_freeze_count():  # once: a program of several workflows has garbage by then
+        gc.freeze()
     warnings.filterwarnings("ignore", r"monai\.transforms\.spatial\.\w+ Orientationd?\.__init__:labels", FutureWarning)
     for name in ("monai.bundle.scripts", "tensorboard"):
         logging.getLogger(name).setLevel(logging.WARNING)

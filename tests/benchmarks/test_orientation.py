@@ -68,6 +68,6 @@ def case(volume: float, *flags: str) -> dict:
 def test_what_is_found_and_said_is_counted():
     found = nothing_there.summarise([case(100.0, "volume"), case(100.0, "no abdomen"), case(2.0, "volume")])
 
-    assert found["with_organs"] == 2 and found["with_organs_and_no_doubt"] == 1
+    assert found["with_organs"] == 2 and found["with_organs_unflagged"] == 1
     assert found["flags"] == {"no abdomen": 1, "volume": 2}
     assert "| head | 2 of 3 | 1 of 3 | 100 ml |" in nothing_there.as_text({"head": found})

@@ -13,7 +13,6 @@ import re
 import runpy
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from importlib.util import find_spec
@@ -27,6 +26,7 @@ from scripts.command.program import program
 from scripts.data import datalists
 
 from tests.conftest import save_volume, simple_image, simple_label
+from tests.helpers import started
 from tests.helpers.archives import zipped
 from tests.helpers.workflows import BUNDLE, ROOT, SETTINGS
 from tests.prepare.test_btcv import BTCV_VALUES
@@ -233,9 +233,7 @@ def test_every_benchmark_starts_in_the_bundles_folder():
     assert len(modules) > 5
     code = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    run = subprocess.run(
-        [sys.executable, "-c", code, *modules], cwd=BUNDLE, env=environment, capture_output=True, text=True
-    )
+    run = started.python(["-c", code, *modules], BUNDLE, environment)
     assert run.returncode == 0, run.stderr
 
 

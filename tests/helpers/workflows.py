@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -13,6 +12,8 @@ from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from scripts.networks.sam2_backbone import SAM2
 from scripts.pretraining.backbone import export_backbone
+
+from tests.helpers import started
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundle"
@@ -128,7 +129,7 @@ def train(overlay: Path, kill_at: int | None = None, **overrides) -> list[dict[s
 
 def command_line(arguments: list[str], folder: Path) -> subprocess.CompletedProcess:
     clean = {key: value for key, value in os.environ.items() if key not in ("DIFFUSAM_TRACEBACK", "PYTHONPATH")}
-    return subprocess.run([sys.executable, *arguments], cwd=folder, env=clean, capture_output=True, text=True)
+    return started.python(arguments, folder, clean)
 
 
 def write_prior(overlay: Path, **content) -> Path:

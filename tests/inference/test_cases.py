@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +22,7 @@ from scripts.inference.record_files import read_records
 from scripts.output.previews import PreviewSaver
 from scripts.segmentation.propagation import VolumetricInferer
 
+from tests.helpers import started
 from tests.helpers.workflows import BUNDLE, SETTINGS, Killed, command_line, new_workflow, run, write_overlay
 
 # ---- a user's files: scans, a trained prior, an overlay
@@ -431,21 +430,26 @@ def test_previews_that_are_gone_fail_nothing_for_nothing_would_make_them_again(r
     records.check()
 
 
-RECORDER = """
-import sys; sys.path.insert(0, {bundle!r})
+RECORDERS = """
+import os, sys; sys.path.insert(0, {bundle!r})
 from scripts.inference.case_records import CaseRecords
+other = os.fork()
+name = "x" if other else "y"
 records = CaseRecords({output!r}, {prior!r}, settings={{}})
 for number in range(30):
-    records.begin({{"image": {image!r}, "case": f"{{sys.argv[1]}}{{number}}"}})
+    records.begin({{"image": {image!r}, "case": f"{{name}}{{number}}"}})
+if other:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]))
 """
 
 
 def test_programs_that_share_a_folder_keep_one_anothers_records(recorded):
     places = {"output": recorded.output, "prior": recorded.folder / "prior.pt", "image": recorded.items[0]["image"]}
-    program = RECORDER.format(bundle=str(BUNDLE), **{key: str(value) for key, value in places.items()})
-    jobs = [subprocess.Popen([sys.executable, "-W", "ignore", "-c", program, name]) for name in "xy"]
+    program = RECORDERS.format(bundle=str(BUNDLE), **{key: str(value) for key, value in places.items()})
 
-    assert [job.wait() for job in jobs] == [0, 0]
+    both = started.python(["-c", program], warn=False)
+
+    assert both.returncode == 0, both.stderr
     cases = json.loads((recorded.output / "results.json").read_text())["cases"]
     assert {f"{name}{number}" for name in "xy" for number in range(30)} <= cases.keys()
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +17,8 @@ from scripts.networks.sam2_backbone import SAM2, FrozenSAM2
 from scripts.networks.sam2_releases import BACKBONES, SAM2_YAML
 from scripts.networks.sam2_types import ImageFeatures, Memory
 from torch import nn
+
+from tests.helpers import started
 
 SIZE, TOKENS, CHANNELS, MEMORY_CHANNELS = 64, 4, 128, 32
 FRAME = 20  # index of the slice being segmented, in comparisons with SAM2's tracking
@@ -312,7 +312,7 @@ def test_hydra_stays_uninitialised():
         "assert not hydra.instance().is_initialized(), 'build'\n"
     )
     root = Path(scripts.__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=300)
+    done = started.python(["-c", code], root)
     assert done.returncode == 0, done.stderr
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -329,9 +331,9 @@ def test_commands_run_in_either_folder(folder, configs, options, tmp_path, datas
 def test_a_wrong_path_ends_the_program_with_one_message(tmp_path):
     places = ["--dataset_dir", str(tmp_path / "btcv"), "--output_dir", str(tmp_path)]
 
-    result = command_line(
-        ["-m", "monai.bundle", "run", "training", "--config_file", "configs/train.json", *places], BUNDLE
-    )
+    # as it starts for a user; the others go on from a program that has imported MONAI
+    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", "configs/train.json"]
+    result = subprocess.run([*command, *places], cwd=BUNDLE, capture_output=True, text=True)
 
     last = result.stderr.strip().splitlines()[-1]
     assert result.returncode == 1

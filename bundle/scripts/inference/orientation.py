@@ -1,7 +1,7 @@
 """Whether a scan lies as its header says: a check that costs nothing, since its slices have been encoded anyway.
 
-A header that exchanges left and right, front and back, or head and feet is never corrected, only doubted: what the
-image looks like is no proof. So is what does not look like an abdomen at all. What the doubt rests on is in
+A header that exchanges left and right, front and back, or head and feet is never corrected, only flagged: what the
+image looks like is no proof. So is what does not look like an abdomen at all. What the flag rests on is in
 :mod:`scripts.networks.orientation`, how often it is right in docs/results/quality_flags.md.
 """
 
