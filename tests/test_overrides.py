@@ -234,6 +234,7 @@ def test_the_values_of_the_bundles_own_files_are_of_the_kinds_that_these_declare
         ({"seed": "lucky"}, 'seed is "lucky", expected a number, or true or false'),
         ({"batch_size": 0}, "batch_size is 0, expected a whole number, 1 or more"),
         ({"learning_rate": float("nan")}, "learning_rate is nan, expected 0 or more"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf, expected 0 or more"),
         ({"iterations": 1.5}, "iterations is 1.5, expected a whole number, 1 or more"),
         ({"seed": -1}, "seed is -1, expected a whole number, 0 to 4294967295"),
         ({"dropout": 1.5}, "dropout is 1.5, expected 0 to 1"),

@@ -249,8 +249,10 @@ def declared_kinds(folder: str | Path) -> dict[str, set[str]]:
 
 
 def _in_range(key: str, value: float) -> bool:
-    low, high = _RANGES.get(key, (-math.inf, math.inf))
-    return low <= value <= high and (key not in _COUNTS or float(value).is_integer())
+    if key not in _RANGES:
+        return True
+    low, high = _RANGES[key]
+    return math.isfinite(value) and low <= value <= high and (key not in _COUNTS or float(value).is_integer())
 
 
 def _kind(value: Any) -> str | None:
