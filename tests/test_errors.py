@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -213,6 +214,18 @@ MACHINE = {
         "raise OSError(30, 'Read-only file system', '/x')",
         "'/x': read-only file system (OSError). Write to another folder.",
     ),
+    "a limit of sizes": (
+        "raise OSError(27, 'File too large', '/x')",
+        "'/x': file too large (OSError). Raise the limit",
+    ),
+    "a file for a folder": (
+        "import pathlib; pathlib.Path('/dev/null').mkdir()",
+        "'/dev/null': file exists (FileExistsError). Name a folder in its place",
+    ),
+    "a library that finds no memory": (
+        "raise ImportError('/x/_backend.so: failed to map segment from shared object')",
+        "out of memory (/x/_backend.so",
+    ),
     "a long name": ("open('n' * 300)", "file name too long (OSError). Choose a shorter name."),
     "wrapped": (
         "try:\n    open('/nowhere/x')\nexcept OSError as error:\n    raise RuntimeError('x') from error",
@@ -261,7 +274,8 @@ def test_what_a_configuration_calls_keeps_its_traceback():
     assert "Traceback" in run(program).stderr
 
 
-def test_a_signal_to_end_says_that_the_work_goes_on_and_removes_what_is_half_written(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_end_says_that_the_work_goes_on_and_removes_what_is_half_written(tmp_path, number):
     program = (
         "import time; from scripts.files import whole_file\n"
         f"with whole_file({str(tmp_path / 'a.txt')!r}) as temporary:\n"
@@ -272,8 +286,38 @@ def test_a_signal_to_end_says_that_the_work_goes_on_and_removes_what_is_half_wri
         [sys.executable, "-c", start + program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "ready\n"
-    process.terminate()
+    process.send_signal(number)
     _, said = process.communicate(timeout=30)
 
-    assert process.returncode == 143 and said.strip().startswith("terminated: given again") and "Traceback" not in said
+    assert (
+        process.returncode == 128 + number
+        and said.strip().startswith("terminated: given again")
+        and "Traceback" not in said
+    )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_that_is_to_outlive_its_terminal_does():
+    program = "import os, signal; os.kill(os.getpid(), signal.SIGHUP); print('on')"
+    start = f"import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); sys.path.insert(0, {str(BUNDLE)!r})\n"
+    start += "from scripts.errors import install; install()\n"
+    result = subprocess.run([sys.executable, "-c", start + program], capture_output=True, text=True)
+    assert result.stdout == "on\n" and result.returncode == 0
+
+
+def test_names_that_a_terminal_has_no_letters_for_are_escaped():
+    program = "import logging; logging.basicConfig(stream=sys.stdout); logging.warning('\u5c71'); print('\u5c71')"
+    result = run(program, PYTHONIOENCODING="ascii")
+    assert result.stdout == "WARNING:root:\\u5c71\n\\u5c71\n" and not result.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_log_that_cannot_be_written_is_said_once():
+    program = (
+        "import logging; logging.basicConfig(stream=open('/dev/full', 'w'))\n"
+        "for number in range(3): logging.warning('line %d', number)\n"
+        "print('done', flush=True); import os; os._exit(0)"
+    )
+    result = run(program)
+    assert result.stdout == "done\n"
+    assert result.stderr == "the log cannot be written (No space left on device); the work goes on\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -36,6 +37,12 @@ def test_temporary_names_are_others_each_time(tmp_path):
             seen.add(temporary.name)
             temporary.write_text("x")
     assert len(seen) == 20 and names(tmp_path) == ["a.txt"]
+
+
+def test_an_error_of_the_system_names_the_file(tmp_path):
+    with pytest.raises(OSError) as caught, whole_file(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as of a write, which names nothing
+    assert caught.value.filename == str(tmp_path / "a") and list(tmp_path.iterdir()) == []
 
 
 def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path):

@@ -9,12 +9,13 @@ import sys
 import pytest
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
-from scripts.arguments import given_options
+from scripts.arguments import AS_TYPED, given_options
 from scripts.errors import UnknownSettingError, configuration_error, user_error
 from scripts.overrides import (
     declared_kinds,
     declared_settings,
     refuse_dangling,
+    refuse_nothing,
     refuse_other_kinds,
     refuse_unknown,
     without_effect,
@@ -233,6 +234,7 @@ def test_the_values_of_the_bundles_own_files_are_of_the_kinds_that_these_declare
         ({"seed": "lucky"}, 'seed is "lucky", expected a number, or true or false'),
         ({"batch_size": 0}, "batch_size is 0, expected a whole number, 1 or more"),
         ({"learning_rate": float("nan")}, "learning_rate is nan, expected 0 or more"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf, expected 0 or more"),
         ({"iterations": 1.5}, "iterations is 1.5, expected a whole number, 1 or more"),
         ({"seed": -1}, "seed is -1, expected a whole number, 0 to 4294967295"),
         ({"dropout": 1.5}, "dropout is 1.5, expected 0 to 1"),
@@ -240,6 +242,8 @@ def test_the_values_of_the_bundles_own_files_are_of_the_kinds_that_these_declare
         ({"train_cases": "ab"}, r"train_cases is \"ab\", expected a list, such as \"\['a','b'\]\" or null"),
         ({"label_map": None}, "label_map is null, expected a group"),
         ({"output_dir": None}, "output_dir is null, expected a path"),
+        ({"output_dir": ""}, "output_dir is empty, expected a path. Is a variable of the shell not set?"),
+        ({"dataset_dir": " "}, "dataset_dir is empty, expected a path"),
         ({"backbone_name": ["sam2_nano"]}, r'backbone_name is \["sam2_nano"\], expected a text'),
     ],
     ids=str,
@@ -262,6 +266,34 @@ def test_a_value_of_another_kind_is_refused(given, said):
 )
 def test_what_may_be_of_the_kind_is_accepted(given):
     refuse_other_kinds(merged(*TRAIN, **given), declared_kinds(FOLDER))
+
+
+@pytest.mark.parametrize("value", [("Doe", "Jane"), ["a"], {"a": 1}, 7, True], ids=str)
+@pytest.mark.parametrize("name", AS_TYPED)
+def test_an_option_of_which_the_text_counts_may_be_read_as_anything(name, value):
+    config = merged("inference.json", **{name: value})
+    refuse_other_kinds(config, declared_kinds(FOLDER), {name: "as typed"})
+
+
+@pytest.mark.parametrize("name", ["input", "output"])
+def test_the_same_in_a_file_is_refused(name):
+    with pytest.raises(UnknownSettingError, match="expected a path"):
+        refuse_other_kinds(merged("inference.json", **{name: ["a"]}), declared_kinds(FOLDER))
+
+
+def test_an_option_that_is_empty_is_refused_however_it_was_typed():
+    with pytest.raises(UnknownSettingError, match="--input is empty, expected a path"):
+        refuse_other_kinds(merged("inference.json", input=""), declared_kinds(FOLDER), {"input": ""})
+
+
+@pytest.mark.parametrize("name", ["input", "prior_file", "backbone_checkpoint"])
+def test_an_option_that_is_none_is_refused_since_it_would_change_nothing(name):
+    with pytest.raises(UnknownSettingError, match=f"--{name} is None, which MONAI leaves out"):
+        refuse_nothing({name: "None", "seed": "1"})
+
+
+def test_options_of_the_program_itself_may_be_none():
+    refuse_nothing({"logging_file": "None", "resume": None, "output": "./None", "series": "none"})
 
 
 # ---- options without effect

@@ -17,6 +17,9 @@ from fire.parser import DefaultParseValue
 
 from .errors import DatasetError, UnknownSettingError
 
+# options of which the workflows take the text, whatever Fire and MONAI make of it
+AS_TYPED = ("input", "output", "series", "corrections", "share")
+
 
 def as_typed(option: str, value: Any, path: bool = False) -> Any:
     """The value of an option as text, just as it was typed.
@@ -32,7 +35,7 @@ def as_typed(option: str, value: Any, path: bool = False) -> Any:
     """
     if value is None:
         return None
-    text = next((text for text in _typed(option) if _read_as(text) == value), None)
+    text = next((text for text in _typed(option) if read_as(text) == value), None)
     if text is None:
         if isinstance(value, (bool, Sequence)) and not isinstance(value, str):
             raise DatasetError(
@@ -116,9 +119,9 @@ def refuse_misread(options: Sequence[str]) -> None:
                 raise DatasetError(
                     f"--{option} is '{text}', in which nothing replaces '~'. Write '{os.path.expanduser(text)}'."
                 )
-            found = _read_as(text)
+            found = read_as(text)
             if found not in (text, text.strip("'\"")):  # quoted on purpose
-                remedy = f"Write './{text}'." if _read_as(f"./{text}") == f"./{text}" else "Choose another name."
+                remedy = f"Write './{text}'." if read_as(f"./{text}") == f"./{text}" else "Choose another name."
                 raise DatasetError(f"--{option} is '{text}', which the command line reads as {found!r}. {remedy}")
 
 
@@ -133,7 +136,7 @@ def _typed(option: str) -> list[str]:
     return values
 
 
-def _read_as(text: str) -> Any:
+def read_as(text: str) -> Any:
     """What Fire and MONAI make of a text."""
     value = DefaultParseValue(text)
     return value.replace("#", "::") if isinstance(value, str) else value

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import io
 import logging
 import os
 import re
@@ -14,7 +15,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -25,7 +26,10 @@ SHOWN = 10  # names or values that a message lists before it says "and n more"
 
 _GOES_ON = "given again, training and inference go on where they were"
 # in what torch says of the CPU's memory, and of files that it cannot write
-_OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "not enough memory: you tried to allocate")
+_OUT_OF_MEMORY = (
+    *("DefaultCPUAllocator: can't allocate memory", "not enough memory: you tried to allocate"),
+    "failed to map segment from shared object",  # of a library that is loaded
+)
 _TORCH_CANNOT_WRITE = ("PytorchStreamWriter failed", "iostream error", "unexpected pos ")
 _SYSTEM_REMEDIES = {
     errno.ENOSPC: "Free some space, or write to another disk.",
@@ -34,6 +38,8 @@ _SYSTEM_REMEDIES = {
     errno.EACCES: "Ask for permission, or use another folder.",
     errno.EPERM: "Ask for permission, or use another folder.",
     errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.EFBIG: "Raise the limit of the size of files (ulimit -f), or write to another disk.",
+    errno.EEXIST: "Name a folder in its place, new or not.",
     errno.ENOTDIR: "Name a folder in its place.",
     errno.EISDIR: "Name a file in its place.",
     errno.EMFILE: "Raise the limit of open files (ulimit -n), or set --num_workers to a smaller number.",
@@ -221,7 +227,7 @@ def _unknown_argument(error: BaseException | None) -> BaseException | None:
 def install() -> None:
     """Makes errors of this bundle, of the machine and of the configuration end the program with a message alone.
 
-    So do interruptions, and the signal by which queues of jobs end a program.
+    So do interruptions, the signal by which queues of jobs end a program, and that of a terminal that is closed.
 
     Set ``DIFFUSAM_TRACEBACK=1`` to see the whole traceback.
     """
@@ -245,15 +251,40 @@ def install() -> None:
             raise SystemExit(code)
 
     sys.excepthook = excepthook
+    for stream in (sys.stdout, sys.stderr):  # of a terminal that has no letter for a name
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     _escape_logs()
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _terminated)
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # not all of them on Windows
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, _terminated)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
     """Ends the program as after an interruption: temporary files are removed on the way out."""
-    print(f"\nterminated: {_GOES_ON}", file=sys.stderr)
+    with suppress(OSError):  # the terminal may be gone
+        print(f"\nterminated: {_GOES_ON}", file=sys.stderr)
     raise SystemExit(128 + number)
+
+
+def _lost_line(handle: Callable[..., None]) -> Callable[..., None]:
+    """What becomes of a line of the log that cannot be written: of a full disk, or a pipe that is closed, it is said
+    once, where :mod:`logging` would print two stacks for each line.
+    """
+    said: list[int | None] = []
+
+    def lost(handler: logging.Handler, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            handle(handler, record)
+        elif error.errno not in said:
+            said.append(error.errno)
+            with suppress(OSError, ValueError):
+                print(f"the log cannot be written ({error.strerror}); the work goes on", file=sys.stderr)
+
+    return lost
 
 
 def _escape_logs() -> None:
@@ -270,5 +301,6 @@ def _escape_logs() -> None:
 
     record.escapes = True  # type: ignore[attr-defined]
     logging.setLogRecordFactory(record)
+    logging.Handler.handleError = _lost_line(logging.Handler.handleError)  # type: ignore[method-assign]
     show = warnings.formatwarning
     warnings.formatwarning = lambda message, *args, **kwargs: show(printable(message), *args, **kwargs)

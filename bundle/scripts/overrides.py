@@ -22,7 +22,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
-from .arguments import given_options, typed_options
+from .arguments import AS_TYPED, given_options, read_as, typed_options
 from .entries import SEPARATOR, entry_at, has_entry
 from .errors import UnknownSettingError, count, listed, nearest
 from .files import BUNDLE
@@ -88,6 +88,7 @@ def check() -> None:
         return
     config = workflow.parser.get()
     steps, options = (workflow.init_id, workflow.run_id, workflow.final_id), typed_options() or {}
+    refuse_nothing(options)
     refuse_unknown(config, declared_settings(workflow.config_root_path))
     refuse_other_kinds(config, declared_kinds(workflow.config_root_path), options)
     refuse_dangling(config, steps, options)
@@ -95,6 +96,23 @@ def check() -> None:
     if idle and not shares_options():
         names = listed(f"--{name}" for name in idle)
         logger.warning("Without effect, since nothing in `run %s` depends on it: %s.", workflow.run_id, names)
+
+
+def refuse_nothing(options: Mapping[str, str | None]) -> None:
+    """Refuses options that are ``None``: MONAI leaves them out, and a setting stays what a configuration says.
+
+    Args:
+        options: as typed.
+
+    Raises:
+        UnknownSettingError: one is.
+    """
+    for name, text in options.items():
+        if name not in _OF_RUN and text is not None and read_as(text) is None:
+            raise UnknownSettingError(
+                f"--{name} is {text}, which MONAI leaves out: it would stay what the configurations say. Set it to "
+                "null in an overlay, or leave the option out; a file of this name is './None'."
+            )
 
 
 def declared_settings(folder: str | Path) -> set[str]:
@@ -188,6 +206,7 @@ def refuse_other_kinds(
     Raises:
         UnknownSettingError: with the setting, where it is from, and what was expected.
     """
+    options = options or {}
     for key, value in config.items():
         declared = kinds.get(key, set())
         found = _kind(value)
@@ -195,13 +214,19 @@ def refuse_other_kinds(
             low, high = _RANGES[key]
             kind = "a whole number, " if key in _COUNTS else ""
             expected = kind + (f"{low} or more" if high == math.inf else f"{low} to {high}")
-            raise UnknownSettingError(f"{_origin(key, options or {})} is {value}, expected {expected}. Correct it.")
+            raise UnknownSettingError(f"{_origin(key, options)} is {value}, expected {expected}. Correct it.")
+        if key in _NEEDED and found == "text" and not value.strip():
+            raise UnknownSettingError(
+                f"{_origin(key, options)} is empty, expected a path. Is a variable of the shell not set?"
+            )
         fits = declared <= {"null"} or any(found == each or found in _ALSO[each] for each in declared)
         if found is None or fits and not (found == "null" and key in _NEEDED):
             continue
+        if key in AS_TYPED and key in options:  # whatever it was read as, its text is what counts
+            continue
         expected = " or ".join(_KINDS[each] for each in sorted(declared))
         raise UnknownSettingError(
-            f"{_origin(key, options or {})} is {json.dumps(value, default=str)[:200]}, expected {expected}. Correct it."
+            f"{_origin(key, options)} is {json.dumps(value, default=str)[:200]}, expected {expected}. Correct it."
         )
 
 
@@ -224,8 +249,10 @@ def declared_kinds(folder: str | Path) -> dict[str, set[str]]:
 
 
 def _in_range(key: str, value: float) -> bool:
-    low, high = _RANGES.get(key, (-math.inf, math.inf))
-    return low <= value <= high and (key not in _COUNTS or float(value).is_integer())
+    if key not in _RANGES:
+        return True
+    low, high = _RANGES[key]
+    return math.isfinite(value) and low <= value <= high and (key not in _COUNTS or float(value).is_integer())
 
 
 def _kind(value: Any) -> str | None:

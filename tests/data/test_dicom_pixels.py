@@ -316,3 +316,100 @@ def test_slices_of_several_patients_are_no_volume(tmp_path):
 def test_slices_that_do_not_all_say_whose_they_are_are_read(tmp_path):
     series = ct(tmp_path / "a", PatientID=lambda index: "A" if index else "")
     assert read(series).shape == SHAPE
+
+
+def test_patients_without_an_id_are_told_by_their_names(tmp_path):
+    series = ct(tmp_path / "a", PatientName=lambda index: f"{'AB'[index // 2]}^X")
+    assert "slices of 2 patients (by their PatientName)" in refusal(series)
+    series = ct(tmp_path / "b", PatientID="1", PatientName=lambda index: f"{'Aa'[index // 2]}^X")
+    assert read(series).shape == SHAPE
+
+
+# ---- objects that are no slices, where one would fit
+
+
+def beside(series: Path, **tags) -> Path:
+    """A copy of a slice, with other elements, one place after the last."""
+    dataset = pydicom.dcmread(series / "0000.dcm")
+    tags |= {"SOPInstanceUID": generate_uid(), "ImagePositionPatient": [0, 0, 5 * SHAPE[2]]}
+    for keyword, value in tags.items():
+        setattr(dataset, keyword, value)
+    dataset.save_as(series / "other.dcm")
+    return series
+
+
+@pytest.mark.parametrize(
+    "number, modality",
+    [("88.11", "SR"), ("11.1", "PR"), ("88.59", "KO"), ("481.3", "RTSTRUCT"), ("66.4", "CT"), ("481.2", "CT")],
+)
+def test_what_the_standard_calls_no_image_is_no_slice_though_it_has_pixels(tmp_path, number, modality):
+    series = beside(ct(tmp_path / "a"), SOPClassUID=f"1.2.840.10008.5.1.4.1.1.{number}", Modality=modality)
+    assert f"1 file without an image ({modality}): other.dcm" in refusal(series)
+
+
+@pytest.mark.parametrize(
+    "tags, said",
+    [
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "SOPClassUID): CT Image Storage in 0000.dcm, 0001.dcm and"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.30"}, "Parametric Map Storage in other.dcm"),
+        ({"Modality": "OT"}, "(by their Modality): CT in 0000.dcm, 0001.dcm and"),
+    ],
+    ids=["a screen's picture", "a map", "another modality"],
+)
+def test_a_series_is_of_one_kind(tmp_path, tags, said):
+    message = refusal(beside(ct(tmp_path / "a"), **tags))
+    assert "files of 2 kinds" in message and said in message
+
+
+def test_a_series_of_a_scanners_own_class_is_read(tmp_path):
+    np.testing.assert_array_equal(read(ct(tmp_path / "a", SOPClassUID="1.3.12.2.1107.5.9.1")), HU)
+
+
+@pytest.mark.parametrize("written", [b"1.5 ", b"inf ", b"nan ", b"one ", b"-1  ", b"0   "])
+def test_a_number_of_frames_that_is_none_is_refused(tmp_path, written):
+    series = ct(tmp_path / "a", NumberOfFrames=7777)
+    for file in series.iterdir():
+        file.write_bytes(file.read_bytes().replace(b"IS\x04\x007777", b"IS\x04\x00" + written))
+    assert "expected a whole number above 0" in refusal(series)
+
+
+# ---- slopes that are lost, doubled, or elsewhere
+
+
+def test_slices_that_have_lost_their_slope_are_refused(tmp_path):
+    lost = {"RescaleSlope": lambda index: 1 if index else None, "RescaleIntercept": lambda index: -9 if index else None}
+    series = ct(tmp_path / "a", **lost)
+    assert f"no RescaleSlope and RescaleIntercept in 1 of {SHAPE[2]} slices: '0000.dcm'" in refusal(series)
+
+
+def test_a_slope_that_changes_nothing_may_be_left_out(tmp_path):
+    nothing = {"RescaleSlope": lambda index: 1 if index else None, "RescaleIntercept": None}
+    np.testing.assert_array_equal(read(ct(tmp_path / "a", **nothing)), HU + 1024)
+
+
+def test_each_slice_has_its_own_slope(tmp_path):
+    series = ct(tmp_path / "a", Modality="PT", RescaleSlope=lambda index: index + 1, RescaleIntercept=0)
+    np.testing.assert_array_equal(read(series), (HU + 1024) * np.arange(1, SHAPE[2] + 1))
+
+
+def test_two_slopes_are_refused(tmp_path):
+    assert "RescaleSlope is 1.0, 2.0, expected one number" in refusal(ct(tmp_path / "a", RescaleSlope=[1, 2]))
+
+
+@each_syntax
+@pytest.mark.parametrize("unit", ["code", "label"])
+def test_a_ct_that_states_hounsfield_units_as_a_mapping_alone(tmp_path, unit, syntax):
+    mapping = sequence(RealWorldValueSlope=1.0, RealWorldValueIntercept=-1024.0)
+    if unit == "code":
+        mapping[0].MeasurementUnitsCodeSequence = sequence(CodeValue="[hnsf'U]")
+    else:
+        mapping[0].LUTLabel = "HU"
+    other = sequence(RealWorldValueSlope=3.0, RealWorldValueIntercept=7.0, LUTLabel="mg/cm3")
+    tags = {"RescaleSlope": None, "RescaleIntercept": None, "RealWorldValueMappingSequence": [*other, *mapping]}
+    np.testing.assert_array_equal(read(ct(tmp_path / "a", syntax=syntax, **tags)), HU)
+
+
+def test_a_mapping_to_another_quantity_is_not_applied(tmp_path):
+    other = sequence(RealWorldValueSlope=3.0, RealWorldValueIntercept=7.0, LUTLabel="mg/cm3")
+    tags = {"RescaleSlope": None, "RescaleIntercept": None, "RealWorldValueMappingSequence": other}
+    np.testing.assert_array_equal(read(ct(tmp_path / "a", **tags)), HU + 1024)

@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from scripts.data.datalists import check_output, inference_inputs
@@ -263,6 +264,80 @@ def test_a_slice_without_preamble_and_suffix_is_one(series):
 def test_other_bytes_are_no_slice(series, content):
     (series / "readme").write_bytes(content)
     np.testing.assert_array_equal(load_volume(series).voxels, VOXELS)
+
+
+@pytest.mark.parametrize("name", ["0002.dcm.gz", "0002.DCM.part", "0002.dcm~", "0003.dcm.zip"])
+def test_a_last_slice_that_was_compressed_or_copied_half_is_missed(series, name):
+    content = (series / "0002.dcm").read_bytes()
+    (series / "0002.dcm").unlink()
+    (series / name).write_bytes(gzip.compress(content) if name.endswith(("gz", "zip")) else content[:100])
+    with pytest.raises(DatasetError, match="1 file named like the slices beside, but without DICOM in them"):
+        load_volume(series)
+    assert "series" in taken(series.parent)
+
+
+@pytest.mark.parametrize("name", ["IM0003", "IM3"])
+@pytest.mark.parametrize("content", [b"", b"x" * 200])
+def test_a_slice_without_suffix_that_is_empty_or_something_else_is_missed(tmp_path, write_dicom_series, name, content):
+    series = write_dicom_series(tmp_path / "series", VOXELS, name="IM{index:04d}")
+    (series / name).write_bytes(content)
+    with pytest.raises(DatasetError, match=f"without DICOM in them: {name}. Expected every slice"):
+        load_volume(series)
+
+
+@pytest.mark.parametrize("name", ["DICOMDIR", "dicomdir", "DicomDir"])
+def test_the_index_of_a_medium_is_no_image(series, name):
+    for folder in (series, series.parent):
+        (folder / name).write_bytes(bytes(128) + b"DICM")
+    np.testing.assert_array_equal(load_volume(series).voxels, VOXELS)
+    assert taken(series.parent) == {"series": "series"} and not refused(series.parent)
+
+
+# ---- images under other names
+
+
+def header_of(kind: str) -> bytes:
+    if kind == "NRRD":
+        return b"NRRD0005\ntype: short\n"
+    if kind == "MetaImage":
+        return b"ObjectType = Image\nNDims = 3\n"
+    make = nib.Nifti2Image if kind == "NIfTI 2" else nib.Nifti1Image
+    return make(VOXELS, np.eye(4)).to_bytes()
+
+
+@pytest.mark.parametrize("kind", ["NIfTI", "NIfTI 2", "NRRD", "MetaImage"])
+@pytest.mark.parametrize("name", ["b", "b.nii.bak", "b.dat", "b.txt", "b.nii~", "b (copy)"])
+def test_an_image_under_another_name_is_listed(tmp_path, kind, name):
+    touch(tmp_path, "a.nii.gz")
+    (tmp_path / name).write_bytes(header_of(kind))
+    assert list(taken(tmp_path)) == ["a"]
+    assert f"{kind.split()[0]} by its content, but not by its name" in refused(tmp_path)[name]
+
+
+@pytest.mark.parametrize(
+    "name, start, kind",
+    [
+        ("b", gzip.compress(b"x"), "gzip"),
+        ("b.nii.gz.1", gzip.compress(b"x"), "gzip"),
+        ("b.nii.gz.crdownload", gzip.compress(b"x"), "gzip"),
+        ("b.data", b"PK\3\4", "zip"),
+        ("b", bytes(257) + b"ustar", "tar"),
+        ("b", b"7z\xbc\xaf\x27\x1c", "7z"),
+        ("b", b"(\xb5/\xfd", "zstd"),
+    ],
+    ids=["gzip", "a second copy", "a download", "zip", "tar", "7z", "zstd"],
+)
+def test_an_archive_under_another_name_is_listed(tmp_path, name, start, kind):
+    touch(tmp_path, "a.nii.gz")
+    (tmp_path / name).write_bytes(start)
+    assert f"compressed by its content ({kind}), but not by its name" in refused(tmp_path)[name]
+
+
+def test_documents_and_weights_are_no_archives(tmp_path):
+    touch(tmp_path, "a.nii.gz")
+    for name in ("list.xlsx", "model.pt", "softmax.npz"):
+        (tmp_path / name).write_bytes(b"PK\3\4")
+    assert not refused(tmp_path)
 
 
 # ---- names over the limit

@@ -140,6 +140,7 @@ UNITS = {
     "0...255": (((CT + 125) / 400).clamp(0, 1) * 255, "grey values"),
     "[0, 1]": (((CT + 125) / 400).clamp(0, 1), "scaled to 0...1"),
     "MR": (mr(), "another unit"),
+    "-1024": (CT - 1324, "applied twice"),
 }
 
 

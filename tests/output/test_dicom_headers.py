@@ -17,7 +17,7 @@ from pydicom.uid import CTImageStorage, generate_uid
 from scripts.data.dicom import load_series
 from scripts.inference.case_records import LOST_SEG, CaseRecords, FailedCases
 from scripts.output.dicom_headers import mend_headers
-from scripts.output.dicom_seg import DicomSegSaver, make_segmentation
+from scripts.output.dicom_seg import DicomSegSaver, UnsuitableSeries, make_segmentation
 
 SHAPE = (12, 10, 4)
 WHOLE = {
@@ -93,6 +93,59 @@ def test_names_in_every_character_set_are_kept(write, stated, name):
     segmentation = segment(write(SpecificCharacterSet=stated, PatientName=name))
     assert str(segmentation.PatientName) == name
     assert segmentation.SpecificCharacterSet == "ISO_IR 192"
+
+
+def rewritten(series: Path, old: bytes, new: bytes) -> Path:
+    """The series with other bytes in the headers, as pydicom would not write them."""
+    assert len(old) == len(new)
+    for file in series.iterdir():
+        content = file.read_bytes()
+        assert content.count(old) == 1
+        file.write_bytes(content.replace(old, new))
+    return series
+
+
+@pytest.mark.parametrize("stated", ["ISO_IR_192", "iso_ir 192", "ISO-IR-192", "ISOIR192"])
+def test_character_sets_that_are_written_otherwise_are_meant(write, stated, caplog):
+    written = "山田^太郎".encode()
+    series = write(SpecificCharacterSet="X" * len(stated), PatientName="N" * len(written))
+    rewritten(rewritten(series, b"X" * len(stated), stated.encode()), b"N" * len(written), written)
+    assert str(segment(series).PatientName) == "山田^太郎"
+    assert f"SpecificCharacterSet '['{stated}']' is ISO_IR 192" in caplog.text
+
+
+def test_what_leads_from_one_character_set_to_another_stays_in_no_name(write):
+    written = b"Wang=\x1b$)A\xcd\xf5"
+    series = write(SpecificCharacterSet=["", "ISO 2022 IR 58"], PatientName="N" * len(written))
+    assert str(segment(rewritten(series, b"N" * len(written), written)).PatientName) == "Wang=王"
+
+
+@pytest.mark.parametrize(
+    ("keyword", "stated", "mended"),
+    [
+        ("PatientName", "a\x1b[2Jb", "a/x1b[2Jb"),
+        ("ReferringPhysicianName", "\u202eab", "/u202eab"),
+        ("OtherPatientIDs", ["a\x07", "b"], ["a/x07", "b"]),
+    ],
+)
+def test_controls_are_in_no_name_and_none_of_several_values(write, keyword, stated, mended):
+    series = write(SpecificCharacterSet="ISO_IR 192", **{keyword: stated})
+    assert segment(series).get(keyword, mended) == mended  # of other IDs a segmentation copies none
+    headers = {file: pydicom.dcmread(file) for file in series.iterdir()}
+    mend_headers(headers)
+    assert all(header[keyword].value == mended for header in headers.values())
+
+
+def test_an_element_that_cannot_be_read_is_left_out_and_named(write, caplog):
+    series = rewritten(write(PatientComments="QQQQ"), b"LT\x04\x00QQQQ", b"FD\x04\x00QQQQ")
+    assert str(segment(series).PatientName) == "Doe^Jane"
+    assert "the element (0010,4000) is left out" in caplog.text
+
+
+def test_slices_that_share_their_uid_have_no_segmentation(write):
+    series = write(SOPInstanceUID=lambda index: f"1.2.9.{max(index, 1)}")
+    with pytest.raises(UnsuitableSeries, match="slices with the SOPInstanceUID of another"):
+        segment(series)
 
 
 @pytest.mark.parametrize(

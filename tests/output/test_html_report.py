@@ -168,6 +168,14 @@ def test_names_and_errors_stay_text(inference):
     assert not any("alert" in script for script in page.raw["script"])
 
 
+@pytest.mark.parametrize("mark", ["\x1b", "\u202e", "\x07", "\u2066"])
+def test_no_name_moves_a_cursor_or_turns_the_page_round(tmp_path, mark):
+    page = Page(
+        write_report(save_inference(tmp_path, {f"a{mark}b": {"status": "failed", "error": f"'{mark}' is odd"}}))
+    )
+    assert mark not in page.source and f"a{mark.encode('unicode_escape').decode()}b" in page.text
+
+
 def test_every_case_stands_in_the_table_with_what_became_of_it(inference):
     _, *rows = rows_of(Page(write_report(inference)))
 

@@ -13,7 +13,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.handlers import from_engine
 from scripts.output.metrics import OrganDice, OrganMetricHandler, SurfaceMetrics
-from scripts.output.tables import OrganMetricsSaver, format_summary, format_table, summarise
+from scripts.output.tables import OrganMetricsSaver, format_summary, format_table, summarise, to_csv
 
 ORGANS = ["spleen", "liver"]
 CASES = ["img1", "img2", "img3"]
@@ -97,6 +97,12 @@ def test_csv_has_a_row_for_each_case_and_organ(saved):
     assert float(rows[0]["dice"]) == pytest.approx(1 / 3, abs=1e-6)
     assert (rows[1]["dice"], rows[1]["missed"]) == ("", "0")
     assert (rows[3]["dice"], rows[3]["hd95_mm"], rows[3]["missed"]) == ("0.0", "", "1")
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1"])
+def test_no_name_is_a_formula_in_a_spreadsheet(name):
+    rows = list(csv.reader(to_csv({"dice": torch.ones(1, 1)}, [name], [name]).splitlines()))
+    assert rows[1] == [f"'{name}", f"'{name}", "1.0"]
 
 
 def test_json_has_the_numbers_and_what_they_are_of(saved):

@@ -78,3 +78,49 @@ def test_another_json_is_refused(tmp_path, content):
 
     with pytest.raises(DatasetError, match="not in the Decathlon's format"):
         prepare_decathlon(tmp_path, tmp_path / "out")
+
+
+def listing(folder: Path, **changes) -> Path:
+    path = folder / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return path
+
+
+def test_a_list_that_leads_out_of_its_folder_is_read_with_a_word(spleen, tmp_path):
+    outside = tmp_path / "elsewhere"
+    (spleen / "imagesTr").rename(outside)
+    entries = json.loads((spleen / "dataset.json").read_text())["training"]
+    moved = [{**entry, "image": f"../elsewhere/{Path(entry['image']).name}"} for entry in entries]
+
+    said = prepare_decathlon(listing(spleen, training=moved), tmp_path / "out")
+
+    assert f"Read from outside the folder of dataset.json: '{outside}/spleen_10.nii.gz'" in said
+    listing(spleen, training=entries)
+    outside.rename(spleen / "imagesTr")
+    assert "outside" not in prepare_decathlon(spleen, tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../../../../../etc/passwd"])
+def test_a_list_that_names_what_is_no_image_is_refused(spleen, tmp_path, name):
+    listing(spleen, training=[{"image": name, "label": "./labelsTr/spleen_2.nii.gz"}])
+    with pytest.raises(DatasetError, match="etc/passwd': no image in a supported format"):
+        prepare_decathlon(spleen, tmp_path / "out")
+
+
+@pytest.mark.parametrize("again", ["./imagesTr/spleen_10.nii.gz", "imagesTr/../imagesTr/spleen_10.nii.gz"])
+def test_a_volume_that_is_listed_twice_is_refused(spleen, tmp_path, again):
+    entries = json.loads((spleen / "dataset.json").read_text())["training"]
+    listing(spleen, training=[*entries, {**entries[0], "image": again}])
+    with pytest.raises(DatasetError, match=r"lists '.*imagesTr/spleen_10.nii.gz', '.*' more than once"):
+        prepare_decathlon(spleen, tmp_path / "out")
+
+
+def test_a_label_without_a_name_is_refused(spleen, tmp_path):
+    listing(spleen, labels={"0": "background", "1": None})
+    with pytest.raises(DatasetError, match="not in the Decathlon's format"):
+        prepare_decathlon(spleen, tmp_path / "out")
+
+
+def test_no_organ_begins_a_line_of_the_report(spleen, tmp_path):
+    said = prepare_decathlon(listing(spleen, labels={"0": "background", "1": "a\nb"}), tmp_path / "out")
+    assert "a\\nb (ml)" in said

@@ -9,6 +9,7 @@ where slices lie, and :mod:`scripts.data.dicom_pixels` reads their pixels.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +19,20 @@ import numpy as np
 import pydicom
 
 from ..errors import DatasetError, count, listed
-from .dicom_files import check_deflated, dicom_files
+from .dicom_files import check_deflated, dicom_files, is_dicom_file
 from .dicom_grid import Slice, slices_of, stacked
 from .dicom_pixels import TAGS, Rescale, check_header, read_frames
 from .dicom_series import chosen_series, title
 
 _TAGS = [
     *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "ImageType", "SOPClassUID"),
-    *("RescaleSlope", "RescaleIntercept", "PatientID"),
+    *("RescaleSlope", "RescaleIntercept", "RealWorldValueMappingSequence", "PatientID", "PatientName"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("EchoTime", "TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime"),
     *TAGS,
 ]
+_ADDED = re.compile(r"(\.(gz|bz2|xz|zst|zip|z|part|partial|tmp|bak|old|download|crdownload)|~)+$")
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 logger = logging.getLogger(__name__)
@@ -88,6 +90,7 @@ def series_slices(path: Path, series: str | None = None) -> tuple[list[tuple[Pat
 
 def _find_series(path: Path, series: str | None) -> _Series:
     _check_links(path)
+    _check_lost_slices(path)
     headers = {file: _read_header(file) for file in ([path] if path.is_file() else dicom_files(path))}
     if not headers:
         raise DatasetError(
@@ -113,6 +116,28 @@ def _check_links(folder: Path) -> None:
             f"'{folder}': {count(len(broken), 'link')} to files that are not there: "
             f"{listed(file.name for file in broken)}. Expected every slice. Restore the files, or remove the links."
         )
+
+
+def _check_lost_slices(folder: Path) -> None:
+    """Refuses a folder in which a file is named like the slices and is none: cut off, empty, or compressed.
+
+    Of the last slice nothing else would tell that it is missing.
+    """
+    files = [each for each in sorted(folder.iterdir()) if each.name[0] != "."] if folder.is_dir() else []
+    slices = {each for each in files if is_dicom_file(each)}
+    shapes = {_shape(each.name) for each in slices if re.search("[0-9]", each.name)}
+    lost = [each for each in files if each not in slices and each.is_file() and _shape(each.name) in shapes]
+    if lost:
+        raise DatasetError(
+            f"'{folder}': {count(len(lost), 'file')} named like the slices beside, but without DICOM in them: "
+            f"{listed(file.name for file in lost)}. Expected every slice. Copy them again, extract what is compressed, "
+            "or move them elsewhere."
+        )
+
+
+def _shape(name: str) -> str:
+    """The name of a file without its numbers, and without what copying and compressing add."""
+    return re.sub("[0-9]+", "#", _ADDED.sub("", name.lower()))
 
 
 def _read_header(file: Path) -> pydicom.Dataset:

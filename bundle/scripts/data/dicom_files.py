@@ -21,7 +21,7 @@ def is_dicom_file(path: Path) -> bool:
 
     Many archives give no suffix, and some files have no preamble either.
     """
-    if not path.is_file() or path.name == "DICOMDIR" or path.name.startswith("."):
+    if not path.is_file() or is_index(path) or path.name.startswith("."):
         return False
     if path.suffix.lower() == ".dcm":
         return True
@@ -37,6 +37,11 @@ def is_dicom_file(path: Path) -> bool:
         except Exception:  # of any kind: bytes that happen to begin like an element
             return False
     return "SOPClassUID" in header and "Rows" in header
+
+
+def is_index(path: Path) -> bool:
+    """Whether a file is the index of a medium; Linux shows names on a CD in small letters."""
+    return path.name.upper() == "DICOMDIR"
 
 
 def check_deflated(file: Path) -> None:

@@ -36,6 +36,7 @@ class Slice:
     spacing: np.ndarray | Any  # (2,): between rows, between columns
     thickness: float | None
     rescale: Rescale
+    is_rescaled: bool  # by its header, which may well say so with a slope of 1
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -67,6 +68,8 @@ def slices_of(file: Path, header: pydicom.Dataset) -> Iterator[Slice]:
                 holder = groups[group][0]
                 break
         found = None if holder is None else decimals(file, holder, tag)
+        if found is not None and len(found) != np.prod(shape) and tag.startswith("Rescale"):
+            raise DatasetError(f"'{file}': {tag} is {listed(found, 3)}, expected one number. Export the series again.")
         return np.array(found, float).reshape(shape) if found is not None and len(found) == np.prod(shape) else None
 
     for frame in range(frames):
@@ -75,6 +78,8 @@ def slices_of(file: Path, header: pydicom.Dataset) -> Iterator[Slice]:
         if thickness is None or not thickness[0]:
             thickness = numbers(frame, measures, "SliceThickness", 1)
         slope, intercept = (numbers(frame, rescale, tag, 1) for tag in ("RescaleSlope", "RescaleIntercept"))
+        stated = any(each is not None for each in (slope, intercept)) or bool(header.get("ModalityLUTSequence"))
+        mapped = None if stated else _in_hounsfield(file, header, (*by_frame[frame : frame + 1], *shared, header))
         yield Slice(
             file,
             frame,
@@ -84,11 +89,28 @@ def slices_of(file: Path, header: pydicom.Dataset) -> Iterator[Slice]:
             numbers(frame, measures, "PixelSpacing", 2),
             abs(float(thickness[0])) if thickness is not None and thickness[0] else None,
             # a slope of 0, which would make all voxels alike, is how some programs write that there is none
-            Rescale(
+            mapped
+            or Rescale(
                 float(slope[0]) if slope is not None and slope[0] else 1.0,
                 0.0 if intercept is None else float(intercept[0]),
             ),
+            stated or mapped is not None,
         )
+
+
+def _in_hounsfield(file: Path, header: pydicom.Dataset, holders: Sequence[pydicom.Dataset]) -> Rescale | None:
+    """The slope and intercept of a CT that states them as a mapping to real values alone; None where none does."""
+    if header.get("Modality") != "CT":  # elsewhere these are quantities of which the stored values are as good
+        return None
+    for mapping in (item for holder in holders for item in holder.get("RealWorldValueMappingSequence") or ()):
+        unit = (mapping.get("MeasurementUnitsCodeSequence") or [pydicom.Dataset()])[0]
+        if unit.get("CodeValue") == "[hnsf'U]" or mapping.get("LUTLabel") == "HU":
+            slope, intercept = (
+                decimals(file, mapping, f"RealWorldValue{each}") or () for each in ("Slope", "Intercept")
+            )
+            if len(slope) == len(intercept) == 1 and slope[0]:
+                return Rescale(float(slope[0]), float(intercept[0]))
+    return None
 
 
 def decimals(file: Path, dataset: pydicom.Dataset, keyword: str) -> list[float] | None:
@@ -141,6 +163,7 @@ def stacked(where: str, slices: Sequence[Slice]) -> tuple[list[Slice], np.ndarra
                 f"{where}: PixelSpacing {each.spacing.tolist()} in {each}, expected millimetres above 0. Export the "
                 "original series."
             )
+    _check_rescaled(where, slices)
     _check_alike(where, slices, "sizes", lambda each: each.shape)
     _check_alike(where, slices, "pixel spacings", lambda each: each.spacing)
     _check_alike(where, slices, "directions", lambda each: each.axes)
@@ -167,6 +190,16 @@ def stacked(where: str, slices: Sequence[Slice]) -> tuple[list[Slice], np.ndarra
     affine[:3] = np.column_stack([axes[0] * first.spacing[1], axes[1] * first.spacing[0], step, first.position])
     _check_places(where, slices, affine)
     return slices, affine
+
+
+def _check_rescaled(where: str, slices: Sequence[Slice]) -> None:
+    """Slices may have slopes of their own, as in PET, but where some have none at all, these have lost it."""
+    without = [each for each in slices if not each.is_rescaled]
+    if without and any(each.rescale != Rescale() or each.header.get("ModalityLUTSequence") for each in slices):
+        raise DatasetError(
+            f"{where}: no RescaleSlope and RescaleIntercept in {len(without)} of {count(len(slices), 'slice')}: "
+            f"{listed(without, 4)}. Expected them in all slices, or in none. Export the series again."
+        )
 
 
 def _check_alike(where: str, slices: Sequence[Slice], what: str, key: Callable[[Slice], Any]) -> None:

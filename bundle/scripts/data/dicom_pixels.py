@@ -69,12 +69,14 @@ def frames_of(file: Path, header: pydicom.Dataset) -> int:
     Raises:
         DatasetError: no whole number above 0.
     """
-    stated = header.get("NumberOfFrames")
+    stated: Any = "infinite"
     try:
+        stated = header.get("NumberOfFrames")
         frames = 1 if stated in (None, "") else int(stated)
-    except (TypeError, ValueError):
-        frames = 0
-    if frames < 1:
+        whole = stated in (None, "") or float(stated) == frames
+    except (TypeError, ValueError, OverflowError):
+        frames, whole = 0, False
+    if frames < 1 or not whole:
         raise DatasetError(f"'{file}': NumberOfFrames {stated}, expected a whole number above 0. Export it again.")
     return frames
 
@@ -233,6 +235,7 @@ def _decoded_plainly(where: str, file: Path, header: pydicom.Dataset) -> np.ndar
         if keyword in plain:
             delattr(plain, keyword)
     for groups in (
+        plain,
         *plain.get("SharedFunctionalGroupsSequence", ()),
         *plain.get("PerFrameFunctionalGroupsSequence", ()),
     ):

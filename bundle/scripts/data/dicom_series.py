@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pydicom
+from pydicom.uid import UID, ParametricMapStorage
 
 from ..errors import DatasetError, count, listed
 from .dicom_pixels import frames_of
 
 _NO_IMAGE = ("SEG", "RTDOSE")  # modalities with pixels that are not the patient's image
+_IMAGE_CLASS = "Image Storage"  # in the standard's names of the classes of images
 
 Headers = dict[Path, pydicom.Dataset]
 
@@ -41,12 +43,8 @@ def chosen_series(path: Path, headers: Headers, series: str | None) -> Headers:
             f"'{path}', series {title(chosen)}: {count(len(others), 'file')} without an image ({listed(kinds)}): "
             f"{listed(file.name for file in others)}. Expected image slices only. Move the others elsewhere."
         )
-    patients = {str(header.get("PatientID") or "") for header in chosen.values()} - {""}
-    if len(patients) > 1:
-        raise DatasetError(
-            f"'{path}', series {title(chosen)}: slices of {len(patients)} patients (by their PatientID), expected one. "
-            "Move those of each to a folder of their own, or export the series again."
-        )
+    _check_kinds(f"'{path}', series {title(chosen)}", chosen)
+    _check_patients(f"'{path}', series {title(chosen)}", chosen)
     colour = [file.name for file, header in chosen.items() if (header.get("SamplesPerPixel") or 1) != 1]
     if colour:
         raise DatasetError(
@@ -56,8 +54,52 @@ def chosen_series(path: Path, headers: Headers, series: str | None) -> Headers:
     return chosen
 
 
+def _check_kinds(where: str, headers: Headers) -> None:
+    """A series is of one modality and of one kind of object: a picture of a report may fit in where a slice would."""
+    for keyword, name in (("SOPClassUID", _class_name), ("Modality", str)):
+        groups: dict[str, list[str]] = {}
+        for file, header in headers.items():
+            if value := header.get(keyword):
+                groups.setdefault(str(value), []).append(file.name)
+        if len(groups) > 1:
+            texts = [f"{name(value)} in {listed(files, 2)}" for value, files in groups.items()]
+            raise DatasetError(
+                f"{where}: files of {len(groups)} kinds (by their {keyword}): {'; '.join(texts)}. Expected the slices "
+                "of one image. Move the others elsewhere."
+            )
+
+
+def _check_patients(where: str, headers: Headers) -> None:
+    """By their names where none has an ID; of one ID, a name may well be spelled in two ways."""
+    for keyword in ("PatientID", "PatientName"):
+        patients = {str(header.get(keyword) or "") for header in headers.values()} - {""}
+        if len(patients) > 1:
+            raise DatasetError(
+                f"{where}: slices of {len(patients)} patients (by their {keyword}), expected one. Move those of each "
+                "to a folder of their own, or export the series again."
+            )
+        if patients:
+            return
+
+
 def _is_image(header: pydicom.Dataset) -> bool:
-    return "Rows" in header and "Columns" in header and header.get("Modality") not in _NO_IMAGE
+    return (
+        "Rows" in header
+        and "Columns" in header
+        and header.get("Modality") not in _NO_IMAGE
+        and not _is_other_object(str(header.get("SOPClassUID") or ""))
+    )
+
+
+def _is_other_object(sop_class: str) -> bool:
+    """Whether the standard knows a class, such as that of reports or plans, and calls it no image."""
+    name = _class_name(sop_class)
+    return name != sop_class and _IMAGE_CLASS not in name and sop_class != ParametricMapStorage
+
+
+def _class_name(sop_class: str) -> str:
+    """What the standard calls a class; of others, the UID itself."""
+    return UID(sop_class).name
 
 
 def is_localizer(header: pydicom.Dataset) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DatasetError
 from ..files import json_of
-from .dicom_files import is_dicom_file
+from .dicom_files import is_dicom_file, is_index
 from .file_names import HEADER_SUFFIXES, IMAGE_SUFFIXES, is_image_file
 from .volumes import files_beside
 
@@ -18,8 +18,31 @@ from .volumes import files_beside
 OTHER_FORMATS = (
     *(".img", ".img.gz", ".mnc", ".nii.bz2", ".nii.xz", ".nii.zst", ".par", ".rec"),
     *(".gipl", ".gipl.gz", ".vtk", ".vti", ".tif", ".tiff", ".nrrd.gz", ".ima.gz", ".dcm.gz", ".brik"),
+    *(".mif", ".mif.gz", ".mih", ".isq"),
 )
-ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst")
+ARCHIVES = (
+    *(".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"),
+    *(".tbz2", ".txz", ".tzst", ".lz4", ".lzma", ".z", ".cab", ".iso"),
+)
+# what files begin with, from a place on, that are volumes or archives whatever they are called
+_VOLUMES = {"NIfTI": ((344, b"n+1\0"), (4, b"n+2\0")), "NRRD": ((0, b"NRRD000"),), "MetaImage": ((0, b"ObjectType"),)}
+_PACKED = {
+    "gzip": ((0, b"\x1f\x8b"),),
+    "bzip2": ((0, b"BZh"),),
+    "xz": ((0, b"\xfd7zXZ\0"),),
+    "zstd": ((0, b"(\xb5/\xfd"),),
+    "lz4": ((0, b'\x04"M\x18'),),
+    "compress": ((0, b"\x1f\x9d"),),
+    "zip": ((0, b"PK\3\4"),),
+    "tar": ((257, b"ustar"),),
+    "7z": ((0, b"7z\xbc\xaf\x27\x1c"),),
+    "rar": ((0, b"Rar!"),),
+}
+# documents, programs, weights and arrays that are zip archives by themselves
+_ZIPPED = (
+    *(".docx", ".xlsx", ".pptx", ".odt", ".ods", ".odp", ".epub", ".jar", ".whl"),
+    *(".pt", ".pth", ".ckpt", ".pkl", ".npz"),
+)
 _RECORDS = "results.json"  # of an inference
 
 
@@ -113,7 +136,7 @@ def _sort_into(found: Found, folder: Path | None, entries: list[Path]) -> None:
 
 def _sort_other(found: Found, file: Path) -> None:
     name = file.name.lower()
-    if name.endswith(IMAGE_SUFFIXES) and not file.is_file():
+    if name.endswith((*IMAGE_SUFFIXES, ".dcm")) and not file.is_file():
         found.problems[file] = f"'{file}': no regular file. Copy its content into one."
     elif suffix := next((suffix for suffix in OTHER_FORMATS if name.endswith(suffix)), None):
         if suffix in HEADER_SUFFIXES.values():
@@ -130,8 +153,28 @@ def _sort_other(found: Found, file: Path) -> None:
         found.others.append(file)
     elif suffix := next((suffix for suffix in ARCHIVES if name.endswith(suffix)), None):
         found.problems[file] = f"'{file}': an archive ({suffix}), which may hold images. Extract it."
+    elif kind := _kind_of(file, _VOLUMES):
+        found.problems[file] = (
+            f"'{file}': {kind} by its content, but not by its name, expected a file ending in "
+            f"{', '.join(IMAGE_SUFFIXES)}. Is it a copy? Rename it, or move it elsewhere."
+        )
+    elif not name.endswith(_ZIPPED) and (kind := _kind_of(file, _PACKED)):
+        found.problems[file] = (
+            f"'{file}': compressed by its content ({kind}), but not by its name, and may hold images. Complete its "
+            "name, extract it, or move it elsewhere."
+        )
     else:
         found.others.append(file)
+
+
+def _kind_of(file: Path, kinds: Mapping[str, Sequence[tuple[int, bytes]]]) -> str | None:
+    """What a file is by its first bytes, whatever it is called, as copies, backups and broken downloads are."""
+    if not file.is_file():
+        return None
+    with open(file, "rb") as stream:
+        start = stream.read(512)
+    places = ((kind, place, sign) for kind, signs in kinds.items() for place, sign in signs)
+    return next((kind for kind, place, sign in places if start[place : place + len(sign)] == sign), None)
 
 
 def _named_by(file: Path) -> Iterator[Path]:
@@ -154,4 +197,4 @@ def _is_output(folder: Path) -> bool:
 
 
 def _is_clutter(path: Path) -> bool:
-    return path.name.startswith(".") or path.name in ("__MACOSX", "DICOMDIR")
+    return path.name.startswith(".") or path.name == "__MACOSX" or is_index(path)

@@ -35,6 +35,7 @@ _BORDER = 0.25  # share of the border at one value that makes it padding
 _GAP_BELOW, _GAP_BELOW_FROM_ZERO, _GAP_BELOW_FROM_NEGATIVE, _GAP_ABOVE = 0.5, 1.0, 0.05, 1.0
 # shares of voxels that Hounsfield units have below: fat and air, in any part of a body
 _BELOW_WATER, _LEAST_BELOW_WATER = -20.0, 1e-3
+_SOFT, _LEAST_SOFT = (-200.0, 300.0), 1e-3  # between which all organs lie, with contrast agent and without
 
 _MODALITY = "modality"  # in the meta of an image: which scaling was chosen for it
 
@@ -212,10 +213,18 @@ class CheckUnitsd(MapTransform):
 
 
 def no_hounsfield_units(image: Any) -> str | None:
-    """Why voxels cannot be Hounsfield units, in which fat and air are below 0; None if they may be."""
+    """Why voxels cannot be Hounsfield units, in which fat and air are below 0, and soft tissue about it; None if they
+    may be.
+    """
     values = _tensor(image)
     if _share(values, lambda slab: slab < _BELOW_WATER) >= _LEAST_BELOW_WATER:
-        return None
+        if _share(values, lambda slab: (slab > _SOFT[0]) & (slab < _SOFT[1])) >= _LEAST_SOFT:
+            return None
+        return (
+            f"values from {values.min().item():g} to {values.max().item():g}, with hardly any from {_SOFT[0]:g} to "
+            f"{_SOFT[1]:g}, are no Hounsfield units (an intercept that was applied twice?), which a window of CT "
+            "expects; its label map may be wrong. Export the original series"
+        )
     low, high = values.min().item(), values.max().item()
     if low >= 0 and high <= 1:
         kind = "scaled to 0...1"

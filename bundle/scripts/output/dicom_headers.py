@@ -23,7 +23,7 @@ from pydicom.uid import (
 )
 
 from ..data.dicom_grid import decimals
-from ..errors import DatasetError, one_line, printable
+from ..errors import DatasetError, listed, one_line, printable
 
 UTF_8 = "ISO_IR 192"
 # of one slice a file; what is stored under another class alike, such as a scanner's own, counts as one by its modality
@@ -39,6 +39,8 @@ _DECIMALS = (
 )
 _LINES, _PARAGRAPHS = ("LO", "SH", "CS", "PN"), ("ST", "LT", "UT")  # texts without and with line breaks
 _TEXTS = (*_LINES, *_PARAGRAPHS)
+# by which ISO 2022 goes from one character set to another; of some pydicom leaves them in the text
+_DESIGNATION = re.compile(r"\x1b(?:\$[@B]|\$?[()*+\-./][0-9A-Z])")
 
 
 def mend_headers(headers: Mapping[Path, pydicom.Dataset]) -> list[str]:
@@ -84,12 +86,14 @@ def text(value: Any, length: int) -> str:
 
 
 def _mended(file: Path, header: pydicom.Dataset) -> Iterator[str]:
-    _to_unicode(header)
+    yield from _without_unreadable(header)
+    yield from _to_unicode(header)
     for element in list(header):
         keyword, value = element.keyword, element.value
-        if element.VR in _TEXTS and isinstance(value, str) and not value.isprintable():
-            mended = one_line(value).replace("\\", "/") if element.VR in _LINES else printable(value)
-            yield from _changed(header, keyword, value, mended)
+        if element.VR in _TEXTS and keyword and not all(map(str.isprintable, _texts_of(value))):
+            mended = [_shown_as(element.VR, each) for each in _texts_of(value)]
+            setattr(header, keyword, mended if len(mended) > 1 else mended[0])
+            yield f"{keyword} {_shown(value)} is {listed(mended)}"
         elif element.VR == "DA" and keyword:
             yield from _changed(header, keyword, value, _date(value))
         elif element.VR == "TM" and keyword:
@@ -114,15 +118,47 @@ def _mended(file: Path, header: pydicom.Dataset) -> Iterator[str]:
         del header.NumberOfFrames  # which makes a file with one slice one of many
 
 
-def _to_unicode(header: pydicom.Dataset) -> None:
+def _without_unreadable(header: pydicom.Dataset) -> Iterator[str]:
+    """Takes out what pydicom cannot make a value of, such as an element of a kind that there is not."""
+    for tag in list(header.keys()):
+        try:
+            for item in header[tag].value if header[tag].VR == "SQ" else ():
+                list(item.iterall())
+        except Exception as error:  # of any kind: such an element is damaged, whatever pydicom trips over in it
+            del header[tag]
+            yield f"the element {tag} is left out ({type(error).__name__})"
+
+
+def _to_unicode(header: pydicom.Dataset) -> Iterator[str]:
     """Decodes all texts, which then are written in UTF-8, whatever the series was written in."""
+    if "SpecificCharacterSet" in header:
+        stated = _texts_of(header.SpecificCharacterSet)
+        meant = [_character_set(each) for each in stated]
+        if meant != stated:
+            header.SpecificCharacterSet = meant
+            yield f"SpecificCharacterSet {_shown(stated)} is {listed(meant)}"
     header.decode()
     for element in header.iterall():
-        if element.VR == "PN" and element.value:
-            names = element.value if isinstance(element.value, (list, MultiValue)) else [element.value]
-            plain = [str(name) for name in names]
-            element.value = plain if len(plain) > 1 else plain[0]
+        if element.VR in _TEXTS and element.value:
+            plain = [_DESIGNATION.sub("", each) for each in _texts_of(element.value)]
+            if element.VR == "PN" or plain != _texts_of(element.value):
+                element.value = plain if len(plain) > 1 else plain[0]
     header.SpecificCharacterSet = UTF_8
+
+
+def _character_set(stated: str) -> str:
+    """The standard's name of a character set that is written with other signs between, or in small letters."""
+    if found := re.fullmatch(r"\s*ISO[ _-]*(2022)?[ _-]*IR[ _-]*(\d+)\s*", stated, re.IGNORECASE):
+        return f"ISO 2022 IR {found[2]}" if found[1] else f"ISO_IR {found[2]}"
+    return stated
+
+
+def _texts_of(value: Any) -> list[str]:
+    return [str(each) for each in (value if isinstance(value, (list, MultiValue)) else [value or ""])]
+
+
+def _shown_as(kind: str, value: str) -> str:
+    return one_line(value).replace("\\", "/") if kind in _LINES else printable(value)
 
 
 def _changed(header: pydicom.Dataset, keyword: str, old: Any, new: str) -> Iterator[str]:

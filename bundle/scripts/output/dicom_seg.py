@@ -277,6 +277,11 @@ def _check_headers(source: Path, headers: Mapping[Path, pydicom.Dataset]) -> Non
             f"'{source}': no {listed(sorted(missing))} in the series, without which no DICOM SEG can belong to it. "
             "Export the original series, or do without it: --dicom_seg False."
         )
+    if len({header.SOPInstanceUID for header in headers.values()}) < len(headers):
+        raise UnsuitableSeries(
+            f"'{source}': slices with the SOPInstanceUID of another, by which a DICOM SEG refers to each. Export the "
+            "original series, or do without it: --dicom_seg False."
+        )
     if len(headers) > 1 and any("NumberOfFrames" in header for header in headers.values()):
         raise UnsuitableSeries(
             f"'{source}': a series of {len(headers)} files that may hold several frames each, expected one such file, "

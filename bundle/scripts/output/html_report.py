@@ -27,7 +27,7 @@ from fire import decorators
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from ..descriptions import describe
-from ..errors import SHOWN, RefusedError, install
+from ..errors import SHOWN, RefusedError, install, printable
 from ..files import BUNDLE, whole_file
 from ..inference.case_records import NO_REPORT, bundle_version
 from ..inference.cases import reason
@@ -156,6 +156,7 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,  # names of cases and texts of errors come from files that anybody may have written
+        finalize=_harmless,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -163,6 +164,11 @@ def _template() -> jinja2.Template:
     environment.filters["number"] = number
     environment.filters["mean"] = lambda values: fmean(known) if (known := _known(values)) else None
     return environment.get_template("report.html")
+
+
+def _harmless(value: Any) -> Any:
+    """A text without controls, or marks that would turn round what stands behind it too."""
+    return printable(value) if type(value) is str else value  # what is HTML already is of another type
 
 
 def number(value: Any, digits: int = 3) -> str:

@@ -22,6 +22,9 @@ from ..data.volumes import result_name
 from ..files import whole_file
 from .metrics import mean_of_means
 
+# how cells begin that spreadsheets evaluate
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+
 logger = logging.getLogger(__name__)
 
 
@@ -100,15 +103,24 @@ def summarise(values: Tensor) -> dict[str, Any]:
 
 
 def to_csv(details: Mapping[str, Tensor], cases: Sequence[str], organs: Sequence[str]) -> str:
-    """Metrics ``(cases, organs)`` as CSV: a row for each case and organ, a column for each metric."""
+    """Metrics ``(cases, organs)`` as CSV: a row for each case and organ, a column for each metric.
+
+    A name that a spreadsheet would take for a formula, such as ``=1+1``, gets the apostrophe by which it is a text.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["case", "organ", *details])
     for row, case in enumerate(cases):
         for column, organ in enumerate(organs):
             numbers = [_number(values[row, column]) for values in details.values()]
-            writer.writerow([case, organ, *("" if number is None else number for number in numbers)])
+            writer.writerow(
+                [_no_formula(case), _no_formula(organ), *("" if number is None else number for number in numbers)]
+            )
     return text.getvalue()
+
+
+def _no_formula(name: str) -> str:
+    return f"'{name}" if name[:1] in _FORMULAS else name
 
 
 def format_summary(details: Mapping[str, Tensor], organs: Sequence[str]) -> str:

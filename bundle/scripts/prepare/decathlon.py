@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -12,7 +14,7 @@ from ..data.datalists import Item, find_cases
 from ..data.dataset_check import check_dataset
 from ..data.file_names import case_name
 from ..data.volumes import VolumeReader
-from ..errors import DatasetError
+from ..errors import DatasetError, listed
 from ..files import json_of
 from .configs import CASE, intensity_of
 from .overlays import cases_with_organs, chosen_train_cases, write_overlay
@@ -70,9 +72,9 @@ def prepare_decathlon(
     train_cases = cases_with_organs(train_cases, summaries, stated)
     modality = "ct" if "CT" in str(content.get("modality", "CT")).upper() else "mr"
     meanings = {"label_map": label_map, "background_values": [0], **intensity_of(modality)}
-    remark = f"Intensities are scaled as in configs/{modality}.json."
+    remarks = [f"Intensities are scaled as in configs/{modality}.json.", *_outside(path.parent, pairs)]
     return write_overlay(
-        target, files, items, summaries, train_cases, meanings=meanings, reader=reader, remarks=[remark]
+        target, files, items, summaries, train_cases, meanings=meanings, reader=reader, remarks=remarks
     )
 
 
@@ -94,6 +96,7 @@ def _decathlon_content(source: str) -> _Described:
         label_map = {str(name): int(value) for value, name in content["labels"].items() if int(value)}
         entries = [(entry["image"], entry["label"]) for entry in content["training"]]
         usable = bool(label_map and entries) and all(isinstance(name, str) for entry in entries for name in entry)
+        usable = usable and None not in content["labels"].values()
     except (ValueError, KeyError, TypeError, AttributeError):
         usable = False
     if not usable:
@@ -102,7 +105,23 @@ def _decathlon_content(source: str) -> _Described:
             'one file each, and "labels": {"0": "background", "1": "spleen"}. For other layouts, such as nnU-Net\'s '
             "second version, use the command 'folder' with patterns."
         )
+    _refuse_repeated(path, [name for entry in entries for name in entry])
     return _Described(path, content, label_map)
+
+
+def _refuse_repeated(path: Path, names: Sequence[str]) -> None:
+    """A volume that is listed twice would be trained on and evaluated on."""
+    times = Counter(os.path.normpath(path.parent / name) for name in names)
+    repeated = [Path(name) for name, number in times.items() if number > 1]
+    if repeated:
+        raise DatasetError(f"'{path}': lists {listed(repeated)} more than once, expected each file once. Correct it.")
+
+
+def _outside(folder: Path, pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """What a user should know who has the list from somebody else: it may name any file of this machine."""
+    names = [os.path.normpath(folder / name) for pair in pairs for name in pair]
+    outside = [Path(name) for name in names if not Path(name).is_relative_to(folder)]
+    return [f"Read from outside the folder of dataset.json: {listed(outside, 4)}."] if outside else []
 
 
 def _chosen_channel(path: Path, items: Sequence[Item], channel: int | None, names: object) -> int | None:

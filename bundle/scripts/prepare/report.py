@@ -9,7 +9,7 @@ import numpy as np
 from ..data.datalists import Item, LabelMap
 from ..data.dataset_check import CaseSummary
 from ..data.volumes import VolumeReader
-from ..errors import DatasetError, count, listed
+from ..errors import DatasetError, count, listed, one_line
 from ..shell import bundle_command, quoted, tells_next
 from .anatomy import SIDES, misplaced_organs
 from .targets import Target
@@ -39,11 +39,11 @@ def report(
         evaluated: whether cases are left to evaluate on.
     """
     organs = list(summaries[0].voxels)
-    rows = [("case", "voxels", "mm", *(f"{organ} (ml)" for organ in organs), "")]
+    rows = [("case", "voxels", "mm", *(f"{one_line(organ)} (ml)" for organ in organs), "")]
     for each, note in zip(summaries, notes):
         millilitres = (each.voxels[organ] * float(np.prod(each.spacing)) / 1000 for organ in organs)
         shape, spacing = " x ".join(map(str, each.shape)), " x ".join(f"{size:.3g}" for size in each.spacing)
-        rows.append((each.case, shape, spacing, *(f"{volume:.1f}" for volume in millilitres), note))
+        rows.append((one_line(each.case), shape, spacing, *(f"{volume:.1f}" for volume in millilitres), note))
     widths = [max(map(len, column)) for column in zip(*rows)]
     table = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:-1]), row[-1]]).rstrip() for row in rows
