@@ -33,7 +33,10 @@ LISTS = [
         for overlays in ([], ["mr.json"], ["automedsam.json"], ["paper.json", "btcv.json"])
     ),
     *([*TRAIN, *overlays] for overlays in ([], ["paper.json", "btcv.json", "splits/btcv_seed0.json"], ["chaos.json"])),
-    *([*TRAIN, each] for each in ("automedsam.json", "beyond_paper.json", "folder.json", "pretrain_prior.json")),
+    *(
+        [*TRAIN, each]
+        for each in ("automedsam.json", "beyond_paper.json", "few_shot.json", "folder.json", "pretrain_prior.json")
+    ),
     [*TRAIN, "backbones/small.json", "multi_gpu_train.json"],
     [*EVALUATE, "sf_uda.json", "sf_uda_demo.json"],
     [*EVALUATE, "multi_gpu_train.json", "multi_gpu_evaluate.json"],

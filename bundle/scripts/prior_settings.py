@@ -110,6 +110,15 @@ def overlay_for(
     return _overlay({"prior_file": str(Path(prior_file).resolve()), **changed})
 
 
+def trained_settings(prior_file: str | Path) -> dict[str, Any]:
+    """:func:`configuration_of` for ``configs/train.json``: the organs' values are left to the labels at hand."""
+    settings = configuration_of(prior_file)
+    settings.pop("label_map", None)
+    if checkpoint := settings.get("backbone_checkpoint"):
+        settings["backbone_checkpoint"] = str(Path(_checkpoint(checkpoint, BUNDLE, Path(prior_file))).resolve())
+    return settings
+
+
 class InferenceOverlay:
     """Writes :func:`overlay_for` as ``inference.json`` beside the trained prior when a training ends.
 

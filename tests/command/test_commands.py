@@ -327,7 +327,8 @@ def test_learn_prepares_trains_and_evaluates_what_is_left(started, tmp_path, tes
     preparation, training, *_ = started.words
     assert value(preparation, "--image") == "image_{case}.nii.gz" and value(preparation, "--modality") == "auto"
     assert value(preparation, "--train_cases") == "['a']"
-    assert configs(training)[-1] == "overlay.json" and value(training, "--iterations") == "7"
+    assert configs(training)[-2:] == ["few_shot.json", "overlay.json"] and value(training, "--iterations") == "7"
+    assert all(configs(words)[-2:] == ["few_shot.json", "overlay.json"] for words in started.words[1:])
 
 
 @pytest.mark.parametrize("step", ["folder", "training", "evaluating"])
@@ -355,6 +356,11 @@ def test_evaluating_a_folder_tests_all_of_it(started, tmp_path):
     cases = json.loads((tmp_path / "out/evaluate.json").read_text())
     assert (cases["train_cases"], cases["test_cases"]) == ([], ["a", "b", "c"])
     assert cases["prior_file"] == str(BUNDLE / "models/model.pt")
+    # what the model's file records goes before the configurations' own settings, and the labels' values do not
+    assert configs(started.words[-1])[-3:] == ["overlay.json", "model_settings.json", "evaluate.json"]
+    recorded = json.loads((tmp_path / "out/model_settings.json").read_text())
+    assert recorded["slice_context"] is True and recorded["named_memories"] is True
+    assert recorded["backbone_checkpoint"] == str(BUNDLE / "models/sam2_nano.pt") and "label_map" not in recorded
 
 
 def test_the_demo_is_that_of_the_readme(started, tmp_path):

@@ -133,6 +133,18 @@ def test_an_organ_that_the_head_does_not_know_starts_anew(backbone, tmp_path):
     assert torch.equal(head.fine.weight[0], trained.names.fine.weight[0])
 
 
+def test_a_head_is_taken_over_where_the_prior_knows_none_of_the_organs(backbone, tmp_path):
+    trained = saved(backbone, tmp_path / "model.pt", ["right kidney", "left kidney"])
+    net = network(backbone)
+    net.names = NamingHead(128, naming_classes(ORGANS))
+    fitted = []
+    net.prior.fit_statistics = fitted.append
+
+    StartingPrior(net, tmp_path / "model.pt", statistics=[])()
+
+    assert fitted and torch.equal(net.names.mix.weight, trained.names.mix.weight)
+
+
 def test_what_pretraining_names_is_what_a_head_of_its_organs_names():
     assert naming_classes(ANATOMY) == list(STRUCTURES) == list(PRETRAINED)
 

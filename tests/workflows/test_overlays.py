@@ -20,7 +20,19 @@ from tests.helpers.workflows import BUNDLE, ROOT, SETTINGS, new_workflow, run, t
 CONFIGS = BUNDLE / "configs"
 BTCV_CASES = [f"{number:04d}" for number in [*range(1, 11), *range(21, 41)]]
 CHAOS_CASES = [*"1 2 3 5 8 10 13 15 19 20 21 22 31 32 33 34 36 37 38 39".split()]
-OVERLAYS = ["paper", "btcv", "chaos", "folder", "sf_uda", "sf_uda_demo", "ct", "mr", "automedsam", "beyond_paper"]
+OVERLAYS = [
+    "paper",
+    "btcv",
+    "chaos",
+    "folder",
+    "sf_uda",
+    "sf_uda_demo",
+    "ct",
+    "mr",
+    "automedsam",
+    "beyond_paper",
+    "few_shot",
+]
 OVERLAYS += [f"splits/{path.stem}" for path in (CONFIGS / "splits").iterdir()]
 OWN = {"automedsam": {"sparse_tokens", "pixel_loss"}}  # keys that an overlay brings along
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -106,17 +107,18 @@ def learn(
     """
     target = _one_folder("learn", folder, more, output)
     only_scalars(options, switches(runs.EVALUATING))
-    workflow("evaluating", runs.EVALUATING, options=options)  # what cannot be read is said before anything is prepared
+    training, evaluating = (*runs.TRAINING, runs.FEW_SHOT), (*runs.EVALUATING, runs.FEW_SHOT)
+    workflow("evaluating", evaluating, options=options)  # what cannot be read is said before anything is prepared
     given = {"label_map": label_map, "train_cases": train_cases, "overwrite": overwrite}
     code = _prepare(folder, target, modality, image, label, given)
     if code:
         return code
     overlay = target / OVERLAY
-    code = run(workflow("training", [*runs.TRAINING, overlay], options=options), shared=True)
+    code = run(workflow("training", [*training, overlay], options=options), shared=True)
     if code:
         return code
     if _settings(overlay)["test_cases"]:
-        code = run(workflow("evaluating", [*runs.EVALUATING, overlay], options=options), shared=True)
+        code = run(workflow("evaluating", [*evaluating, overlay], options=options), shared=True)
         print(f"\nThe report is {shown(target / 'run/evaluation/report.html')}." if not code else "")
     else:
         print("\nNo labelled scan is left over, so nothing says how good it is. One more would.")
@@ -155,8 +157,10 @@ def evaluate(
     only_scalars(options, switches(runs.EVALUATING))
     if folder is not None and (Path(folder).expanduser() / OVERLAY).is_file() and output is None:
         overlay = Path(folder).expanduser() / OVERLAY
-        given = {"prior_file": plain(_prior(model), "model"), **options} if model is not None else options
-        code = run(workflow("evaluating", [*runs.EVALUATING, overlay], options=given))
+        prior = _prior(model if model is not None else folder)
+        given = {"prior_file": plain(prior, "model"), **options} if model is not None else options
+        recorded = _recorded(prior, overlay.parent)
+        code = run(workflow("evaluating", [*runs.EVALUATING, overlay, recorded], options=given))
         return code or _said(overlay.parent / "run/evaluation/report.html")
     target = _one_folder("evaluate", folder, more, output)
     workflow("evaluating", runs.EVALUATING, options=options)
@@ -168,7 +172,7 @@ def evaluate(
     places = {"prior_file": str(_prior(model)), "evaluation_dir": str(target.resolve() / "evaluation")}
     with whole_file(target / "evaluate.json") as temporary:
         temporary.write_text(inert_json({**places, **cases}), encoding="utf-8")
-    overlays = [*_of_model(model), target / OVERLAY, target / "evaluate.json"]
+    overlays = [*_of_model(model), target / OVERLAY, _recorded(_prior(model), target), target / "evaluate.json"]
     code = run(workflow("evaluating", [*runs.EVALUATING, *overlays], options=options))
     return code or _said(target / "evaluation/report.html")
 
@@ -310,6 +314,17 @@ def _of_model(model: str | None) -> list[Path]:
         return []
     folder = _prior(model).parent
     return [each for each in (folder / OVERLAY, folder.parent / OVERLAY) if each.is_file()][:1]
+
+
+def _recorded(prior: Path, folder: Path) -> Path:
+    """Writes what a model's file records of its training as an overlay: its backbone, intensities and the rest."""
+    print("Reading the settings of the model ...", flush=True)
+    from ..prior_settings import trained_settings  # which imports MONAI: only where it is needed
+
+    overlay = folder / "model_settings.json"
+    with whole_file(overlay) as temporary:
+        temporary.write_text(json.dumps(trained_settings(prior), indent=4) + "\n", encoding="utf-8")
+    return overlay
 
 
 def _settings(overlay: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from .usage import UsageError
 # the lists of configurations that each command begins with: the embedded backbone, and what its prior needs
 INFERRING = ("configs/inference.json",)
 TRAINING = ("configs/train.json",)
+FEW_SHOT = "configs/few_shot.json"  # what a few labelled volumes teach best
 EVALUATING = ("configs/train.json", "configs/evaluate.json")
 MODALITY = "configs/by_modality.json"  # where nobody says which modality
 

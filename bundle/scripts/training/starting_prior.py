@@ -44,10 +44,11 @@ class StartingPrior:
     ) -> None:
         self.network, self.statistics = network, statistics
         self.start_from = None if start_from is None else Path(start_from)
+        self.names_known = False
 
     def __call__(self) -> None:
         reason = self._take_over() if self.start_from is not None else "no `start_from` is named"
-        if reason and self.network.names is not None:
+        if self.network.names is not None and not self.names_known:
             raise SettingError(
                 f"named_memories goes on from the head of the file that training starts from, but {reason}. Set "
                 "`start_from` to a file that has a head, such as the model that ships, or `named_memories` to False."
@@ -68,6 +69,11 @@ class StartingPrior:
             return f"'{path}' holds a prior of {about['network']}, this is {own['network']}"
         if (about["backbone"], about["weights"]) != (own["backbone"], own["weights"]):
             return f"'{path}' was trained for other weights than those of '{own['backbone']}' loaded here"
+        if self.network.names is not None:
+            head = {key.removeprefix("names."): value for key, value in state.items() if key.startswith("names.")}
+            if not head:
+                return f"'{path}' has no head that names organs"
+            self._take_over_names(head, about["organs"])
         if about.get("joint_prior", False) != own.get("joint_prior", False):
             return f"'{path}' holds a prior of another kind (joint_prior)"
         weights = {key.removeprefix("prior."): value for key, value in state.items() if key.startswith("prior.")}
@@ -86,18 +92,20 @@ class StartingPrior:
             return f"'{path}' has other widths ({len(differing)} of its tensors differ, such as '{differing[0]}')"
         if not known:
             return f"'{path}' knows none of the organs {self.network.organs}, but {about['organs']}"
-        if self.network.names is not None:
-            head = {key.removeprefix("names."): value for key, value in state.items() if key.startswith("names.")}
-            if not head:
-                return f"'{path}' has no head that names organs"
-            if self.network.names.reads_images:
-                self.network.names.begin_as(self.network.backbone)
-            self.network.names.take_over(head, naming_classes(about["organs"]))
         prior.load_state_dict(weights)
         new = [organ for organ in self.network.organs if organ not in known]
         scratch = f"; from scratch: {', '.join(new)}" if new else ""
         logger.info("The prior starts from '%s', which knows %s%s.", path, ", ".join(known), scratch)
         return None
+
+    def _take_over_names(self, head: dict[str, Tensor], organs: list[str]) -> None:
+        """What the head knows is of use for any organs, and whatever the prior's widths are."""
+        names = self.network.names
+        if names.reads_images:
+            names.begin_as(self.network.backbone)
+        names.take_over(head, naming_classes(organs))
+        self.names_known = True
+        logger.info("The head that names organs starts from '%s'.", self.start_from)
 
     def _organs(self, names: list[str], found: Tensor, fresh: Tensor) -> tuple[Tensor, list[str]]:
         """The embeddings of this network's organs, and which of them were known."""
