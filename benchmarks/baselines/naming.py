@@ -1,4 +1,4 @@
-"""What the embedded backbone's features name by themselves: the head that its pretraining throws away, as a row."""
+"""What a head that names organs says by itself, without the memories and the decoder that it drives, as a row."""
 
 from __future__ import annotations
 
@@ -6,68 +6,40 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from scripts.errors import SettingError
-from scripts.networks.naming_head import NamingHead, against_the_rest
-from scripts.networks.sam2_backbone import SAM2
-from scripts.networks.sam2_types import ImageFeatures
-from scripts.pretraining.patient_clips import CLASSES
+from scripts.networks.diffusam import DiffuSAM
+from scripts.networks.naming_head import against_the_rest
 from scripts.weights import load_tensors
-from torch import Tensor, nn
+from torch import Tensor
 
-from .slicewise import SlicewiseInferer, encoded_slices
+from .slicewise import SlicewiseInferer, shown_slices
 
 SLICES_AT_A_TIME = 8
 
 
-class NamedSlices(nn.Module):
-    """A backbone and the head of its pretraining.
-
-    Args:
-        backbone: the pretrained one.
-        path: the pretraining's ``checkpoint.pt``.
+def with_names(network: DiffuSAM, path: str | Path) -> DiffuSAM:
+    """Loads a trained file, whose head is then the network's.
 
     Raises:
-        BundleError: the file is not there, is something else, or is of another backbone.
+        BundleError: the file is not there, is something else, has no head, or is of another backbone.
     """
-
-    def __init__(self, backbone: SAM2, path: str | Path) -> None:
-        super().__init__()
-        remedy = "Name the checkpoint.pt of `run pretraining --config_file configs/pretrain_anatomy.json`."
-        state = load_tensors(path, "pretraining of a backbone", remedy=remedy).get("model", {})
-        prefix = "backbone.model."
-        weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        own = backbone.model.state_dict()
-        if weights.keys() != own.keys() or any(not torch.equal(weights[key].half(), own[key].half()) for key in own):
-            raise SettingError(f"'{path}' is the pretraining of another backbone than this {backbone.name}. {remedy}")
-        self.backbone = backbone
-        self.head = NamingHead(backbone.embedding_channels, CLASSES)
-        self.head.load_state_dict({key[5:]: value for key, value in state.items() if key.startswith("head.")})
-
-    def forward(self, features: ImageFeatures) -> Tensor:
-        """Logits of all classes at stride 4."""
-        return self.head(features)[1].float()
+    remedy = "Name a file that has a head, such as the model that ships, with --prior_file."
+    network.load_state_dict(load_tensors(path, "trained prior", remedy=remedy)["model"])
+    return network.eval()
 
 
 class NamingInferer(SlicewiseInferer):
     """Organ logits of every slice, against all that is none of the organs.
 
     Args:
-        organs: names, each one of :data:`~scripts.pretraining.patient_clips.CLASSES`.
-
-    Raises:
-        SettingError: another name.
+        organs: of the network, whose head names them first.
     """
 
     def __init__(self, organs: Sequence[str]) -> None:
         super().__init__(len(organs))
-        unknown = sorted({*organs} - {*CLASSES})
-        if unknown:
-            raise SettingError(f"Painted patients have no {', '.join(unknown)}; there are: {', '.join(CLASSES)}.")
-        self.named = [CLASSES.index(organ) for organ in organs]
 
-    def segment(self, inputs: Tensor, network: NamedSlices) -> Iterator[tuple[list[int], Tensor]]:
+    def segment(self, inputs: Tensor, network: DiffuSAM) -> Iterator[tuple[list[int], Tensor]]:
         """Yields a few slices at a time."""
         for chunk in torch.arange(inputs.shape[-1]).split(SLICES_AT_A_TIME):
-            logits = network(encoded_slices(inputs, chunk.tolist(), network.backbone))
-            organs, others = against_the_rest(logits, self.named)
+            features = network.encode(shown_slices(inputs, chunk.tolist(), network.backbone))
+            organs, others = against_the_rest(network.names(features)[1].float(), range(self.organs))
             yield chunk.tolist(), organs - others

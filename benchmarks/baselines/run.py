@@ -12,7 +12,7 @@ Run from the bundle's folder:
     python -m benchmarks.baselines.run fate_sam    --config_file $CONFIG
     python -m benchmarks.baselines.run protosam    --config_file $CONFIG
     python -m benchmarks.baselines.run true_memory --config_file $CONFIG
-    python -m benchmarks.baselines.run naming      --config_file $CONFIG --pretraining_file checkpoint.pt
+    python -m benchmarks.baselines.run naming      --config_file $CONFIG --prior_file ../models/model.pt
     python -m benchmarks.baselines.run diffusam    --config_file $CONFIG
     python -m benchmarks.baselines.run sam         --config_file $CONFIG --checkpoint sam_vit_b_01ec64.pth
 
@@ -38,7 +38,7 @@ from scripts.networks.diffusam import check_prior_file
 
 from benchmarks.baselines.evaluation import not_run, open_row, run_row
 from benchmarks.baselines.fate_sam import FateSamInferer, SupportBank
-from benchmarks.baselines.naming import NamedSlices, NamingInferer
+from benchmarks.baselines.naming import NamingInferer, with_names
 from benchmarks.baselines.network_rows import unet, unetr
 from benchmarks.baselines.prompted import PromptedInferer, PromptedSAM, PromptedSAM2
 from benchmarks.baselines.propagated import PropagatedInferer
@@ -211,19 +211,19 @@ def true_memory(config_file, output: str | None = None, overwrite: bool = False,
     return run_row(row, build, overwrite, show_truth=True)
 
 
-def naming(config_file, pretraining_file: str, output: str | None = None, overwrite: bool = False, **overrides) -> dict:
-    """What the embedded backbone names by itself: the head of its pretraining, a U-Net as it were, without a label.
-
-    Args:
-        pretraining_file: checkpoint.pt of the backbone's pretraining.
+def naming(config_file, output: str | None = None, overwrite: bool = False, **overrides) -> dict:
+    """What the head of a trained file (``prior_file``) names by itself, without SAM2's memories and decoder: a U-Net as
+    it were. Of the model that ships it has seen no label; of one that was trained with ``configs/few_shot.json``, those
+    of its training.
     """
-    settings = {"pretraining": sha256_of(pretraining_file)}
+    overrides = {**overrides, "named_memories": True}
+    parser = parse(config_file, overrides)
+    settings = {"prior": sha256_of(parser.get_parsed_content("prior_file"))}
     row = open_row("naming", config_file, overrides, output=output, settings=settings, trains=False, backbone=True)
     get = row.parser.get_parsed_content
 
     def build():
-        network = NamedSlices(get("backbone"), pretraining_file).to(get("device"))
-        return network, NamingInferer(list(get("organs"))), 0.0
+        return with_names(get("network"), get("prior_file")), NamingInferer(list(get("organs"))), 0.0
 
     return run_row(row, build, overwrite)
 

@@ -65,17 +65,21 @@ def network_slices(inputs: Tensor, indices: Sequence[int], size: int, device: to
 
 
 def encoded_slices(inputs: Tensor, indices: Sequence[int], network: SAM2) -> ImageFeatures:
-    """Image features of some slices of a volume ``(1, 1, H, W, slices)``, shown as training shows them.
+    """Image features of some slices of a volume ``(1, 1, H, W, slices)``, shown as training shows them."""
+    return network.encode_image(shown_slices(inputs, indices, network))
 
-    That is by themselves, or between their neighbours where the backbone's ``slice_context`` says so.
+
+def shown_slices(inputs: Tensor, indices: Sequence[int], network: SAM2) -> Tensor:
+    """Some slices ``(n, 1, S, S)`` by themselves, or ``(n, 3, S, S)`` between their neighbours where the backbone's
+    ``slice_context`` says so.
     """
     device = next(network.parameters()).device
     if not network.slice_context:
-        return network.encode_image(network_slices(inputs, indices, network.image_size, device))
+        return network_slices(inputs, indices, network.image_size, device)
     last = inputs.shape[-1] - 1
     around = [near for index in indices for near in (max(index - 1, 0), index, min(index + 1, last))]
     planes = network_slices(inputs, around, network.image_size, device)
-    return network.encode_image(planes[:, 0].unflatten(0, (-1, 3)))
+    return planes[:, 0].unflatten(0, (-1, 3))
 
 
 def oriented_like(label: Tensor, image: Tensor) -> Tensor:

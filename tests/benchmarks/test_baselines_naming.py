@@ -1,56 +1,46 @@
-"""The row of the head that pretraining throws away."""
+"""The row of a head that names organs by itself."""
 
 import pytest
 import torch
 from monai.data import MetaTensor
 from scripts.errors import SettingError
-from scripts.networks.naming_head import NamingHead
+from scripts.networks.diffusam import DiffuSAM
+from scripts.networks.diffusion_prior import MemoryPrior
+from scripts.networks.naming_network import naming
 from scripts.networks.sam2_backbone import FrozenSAM2
-from scripts.pretraining.patient_clips import CLASSES
 
-from benchmarks.baselines.naming import NamedSlices, NamingInferer
+from benchmarks.baselines.naming import NamingInferer, with_names
 
-SIZE = 64
+SIZE, ORGANS = 64, ["spleen", "liver"]
 
 
 @pytest.fixture(scope="module")
 def backbone() -> FrozenSAM2:
     torch.manual_seed(0)
-    return FrozenSAM2("sam2_nano", SIZE)
+    return FrozenSAM2("sam2_nano", SIZE, slice_context=True)
 
 
-@pytest.fixture
-def pretraining(backbone, tmp_path):
-    """A checkpoint whose head names everything liver."""
-    head = NamingHead(backbone.embedding_channels, CLASSES)
-    torch.nn.init.zeros_(head.fine.weight)
-    head.fine.bias.data = torch.where(torch.arange(len(CLASSES)) == CLASSES.index("liver"), 9.0, 0.0)
-    weights = {f"backbone.model.{key}": value for key, value in backbone.model.state_dict().items()}
-    path = tmp_path / "checkpoint.pt"
-    torch.save({"model": weights | {f"head.{key}": value for key, value in head.state_dict().items()}}, path)
-    return path
+def network(backbone, own_encoder: bool = False, named: bool = True) -> DiffuSAM:
+    prior = MemoryPrior(32, 128, organs=2, block_out_channels=(32, 64), attention_levels=1)
+    names = naming(backbone, ORGANS, own_encoder=own_encoder) if named else None
+    return DiffuSAM(backbone, prior, organs=ORGANS, names=names)
 
 
-def test_what_the_head_names_is_the_label(backbone, pretraining):
+@pytest.mark.parametrize("own_encoder", [False, True])
+@pytest.mark.parametrize(("name", "value"), [("liver", 2), ("spleen", 1), ("bowel", 0)])
+def test_what_the_head_names_is_the_label(backbone, tmp_path, own_encoder, name, value):
+    trained = network(backbone, own_encoder)
+    torch.nn.init.zeros_(trained.names.fine.weight)
+    trained.names.fine.bias.data = torch.tensor([9.0 * (each == name) for each in trained.names.classes])
+    torch.save({"model": trained.state_dict()}, tmp_path / "model.pt")
     volume = MetaTensor(torch.rand(1, 1, 40, 50, 3), affine=torch.eye(4))
-    output = NamingInferer(["spleen", "liver"])(volume, NamedSlices(backbone, pretraining))
-    assert (output[0, 0] == 2).all()
+
+    output = NamingInferer(ORGANS)(volume, with_names(network(backbone, own_encoder), tmp_path / "model.pt"))
+
+    assert (output[0, 0] == value).all()
 
 
-def test_what_is_none_of_the_organs_is_background(backbone, pretraining):
-    volume = MetaTensor(torch.rand(1, 1, 40, 50, 3), affine=torch.eye(4))
-    output = NamingInferer(["spleen", "left kidney"])(volume, NamedSlices(backbone, pretraining))
-    assert not output[0, 0].any()
-
-
-def test_another_backbones_pretraining_is_refused(pretraining):
-    torch.manual_seed(1)
-    with pytest.raises(
-        SettingError, match=r"checkpoint.pt' is the pretraining of another backbone than this sam2_nano"
-    ):
-        NamedSlices(FrozenSAM2("sam2_nano", SIZE), pretraining)
-
-
-def test_an_organ_that_patients_lack_is_refused():
-    with pytest.raises(SettingError, match="have no appendix; there are: spleen"):
-        NamingInferer(["liver", "appendix"])
+def test_a_file_without_a_head_is_refused(backbone, tmp_path):
+    torch.save({"model": network(backbone, named=False).state_dict()}, tmp_path / "model.pt")
+    with pytest.raises(SettingError, match="no head that names organs"):
+        with_names(network(backbone), tmp_path / "model.pt")
