@@ -32,6 +32,7 @@ from pathlib import Path
 import fire
 import torch
 from monai.utils import optional_import
+from scripts import errors
 from scripts.errors import SettingError
 from scripts.files import sha256_of
 from scripts.networks.diffusam import check_prior_file
@@ -217,13 +218,15 @@ def naming(config_file, output: str | None = None, overwrite: bool = False, **ov
     of its training.
     """
     overrides = {**overrides, "named_memories": True}
-    parser = parse(config_file, overrides)
-    settings = {"prior": sha256_of(parser.get_parsed_content("prior_file"))}
+    errors.install()
+    path = parse(config_file, overrides).get_parsed_content("prior_file")
+    check_prior_file(path)
+    settings = {"prior": sha256_of(path)}
     row = open_row("naming", config_file, overrides, output=output, settings=settings, trains=False, backbone=True)
     get = row.parser.get_parsed_content
 
     def build():
-        return with_names(get("network"), get("prior_file")), NamingInferer(list(get("organs"))), 0.0
+        return with_names(get("network"), path), NamingInferer(list(get("organs"))), 0.0
 
     return run_row(row, build, overwrite)
 

@@ -119,7 +119,7 @@ def learn(
         return code
     if _settings(overlay)["test_cases"]:
         code = run(workflow("evaluating", [*evaluating, overlay], options=options), shared=True)
-        print(f"\nThe report is {shown(target / 'run/evaluation/report.html')}." if not code else "")
+        print(_place(target / "run/evaluation/report.html") if not code else "")
     else:
         print("\nNo labelled scan is left over, so nothing says how good it is. One more would.")
     print(f"The model is {shown(target / 'run/model.pt')}. Next: diffusam segment SCAN -o OUT --model {shown(target)}")
@@ -361,7 +361,12 @@ def _whole(name: str, text: str) -> int:
 
 
 def _said(report: Path) -> int:
-    if not report.is_file():
-        raise RefusedError(f"There is no report '{report}'. See what was said above.")
-    print(f"\nThe report is {shown(report)}.")
+    if not report.parent.is_dir():
+        raise RefusedError(f"There is no folder '{report.parent}'. See what was said above.")
+    print(_place(report))
     return 0
+
+
+def _place(report: Path) -> str:
+    """Where the results are: in the report, or where none was wanted (``--report False``) in the folder."""
+    return f"\nThe report is {shown(report)}." if report.is_file() else f"\nResults are in {shown(report.parent)}."
