@@ -5,12 +5,14 @@ python -m benchmarks.figures.painted_patients --patients_dir data/patients --out
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import fire
 import matplotlib
 import matplotlib.pyplot as plt
 from scripts.data.phantom_anatomy import ORGANS
+from scripts.files import BUNDLE
 from scripts.pretraining.anatomy import write_patients
 from scripts.pretraining.patient_clips import AnatomyClips, PatientPool
 
@@ -33,7 +35,10 @@ def draw(
     """
     matplotlib.use("Agg")
     stage = {"epochs": 1, "clips": rows, "frames": columns, "image_size": size}
-    batch = AnatomyClips(PatientPool(write_patients(patients_dir, patients)), [stage], seed=seed).batch(0)
+    config = json.loads((BUNDLE / "configs/pretrain_anatomy.json").read_text(encoding="utf-8"))
+    where = {key: config[key] for key in ("beyond", "tilt", "slide", "anywhere")}
+    pool = PatientPool(write_patients(patients_dir, patients))
+    batch = AnatomyClips(pool, [stage], seed=seed, **where).batch(0)
     figure, axes = plt.subplots(rows, columns, figsize=(1.7 * columns, 1.7 * rows), squeeze=False)
     for row in range(rows):
         for column in range(columns):
