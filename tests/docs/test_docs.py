@@ -20,10 +20,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scripts.command import commands as diffusam_commands
 from scripts.command import doctor as diffusam_doctor
 from scripts.command.program import program
 from scripts.data import datalists
+from scripts.data.phantom_anatomy import ORGANS
+from scripts.networks.diffusam import DiffuSAM
+from scripts.networks.diffusion_prior import MemoryPrior
+from scripts.networks.naming_network import naming
+from scripts.networks.sam2_backbone import FrozenSAM2
 
 from tests.conftest import save_volume, simple_image, simple_label
 from tests.helpers import started
@@ -68,6 +74,18 @@ def commands(page: str) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
+def named_start(backbone_file: Path) -> DiffuSAM:
+    """What training starts from: a prior for the small backbone, and a head that names organs."""
+    size, widths = SMALL["image_size"], SMALL["prior_channels"]
+    backbone = FrozenSAM2(SMALL["backbone_name"], size, checkpoint=backbone_file)
+    levels = {"block_out_channels": widths, "attention_levels": SMALL["attention_levels"]}
+    prior = MemoryPrior(
+        backbone.memory_channels, backbone.embedding_channels, organs=len(ORGANS), use_high_res=True, **levels
+    )
+    prior.fitted.fill_(True)
+    return DiffuSAM(backbone, prior, organs=ORGANS, names=naming(backbone, ORGANS))
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, backbone_file) -> Path:
     """A folder with the bundle, the benchmarks, and what the pages' readers have downloaded or own."""
@@ -78,7 +96,8 @@ def place(tmp_path_factory, backbone_file) -> Path:
             shutil.copytree(path, folder / "bundle/models")
         elif path.name not in ("data", "runs", "__pycache__", "eval"):
             (folder / ("bundle" if path.parent == BUNDLE else "") / path.name).symlink_to(path)
-    small = {**SMALL, "backbone_checkpoint": str(backbone_file)}
+    small = {**SMALL, "backbone_checkpoint": str(backbone_file), "start_from": str(folder / "start.pt")}
+    torch.save({"model": named_start(backbone_file).state_dict()}, folder / "start.pt")
     pretraining = {**SMALL_PRETRAINING, "backbone_file": str(folder / "pretrained.pt")}
     for name, settings in (("small", small), ("pretraining", pretraining)):
         (folder / f"{name}.json").write_text(json.dumps(settings))
