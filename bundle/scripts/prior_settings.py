@@ -149,7 +149,7 @@ _UNKNOWN = object()
 
 def _plain(value: Any) -> Any:
     """A value as it is recorded: an object as its class and those arguments that are no defaults."""
-    if isinstance(value, diffusers.SchedulerMixin):
+    if isinstance(value, diffusers.ConfigMixin) and isinstance(value, diffusers.SchedulerMixin):
         arguments = {key: item for key, item in value.config.items() if key[0] != "_"}
     elif isinstance(value, Transform):
         arguments = given(value)
