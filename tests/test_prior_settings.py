@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose, ScaleIntensityd, ScaleIntensityRanged, ScaleIntensityRangePercentilesd
 from scripts.descriptions import describe
 from scripts.errors import UnusableFileError
-from scripts.prior_settings import configuration_of, overlay_for, record, settings_of_prior
+from scripts.prior_settings import configuration_of, overlay_for, record, settings_of_prior, trained_settings
 
 from tests.helpers.workflows import BUNDLE
 
@@ -147,3 +147,16 @@ def test_the_overlay_says_what_differs_from_the_configuration_and_nothing_else(t
         "backbone_checkpoint": str(tmp_path / "sam2.pt"),
         "intensity": {"_target_": "ScaleIntensityRanged", **WINDOW},
     }
+
+
+def test_settings_for_an_evaluation_name_the_backbone_where_it_lies_and_leave_values_to_the_labels(tmp_path):
+    folder = tmp_path / "@organs $x"  # a place is data: MONAI must read it as it is
+    folder.mkdir()
+    (folder / "mine.pt").touch()
+    recorded = {"organs": ["spleen"], "backbone_checkpoint": "mine.pt", "slice_context": True}
+    torch.save({"model": {}, "inference": recorded}, folder / "model.pt")
+
+    settings = trained_settings(folder / "model.pt")
+
+    read = {key: ConfigParser(settings).get_parsed_content(key) for key in settings}
+    assert read == {"backbone_checkpoint": str(folder / "mine.pt"), "slice_context": True}

@@ -12,7 +12,7 @@ Run from the bundle's folder:
     python -m benchmarks.baselines.run fate_sam    --config_file $CONFIG
     python -m benchmarks.baselines.run protosam    --config_file $CONFIG
     python -m benchmarks.baselines.run true_memory --config_file $CONFIG
-    python -m benchmarks.baselines.run naming      --config_file $CONFIG --prior_file ../models/model.pt
+    python -m benchmarks.baselines.run naming      --config_file $CONFIG --prior_file models/model.pt
     python -m benchmarks.baselines.run diffusam    --config_file $CONFIG
     python -m benchmarks.baselines.run sam         --config_file $CONFIG --checkpoint sam_vit_b_01ec64.pth
 

@@ -82,10 +82,7 @@ def settings_of_prior(prior_file: str | Path, bundle_root: str | Path, otherwise
 
 def configuration_of(prior_file: str | Path) -> dict[str, Any]:
     """What a prior's file records, as an overlay for ``configs/inference.json``; empty where it records nothing."""
-    found = load_tensors(prior_file, "trained prior", remedy=_REMEDY, mmap=True).get(RECORD, {})
-    for key, value in found.items():
-        _built(Path(prior_file), key, value)  # what cannot be built is refused here
-    return _overlay(found)
+    return _overlay(_recorded(prior_file))
 
 
 def overlay_for(
@@ -112,11 +109,17 @@ def overlay_for(
 
 def trained_settings(prior_file: str | Path) -> dict[str, Any]:
     """:func:`configuration_of` for ``configs/train.json``: the organs' values are left to the labels at hand."""
-    settings = configuration_of(prior_file)
-    settings.pop("label_map", None)
+    settings = {key: value for key, value in _recorded(prior_file).items() if key != "organs"}
     if checkpoint := settings.get("backbone_checkpoint"):
         settings["backbone_checkpoint"] = str(Path(_checkpoint(checkpoint, BUNDLE, Path(prior_file))).resolve())
-    return settings
+    return _overlay(settings)
+
+
+def _recorded(prior_file: str | Path) -> dict[str, Any]:
+    found = load_tensors(prior_file, "trained prior", remedy=_REMEDY, mmap=True).get(RECORD, {})
+    for key, value in found.items():
+        _built(Path(prior_file), key, value)  # what cannot be built is refused here
+    return found
 
 
 class InferenceOverlay:

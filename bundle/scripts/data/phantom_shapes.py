@@ -7,6 +7,7 @@ and warps smoothly.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,12 @@ def ellipsoid(points: Sequence[np.ndarray], centre: Vector, radii: Vector) -> np
     # |gradient| of the line above is slope / inner; dividing by it turns a relative distance into millimetres
     slope = np.sqrt(sum((axis / radius) ** 2 for axis, radius in zip(scaled, radii)))
     return inner * (inner - 1) / np.maximum(slope, 1e-6)
+
+
+def oval(x: np.ndarray, y: np.ndarray, wide: Any, deep: Any, power: float) -> np.ndarray:
+    """Radial distance to a cylinder between an ellipse (power 2) and its box; ``wide`` and ``deep`` are half axes."""
+    inner = (np.abs(x / wide) ** power + np.abs(y / deep) ** power) ** (1 / power)
+    return np.hypot(x, y) * (1 - 1 / np.maximum(inner, 1e-3))
 
 
 def smooth_maximum(first: np.ndarray, second: np.ndarray, width: float) -> np.ndarray:
@@ -94,8 +101,7 @@ class Body:
         x, y, _ = self.points
         y = y - 5.0
         power = self.rng.uniform(2.15, 2.5)
-        inner = (np.abs(x / 131.0) ** power + np.abs(y / 85.0) ** power) ** (1 / power)
-        return np.hypot(x, y) * (1 - 1 / np.maximum(inner, 1e-3))
+        return oval(x, y, 131.0, 85.0, power)
 
     def _dome(self) -> np.ndarray:
         """Height over the diaphragm, negative below it; its two cupolas lie on either side of the heart's seat."""

@@ -81,10 +81,7 @@ class Patient(shapes.Body):
         x, y, z = self.points
         share = np.clip((CREST - z) / 120, 0, 1)
         share = share * share * (3 - 2 * share)
-        wide, deep = 131 - 68 * share, 85 - 24 * share
-        y = y - 5 + 12 * share
-        inner = (np.abs(x / wide) ** 2.3 + np.abs(y / deep) ** 2.3) ** (1 / 2.3)
-        return np.hypot(x, y) * (1 - 1 / np.maximum(inner, 1e-3))
+        return shapes.oval(x, y - 5 + 12 * share, 131 - 68 * share, 85 - 24 * share, 2.3)
 
     def paint(self, tissue: str, distance: np.ndarray, region: shapes.Region, *, label: int | None = None) -> None:
         """Lays a tissue over what is there; see :meth:`~scripts.data.phantom_shapes.Body.paint`.
