@@ -52,6 +52,15 @@ def test_below_the_organs_there_is_a_pelvis_and_above_them_a_chest():
     assert share(["lung"], 120, 180) > 0.15
 
 
+def test_some_colons_hang_down_full_of_stool():
+    """Below the liver stool is easily taken for it, so there must be patients who have much of it there."""
+    height = CENTRE[2] + (np.arange(SHAPE[2]) - (SHAPE[2] - 1) / 2) * SPACING[2]
+    below = (height > -190) & (height < -90)
+    stool = [(make_patient(seed)[0][:, :, below] == TISSUE_INDEX["stool"]).sum() * MILLILITRES for seed in range(6)]
+
+    assert max(stool) > 150 > 3 * min(stool)
+
+
 def test_a_negative_seed_is_refused():
     with pytest.raises(ValueError, match="0 or more, but is -1"):
         make_patient(-1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scripts.data.phantom_anatomy import ORGANS
 from scripts.pretraining.anatomy import write_patients
-from scripts.pretraining.contrasts import Draw, draw_means
+from scripts.pretraining.contrasts import Draw, _mottled, draw_means
 from scripts.pretraining.patient import LABEL_INDEX, SHAPE, SPACING, TISSUE_INDEX, TISSUES
 from scripts.pretraining.patient_clips import CLASSES, AnatomyClips, PatientPool
 
@@ -78,6 +78,20 @@ def test_most_contrasts_tell_touching_organs_apart():
     assert 0.75 < apart.float().mean() < 0.99  # and some do not
 
 
+def test_stool_is_mottled_and_what_lies_beside_it_is_not():
+    tissue = torch.full((64, 1, 64, 64), TISSUE_INDEX["liver"])
+    tissue[..., 32:] = TISSUE_INDEX["stool"]
+    means = torch.full((64, len(TISSUES)), 0.6)
+    means[:, TISSUE_INDEX["gas"]] = 0.0
+
+    image = _mottled(torch.full(tissue.shape, 0.6), tissue, means, Draw(0, "cpu"))
+
+    stool = image[..., 32:].flatten(1)
+    assert torch.equal(image[..., :32], torch.full_like(image[..., :32], 0.6))
+    assert 0.5 < (stool.std(1) > 0.05).float().mean() < 0.95  # in most of the clips, and not in all
+    assert stool.min() < 0.1  # bubbles are as dark as gas
+
+
 def test_objects_of_some_clips_alone_are_followed(pool):
     stage = {**STAGES[0], "clips": 6, "followed": 2}
 
@@ -120,6 +134,18 @@ def test_clips_from_anywhere_show_pelvis_and_chest(pool):
 
     assert anywhere.max() - anywhere.min() > 0.8 * whole > usual.max() - usual.min()
     assert torch.equal(heights(anywhere=0.0), usual)
+
+
+def test_some_fields_of_view_show_as_much_air_as_body(pool):
+    clips = AnatomyClips(pool, [{**STAGES[0], "clips": 400}])
+    patient = torch.zeros(400, dtype=torch.long)
+
+    x = clips._plane(patient, 8, Draw(0, "cpu"))[1]
+
+    left, right = pool.box[0, 1]
+    shown = (x.amax((1, 2)) - x.amin((1, 2))) / (right - left)
+    assert shown.median() < 1.3 and shown.min() < 1  # most are filled, some cut
+    assert 0.05 < (shown > 1.6).float().mean() < 0.3
 
 
 def test_breathing_displaces_slices_in_their_plane(pool):

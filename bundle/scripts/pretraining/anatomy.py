@@ -158,6 +158,26 @@ def _paint_flexures(patient: Patient) -> None:
             phantom_anatomy.paint_loop(
                 patient, points, rng.uniform(12, 26, 3), content=content, gas=rng.uniform(0, 0.8), haustra=1.6
             )
+    _paint_stool(patient)
+
+
+def _paint_stool(patient: Patient) -> None:
+    """The colon where it is most like a liver: wide, full of stool, and low."""
+    rng = patient.rng
+    if patient.chance(0.4):  # a caecum as large as the tip of a liver, and below it
+        start = np.array([rng.uniform(62, 104), rng.uniform(-25, 35), rng.uniform(-150, -105)])
+        points = start + np.array([(0, 0, 0), (rng.uniform(-8, 8), -4, 28), (rng.uniform(-6, 10), -8, 62)])
+        gas = rng.choice([0, 0.2, 0.5])
+        phantom_anatomy.paint_loop(patient, points, rng.uniform(20, 36, 3), content="stool", gas=gas, haustra=1.6)
+    if patient.chance(0.35):  # a transverse colon that hangs down, as far as into the pelvis
+        low, middle = rng.uniform(-190, -85), rng.uniform(-40, 40)
+        ends = [(88, 22, rng.uniform(-70, -40)), (-85, 26, rng.uniform(-40, -5))]
+        front = rng.uniform(45, 66)
+        for end, width in zip(ends, rng.uniform(14, 28, 2)):
+            points = [end, (0.6 * end[0] + 0.4 * middle, front, 0.45 * end[2] + 0.55 * low), (middle, front, low)]
+            content = rng.choice(["stool", "stool", "bowel fluid"])
+            gas = rng.choice([0, 0.2, 0.6])
+            phantom_anatomy.paint_loop(patient, points, np.full(3, width), content=content, gas=gas, haustra=1.6)
 
 
 def _paint_collection(patient: Patient) -> None:

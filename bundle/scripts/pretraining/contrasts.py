@@ -168,6 +168,7 @@ def render(tissue: Tensor, label: Tensor, draw: Draw) -> Tensor:
     image /= samples
 
     image = _branches(_edges(image, label, means, draw), label, means, draw)
+    image = _mottled(image, tissue[:, :, 0], means, draw)
     roughness = draw.uniform(0, 0.09, count, len(TISSUES)) * draw.uniform(0, 1, count, 1)
     for rough in ("bowel wall", "bowel fluid", "bowel oral", "stool", "stomach content", "renal sinus"):
         roughness[:, _T[rough]] *= 2
@@ -206,6 +207,23 @@ def _branches(image: Tensor, label: Tensor, means: Tensor, draw: Draw) -> Tensor
     sign = torch.where(draw.chance(0.75, count), 1.0, -1.0)
     strength = draw.uniform(0.2, 2.0, count) * (means[:, _T["liver"]] + 0.05) * sign * draw.chance(0.5, count)
     return image + strength.view(-1, 1, 1, 1) * ridge * (label == 1 + ORGANS.index("liver"))
+
+
+def _mottled(image: Tensor, tissue: Tensor, means: Tensor, draw: Draw) -> Tensor:
+    """Stool, and meals, with bubbles of gas and crumbs of other greys, in most of the clips: as large and as grey as a
+    liver, and yet none.
+    """
+    count, frames, size = len(image), image.shape[1], image.shape[-1]
+    spots = _field(draw, count, frames, int(draw.host.integers(size // 12, size // 3)), size)
+    spots = spots + 0.7 * _field(draw, count, frames, size // 2, size)
+    sharp = draw.uniform(0.1, 0.5, count, 1, 1, 1)
+    gas = torch.sigmoid((spots - draw.uniform(0.6, 2.2, count, 1, 1, 1)) / sharp) * draw.uniform(0.3, 1, count, 1, 1, 1)
+    crumbs = torch.sigmoid((-spots - draw.uniform(0.3, 2.2, count, 1, 1, 1)) / sharp)
+    there = torch.zeros_like(image)
+    for name, share in (("stool", 0.8), ("stomach content", 0.3), ("bowel oral", 0.3)):
+        there += (tissue == _T[name]) * draw.chance(share, count, 1, 1, 1)
+    image = image + there * crumbs * draw.normal(0.15, count, 1, 1, 1)
+    return torch.lerp(image, means[:, _T["gas"]].view(-1, 1, 1, 1).expand_as(image), there * gas)
 
 
 def _scanner(image: Tensor, count: int, frames: int, draw: Draw) -> Tensor:

@@ -268,9 +268,9 @@ class AnatomyClips:
         count, device = len(patient), draw.device
         box = self.pool.box[patient]  # (V, 2, 2): back-front and left-right, from and to
         middle, extent = box.mean(2), box[:, :, 1] - box[:, :, 0]
-        # the body fills the width in most scans; some show much air, some cut its sides
+        # the body fills the width in most scans; some show as much air as body, some cut its sides
         width = extent[:, 1] * torch.where(
-            draw.chance(0.7, count), draw.uniform(0.98, 1.25, count), draw.uniform(0.82, 1.9, count)
+            draw.chance(0.6, count), draw.uniform(0.98, 1.25, count), draw.uniform(0.82, 2.1, count)
         )
         square = torch.maximum(width, extent[:, 0] * 1.02)
         tight = torch.maximum(extent[:, 0] * draw.uniform(0.95, 1.25, count), 0.55 * width)
