@@ -10,9 +10,11 @@ from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
 from scripts.networks.logits import mask_to_logits
 from scripts.networks.naming_head import NamingHead, naming_classes
+from scripts.networks.naming_network import naming
 from scripts.networks.sam2_backbone import FrozenSAM2
 from scripts.training import trainer as trainer_module
 from scripts.training.losses import DiffuSAMLoss
+from scripts.training.random_contrasts import RandContrasts
 from scripts.training.trainer import DiffuSAMTrainer
 
 SIZE = 64
@@ -124,6 +126,31 @@ def test_a_head_that_names_organs_is_trained_beside_the_prior(backbone, batch, w
         assert history[0]["loss"] == pytest.approx(total)
     else:
         assert not changed and "names_loss" not in history[0]
+
+
+def test_a_head_with_an_encoder_of_its_own_sees_random_contrasts(backbone, batch):
+    def first_losses(**options):
+        network = new_network(backbone, batch)
+        network.names = naming(backbone, ORGANS, own_encoder=True)
+        image = torch.rand(4, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+        label = (batch["mask"][:, 0] * (batch["organ"] + 1)[:, None, None]).to(torch.uint8)
+        return train(network, {**batch, "image": image, "label": label}, iterations=1, **options)[0]
+
+    plain, none, all_of_them = (
+        first_losses(**options)
+        for options in ({}, *({"random_contrasts": RandContrasts(share, len(ORGANS))} for share in (0.0, 1.0)))
+    )
+
+    assert plain == none
+    assert all_of_them["names_loss"] != plain["names_loss"]
+    assert all_of_them["prior_loss"] == plain["prior_loss"]  # the prior learns from slices as they are
+
+
+def test_random_contrasts_that_nothing_sees_are_refused(backbone, batch):
+    network = new_network(backbone, batch)
+    network.names = NamingHead(backbone.embedding_channels, naming_classes(ORGANS))
+    with pytest.raises(SettingError, match="random_contrasts is 0.5, but nothing that is trained sees slices"):
+        train(network, batch, iterations=1, random_contrasts=RandContrasts(0.5, len(ORGANS)))
 
 
 def test_the_segmentation_loss_reaches_the_prior(backbone, batch):

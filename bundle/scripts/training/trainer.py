@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ignite.distributed as idist
@@ -20,6 +21,7 @@ from ..networks.diffusam import DiffuSAM
 from ..networks.logits import resize_logits
 from ..networks.sam2_types import ImageFeatures, Memory
 from .parallel import draw_rows, means_over_processes, noise_like
+from .random_contrasts import RandContrasts
 
 
 class TrainingStep(nn.Module):
@@ -58,6 +60,8 @@ class DiffuSAMTrainer(Described, SupervisedTrainer):
         timesteps: the diffusion times that are drawn from, such as those that inference visits; None draws from all,
             as the paper does.
         iterations: after which training ends, within an epoch if need be; None trains whole epochs.
+        random_contrasts: in which a head with an image encoder of its own sees some of the slices; None or a share of 0
+            shows all as they are.
 
     A loss that is not finite ends the training, before it changes any weight, with a :class:`RefusedError`.
     """
@@ -68,17 +72,25 @@ class DiffuSAMTrainer(Described, SupervisedTrainer):
         max_grad_norm: float | None = 1.0,
         timesteps: Sequence[int] | None = None,
         iterations: int | None = None,
+        random_contrasts: RandContrasts | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        names = self.network.names
+        if random_contrasts is not None and random_contrasts.share and not getattr(names, "reads_images", False):
+            raise SettingError(
+                f"random_contrasts is {random_contrasts.share:g}, but nothing that is trained sees slices: only a head "
+                "with an image encoder of its own does (--named_memories True --names_encoder True)."
+            )
+        self.random_contrasts = random_contrasts
         if iterations is not None:
             if iterations < 1:
                 raise SettingError(f"iterations must be 1 or more, got {iterations}.")
             self.add_event_handler(Events.ITERATION_COMPLETED, self._end_at, iterations)
         self.max_grad_norm = max_grad_norm
         self.timesteps = None if timesteps is None else torch.tensor(list(timesteps))
-        if self.network.names is not None:
-            self.network.names.requires_grad_(self.loss_function.lambda_names > 0)
+        if names is not None:
+            names.requires_grad_(self.loss_function.lambda_names > 0)
         self.step: nn.Module = TrainingStep(self.network, self.loss_function, compute=self._losses)
         if idist.get_world_size() > 1:
             self.step = DistributedDataParallel(self.step, broadcast_buffers=False)
@@ -153,7 +165,10 @@ class DiffuSAMTrainer(Described, SupervisedTrainer):
         mask_logits = resize_logits(decoded.mask_logits, network.backbone.image_size)
         losses = self.loss_function(prior_error, mask_logits, decoded.object_score, batch["mask"])
         if network.names is not None and self.loss_function.lambda_names:
-            _, named = network.names(features)
+            seen = features
+            if self.random_contrasts is not None and features.image is not None:
+                seen = replace(features, image=self.random_contrasts(features.image, batch["label"]))
+            _, named = network.names(seen)
             naming = self.loss_function.naming(named, batch["label"], len(network.organs))
             losses["loss"] = losses["loss"] + self.loss_function.lambda_names * naming
             losses["names_loss"] = naming.detach()
