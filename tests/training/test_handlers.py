@@ -324,12 +324,13 @@ def test_seed_epoch_seeds_by_seed_and_epoch():
 
 
 class ToyNetwork(nn.Module):
-    """What the exporter needs of DiffuSAM: a ``prior``, and a state of it alone."""
+    """What the exporter needs of DiffuSAM: a ``prior`` and no head, and a state of it alone."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
         self.prior = nn.Linear(1, 1, bias=False)
         nn.init.constant_(self.prior.weight, value)
+        self.names: nn.Module | None = None
 
 
 def export(path, values, ema_decay: float, snapshots=()) -> float:
@@ -393,3 +394,40 @@ def test_weights_that_are_not_finite_are_not_exported(tmp_path):
 def test_a_decay_outside_its_range_is_refused(tmp_path, decay):
     with pytest.raises(ValueError, match=r"ema_decay must lie in \[0, 1\)"):
         PriorExporter(ToyNetwork(0.0), tmp_path / "model.pt", ema_decay=decay)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(1.0, 5.0), (0.75, 4.0), (0.0, 1.0)])
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_head_is_exported_as_far_from_its_beginning_as_asked(tmp_path, share, expected, killed):
+    """From 1 to 5 in four steps, also where the training was killed and goes on from its checkpoint."""
+
+    def run(stop_after=None):
+        network = ToyNetwork(0.0)
+        network.names = nn.Linear(1, 1, bias=False)
+        nn.init.constant_(network.names.weight, 1.0)
+
+        def step(engine, value):
+            if engine.state.iteration == stop_after:
+                raise Killed
+            nn.init.constant_(network.names.weight, value)
+            nn.init.constant_(network.prior.weight, value)
+
+        engine = Engine(step)
+        PriorExporter(network, tmp_path / "model.pt", names_learned=share).attach(engine)
+        ResumableCheckpoint(tmp_path / "checkpoint.pt", {"model": network}).attach(engine)
+        engine.run([2.0, 5.0], max_epochs=2)
+
+    if killed:
+        with pytest.raises(Killed):
+            run(stop_after=3)
+    run()
+
+    state = torch.load(tmp_path / "model.pt", weights_only=True)["model"]
+    assert state["names.weight"].item() == expected
+    assert state["prior.weight"].item() == 5.0  # the prior as it was trained
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_a_head_is_not_exported_from_beyond(tmp_path, share):
+    with pytest.raises(ValueError, match=r"names_learned must lie in \[0, 1\]"):
+        PriorExporter(ToyNetwork(0.0), tmp_path / "model.pt", names_learned=share)

@@ -61,6 +61,7 @@ TRAINING = {
     "variants": 2,
     "organ_contrast": {"liver": [0.5, 1.0]},
     "random_contrasts": 0.5,
+    "names_learned": 0.5,
     "ema_decay": 0.5,
     "max_grad_norm": None,
     "training_timesteps": [999],

@@ -210,6 +210,9 @@ class PriorExporter:
             shorter in the first iterations so that the average forgets the initialisation.
         snapshots: iterations after which the prior is written beside ``path`` as well, each to a file of its own: that
             after 100 iterations to ``model_000100.pt`` beside ``model.pt``.
+        names_learned: how far a head that names organs is exported from where its training began: 1 as it was trained,
+            0 as it began. What lies between keeps more of what it knew, and errs less on what the few volumes lack
+            (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022). Not in the paper.
         about: what else the files hold, as :func:`scripts.descriptions.describe` has it: ``"organ_volumes"``, by which
             :class:`~scripts.inference.quality.QualityCheck` judges organs, and ``"training"``, by which
             :mod:`scripts.inference.trained_with` knows what the prior is for.
@@ -222,15 +225,19 @@ class PriorExporter:
         *,
         ema_decay: float = 0.0,
         snapshots: Sequence[int] = (),
+        names_learned: float = 1.0,
         about: Mapping[str, Any] | None = None,
     ) -> None:
         if not 0 <= ema_decay < 1:
             raise SettingError(f"ema_decay must lie in [0, 1), got {ema_decay}.")
+        if not 0 <= names_learned <= 1:
+            raise SettingError(f"names_learned must lie in [0, 1], got {names_learned}.")
         self.network, self.path, self.ema_decay, self.about = network, Path(path), ema_decay, dict(about or {})
         self.snapshots = frozenset(snapshots)
         trained = {name: part for name, part in network.named_children() if name != "backbone"}
         self._parts = torch.nn.ModuleDict(trained)
         self.average = AveragedModel(self._parts, multi_avg_fn=self._average) if ema_decay else None
+        self.names_learned, self._names_before = names_learned, {}
 
     @torch.no_grad()
     def _average(self, averaged: list[torch.Tensor], current: list[torch.Tensor], updates: torch.Tensor) -> None:
@@ -240,10 +247,16 @@ class PriorExporter:
     def attach(self, engine: Engine) -> None:
         if idist.get_rank() > 0:
             return
+        if self.network.names is not None and self.names_learned < 1:
+            engine.add_event_handler(Events.STARTED, self._remember)  # before a checkpoint is taken up
         if self.average is not None:
             engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: self.average.update_parameters(self._parts))
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.export_snapshot)
         engine.add_event_handler(Events.COMPLETED, self.export)
+
+    def _remember(self) -> None:
+        parameters = self.network.names.named_parameters()
+        self._names_before = {f"names.{key}": value.detach().clone() for key, value in parameters}
 
     def export_snapshot(self, engine: Engine) -> None:
         iteration = engine.state.iteration
@@ -258,6 +271,8 @@ class PriorExporter:
         if self.average is not None and int(self.average.n_averaged):
             averaged = dict(self.average.module.named_parameters())
             state.update({key: value.detach() for key, value in averaged.items()})
+        for key, before in self._names_before.items():
+            state[key] = torch.lerp(before, state[key].detach(), self.names_learned)
         spoilt = not_finite(state)
         if spoilt:
             raise RefusedError(
