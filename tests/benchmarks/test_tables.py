@@ -397,14 +397,16 @@ def test_new_weights_make_all_trainings_and_results_new(tmp_path, monkeypatch):
     assert not table.finished("1", "SAM2 (box)")
 
 
-@pytest.mark.parametrize("curve, few_shot", [("labels", "chaos"), ("phantoms_labels", "phantoms")])
-def test_the_curve_of_labels_shares_the_trainings_of_three_volumes(curve, few_shot):
-    curve, few_shot = Table.read(curve, "out/curve", {}), Table.read(few_shot, "out/few_shot", {})
+@pytest.mark.parametrize(
+    "curve, table, ours", [("labels", "chaos", "few_shot"), ("phantoms_labels", "phantoms", "beyond_paper")]
+)
+def test_the_curve_of_labels_shares_the_trainings_of_three_volumes(curve, table, ours):
+    curve, table = Table.read(curve, "out/curve", {}), Table.read(table, "out/table", {})
 
-    for run, same in zip(curve.runs, few_shot.runs):
-        for training, other in (("beyond_paper_3", "beyond_paper_pretrained"), ("unet_3", "unet_pretrained")):
-            assert curve.trained(run, training) == few_shot.trained(same, other)
-        assert len({curve.trained(run, f"beyond_paper_{count}") for count in (1, 3, 5)}) == 3
+    for run, same in zip(curve.runs, table.runs):
+        for training in (ours, "unet"):
+            assert curve.trained(run, f"{training}_3") == table.trained(same, f"{training}_pretrained")
+        assert len({curve.trained(run, f"{ours}_{count}") for count in (1, 3, 5)}) == 3
 
 
 @pytest.mark.parametrize("name", ["labels", "phantoms_labels"])
