@@ -18,7 +18,7 @@ from benchmarks.baselines.run import COMMANDS as BASELINES
 from benchmarks.tables import plan, report
 from benchmarks.tables.plan import TABLES, Table, TableError, run_steps
 from tests.conftest import save_volume, simple_image, simple_label
-from tests.helpers.workflows import BUNDLE, ROOT, SIZE, write_overlay
+from tests.helpers.workflows import BUNDLE, ROOT, SIZE, save_start, write_overlay
 
 CONFIGS = ["configs/train.json", "configs/evaluate.json"]
 
@@ -451,12 +451,13 @@ def test_the_curve_of_labels_runs_from_its_beginning(tmp_path, backbone_file, mo
         save_volume(tmp_path / f"data/image_{case}.nii.gz", simple_image(simple_label(), int(case)) + 1000)
         save_volume(tmp_path / f"data/label_{case}.nii.gz", simple_label())
     overrides = {"dataset_dir": str(tmp_path / "data"), "backbone_checkpoint": str(backbone_file), "report": False}
-    overrides |= {"image_size": SIZE, "test_cases": ["19"], "start_from": "$None"}
+    save_start(tmp_path / "start.pt", backbone_file)
+    overrides |= {"image_size": SIZE, "test_cases": ["19"], "start_from": str(tmp_path / "start.pt")}
     table = Table.read("labels", tmp_path / "out", overrides)
     shrunk(table, tmp_path / "patients")
     run = "3+5+10+15+20"
-    shipped = table.trained(run, "beyond_paper_1")  # in place of a prior that would need its own backbone
-    table.rows["DiffuSAM, no label"]["options"]["prior_file"] = str(shipped)
+    trained = table.trained(run, "few_shot_1")  # in place of the one that ships, which would need its own backbone
+    table.rows["DiffuSAM, no label"]["options"] |= {"prior_file": str(trained), "names_encoder": True}
     called = []
 
     def in_process(step, log, threads) -> bool:
@@ -472,7 +473,7 @@ def test_the_curve_of_labels_runs_from_its_beginning(tmp_path, backbone_file, mo
     run_steps(table, rows, runs=[run], jobs=1, after_each=lambda: None)
     run_steps(table, rows, runs=[run], jobs=1, after_each=lambda: None)  # all is there
 
-    assert called == ["unet_painted", *rows[:2], "beyond_paper_1", *rows[2:]]
+    assert called == ["unet_painted", *rows[:2], "few_shot_1", *rows[2:]]
     results = {name: json.loads(table.result(run, name).read_text()) for name in rows}
     assert {name: each["about"].get("train_cases") for name, each in results.items()} == {
         **{"UNet, no label": None, "UNet, 1 volume": ["3"]},

@@ -20,21 +20,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from scripts.command import commands as diffusam_commands
 from scripts.command import doctor as diffusam_doctor
 from scripts.command.program import program
 from scripts.data import datalists
 from scripts.data.phantom_anatomy import ORGANS
-from scripts.networks.diffusam import DiffuSAM
-from scripts.networks.diffusion_prior import MemoryPrior
-from scripts.networks.naming_network import naming
-from scripts.networks.sam2_backbone import FrozenSAM2
 
 from tests.conftest import save_volume, simple_image, simple_label
 from tests.helpers import started
 from tests.helpers.archives import zipped
-from tests.helpers.workflows import BUNDLE, ROOT, SETTINGS
+from tests.helpers.workflows import BUNDLE, ROOT, SETTINGS, save_start
 from tests.prepare.test_btcv import BTCV_VALUES
 from tests.prepare.test_chaos import save_chaos_case
 
@@ -74,18 +69,6 @@ def commands(page: str) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-def named_start(backbone_file: Path) -> DiffuSAM:
-    """What training starts from: a prior for the small backbone, and a head that names organs."""
-    size, widths = SMALL["image_size"], SMALL["prior_channels"]
-    backbone = FrozenSAM2(SMALL["backbone_name"], size, checkpoint=backbone_file)
-    levels = {"block_out_channels": widths, "attention_levels": SMALL["attention_levels"]}
-    prior = MemoryPrior(
-        backbone.memory_channels, backbone.embedding_channels, organs=len(ORGANS), use_high_res=True, **levels
-    )
-    prior.fitted.fill_(True)
-    return DiffuSAM(backbone, prior, organs=ORGANS, names=naming(backbone, ORGANS))
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, backbone_file) -> Path:
     """A folder with the bundle, the benchmarks, and what the pages' readers have downloaded or own."""
@@ -97,7 +80,7 @@ def place(tmp_path_factory, backbone_file) -> Path:
         elif path.name not in ("data", "runs", "__pycache__", "eval"):
             (folder / ("bundle" if path.parent == BUNDLE else "") / path.name).symlink_to(path)
     small = {**SMALL, "backbone_checkpoint": str(backbone_file), "start_from": str(folder / "start.pt")}
-    torch.save({"model": named_start(backbone_file).state_dict()}, folder / "start.pt")
+    save_start(folder / "start.pt", backbone_file, organs=ORGANS, prior_channels=SMALL["prior_channels"])
     pretraining = {**SMALL_PRETRAINING, "backbone_file": str(folder / "pretrained.pt")}
     for name, settings in (("small", small), ("pretraining", pretraining)):
         (folder / f"{name}.json").write_text(json.dumps(settings))

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
-from scripts.networks.sam2_backbone import SAM2
+from scripts.networks.diffusam import DiffuSAM
+from scripts.networks.diffusion_prior import MemoryPrior
+from scripts.networks.naming_network import naming
+from scripts.networks.sam2_backbone import SAM2, FrozenSAM2
 from scripts.pretraining.backbone import export_backbone
 
 from tests.helpers import started
@@ -52,6 +56,23 @@ SETTINGS = {
     "iterations_per_epoch": 2,
     "batch_size": 4,
 }
+
+
+def save_start(
+    path: Path, backbone_file: Path, *, organs: list[str] = ORGANS, prior_channels: Sequence[int] = (64, 128)
+) -> None:
+    """What a training may start from: a prior for the small backbone, and a head that names organs."""
+    backbone = FrozenSAM2("sam2_nano", SIZE, checkpoint=backbone_file)
+    prior = MemoryPrior(
+        *(backbone.memory_channels, backbone.embedding_channels),
+        organs=len(organs),
+        use_high_res=True,
+        block_out_channels=prior_channels,
+        attention_levels=1,
+    )
+    prior.fitted.fill_(True)
+    network = DiffuSAM(backbone, prior, organs=organs, names=naming(backbone, organs))
+    torch.save({"model": network.state_dict()}, path)
 
 
 class Killed(BaseException):
