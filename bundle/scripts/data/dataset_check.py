@@ -20,7 +20,7 @@ from nibabel.affines import apply_affine
 from ..console import counted
 from ..errors import SHOWN, DatasetError, count, listed
 from .datalists import Item, LabelMap
-from .volumes import Volume, VolumeReader
+from .volumes import Volume, VolumeReader, voxels_digest
 
 FEW_VOXELS = 30  # of an organ in all training labels, below which its label is questioned
 GRID_TOLERANCE = 0.05  # of a voxel, at the volume's corners: above rounding in headers, below anything that matters
@@ -37,12 +37,14 @@ class CaseSummary:
         shape: voxels along the three axes of the file.
         spacing: millimetres along the same axes.
         voxels: labelled voxels of each organ; empty without a label.
+        digest: of the image, see :func:`scripts.data.volumes.voxels_digest`.
     """
 
     case: str
     shape: tuple[int, int, int]
     spacing: tuple[float, ...]
     voxels: dict[str, int] = field(default_factory=dict)
+    digest: str = field(default="", compare=False)
 
 
 # ---- which label value means which organ
@@ -147,7 +149,8 @@ def check_dataset(
         if purpose == "training" and image is not None and image.voxels.min() == image.voxels.max():
             problems.append(_constant(item["image"], image))
         if image is not None:
-            summaries.append(CaseSummary(item["case"], image.voxels.shape, image.spacing, voxels))
+            digest = voxels_digest(image)
+            summaries.append(CaseSummary(item["case"], image.voxels.shape, image.spacing, voxels, digest))
     if purpose == "training" and not problems:
         problems += _absent_organs(summaries)
     if problems:
