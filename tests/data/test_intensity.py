@@ -11,14 +11,8 @@ import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose, LoadImaged, ScaleIntensityRanged, ScaleIntensityRangePercentilesd
-from scripts.data.intensity import (
-    NOTES,
-    CheckUnitsd,
-    LeaveOutPaddingd,
-    hounsfield_units,
-    modality_in,
-    no_hounsfield_units,
-)
+from scripts.data.hounsfield import hounsfield_units, no_hounsfield_units
+from scripts.data.intensity import NOTES, CheckUnitsd, LeaveOutPaddingd, modality_in
 from scripts.data.transforms import InSlabsd
 from scripts.data.volumes import VolumeReader
 from scripts.errors import DatasetError

@@ -1,0 +1,85 @@
+"""Whether the numbers of an image are Hounsfield units, by what any part of a body has: fat and air below 0, and
+soft tissue about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from torch import Tensor
+
+_SLICES = 16  # looked at together, where only numbers of voxels are asked for
+# shares of voxels that Hounsfield units have below: fat and air, in any part of a body
+_BELOW_WATER, _LEAST_BELOW_WATER = -20.0, 1e-3
+_SOFT, _LEAST_SOFT = (-200.0, 300.0), 1e-3  # between which all organs lie, with contrast agent and without
+
+
+def no_hounsfield_units(image: Any) -> str | None:
+    """Why voxels cannot be Hounsfield units, in which fat and air are below 0, and soft tissue about it; None if they
+    may be.
+    """
+    values = as_tensor(image)
+    if _share(values, lambda slab: slab < _BELOW_WATER) >= _LEAST_BELOW_WATER:
+        if _share(values, lambda slab: (slab > _SOFT[0]) & (slab < _SOFT[1])) >= _LEAST_SOFT:
+            return None
+        return (
+            f"values from {values.min().item():g} to {values.max().item():g}, with hardly any from {_SOFT[0]:g} to "
+            f"{_SOFT[1]:g}, are no Hounsfield units (an intercept that was applied twice?), which a window of CT "
+            "expects; its label map may be wrong. Export the original series"
+        )
+    low, high = values.min().item(), values.max().item()
+    if low >= 0 and high <= 1:
+        kind = "scaled to 0...1"
+    elif low >= 0 and high <= 255:
+        kind = "grey values of a picture"
+    elif low >= 0 and high > 1100:
+        kind = "values as a scanner stores them, 1024 too high"
+    else:
+        kind = "of another unit"
+    return (
+        f"values from {low:g} to {high:g}, with hardly any below 0, are no Hounsfield units ({kind}?), which a "
+        "window of CT expects; its label map may be wrong. Export the original series, or scale MR by configs/mr.json"
+    )
+
+
+def hounsfield_units(image: Any) -> str | None:
+    """Why voxels look like Hounsfield units, though they are scaled like MR; None if they do not."""
+    values = as_tensor(image)
+    if _share(values, lambda slab: (slab >= -1100) & (slab < -900)) < 0.01:
+        return None
+    # padding of MR may be -1000 as well, but is of one value, and has no fat beside it
+    fat = _share(values, lambda slab: (slab >= -200) & (slab < -20))
+    if fat < 0.005 and is_single(values, -1100, -900):
+        return None
+    return (
+        f"values from {values.min().item():g} to {values.max().item():g} look like Hounsfield units, but are scaled "
+        "like MR; its label map may be wrong. CT needs configs/ct.json"
+    )
+
+
+def as_tensor(image: Any) -> Tensor:
+    """The voxels of an image, over the same memory where that is possible."""
+    if isinstance(image, np.ndarray):  # which may run the other way round in memory, or bytes in each number
+        return torch.from_numpy(np.ascontiguousarray(image, np.float32))
+    return image.as_tensor() if isinstance(image, MetaTensor) else image
+
+
+def _share(values: Tensor, holds: Callable[[Tensor], Tensor]) -> float:
+    """The share of voxels of which something holds, counted a few slices at a time."""
+    return sum(int(holds(slab).sum()) for slab in values.split(_SLICES, -1)) / values.numel()
+
+
+def extremes(values: Tensor) -> tuple[float, float]:
+    """The lowest and the highest value, a few slices at a time: PyTorch would copy a volume in another order."""
+    slabs = values.split(_SLICES, -1)
+    return min(slab.min().item() for slab in slabs), max(slab.max().item() for slab in slabs)
+
+
+def is_single(kept: Tensor, low: float, high: float) -> bool:
+    """Whether all values in a bin are the same."""
+    inside = kept[(kept >= low) & (kept <= high)]
+    return bool(len(inside)) and bool((inside == inside[0]).all())
