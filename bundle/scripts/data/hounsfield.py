@@ -4,6 +4,7 @@ soft tissue about it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ _SLICES = 16  # looked at together, where only numbers of voxels are asked for
 # shares of voxels that Hounsfield units have below: fat and air, in any part of a body
 _BELOW_WATER, _LEAST_BELOW_WATER = -20.0, 1e-3
 _SOFT, _LEAST_SOFT = (-200.0, 300.0), 1e-3  # between which all organs lie, with contrast agent and without
+_LEAST_TOO_LOW, _LEAST_TOO_HIGH = 5e-3, 0.05  # shares of voxels beyond any air, and beyond any bone and metal
 
 
 def no_hounsfield_units(image: Any) -> str | None:
@@ -25,11 +27,15 @@ def no_hounsfield_units(image: Any) -> str | None:
     values = as_tensor(image)
     if _share(values, lambda slab: slab < _BELOW_WATER) >= _LEAST_BELOW_WATER:
         if _share(values, lambda slab: (slab > _SOFT[0]) & (slab < _SOFT[1])) >= _LEAST_SOFT:
-            return None
+            found = _turned(values) or _scaled(values)
+            return found and (
+                f"values from {values.min().item():g} to {values.max().item():g} are no Hounsfield units ({found}?), "
+                "which a window of CT expects; its label map may be wrong. Export the original series"
+            )
         return (
             f"values from {values.min().item():g} to {values.max().item():g}, with hardly any from {_SOFT[0]:g} to "
-            f"{_SOFT[1]:g}, are no Hounsfield units (an intercept that was applied twice?), which a window of CT "
-            "expects; its label map may be wrong. Export the original series"
+            f"{_SOFT[1]:g}, are no Hounsfield units ({_scaled(values) or 'an intercept that was applied twice'}?), "
+            "which a window of CT expects; its label map may be wrong. Export the original series"
         )
     low, high = values.min().item(), values.max().item()
     if low >= 0 and high <= 1:
@@ -44,6 +50,50 @@ def no_hounsfield_units(image: Any) -> str | None:
         f"values from {low:g} to {high:g}, with hardly any below 0, are no Hounsfield units ({kind}?), which a "
         "window of CT expects; its label map may be wrong. Export the original series, or scale MR by configs/mr.json"
     )
+
+
+def _turned(values: Tensor) -> str | None:
+    """Whether it is as if air were the brightest and bone the darkest."""
+    low, high = extremes(values)
+
+    def has_no_air() -> bool:  # of padding, which is of one value, nothing is air
+        return _share(values, lambda slab: (slab < -500) & (slab > low)) < bright / 10
+
+    # of bone there is the less the denser it is; and about it is more soft tissue than fat
+    bright = _between(values, 700, 1100) if high >= 700 else _share(values, lambda slab: slab == high)
+    if high >= 700:
+        is_air = bright >= 0.01 and bright >= 3 * _between(values, 350, 700)
+    else:  # clipped
+        is_air = bright >= 0.1 and _share(values, lambda slab: slab == low) < 0.01
+    turned = is_air and has_no_air() and _between(values, -90, -10) > _between(values, 10, 90)
+    return "the sign is turned" if turned else None
+
+
+def _scaled(values: Tensor) -> str | None:
+    """Whether it is as if numbers were multiplied or divided by ten, or by more."""
+    low, high = extremes(values)
+    if low < -3100 and _share(values, lambda slab: (slab < -3100) & (slab > low)) >= _LEAST_TOO_LOW:
+        far = values[(values < -3100) & (values > low)].double().mean().item()
+        return f"{10 ** max(1, round(math.log10(-far / 1000))):g} times too large"
+    if high > 5000 and _share(values, lambda slab: (slab > 5000) & (slab < high)) >= _LEAST_TOO_HIGH:
+        return "far too large, and the sign is turned"
+    # without air: fat where air would be, and hardly anything where soft tissue would be
+    soft = _between(values, 200, 900)
+    if (
+        soft >= 0.05
+        and _share(values, lambda slab: (slab >= -1300) & (slab < -600) & (slab > low)) >= 1e-3
+        and soft > 5 * _between(values, -150, 150)
+    ):
+        return "10 times too large"
+    # air where fat would be, nothing below it, and the whole body about 0
+    air = _between(values, -108, -88)
+    if (
+        air >= 0.01
+        and _share(values, lambda slab: (slab < -108) & (slab > low)) < 0.01 * air
+        and _between(values, -16, 30) >= 0.75 * _share(values, lambda slab: slab >= -60)
+    ):
+        return "a tenth of them"
+    return None
 
 
 def hounsfield_units(image: Any) -> str | None:
@@ -71,6 +121,11 @@ def as_tensor(image: Any) -> Tensor:
 def _share(values: Tensor, holds: Callable[[Tensor], Tensor]) -> float:
     """The share of voxels of which something holds, counted a few slices at a time."""
     return sum(int(holds(slab).sum()) for slab in values.split(_SLICES, -1)) / values.numel()
+
+
+def _between(values: Tensor, low: float, high: float) -> float:
+    """The share of voxels in a range."""
+    return _share(values, lambda slab: (slab >= low) & (slab < high))
 
 
 def extremes(values: Tensor) -> tuple[float, float]:
