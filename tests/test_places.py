@@ -87,11 +87,13 @@ def test_a_file_a_link_and_nothing_are_replaced(make, tmp_path):
 def test_a_file_or_a_link_to_nothing_in_the_place_of_a_folder_is_refused(deep, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe")
 
-    problems = list(problems_of(Places((), tuple((tmp_path / name / deep, "*") for name in ("file", "link")))))
+    problems = list(problems_of(Places((), tuple((tmp_path / name / deep, "*") for name in ("file", "link", "pipe")))))
 
     assert "file' is a file, and a folder is needed there" in problems[0]
-    assert "link' is a link to nothing" in problems[1] and len(problems) == 2
+    assert "link' is a link to nothing" in problems[1]
+    assert "pipe' is a pipe, and a folder is needed there" in problems[2] and len(problems) == 3
 
 
 @pytest.mark.parametrize(

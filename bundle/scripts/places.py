@@ -109,10 +109,7 @@ def problems_of(places: Places) -> Iterator[str]:
     in which nothing can be written.
     """
     above = {path.parent for path in places.files} | {folder for folder, _ in places.folders}
-    for folder in sorted(above):
-        problem = _problem_of_folder(folder)
-        if problem:
-            yield problem
+    yield from dict.fromkeys(filter(None, map(_problem_of_folder, sorted(above))))
     found = [each for folder, pattern in places.folders if folder.is_dir() for each in sorted(folder.glob(pattern))]
     for path in dict.fromkeys([*places.files, *found]):
         kind = _in_the_way(path)
@@ -128,7 +125,8 @@ def _problem_of_folder(folder: Path) -> str | None:
         if there.is_symlink() and not there.exists():
             return f"'{there}' is a link to nothing, and a folder is needed there: remove it, or name another place"
         if not there.is_dir():
-            return f"'{there}' is a file, and a folder is needed there: rename it, or name another place"
+            kind = _in_the_way(there) or "a file"
+            return f"'{there}' is {kind}, and a folder is needed there: rename it, or name another place"
         with tempfile.TemporaryFile(dir=there):
             return None
     except OSError as error:

@@ -340,7 +340,7 @@ def voxels_digest(volume: Volume) -> str:
     digest = hashlib.sha256(repr(upright.shape).encode())
     for start in range(0, upright.shape[2], _SLAB):
         slab = np.asarray(upright[..., start : start + _SLAB].T, "<f4", order="C")
-        digest.update(slab + np.float32(0))  # of which -0 becomes 0
+        digest.update((slab + np.float32(0)).tobytes())  # of which -0 becomes 0
     return digest.hexdigest()
 
 
