@@ -10,6 +10,8 @@ import os
 import stat
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,11 +112,24 @@ def problems_of(places: Places) -> Iterator[str]:
     """
     above = {path.parent for path in places.files} | {folder for folder, _ in places.folders}
     yield from dict.fromkeys(filter(None, map(_problem_of_folder, sorted(above))))
-    found = [each for folder, pattern in places.folders if folder.is_dir() for each in sorted(folder.glob(pattern))]
-    for path in dict.fromkeys([*places.files, *found]):
+    for path in dict.fromkeys([*places.files, *_no_files(places.folders)]):
         kind = _in_the_way(path)
         if kind:
             yield f"'{path}' is {kind}, and a file is written there: rename or remove it, or name another place"
+
+
+def _no_files(folders: Iterable[tuple[Path, str]]) -> Iterator[Path]:
+    """What bears the name of a file that may be written, and is none; of the files, which may be many, no more is asked
+    than what their folder says of them.
+    """
+    patterns: dict[Path, list[str]] = {}
+    for folder, pattern in folders:
+        patterns.setdefault(folder, []).append(pattern)
+    for folder, names in patterns.items():
+        others: list[str] = []
+        with suppress(OSError), os.scandir(folder) as entries:  # of what is no folder, or is not to be read, it is said
+            others = sorted(each.name for each in entries if not each.is_file(follow_symlinks=False))
+        yield from (folder / each for each in others if any(fnmatchcase(each, name) for name in names))
 
 
 def _problem_of_folder(folder: Path) -> str | None:
