@@ -46,6 +46,8 @@ def test_a_folder_in_the_place_of_any_file_that_a_run_writes_is_refused(files, t
     places = places_of(parser, reached)
     assert not list(problems_of(places)) and not list(tmp_path.iterdir())
     blocked = [*places.files, *(folder / pattern.replace("*", "x") for folder, pattern in places.folders)]
+    if places.cases_alone:  # of which each fails alone
+        blocked = [folder / pattern for folder, pattern in places.folders if "*" not in pattern]
     for path in blocked:
         path.mkdir(parents=True)
 
@@ -152,7 +154,7 @@ def test_whatever_a_run_has_written_was_looked_at_before(tmp_path):
 @pytest.mark.parametrize(
     "command, name",
     [("training", "checkpoint.pt"), ("training", "inference.json"), ("evaluating", "evaluation/metrics.csv")]
-    + [("inferring", "inference/results.json"), ("inferring", "inference/c_seg.nii.gz")],
+    + [("inferring", "inference/results.json")],
 )
 def test_a_workflow_ends_before_it_reads_anything(command, name, tmp_path):
     overlay = write_overlay(tmp_path, tmp_path / "nowhere", tmp_path / "nothing.pt")

@@ -35,6 +35,7 @@ class _Writer(NamedTuple):
     beside: tuple[str, ...] = ()
 
 
+_RECORDS = "scripts.inference.case_records.CaseRecords"
 _WRITERS = {
     "scripts.training.handlers.PriorExporter": [_Writer("path")],
     "scripts.training.handlers.ResumableCheckpoint": [_Writer("path")],
@@ -48,7 +49,7 @@ _WRITERS = {
     "SaveImaged": [
         _Writer("output_dir", ("*_seg.nii.gz", "*_prob.nii.gz", "*_uncertainty.nii.gz", "*_upright.nii.gz"))
     ],
-    "scripts.inference.case_records.CaseRecords": [_Writer("output", ("results.json",))],
+    _RECORDS: [_Writer("output", ("results.json",))],
     "scripts.weights.save_atomically": [_Writer("path")],
     "scripts.pretraining.backbone.export_backbone": [_Writer("path")],
     "scripts.pretraining.anatomy.write_patients": [_Writer("folder", ("*.npz",))],
@@ -57,10 +58,15 @@ _WRITERS = {
 
 
 class Places(NamedTuple):
-    """Files, and folders with patterns of the names of files there, that a workflow writes."""
+    """Files, and folders with patterns of the names of files there, that a workflow writes.
+
+    Where cases are recorded one by one, what stands in the way of one fails that case alone: files of cases, whose
+    names are patterns, are then not asked for before the run.
+    """
 
     files: tuple[Path, ...]
     folders: tuple[tuple[Path, str], ...]
+    cases_alone: bool = False
 
 
 def check_places(parser: ConfigParser, reached: Iterable[str]) -> None:
@@ -91,9 +97,10 @@ def places_of(parser: ConfigParser, reached: Iterable[str]) -> Places:
     """What a workflow writes; see :func:`check_places`."""
     files: dict[Path, None] = {}
     folders: dict[tuple[Path, str], None] = {}
-    config = parser.get()
+    config, alone = parser.get(), False
     for name in sorted(reached):
         for key, writers in _writers(entry_at(config, name.split(SEPARATOR)), name):
+            alone = alone or writers is _WRITERS[_RECORDS]
             for writer in writers:
                 found = None if _is_off(parser, key) else _resolved(parser, f"{key}{SEPARATOR}{writer.argument}")
                 if not isinstance(found, (str, Path)) or not str(found):
@@ -103,7 +110,7 @@ def places_of(parser: ConfigParser, reached: Iterable[str]) -> Places:
                     files |= dict.fromkeys(map(path.with_name, writer.beside) if writer.beside else [path])
                 else:
                     folders |= dict.fromkeys((path, pattern) for pattern in writer.below)
-    return Places(tuple(files), tuple(folders))
+    return Places(tuple(files), tuple(folders), alone)
 
 
 def problems_of(places: Places) -> Iterator[str]:
@@ -112,7 +119,8 @@ def problems_of(places: Places) -> Iterator[str]:
     """
     above = {path.parent for path in places.files} | {folder for folder, _ in places.folders}
     yield from dict.fromkeys(filter(None, map(_problem_of_folder, sorted(above))))
-    for path in dict.fromkeys([*places.files, *_no_files(places.folders)]):
+    asked = [each for each in places.folders if not (places.cases_alone and "*" in each[1])]
+    for path in dict.fromkeys([*places.files, *_no_files(asked)]):
         kind = _in_the_way(path)
         if kind:
             yield f"'{path}' is {kind}, and a file is written there: rename or remove it, or name another place"
