@@ -326,3 +326,46 @@ def test_a_log_that_cannot_be_written_is_said_once():
     result = run(program)
     assert result.stdout == "done\n"
     assert result.stderr == "the log cannot be written (No space left on device); the work goes on\n"
+
+
+# ---- streams that are closed, or that nobody reads
+
+SPEAKS = """
+import logging, sys
+from scripts.console import Progress
+from scripts.errors import install, say
+install()
+logging.basicConfig(stream=sys.stdout, level=logging.INFO)
+progress = Progress(2, "at work")
+progress._said -= 1000
+for number in range(1000):
+    logging.info("a line of the log, of which there are many")
+progress.to(1)
+say("what comes next")
+open("done", "w").write(sys.stdin.read())
+"""
+
+
+def speak(folder: Path, redirected: str) -> int:
+    program = folder / "program.py"
+    program.write_text(SPEAKS)
+    environment = {**os.environ, "PYTHONPATH": str(BUNDLE), "DIFFUSAM_TRACEBACK": ""}
+    words = ["bash", "-c", f"'{sys.executable}' program.py {redirected}; exit ${{PIPESTATUS[0]}}"]
+    return subprocess.run(words, cwd=folder, env=environment, stdin=subprocess.DEVNULL, timeout=120).returncode
+
+
+@pytest.mark.parametrize(
+    "redirected", ["| true", "2>&1 | true", "2>&1 >/dev/null | true", "> /dev/full", "2> /dev/full"]
+)
+def test_work_goes_on_where_nobody_listens(tmp_path, redirected):
+    if "/dev/full" in redirected and not Path("/dev/full").exists():
+        pytest.skip("no such device")
+
+    assert speak(tmp_path, redirected) in ((0,) if "full" not in redirected else (0, 120))
+    assert (tmp_path / "done").exists()
+
+
+@pytest.mark.parametrize("redirected", ["<&- >&- 2>&-", ">&-", "2>&-", "<&-"])
+def test_a_program_that_is_started_without_streams_works(tmp_path, redirected):
+    assert speak(tmp_path, redirected) == 0
+    assert (tmp_path / "done").read_text() == ""  # of what is printed nothing has reached the file

@@ -12,7 +12,7 @@ from tests.helpers.workflows import BUNDLE, ROOT
 # from the ground up; rooms of one floor do not know one another
 FLOORS = (
     {"descriptions", "entries", "errors", "files", "inert", "shell"},
-    {"arguments", "console", "weights"},
+    {"arguments", "console", "places", "weights"},
     {"networks", "data", "overrides", "prior_settings"},
     {"training", "segmentation", "prepare", "standalone", "next_steps"},
     {"inference", "automedsam", "pretraining"},

@@ -15,7 +15,7 @@ from typing import Any, TextIO, TypeVar
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from .errors import one_line
+from .errors import one_line, say
 
 LINES_EVERY = 30.0  # seconds between two lines where there is no terminal
 
@@ -114,7 +114,7 @@ class Progress:
             self.bar.update(done - self.bar.n)
         elif self._shown and time.monotonic() - self._said >= LINES_EVERY:
             self._said = time.monotonic()
-            print(self._line(done), file=self.file, flush=True)
+            say(self._line(done), self.file)
 
     def log(self, target: logging.Logger, *message: Any) -> None:
         """Logs a message at the level INFO, above the bar."""

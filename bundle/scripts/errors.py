@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 WRONG_USE = 2  # exit code of what a user cannot have meant
 SHOWN = 10  # names or values that a message lists before it says "and n more"
@@ -251,6 +251,7 @@ def install() -> None:
             raise SystemExit(code)
 
     sys.excepthook = excepthook
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):  # of a terminal that has no letter for a name
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -262,11 +263,48 @@ def install() -> None:
                 signal.signal(number, _terminated)
 
 
+def _open_streams() -> None:
+    """Opens what a program is started without, as by some schedulers, to nowhere.
+
+    Python has None in the place of a closed stream, at which bars and logs fail; and the next file that is opened would
+    take its number, and with it whatever a library prints.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            # it takes the lowest number that is free, and programs that this one starts have it too
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
 def _terminated(number: int, frame: FrameType | None) -> None:
     """Ends the program as after an interruption: temporary files are removed on the way out."""
     with suppress(OSError):  # the terminal may be gone
         print(f"\nterminated: {_GOES_ON}", file=sys.stderr)
     raise SystemExit(128 + number)
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Prints a line at once; one that cannot be written, as into a pipe that nobody reads any more, ends no work.
+
+    Args:
+        text: of the line.
+        file: standard output by default.
+    """
+    stream = file or sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except OSError as error:
+        _let_go(stream, error)
+
+
+def _let_go(stream: Any, error: OSError) -> None:
+    """Leads a stream whose reader is gone to nowhere: what is left in it would change the program's exit code."""
+    if isinstance(error, BrokenPipeError):
+        with suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _lost_line(handle: Callable[..., None]) -> Callable[..., None]:
@@ -281,8 +319,9 @@ def _lost_line(handle: Callable[..., None]) -> Callable[..., None]:
             handle(handler, record)
         elif error.errno not in said:
             said.append(error.errno)
-            with suppress(OSError, ValueError):
-                print(f"the log cannot be written ({error.strerror}); the work goes on", file=sys.stderr)
+            _let_go(getattr(handler, "stream", None), error)
+            with suppress(ValueError):
+                say(f"the log cannot be written ({error.strerror}); the work goes on", sys.stderr)
 
     return lost
 

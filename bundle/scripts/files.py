@@ -134,17 +134,34 @@ def _clear(folder: Path) -> None:
                 os.close(descriptor)
 
 
-def json_of(text: str | bytes) -> Any:
+def json_of(text: str | bytes, *, strict: bool = False) -> Any:
     """What a text of JSON says.
+
+    Args:
+        text: to be read; the mark that Windows puts in front of UTF-8 is no part of it.
+        strict: whether what Python takes beside JSON is refused: NaN, and a name that stands twice in an object, of
+            which the first would be lost.
 
     Raises:
         ValueError: it is none, or nested deeper than Python can follow, which :mod:`json` does not call an error of the
             text.
     """
+    text = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number) if strict else json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"'{twice[0]}' stands twice in one object")
+    return dict(pairs)
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number of JSON")
 
 
 def sha256_of(path: str | os.PathLike) -> str:

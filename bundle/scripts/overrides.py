@@ -26,6 +26,7 @@ from .arguments import AS_TYPED, given_options, read_as, typed_options
 from .entries import SEPARATOR, entry_at, has_entry
 from .errors import UnknownSettingError, count, listed, nearest
 from .files import BUNDLE
+from .places import check_places
 from .shell import config_files, shares_options
 
 # arguments of `monai.bundle run` itself
@@ -77,12 +78,14 @@ logger = logging.getLogger(__name__)
 
 
 def check() -> None:
-    """Refuses settings of the running workflow that name nothing, and says which options have no effect in it.
+    """Refuses settings of the running workflow that name nothing, and places where it could not write; says which
+    options have no effect in it.
 
     For ``initialize`` of a configuration: the workflow is the one that evaluates it.
 
     Raises:
         UnknownSettingError: with the nearest names.
+        RefusedError: results could not be written.
     """
     workflow = _running()
     if workflow is None:  # evaluated by something else than a workflow
@@ -93,6 +96,7 @@ def check() -> None:
     refuse_unknown(config, declared_settings(workflow.config_root_path))
     refuse_other_kinds(config, declared_kinds(workflow.config_root_path), options)
     refuse_dangling(config, steps, options)
+    check_places(workflow.parser, _reached(config, steps))
     idle = without_effect(config, steps, given_options())
     if idle and not shares_options():
         names = listed(f"--{name}" for name in idle)

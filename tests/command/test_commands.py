@@ -172,8 +172,14 @@ def test_a_pattern_is_passed_on_where_its_files_have_names_of_their_own(started,
         ("id;path\n1;a.nii.gz\n2;b.nii.gz\n", ["1", "2"]),
         ("a.nii.gz\nb.nii.gz\n", ["a", "b"]),
         ("\ufeffimage\n\na.nii.gz\n", ["a"]),
+        ("\n\nimage;case\na.nii.gz;x,1\n", ["x,1"]),
+        ("sep=;\nimage;case\na.nii.gz;x\nb.nii.gz;y\n", ["x", "y"]),
+        ("\ufeffsep=\t\r\nimage\tcase\r\na.nii.gz\tx\r\n", ["x"]),
+        ("image,case\ra.nii.gz,x\rb.nii.gz,y\r", ["x", "y"]),
+        ("image,case\na.nii.gz,x\na.nii.gz,y\na.nii.gz,x\n", ["x", "y"]),
     ],
-    ids=["columns", "semicolons", "no header", "a mark of Windows and an empty line"],
+    ids=["columns", "semicolons", "no header", "a mark of Windows and an empty line", "empty lines before semicolons"]
+    + ["Excel's separator", "Excel's tabs", "ends of lines of old Macs", "one image of two names"],
 )
 def test_a_csv_lists_scans_beside_it(started, tmp_path, text, cases):
     (tmp_path / "lists").mkdir()
@@ -200,8 +206,11 @@ def test_a_cell_of_a_csv_is_a_name_as_it_stands(started, tmp_path):
         ('image\n"a.nii.gz\nb.nii.gz\n', "cannot be read as a CSV (unexpected end of data)"),
         ("image,case\nscans, old/a.nii.gz,x\n", "has the row 'scans,old/a.nii.gz,x', expected what the header names"),
         ("case,image\nx\ny,a.nii.gz\n", "has the row 'x', expected what the header names: case,image"),
+        ("image,image\na.nii.gz,b.nii.gz\n", "has the column 'image' twice"),
+        ("image,case,Case\na.nii.gz,x,y\n", "has the column 'case' twice"),
     ],
-    ids=["a long cell", "an open quote", "a comma in a name", "a row without an image"],
+    ids=["a long cell", "an open quote", "a comma in a name", "a row without an image"]
+    + ["two columns of images", "two columns of names"],
 )
 def test_a_csv_that_may_mean_something_else_is_refused(started, tmp_path, capsys, text, said):
     (tmp_path / "scans.csv").write_text(text, encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from scripts.data.datalists import DatasetError, check_output, find_cases, inference_inputs
-from scripts.data.dataset_check import CaseSummary, check_dataset, check_disjoint, label_values
+from scripts.data.dataset_check import CaseSummary, check_dataset, check_disjoint, label_values, voxel_problem
 from scripts.data.volumes import VolumeReader
 
 PATTERNS = ("image_{case}.nii.gz", "label_{case}.nii.gz")
@@ -666,6 +667,11 @@ def test_json_file_without_a_list_of_images_is_refused(tmp_path, content, found)
         ('[{"image": "a.nii", "case": {"a": 1}}]', "has the entry"),
         ('[{"image": "a.nii", "case": true}]', "has the entry"),
         ('[""]', 'has the entry {"image": ""}'),
+        ('[{"image": "a.nii", "image": "b.nii"}]', "is no JSON .'image' stands twice in one object"),
+        ('{"test": ["a.nii"], "test": ["b.nii"]}', "is no JSON .'test' stands twice in one object"),
+        ('[{"image": "a.nii", "case": NaN}]', "is no JSON .NaN is no number"),
+        ('[{"image": "a.nii", "case": -Infinity}]', "is no JSON .-Infinity is no number"),
+        ('[{"image": "a.nii", "case": " "}]', "expected names that files can have"),
     ],
     ids=lambda value: value[:40],
 )
@@ -681,6 +687,44 @@ def test_a_listed_case_without_a_name_has_that_of_its_file(tmp_path, case, name)
     (tmp_path / "a.nii").touch()
     (tmp_path / "list.json").write_text(f'[{{"image": "a.nii", "case": {case}}}]')
     assert [item["case"] for item in inference_inputs(tmp_path / "list.json")] == [name]
+
+
+def test_the_mark_of_windows_in_front_of_a_list_is_no_part_of_it(tmp_path):
+    (tmp_path / "list.json").write_text('\ufeff["a.nii"]', encoding="utf-8")
+    assert cases_of(inference_inputs(tmp_path / "list.json")) == ["a"]
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.json"])
+def test_an_input_that_is_no_file_is_called_so(tmp_path, name):
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe.json")
+
+    with pytest.raises(FileNotFoundError, match=f"{name}' is a pipe, a device or a link to nothing"):
+        inference_inputs(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "voxels, said",
+    [
+        (np.float64([0, 1e300]), "1 of 8 voxels are NaN or infinite"),
+        (np.float64([0, -3.5e38]), "1 of 8 voxels are NaN or infinite"),
+        (np.float32([0, np.nan]), "1 of 8 voxels are NaN or infinite"),
+        (np.uint64([0, 2**63]), "1 of 8 voxels are beyond 9,007,199,254,740,992"),
+        (np.int64([0, -(2**60)]), "1 of 8 voxels are beyond"),
+        (np.int64([0, 2**53]), None),
+        (np.float64([0, 3e38]), None),
+        (np.uint64([0, 4095]), None),
+    ],
+)
+def test_voxels_that_single_precision_cannot_hold_are_refused(tmp_path, voxels, said):
+    image = np.zeros((2, 2, 2), voxels.dtype)
+    image[0, 0, 0] = voxels[1]
+    path = tmp_path / "a.nii"
+    nib.save(nib.Nifti1Image(image, np.eye(4), dtype=voxels.dtype), path)
+
+    problem = voxel_problem(path, VolumeReader().load(path))
+
+    assert problem is None if said is None else said in problem
 
 
 def test_file_that_is_no_json_is_named(tmp_path):

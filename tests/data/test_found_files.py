@@ -246,6 +246,16 @@ def test_a_slice_that_is_a_link_to_nowhere_is_missed(series):
     assert list(taken(series.parent)) == ["series"]
 
 
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: path.symlink_to(os.devnull)], ids=["a pipe", "a link to a device"]
+)
+def test_a_slice_that_is_no_file_is_missed(series, make):
+    make(series / "0099.dcm")
+
+    with pytest.raises(DatasetError, match="0099.dcm is no file, but a pipe, a socket or a device"):
+        load_volume(series)
+
+
 def test_a_slice_without_preamble_and_suffix_is_one(series):
     for name in ("0000.dcm", "0002.dcm"):
         content = (series / name).read_bytes()

@@ -11,14 +11,8 @@ import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose, LoadImaged, ScaleIntensityRanged, ScaleIntensityRangePercentilesd
-from scripts.data.intensity import (
-    NOTES,
-    CheckUnitsd,
-    LeaveOutPaddingd,
-    hounsfield_units,
-    modality_in,
-    no_hounsfield_units,
-)
+from scripts.data.hounsfield import hounsfield_units, no_hounsfield_units
+from scripts.data.intensity import NOTES, CheckUnitsd, LeaveOutPaddingd, modality_in
 from scripts.data.transforms import InSlabsd
 from scripts.data.volumes import VolumeReader
 from scripts.errors import DatasetError
@@ -133,6 +127,15 @@ def test_what_a_metatensor_knows_stays(tmp_path):
 # ---- units
 
 
+def tissue(*parts: tuple[float, float, float]) -> torch.Tensor:
+    """Voxels of some tissues: the mean of each, its noise, and its share."""
+    random = np.random.default_rng(0)
+    values = [random.normal(mean, noise, round(share * 40_000)) for mean, noise, share in parts]
+    return torch.as_tensor(random.permutation(np.concatenate(values)).round(), dtype=torch.float32).view(
+        1, 100, 100, -1
+    )
+
+
 CT = torch.as_tensor(simple_image(simple_label()).astype(np.float32))[None]
 UNITS = {
     "0...4095": ((CT + 1024).clamp(0, 4095), "1024 too high"),
@@ -141,6 +144,15 @@ UNITS = {
     "[0, 1]": (((CT + 125) / 400).clamp(0, 1), "scaled to 0...1"),
     "MR": (mr(), "another unit"),
     "-1024": (CT - 1324, "applied twice"),
+    "with the sign turned": (-CT, "the sign is turned"),
+    "with the sign turned, padded": (torch.where(CT < -1010, -3024.0, -CT), "the sign is turned"),
+    "with the sign turned, in a window": ((-CT).clamp(-300, 200), "the sign is turned"),
+    "tenfold": (10 * CT, "10 times too large"),
+    "tenfold, without air": (10 * tissue((-100, 15, 0.2), (55, 20, 0.8)), "10 times too large"),
+    "a hundredfold": (100 * CT, "100 times too large"),
+    "tenfold, with the sign turned": (-10 * CT, "and the sign is turned"),
+    "a tenth": (CT / 10, "a tenth of them"),
+    "a tenth, whole numbers": ((CT / 10).round().short(), "a tenth of them"),
 }
 
 
@@ -151,7 +163,28 @@ def test_a_window_of_ct_expects_hounsfield_units(image, kind, caplog):
     assert "no Hounsfield units" in caplog.text and kind in caplog.text and kind in image.meta[NOTES]
 
 
-@pytest.mark.parametrize("image", [CT, CT.clamp(-200), CT - 2000 * (CT < -900)])
+REAL = {
+    "whole": CT,
+    "in a window": CT.clamp(-200, 300),
+    "in the window of the bundle": CT.clamp(-125, 275),
+    "in a narrow window": CT.clamp(-100, 240),
+    "padded with -2000": CT - 2000 * (CT < -900),
+    "padded with -32768": torch.where(CT < -1010, -32768.0, CT),
+    "padded with 3071": torch.where(CT < -1010, 3071.0, CT),
+    "small integers": CT.short(),
+    "a thigh's bone, no air": tissue((-100, 20, 0.3), (55, 20, 0.3), (300, 150, 0.2), (1100, 250, 0.2)),
+    "bone in a window, no air": tissue((-100, 20, 0.3), (55, 20, 0.3), (300, 150, 0.2), (1100, 250, 0.2)).clamp(
+        -200, 300
+    ),
+    "a fatty liver, no air": tissue((-90, 12, 0.1), (5, 15, 0.9)),
+    "lung": tissue((-850, 60, 0.8), (40, 20, 0.2)),
+    "lung and bone": tissue((-850, 60, 0.5), (40, 20, 0.2), (500, 250, 0.3)),
+    "metal": tissue((-1000, 10, 0.4), (40, 20, 0.55), (9000, 3000, 0.05)),
+    "fat": tissue((-100, 15, 0.95), (40, 20, 0.05)),
+}
+
+
+@pytest.mark.parametrize("image", REAL.values(), ids=REAL)
 def test_hounsfield_units_are_not_questioned(image, caplog):
     CheckUnitsd("image", intensity("ct"))({"image": image})
     assert not caplog.text

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
+from pathlib import Path
 
+import itk
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import ScaleIntensityRanged, ScaleIntensityRangePercentilesd
+from scripts.data.dataset_check import check_dataset
 from scripts.data.volumes import volume_digest
 from scripts.descriptions import describe
 from scripts.errors import DatasetError, MissingFileError, SettingError, UnusableFileError
@@ -16,7 +22,7 @@ from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
 from scripts.networks.sam2_backbone import FrozenSAM2
 
-from tests.conftest import save_dicom_series, simple_image, simple_label
+from tests.conftest import save_dicom_series, save_volume, simple_image, simple_label
 from tests.helpers.networks import NAMES, make_backbone, make_diffusam
 
 WINDOW = ScaleIntensityRanged("image", -125, 275, 0, 1, clip=True)
@@ -175,6 +181,90 @@ def test_a_training_case_is_known_by_its_content(trained_on_a, cases):
     check_test_cases(trained_on_a, [other])
     with pytest.raises(DatasetError, match=r"x \(there called a\)"):
         check_test_cases(trained_on_a, [renamed])
+
+
+def _with_header(source, target):
+    image = nib.load(source)
+    image.header["descrip"] = b"anonymised"
+    nib.save(image, target.with_suffix(".nii.gz"))
+
+
+def _stored_otherwise(source, target):
+    nib.save(nib.load(source).as_reoriented([[1, -1], [2, 1], [0, -1]]), target.with_suffix(".nii.gz"))
+
+
+def _of_another_type(source, target):
+    image = nib.load(source)
+    values = np.asarray(image.dataobj)
+    scaled = nib.Nifti1Image((values.astype(int) + 2048).astype(np.uint16), image.affine)
+    scaled.header.set_slope_inter(1, -2048)
+    nib.save(scaled, target.with_suffix(".nii.gz"))
+
+
+def _as_series(source, target):
+    image = nib.load(source)
+    save_dicom_series(target, np.asarray(image.dataobj), image.affine)
+
+
+CONVERSIONS = {
+    "not compressed": lambda source, target: nib.save(nib.load(source), target.with_suffix(".nii")),
+    "compressed again": lambda source, target: target.with_suffix(".nii.gz").write_bytes(
+        gzip.compress(gzip.decompress(source.read_bytes()), 1)
+    ),
+    "another header": _with_header,
+    "NIfTI pair": lambda source, target: nib.save(
+        nib.Nifti1Pair(np.asarray(nib.load(source).dataobj), nib.load(source).affine), target.with_suffix(".hdr")
+    ),
+    "NRRD": lambda source, target: itk.imwrite(itk.imread(source), target.with_suffix(".nrrd"), compression=True),
+    "MetaImage": lambda source, target: itk.imwrite(itk.imread(source), target.with_suffix(".mha")),
+    "MGZ": lambda source, target: nib.save(
+        nib.MGHImage(np.asarray(nib.load(source).dataobj, np.float32), nib.load(source).affine),
+        target.with_suffix(".mgz"),
+    ),
+    "stored along other axes": _stored_otherwise,
+    "another type and an intercept": _of_another_type,
+    "DICOM": _as_series,
+}
+
+
+@pytest.fixture
+def summarised(prior_file, cases):
+    """A prior that knows the files and the voxels of case a."""
+    digests = {"image": volume_digest(cases[0]["image"]), "voxels": check_dataset(cases[:1], {"liver": 4})[0].digest}
+    return prior_file(cases={"a": digests})
+
+
+@pytest.mark.parametrize("convert", CONVERSIONS.values(), ids=CONVERSIONS)
+def test_a_training_case_is_known_by_its_voxels(summarised, cases, tmp_path, convert):
+    folder = tmp_path / "converted"
+    folder.mkdir()
+    convert(Path(cases[0]["image"]), folder / "x")
+    (image,) = [path for path in folder.iterdir() if path.suffix != ".img"]
+    items = [{"image": str(image), "case": "x"}]
+    assert volume_digest(image) != volume_digest(cases[0]["image"])
+
+    with pytest.raises(DatasetError, match=r"x \(there called a\)"):
+        check_test_cases(summarised, items, summaries=check_dataset(items, {"liver": 4}))
+
+
+def test_another_volume_has_other_voxels(summarised, cases, tmp_path):
+    """So have one that is cut, and one that is turned in truth, and not on the disk alone."""
+    image = nib.load(cases[0]["image"])
+    values = np.asarray(image.dataobj)
+    others = {
+        "cut": values[..., 1:],
+        "mirrored": values[::-1],
+        "one voxel": values + (np.arange(values.size) == 7).reshape(values.shape),
+    }
+    items = [
+        cases[1],
+        *(
+            {"image": str(save_volume(tmp_path / f"{name}.nii", each.astype(np.int16), image.affine)), "case": name}
+            for name, each in others.items()
+        ),
+    ]
+
+    check_test_cases(summarised, items, summaries=check_dataset(items, {"liver": 4}))
 
 
 def test_who_says_so_tests_on_training_cases(trained_on_a, cases, caplog):

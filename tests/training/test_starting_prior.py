@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from scripts.automedsam.network import AutoMedSAM, ClassPromptEncoder
+from scripts.errors import SettingError, UnusableFileError
 from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
+from scripts.networks.naming_network import naming
 from scripts.networks.sam2_backbone import FrozenSAM2
 from scripts.training.starting_prior import StartingPrior
 
@@ -98,6 +100,76 @@ def test_what_does_not_fit_is_left_and_the_log_says_why(earlier, statistics, cap
     assert all(torch.equal(value, before[key]) for key, value in starting.prior.unet.state_dict().items())
     assert starting.prior.fitted  # statistics are those of the training volumes
     assert starting.prior.memory_mean.abs().max() < 1
+
+
+@pytest.fixture
+def named(tmp_path, statistics):
+    """``named(trained_encoder, encoder, change)``: starts a training from a file whose head has been changed."""
+
+    def start(trained_encoder, encoder, change):
+        trained, starting = network(["spleen", "liver"], seed=1), network(["liver", "pancreas"], seed=2)
+        trained.names = naming(trained.backbone, trained.organs, own_encoder=trained_encoder)
+        starting.names = naming(starting.backbone, starting.organs, own_encoder=encoder)
+        state = trained.state_dict()
+        change(state)
+        torch.save({"model": state}, tmp_path / "model.pt")
+        StartingPrior(starting, tmp_path / "model.pt", statistics=statistics)()
+        return trained, starting
+
+    return start
+
+
+def _narrower(state):
+    for key, value in state.items():
+        if key.startswith("names.mix."):
+            state[key] = value[:64]
+
+
+@pytest.mark.parametrize(
+    "trained_encoder, encoder, change, reason",
+    [
+        (True, False, lambda state: None, "has an encoder of its own (`names_encoder` True), this one has none"),
+        (False, False, _narrower, "has other widths (2 of its tensors differ, such as 'mix.bias')"),
+        (False, True, _narrower, "has other widths (2 of its tensors differ, such as 'mix.bias')"),
+        (True, True, lambda state: state.pop("names.sam2.sam_mask_decoder.conv_s0.bias"), "has other widths (1 of"),
+        (False, False, lambda state: state.pop("names.coarse.bias"), "such as 'coarse.bias'"),
+        (False, False, lambda state: state["_extra_state"]["organs"].append("x"), "such as 'coarse.bias'"),
+    ],
+)
+def test_a_head_that_does_not_fit_is_refused_in_words(named, trained_encoder, encoder, change, reason):
+    with pytest.raises(SettingError) as info:
+        named(trained_encoder, encoder, change)
+
+    assert reason in str(info.value) and "`start_from`" in str(info.value) and "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize("trained_encoder, encoder", [(False, False), (True, True), (False, True)])
+def test_a_head_that_fits_is_taken_over_for_any_organs(named, trained_encoder, encoder):
+    trained, starting = named(trained_encoder, encoder, lambda state: None)
+
+    assert torch.equal(starting.names.mix.weight, trained.names.mix.weight)
+    liver, then = starting.names.classes.index("liver"), trained.names.classes.index("liver")
+    assert torch.equal(starting.names.fine.weight[liver], trained.names.fine.weight[then])
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ({"prior": {"a": torch.ones(2)}}, "is no trained prior: it holds prior"),
+        ({"model": {"a": torch.ones(2)}}, "is no trained prior"),
+        ({"model": [1]}, "is no trained prior"),
+        (None, "hold NaN or infinite numbers (such as 'prior."),
+    ],
+)
+def test_a_file_that_is_no_prior_is_refused_in_words(earlier, statistics, content, said):
+    trained, path = earlier
+    trained.prior.memory_mean[0] = float("nan")
+    torch.save({"model": trained.state_dict()} if content is None else content, path)
+
+    with pytest.raises(UnusableFileError) as info:
+        StartingPrior(network(["spleen", "liver"], seed=2), path, statistics=statistics)()
+
+    assert said in str(info.value) and str(path) in str(info.value) and "`start_from`" in str(info.value)
 
 
 @pytest.mark.parametrize("start_from", [None, "nowhere.pt"])

@@ -157,7 +157,7 @@ def test_a_prior_says_what_it_was_trained_with(trained):
     content = torch.load(trained.folder / "model.pt", weights_only=True)
 
     about, state = content["training"], content["model"]["_extra_state"]
-    assert sorted(about["cases"]) == ["a", "b"] and set(about["cases"]["a"]) == {"image", "label"}
+    assert sorted(about["cases"]) == ["a", "b"] and set(about["cases"]["a"]) == {"image", "label", "voxels"}
     assert about["modalities"] == ["CT"] and "ScaleIntensityRanged" in about["intensity"]
     assert (state["image_size"], state["scheduler"]["prediction_type"]) == (64, "sample")
     assert about["settings"]["organs"] == ORGANS
@@ -196,6 +196,17 @@ def test_training_cases_are_no_test_cases_though_the_list_of_cases_is_another(tr
     message = refusal(lambda: new_workflow("evaluating", trained.overlay, **changes).initialize())
 
     assert "was trained on 2 test cases: a, b" in message and "--allow_training_cases" in message
+
+
+def test_training_cases_are_no_test_cases_though_their_files_were_written_anew(trained, dataset, tmp_path):
+    for path in dataset.glob("*.nii.gz"):
+        nib.save(nib.load(path), tmp_path / path.name.removesuffix(".gz"))
+    patterns = {"image_pattern": "image_{case}.nii", "label_pattern": "label_{case}.nii"}
+    changes = {"dataset_dir": str(tmp_path), **patterns, "train_data": [], "test_cases": ["b", "c"]}
+
+    message = refusal(lambda: new_workflow("evaluating", trained.overlay, **changes).initialize())
+
+    assert "was trained on 1 test case: b." in message
 
 
 def test_who_says_so_evaluates_training_cases(trained, tmp_path):

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import csv
 import glob
+import io
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +49,8 @@ def input_of(scans: Sequence[str], output: Path) -> str:
         ):
             return typed(scans[0])
     items = [item for scan in scans for item in _items(scan, output)]
-    unique = list({item["image"]: item for item in items}.values())
+    # an image that several patterns match counts once; one that a list gives two names has both
+    unique = list({(item["image"], item.pop("named", None)): item for item in items}.values())
     with whole_file(output / LIST) as temporary:
         temporary.write_text(json.dumps(_told_apart(unique), indent=1) + "\n", encoding="utf-8")
     return shown(output / LIST)
@@ -110,10 +113,15 @@ def _rows(path: Path) -> list[Item]:
     """The images of a CSV: of its column ``image``, or the first one; names from ``case``, if there is one."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            separator = max(",;\t", key=file.readline().count)
-            file.seek(0)
-            # strict: a quote that nobody closes would make one name of all that follow
-            rows = [[cell.strip() for cell in row] for row in csv.reader(file, delimiter=separator, strict=True)]
+            text = file.read()
+        first = next((line for line in text.splitlines() if line.strip()), "")
+        stated = re.fullmatch(r"sep=(\S|\t)", first.strip(" \r\n"), re.IGNORECASE)  # as Excel has it
+        if stated:
+            text = text.lstrip()[len(first.strip()) :]
+        separator = stated[1] if stated else max(",;\t", key=first.count)
+        # strict: a quote that nobody closes would make one name of all that follow
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        rows = [[cell.strip() for cell in row] for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(
             f"'{path}' cannot be read as a CSV ({error}). Save it as UTF-8, with a row a scan."
@@ -122,6 +130,8 @@ def _rows(path: Path) -> list[Item]:
     header = [cell.lower() for cell in rows[0]] if rows else []
     column = next((header.index(name) for name in _IMAGE_COLUMNS if name in header), None)
     names = next((header.index(name) for name in _NAME_COLUMNS if name in header), None) if column is not None else None
+    if column is not None and (twice := sorted({name for name in header if name and header.count(name) > 1})):
+        raise DatasetError(f"'{path}' has the column '{one_line(twice[0])}' twice, expected it once. Remove one.")
     items = []
     for row in rows if column is None else rows[1:]:
         image = row[column or 0] if len(row) > (column or 0) else ""
@@ -132,8 +142,8 @@ def _rows(path: Path) -> list[Item]:
                 "with commas into quotes, or remove the row."
             )
         image = os.path.abspath(path.parent / Path(image).expanduser())
-        case = row[names] if names is not None and len(row) > names and row[names] else case_name(image)
-        items.append({"image": image, "case": case})
+        named = row[names] if names is not None and len(row) > names else ""
+        items.append({"image": image, "case": named or case_name(image), **({"named": named} if named else {})})
     if not items:
         raise DatasetError(f"'{path}' names no image, expected one a line, or a column called image. Correct the list.")
     return items

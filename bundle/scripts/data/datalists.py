@@ -168,7 +168,7 @@ def _listed_inputs(path: Path) -> list[dict[str, str]]:
         "Decathlon dataset.json. Correct the file."
     )
     try:
-        content = json_of(path.read_text(encoding="utf-8"))
+        content = json_of(path.read_text(encoding="utf-8"), strict=True)
     except (OSError, ValueError) as error:
         raise DatasetError(f"Input '{path}' is no JSON ({error}); {expected}") from error
     entries = content
@@ -227,7 +227,7 @@ def _is_file_name(name: str) -> bool:
         os.fsencode(name)
     except UnicodeEncodeError:  # half of a pair of JSON's escapes, which no file system takes
         return False
-    return name not in ("", "..") and "\0" not in name and Path(name).name == name
+    return name.strip() not in ("", "..") and "\0" not in name and Path(name).name == name
 
 
 def _check_names(names: Iterable[str]) -> None:
@@ -344,4 +344,6 @@ def _nothing_at(path: Path) -> str:
         return f"There is no image in the input folder '{path}'. {_what_is_there(path)}"
     if glob.has_magic(str(path)):
         return f"No image matches the input pattern '{path}'."
+    if os.path.lexists(path):
+        return f"The input '{path}' is a pipe, a device or a link to nothing."
     return f"The input '{path}' is not there."

@@ -20,8 +20,9 @@ from nibabel.affines import apply_affine
 from ..console import counted
 from ..errors import SHOWN, DatasetError, count, listed
 from .datalists import Item, LabelMap
-from .volumes import Volume, VolumeReader
+from .volumes import Volume, VolumeReader, voxels_digest
 
+_LARGEST = 2**53  # of integers: no intensity, and no number that PyTorch would keep
 FEW_VOXELS = 30  # of an organ in all training labels, below which its label is questioned
 GRID_TOLERANCE = 0.05  # of a voxel, at the volume's corners: above rounding in headers, below anything that matters
 
@@ -37,12 +38,14 @@ class CaseSummary:
         shape: voxels along the three axes of the file.
         spacing: millimetres along the same axes.
         voxels: labelled voxels of each organ; empty without a label.
+        digest: of the image, see :func:`scripts.data.volumes.voxels_digest`.
     """
 
     case: str
     shape: tuple[int, int, int]
     spacing: tuple[float, ...]
     voxels: dict[str, int] = field(default_factory=dict)
+    digest: str = field(default="", compare=False)
 
 
 # ---- which label value means which organ
@@ -147,7 +150,8 @@ def check_dataset(
         if purpose == "training" and image is not None and image.voxels.min() == image.voxels.max():
             problems.append(_constant(item["image"], image))
         if image is not None:
-            summaries.append(CaseSummary(item["case"], image.voxels.shape, image.spacing, voxels))
+            digest = voxels_digest(image)
+            summaries.append(CaseSummary(item["case"], image.voxels.shape, image.spacing, voxels, digest))
     if purpose == "training" and not problems:
         problems += _absent_organs(summaries)
     if problems:
@@ -204,16 +208,24 @@ def _check_image(path: str, reader: VolumeReader, problems: list[str]) -> Volume
 
 
 def voxel_problem(path: PathLike, image: Volume) -> str | None:
-    """What is wrong with the voxels of an image that can be read: some are NaN or infinite. None if nothing is."""
-    if image.voxels.dtype.kind != "f":
+    """What is wrong with the voxels of an image that can be read: some are NaN or infinite, or would be in single
+    precision, in which networks compute; or integers too large to be told apart there. None if nothing is.
+    """
+    kind, size = image.voxels.dtype.kind, image.voxels.dtype.itemsize
+    if kind != "f" and size < 8:
         return None
-    finite = sum(int(np.count_nonzero(np.isfinite(plane))) for plane in _planes(image))
-    bad = image.voxels.size - finite
+    with np.errstate(over="ignore"):
+        usable = (
+            np.isfinite(plane.astype(np.float32)) if kind == "f" else (plane >= -_LARGEST) & (plane <= _LARGEST)
+            for plane in _planes(image)
+        )
+        bad = image.voxels.size - sum(int(np.count_nonzero(plane)) for plane in usable)
     if not bad:
         return None
+    what = "NaN or infinite" if kind == "f" else f"beyond {_LARGEST:,}"
     return (
-        f"'{path}': {bad} of {image.voxels.size} voxels are NaN or infinite, expected finite intensities. Export the "
-        "image again, or replace those voxels by the intensity of air."
+        f"'{path}': {bad} of {image.voxels.size} voxels are {what}, expected finite intensities. Export the image "
+        "again, or replace those voxels by the intensity of air."
     )
 
 

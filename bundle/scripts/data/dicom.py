@@ -106,15 +106,21 @@ def _find_series(path: Path, series: str | None) -> _Series:
 
 
 def _check_links(folder: Path) -> None:
-    """Refuses a folder in which a link leads nowhere: it may be a slice, and of the last one nothing tells that it is
-    missing.
+    """Refuses a folder in which a link leads nowhere, or to a pipe or a device: it may be a slice, and of the last one
+    nothing tells that it is missing.
     """
-    entries = folder.iterdir() if folder.is_dir() else ()
+    entries = list(folder.iterdir()) if folder.is_dir() else []
     broken = sorted(each for each in entries if each.is_symlink() and not each.exists() and each.name[0] != ".")
     if broken:
         raise DatasetError(
             f"'{folder}': {count(len(broken), 'link')} to files that are not there: "
             f"{listed(file.name for file in broken)}. Expected every slice. Restore the files, or remove the links."
+        )
+    special = sorted(each.name for each in entries if each.name[0] != "." and not (each.is_file() or each.is_dir()))
+    if special:
+        raise DatasetError(
+            f"'{folder}': {listed(special)} {'is no file' if len(special) == 1 else 'are no files'}, but a pipe, a "
+            "socket or a device. Expected every slice. Copy the content into files, or move them elsewhere."
         )
 
 

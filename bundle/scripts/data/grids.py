@@ -36,11 +36,13 @@ def check_dimensions(path: Path, shape: tuple[int, ...]) -> None:
     """Refuses all but three dimensions, and any number of further ones of length 1."""
     if len(shape) < 3 or any(size != 1 for size in shape[3:]):
         raise DatasetError(
-            f"'{path}': {len(shape)} dimensions, shape {tuple(shape)}; expected one volume of three dimensions. Store "
-            "each volume of a series, or the stack of slices, as a file of its own."
+            f"'{path}': {len(shape)} dimensions, shape {tuple(map(int, shape))}; expected one volume of three "
+            "dimensions. Store each volume of a series, or the stack of slices, as a file of its own."
         )
     if any(size < 1 for size in shape):
-        raise DatasetError(f"'{path}': shape {tuple(shape)}, expected at least one voxel. Export the file again.")
+        raise DatasetError(
+            f"'{path}': shape {tuple(map(int, shape))}, expected at least one voxel. Export the file again."
+        )
 
 
 def check_spacing(path: Path, spacing: Iterable[float]) -> None:

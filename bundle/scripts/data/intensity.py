@@ -7,10 +7,9 @@ organs in a sliver of the range; so would numbers that are no Hounsfield units i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -20,11 +19,11 @@ from torch import Tensor
 
 from ..errors import DatasetError
 from .dicom_files import modality_of
+from .hounsfield import as_tensor, extremes, hounsfield_units, is_single, no_hounsfield_units
 
 MODALITIES = ("ct", "mr")
 NOTES = "notes"  # in the meta of an image: what is odd about it, a line each
 
-_SLICES = 16  # looked at together, where only numbers of voxels are asked for
 _BINS = 2000
 _ROUNDS = 4  # one outlier may hide another
 # shares of voxels that outliers of different values may be; more of them are part of the image
@@ -33,9 +32,6 @@ _SATURATED = 2.5e-3  # share of bright voxels that the usual upper percentile, 9
 _BORDER = 0.25  # share of the border at one value that makes it padding
 # how wide a gap must be to set values apart, relative to the range of the others
 _GAP_BELOW, _GAP_BELOW_FROM_ZERO, _GAP_BELOW_FROM_NEGATIVE, _GAP_ABOVE = 0.5, 1.0, 0.05, 1.0
-# shares of voxels that Hounsfield units have below: fat and air, in any part of a body
-_BELOW_WATER, _LEAST_BELOW_WATER = -20.0, 1e-3
-_SOFT, _LEAST_SOFT = (-200.0, 300.0), 1e-3  # between which all organs lie, with contrast agent and without
 
 _MODALITY = "modality"  # in the meta of an image: which scaling was chosen for it
 
@@ -101,7 +97,7 @@ def modality_in(image: Any, path: Any = None) -> str:
         )
     if hounsfield_units(image):
         return "ct"
-    values = _tensor(image)
+    values = as_tensor(image)
     raise DatasetError(
         f"'{path}': values from {values.min().item():g} to {values.max().item():g} do not say whether it is MR or CT, "
         "and each is scaled in its own way. Say which: --modality mr, or --modality ct."
@@ -136,7 +132,7 @@ class LeaveOutPaddingd(MapTransform):
         return result
 
     def _without(self, image: Tensor) -> Tensor:
-        values = _tensor(image)
+        values = as_tensor(image)
         found = _outliers(values, None)
         if found is None:
             return image
@@ -199,8 +195,8 @@ class CheckUnitsd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         for key in self.key_iterator(dict(data)):
-            problem, values, intensity = None, _tensor(data[key]), chosen(self.intensity, data[key])
-            low, high = _extremes(values)
+            problem, values, intensity = None, as_tensor(data[key]), chosen(self.intensity, data[key])
+            low, high = extremes(values)
             if low == high:
                 problem = f"all voxels are {low:g}: there is no image in it"
             elif isinstance(intensity, ScaleIntensityRanged) and intensity.scaler.a_min < 0:
@@ -210,49 +206,6 @@ class CheckUnitsd(MapTransform):
             if problem:
                 remark(data[key], problem)
         return dict(data)
-
-
-def no_hounsfield_units(image: Any) -> str | None:
-    """Why voxels cannot be Hounsfield units, in which fat and air are below 0, and soft tissue about it; None if they
-    may be.
-    """
-    values = _tensor(image)
-    if _share(values, lambda slab: slab < _BELOW_WATER) >= _LEAST_BELOW_WATER:
-        if _share(values, lambda slab: (slab > _SOFT[0]) & (slab < _SOFT[1])) >= _LEAST_SOFT:
-            return None
-        return (
-            f"values from {values.min().item():g} to {values.max().item():g}, with hardly any from {_SOFT[0]:g} to "
-            f"{_SOFT[1]:g}, are no Hounsfield units (an intercept that was applied twice?), which a window of CT "
-            "expects; its label map may be wrong. Export the original series"
-        )
-    low, high = values.min().item(), values.max().item()
-    if low >= 0 and high <= 1:
-        kind = "scaled to 0...1"
-    elif low >= 0 and high <= 255:
-        kind = "grey values of a picture"
-    elif low >= 0 and high > 1100:
-        kind = "values as a scanner stores them, 1024 too high"
-    else:
-        kind = "of another unit"
-    return (
-        f"values from {low:g} to {high:g}, with hardly any below 0, are no Hounsfield units ({kind}?), which a "
-        "window of CT expects; its label map may be wrong. Export the original series, or scale MR by configs/mr.json"
-    )
-
-
-def hounsfield_units(image: Any) -> str | None:
-    """Why voxels look like Hounsfield units, though they are scaled like MR; None if they do not."""
-    values = _tensor(image)
-    if _share(values, lambda slab: (slab >= -1100) & (slab < -900)) < 0.01:
-        return None
-    # padding of MR may be -1000 as well, but is of one value, and has no fat beside it
-    fat = _share(values, lambda slab: (slab >= -200) & (slab < -20))
-    if fat < 0.005 and _is_single(values, -1100, -900):
-        return None
-    return (
-        f"values from {values.min().item():g} to {values.max().item():g} look like Hounsfield units, but are scaled "
-        "like MR; its label map may be wrong. CT needs configs/ct.json"
-    )
 
 
 def remark(image: Any, text: str) -> None:
@@ -288,7 +241,7 @@ def _outliers(values: Tensor, left_out: Tensor | None) -> _Range | None:
 
     # below: the lowest value alone, whatever its share, or a few voxels
     for index in torch.nonzero(gaps > 0).flatten().tolist():
-        single = index == 0 and _is_single(kept, low, low + width)
+        single = index == 0 and is_single(kept, low, low + width)
         if not single and shares[index] > _MOST_ODD:
             break
         others = max(top - filled[index + 1].item(), 1) * width
@@ -303,7 +256,7 @@ def _outliers(values: Tensor, left_out: Tensor | None) -> _Range | None:
     # above: the highest value alone, or a few voxels
     for index in reversed(torch.nonzero(gaps > 0).flatten().tolist()):
         share = 1 - shares[index].item()
-        single = index == len(gaps) - 1 and _is_single(kept, high - width, high)
+        single = index == len(gaps) - 1 and is_single(kept, high - width, high)
         if not single and share > 0.1:
             break
         others = max(filled[index].item() - filled[0].item() + 1, 1) * width
@@ -311,29 +264,6 @@ def _outliers(values: Tensor, left_out: Tensor | None) -> _Range | None:
             padded = single and _is_border(values, high)
             return _Range(low, low + (filled[index].item() + 1.5) * width, is_padding=padded)
     return None
-
-
-def _tensor(image: Any) -> Tensor:
-    if isinstance(image, np.ndarray):  # which may run the other way round in memory, or bytes in each number
-        return torch.from_numpy(np.ascontiguousarray(image, np.float32))
-    return image.as_tensor() if isinstance(image, MetaTensor) else image
-
-
-def _share(values: Tensor, holds: Callable[[Tensor], Tensor]) -> float:
-    """The share of voxels of which something holds, counted a few slices at a time."""
-    return sum(int(holds(slab).sum()) for slab in values.split(_SLICES, -1)) / values.numel()
-
-
-def _extremes(values: Tensor) -> tuple[float, float]:
-    """The lowest and the highest value, a few slices at a time: PyTorch would copy a volume in another order."""
-    slabs = values.split(_SLICES, -1)
-    return min(slab.min().item() for slab in slabs), max(slab.max().item() for slab in slabs)
-
-
-def _is_single(kept: Tensor, low: float, high: float) -> bool:
-    """Whether all values in a bin are the same."""
-    inside = kept[(kept >= low) & (kept <= high)]
-    return bool(len(inside)) and bool((inside == inside[0]).all())
 
 
 def _is_border(values: Tensor, value: float) -> bool:

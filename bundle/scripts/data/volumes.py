@@ -22,6 +22,7 @@ from monai.config import PathLike
 from monai.data import ImageReader, NibabelWriter
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, convert_data_type, ensure_tuple
 from nibabel.affines import voxel_sizes
+from nibabel.orientations import apply_orientation, io_orientation
 from nibabel.processing import resample_from_to
 
 from ..arguments import as_typed
@@ -37,6 +38,7 @@ from .mgh import load_mgh
 from .nifti import FORMS, SCANNER, load_nifti, voxels_beside
 
 UPRIGHT = "_upright.nii.gz"  # the end of the name of what is written beside results on a sheared grid
+_SLAB = 16  # slices looked at together
 _SMALLEST, _LARGEST = 1e-4, 1000  # millimetres between voxels; beyond them, a header has another unit than it says
 
 logger = logging.getLogger(__name__)
@@ -326,6 +328,20 @@ def volume_digest(path: PathLike) -> str:
     """SHA-256 of a file; of a volume of many, such as a DICOM series, SHA-256 of theirs in order of name."""
     digests = [sha256_of(file) for file in files_of(path)]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def voxels_digest(volume: Volume) -> str:
+    """SHA-256 of a volume's voxels, whatever file they are in: compressed or not, of another format or type, with
+    another header, stored along other axes.
+
+    They count as float32, towards the patient's right, front and top: the same image, resampled or cut, is another.
+    """
+    upright = apply_orientation(volume.voxels, io_orientation(volume.affine))
+    digest = hashlib.sha256(repr(upright.shape).encode())
+    for start in range(0, upright.shape[2], _SLAB):
+        slab = np.asarray(upright[..., start : start + _SLAB].T, "<f4", order="C")
+        digest.update((slab + np.float32(0)).tobytes())  # of which -0 becomes 0
+    return digest.hexdigest()
 
 
 def _kind(path: Path) -> str:

@@ -228,7 +228,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise MissingFileError(f"The corrections '{path}' are not there. Correct --corrections, or leave it out.")
     try:
-        content = json_of(path.read_text(encoding="utf-8"))
+        content = json_of(path.read_text(encoding="utf-8"), strict=True)
     except ValueError as error:
         raise DatasetError(f"'{path}' is no JSON file ({error}). Mend it in a text editor.") from error
     problem = None

@@ -16,6 +16,7 @@ from monai.transforms import MapTransform
 from monai.utils import ImageMetaKey
 
 from ..data.datalists import Item
+from ..data.dataset_check import CaseSummary
 from ..data.dicom_files import modality_of
 from ..data.intensity import remark
 from ..data.volumes import volume_digest
@@ -60,12 +61,16 @@ def check_prior(path: str | Path, network: FrozenBackboneNetwork, intensity: Any
     _check_times(training.get("settings", {}), network)
 
 
-def check_test_cases(path: str | Path, items: Sequence[Item], allowed: bool = False) -> None:
-    """Refuses to test a prior on the cases of its own training, by the content of their files.
+def check_test_cases(
+    path: str | Path, items: Sequence[Item], *, summaries: Iterable[CaseSummary] = (), allowed: bool = False
+) -> None:
+    """Refuses to test a prior on the cases of its own training, by the content of their files, and by their voxels,
+    which are the same in a file that was compressed again or converted.
 
     Args:
         path: of the trained prior.
         items: the test cases.
+        summaries: of them, by :func:`scripts.data.dataset_check.check_dataset`.
         allowed: whether it is only said.
 
     Raises:
@@ -73,8 +78,13 @@ def check_test_cases(path: str | Path, items: Sequence[Item], allowed: bool = Fa
     """
     check_prior_file(path)
     cases = load_tensors(path, "trained prior", remedy=_REMEDY, mmap=True).get("training", {}).get("cases", {})
-    trained = {digests["image"]: case for case, digests in cases.items()}
-    shared = [(item["case"], trained[digest]) for item in items if (digest := volume_digest(item["image"])) in trained]
+    trained = {digest: case for case, each in cases.items() for key, digest in each.items() if key != "label"}
+    voxels = {summary.case: summary.digest for summary in summaries}
+    shared = [
+        (item["case"], trained[digest])
+        for item in items
+        if (digest := volume_digest(item["image"])) in trained or (digest := voxels.get(item["case"], "")) in trained
+    ]
     if not shared:
         return
     names = listed(case if case == then else f"{case} (there called {then})" for case, then in shared)

@@ -17,7 +17,7 @@ from .sam2_backbone import SAM2, encoded_at_once
 from .sam2_blocks import image_features
 from .sam2_types import ImageFeatures
 
-_ENCODER = "sam2."
+ENCODER = "sam2."  # how its weights' names begin
 
 
 class NamingNetwork(NamingHead):
@@ -60,7 +60,7 @@ class NamingNetwork(NamingHead):
 
     def take_over(self, weights: Mapping[str, Tensor], classes: Sequence[str]) -> None:
         """As :meth:`NamingHead.take_over`; the encoder stays as it is where the other head has none."""
-        own = {f"{_ENCODER}{key}": value for key, value in self.sam2.state_dict().items()}
+        own = {f"{ENCODER}{key}": value for key, value in self.sam2.state_dict().items()}
         super().take_over({**own, **weights}, classes)
 
 

@@ -12,7 +12,8 @@ from ..data.case_patterns import case_path
 from ..data.datalists import Item, LabelMap, find_cases
 from ..data.dataset_check import check_dataset, label_values
 from ..data.file_names import NIFTI_SUFFIXES
-from ..data.intensity import hounsfield_units, modality_in, no_hounsfield_units
+from ..data.hounsfield import hounsfield_units, no_hounsfield_units
+from ..data.intensity import modality_in
 from ..data.volumes import VolumeReader
 from ..errors import DatasetError, listed
 from .configs import intensity_of

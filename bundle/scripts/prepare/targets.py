@@ -17,6 +17,7 @@ from ..data.volumes import Volume, VolumeReader
 from ..errors import DatasetError, count
 from ..files import whole_file
 from ..inert import inert_json
+from ..places import Places, refuse_blocked
 from .configs import CASE
 
 
@@ -28,6 +29,8 @@ class Target:
         self.written = self.kept = 0
         if self.folder.exists() and not self.folder.is_dir():
             raise DatasetError(f"--output '{self.folder}' is a file, expected a folder, new or not. Name another one.")
+        below = [(self.folder, "*.json"), *((self.folder / key, "*.nii.gz") for key in ("image", "label"))]
+        refuse_blocked(Places((), tuple(below)))
 
     def store(self, name: str, write: Callable[[Path], object], same: Callable[[Path], bool]) -> None:
         """Writes a file unless the same one is there.

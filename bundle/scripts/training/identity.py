@@ -4,7 +4,7 @@ prior says of its own training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from monai.transforms import ScaleIntensityRanged
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from ..data.datalists import Item
+from ..data.dataset_check import CaseSummary
 from ..data.dicom_files import modality_of
 from ..data.volumes import volume_digest
 from ..descriptions import Described, describe
@@ -90,24 +91,32 @@ def case_digests(data: Sequence[Item]) -> dict[str, dict[str, str]]:
     return {item["case"]: {key: volume_digest(item[key]) for key in ("image", "label") if key in item} for item in data}
 
 
-def about_training(identity: Mapping[str, Any], data: Sequence[Item], intensity: Any) -> dict[str, Any]:
+def about_training(
+    identity: Mapping[str, Any], data: Sequence[Item], intensity: Any, *, summaries: Iterable[CaseSummary] = ()
+) -> dict[str, Any]:
     """What a prior says of its training.
 
     Args:
         identity: of :func:`training_identity`.
         data: the training cases.
         intensity: the transform that scales intensities.
+        summaries: of the training cases, by :func:`scripts.data.dataset_check.check_dataset`.
 
     Returns:
-        ``settings``, the whole identity; ``cases``, the digests of each; ``intensity``; ``modalities``, as far as they
-        are known: those that DICOM files state, or CT where intensities are scaled by a window of Hounsfield units.
+        ``settings``, the whole identity; ``cases``, the digests of the files of each, and of its ``voxels``;
+        ``intensity``; ``modalities``, as far as they are known: those that DICOM files state, or CT where intensities
+        are scaled by a window of Hounsfield units.
     """
     stated = {modality for item in data if (modality := modality_of(item["image"]))}
     if not stated and isinstance(intensity, ScaleIntensityRanged) and intensity.scaler.a_min < 0:
         stated = {"CT"}
+    voxels = {summary.case: summary.digest for summary in summaries}
     return {
         "settings": dict(identity),
-        "cases": identity["files"],
+        "cases": {
+            case: digests | ({"voxels": voxels[case]} if voxels.get(case) else {})
+            for case, digests in identity["files"].items()
+        },
         "intensity": describe(intensity),
         "modalities": sorted(stated),
     }

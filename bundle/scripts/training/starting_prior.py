@@ -8,17 +8,21 @@ start with an embedding of their own.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..errors import SettingError
+from ..errors import SettingError, UnusableFileError, listed
 from ..files import sha256_of
 from ..networks.frozen_backbone import FrozenBackboneNetwork
 from ..networks.naming_head import naming_classes
-from ..weights import load_tensors
+from ..networks.naming_network import ENCODER
+from ..weights import load_tensors, not_finite
+
+_ABOUT = {"organs", "backbone", "weights"}  # what every prior says of itself
+_REMEDY = "Name another file with `start_from`, or null to start from scratch."
 
 logger = logging.getLogger(__name__)
 # a row for each organ, in DiffuSAM's prior and in AutoMedSAM's
@@ -44,36 +48,54 @@ class StartingPrior:
     ) -> None:
         self.network, self.statistics = network, statistics
         self.start_from = None if start_from is None else Path(start_from)
-        self.names_known = False
 
     def __call__(self) -> None:
-        reason = self._take_over() if self.start_from is not None else "no `start_from` is named"
-        if self.network.names is not None and not self.names_known:
-            raise SettingError(
-                f"named_memories goes on from the head of the file that training starts from, but {reason}. Set "
-                "`start_from` to a file that has a head, such as the model that ships, or `named_memories` to False."
-            )
+        state, reason = self._read()
+        if self.network.names is not None:
+            unnamed = reason or self._take_over_names(state)
+            if unnamed:
+                raise SettingError(
+                    f"named_memories goes on from the head of the file that training starts from, but {unnamed}. Set "
+                    "`start_from` to a file that has such a head, as the model that ships has one without an encoder "
+                    "of its own, or `named_memories` to False."
+                )
+        reason = reason or self._take_over(state)
         if reason:
             logger.info("The prior starts from scratch: %s.", reason)
             self.network.prior.fit_statistics(self.statistics)
 
-    def _take_over(self) -> str | None:
-        """Loads what can be taken over; returns why not, where nothing can."""
-        path, prior = self.start_from, self.network.prior
+    def _read(self) -> tuple[dict[str, Any], str | None]:
+        """What the file holds, and why nothing of it can be taken over, where that is so.
+
+        Raises:
+            UnusableFileError: it is no trained prior, or its training failed.
+        """
+        path = self.start_from
+        if path is None:
+            return {}, "no `start_from` is named"
         if not path.is_file():
-            return f"'{path}' is not there"
-        remedy = "Name another file with `start_from`, or null to start from scratch."
-        state: dict[str, Any] = load_tensors(path, "trained prior", remedy=remedy)["model"]
-        about, own = state["_extra_state"], self.network.get_extra_state()
+            return {}, f"'{path}' is not there"
+        content = load_tensors(path, "trained prior", remedy=_REMEDY)
+        state = content.get("model")
+        about = state.get("_extra_state") if isinstance(state, dict) else None
+        if not isinstance(about, dict) or not about.keys() >= _ABOUT:
+            raise UnusableFileError(f"'{path}' is no trained prior: it holds {listed(content) or 'nothing'}. {_REMEDY}")
+        if spoilt := not_finite(state):
+            raise UnusableFileError(
+                f"'{path}': {len(spoilt)} of its tensors hold NaN or infinite numbers (such as '{spoilt[0]}'): its "
+                f"training failed. {_REMEDY}"
+            )
+        own = self.network.get_extra_state()
         if about.get("network", "DiffuSAM") != own["network"]:
-            return f"'{path}' holds a prior of {about['network']}, this is {own['network']}"
+            return state, f"'{path}' holds a prior of {about['network']}, this is {own['network']}"
         if (about["backbone"], about["weights"]) != (own["backbone"], own["weights"]):
-            return f"'{path}' was trained for other weights than those of '{own['backbone']}' loaded here"
-        if self.network.names is not None:
-            head = {key.removeprefix("names."): value for key, value in state.items() if key.startswith("names.")}
-            if not head:
-                return f"'{path}' has no head that names organs"
-            self._take_over_names(head, about["organs"])
+            return state, f"'{path}' was trained for other weights than those of '{own['backbone']}' loaded here"
+        return state, None
+
+    def _take_over(self, state: Mapping[str, Any]) -> str | None:
+        """Loads what can be taken over of the prior; returns why not, where nothing can."""
+        path, prior = self.start_from, self.network.prior
+        about, own = state["_extra_state"], self.network.get_extra_state()
         if about.get("joint_prior", False) != own.get("joint_prior", False):
             return f"'{path}' holds a prior of another kind (joint_prior)"
         weights = {key.removeprefix("prior."): value for key, value in state.items() if key.startswith("prior.")}
@@ -81,13 +103,9 @@ class StartingPrior:
         embedding = next((key for key in _EMBEDDINGS if key in expected), None)
         if embedding is None:  # of a joint prior, whose organs are channels
             known = about["organs"] if about["organs"] == own["organs"] else []
-        else:
+        elif embedding in weights:
             weights[embedding], known = self._organs(about["organs"], weights.pop(embedding), expected[embedding])
-        differing = sorted(
-            key
-            for key in expected.keys() | weights.keys()
-            if key not in weights or key not in expected or weights[key].shape != expected[key].shape
-        )
+        differing = _differing(weights, expected)
         if differing:
             return f"'{path}' has other widths ({len(differing)} of its tensors differ, such as '{differing[0]}')"
         if not known:
@@ -98,14 +116,30 @@ class StartingPrior:
         logger.info("The prior starts from '%s', which knows %s%s.", path, ", ".join(known), scratch)
         return None
 
-    def _take_over_names(self, head: dict[str, Tensor], organs: list[str]) -> None:
-        """What the head knows is of use for any organs, and whatever the prior's widths are."""
-        names = self.network.names
+    def _take_over_names(self, state: Mapping[str, Any]) -> str | None:
+        """Loads the head, which is of use for any organs, and whatever the prior's widths are; or why it cannot be."""
+        path, names = self.start_from, self.network.names
+        head = {key.removeprefix("names."): value for key, value in state.items() if key.startswith("names.")}
+        if not head:
+            return f"'{path}' has no head that names organs"
+        own, classes = names.state_dict(), naming_classes(state["_extra_state"]["organs"])
+        encoder = [key for key in head if key.startswith(ENCODER)]
+        if encoder and not names.reads_images:
+            return f"the head of '{path}' has an encoder of its own (`names_encoder` True), this one has none"
+        if not encoder:  # this one's own, if it has one, stays as it is
+            own = {key: value for key, value in own.items() if not key.startswith(ENCODER)}
+        rows = {key: len(classes) for key in own if key.partition(".")[0] in ("coarse", "fine")}  # of any organs
+        differing = _differing(head, {key: _rows(value, rows.get(key)) for key, value in own.items()})
+        if differing:
+            return (
+                f"the head of '{path}' has other widths ({len(differing)} of its tensors differ, such as "
+                f"'{differing[0]}')"
+            )
         if names.reads_images:
             names.begin_as(self.network.backbone)
-        names.take_over(head, naming_classes(organs))
-        self.names_known = True
-        logger.info("The head that names organs starts from '%s'.", self.start_from)
+        names.take_over(head, classes)
+        logger.info("The head that names organs starts from '%s'.", path)
+        return None
 
     def _organs(self, names: list[str], found: Tensor, fresh: Tensor) -> tuple[Tensor, list[str]]:
         """The embeddings of this network's organs, and which of them were known."""
@@ -116,6 +150,20 @@ class StartingPrior:
         for organ in known:
             rows[self.network.organs.index(organ)] = found[names.index(organ)]
         return rows, known
+
+
+def _differing(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that only one of the two has, or that are of another shape."""
+    return sorted(
+        key
+        for key in expected.keys() | found.keys()
+        if key not in found or key not in expected or found[key].shape != expected[key].shape
+    )
+
+
+def _rows(tensor: Tensor, rows: int | None) -> Tensor:
+    """A tensor of the same shape, but for the number of its rows, if one is given."""
+    return tensor if rows is None else tensor.new_empty((rows, *tensor.shape[1:]))
 
 
 def starting_digest(start_from: str | Path | None) -> str | None:
