@@ -194,8 +194,8 @@ def add_legend(figure: Figure, organs: Sequence[str], with_truth: bool) -> None:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Writes a PNG through a temporary name, drawn once: ``Figure.savefig`` draws once more beforehand, for layouts that
-    none of these figures has. Of black and a few grey slices the least compression leaves little more.
+    """Writes a PNG through a temporary name, little compressed and drawn once: ``Figure.savefig`` draws once more
+    beforehand, for layouts that none of these figures has.
     """
     figure.dpi = DPI
     with whole_file(path) as temporary:
