@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import ndimage
-from scripts.data.components import Pieces
+from scripts.data.components import Pieces, organ_boxes
 
 LONG = 40  # slices, of which 16 are looked at together
 
@@ -26,6 +28,16 @@ def test_pieces_are_those_that_scipy_finds_in_the_whole_volume(seed, share, slow
     kept = [value for value in largest if np.array_equal(labels > 0, numbers == value)]
     assert len(kept) == 1
     assert pieces.box == ndimage.find_objects(numbers)[kept[0] - 1]
+
+
+@pytest.mark.parametrize("order", itertools.permutations(range(3)))
+@pytest.mark.parametrize("share", [0, 0.002, 0.3])
+def test_boxes_are_those_that_scipy_finds(order, share):
+    random = np.random.default_rng(1)
+    labels = (random.random((14, 11, 9)) < share) * random.integers(0, 7, (14, 11, 9), np.uint8)
+    labels = labels.transpose(order)[::-1]
+
+    assert organ_boxes(labels, 8) == (ndimage.find_objects(labels, 8) if share else [None] * 8)
 
 
 def test_pieces_that_touch_at_a_corner_between_slabs_are_one():

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from monai.data import MetaTensor
 from monai.transforms import Orientation
-from scripts.output.previews import PreviewSaver, draw_preview, save_figure
+from scripts.output.previews import COLOURS, DPI, PreviewSaver, draw_preview, draw_slice, save_figure
 
 ORGANS = ["spleen", "liver"]
 
@@ -108,3 +110,44 @@ def test_image_and_prediction_may_be_stored_differently(volume):
     picture = pixels(draw(Orientation(axcodes="PLS")(image), Orientation(axcodes="SAR")(prediction)))
 
     np.testing.assert_array_equal(picture, pixels(draw(image, prediction)))
+
+
+@pytest.mark.parametrize("with_truth", [True, False])
+@pytest.mark.parametrize("shape", [(21, 17), (21, 1), (2, 2)])
+def test_outlines_are_those_that_matplotlib_draws(shape, with_truth):
+    random = np.random.default_rng(0)
+    image, predicted, true = random.random(shape), random.integers(0, 3, shape), random.integers(0, 3, shape)
+    figures = [Figure(), Figure()]
+    here, expected = (figure.add_subplot() for figure in figures)
+
+    draw_slice(here, image, predicted, true=true if with_truth else None, organs=2, window=(0, 1))
+
+    expected.imshow(image, cmap="gray", vmin=0, vmax=1)
+    for value, colour in ((1, COLOURS[0]), (2, COLOURS[1])):
+        if min(shape) > 1 and (predicted == value).any():
+            expected.contourf(predicted == value, levels=[0.5, 1.5], colors=[colour], alpha=0.35)
+            expected.contour(predicted == value, levels=[0.5], colors=[colour], linewidths=1.2)
+        if min(shape) > 1 and with_truth and (true == value).any():
+            expected.contour(true == value, levels=[0.5], colors="white", linewidths=0.7, linestyles="dashed")
+    expected.axis("off")
+    for figure in figures:
+        FigureCanvasAgg(figure)
+    np.testing.assert_array_equal(pixels(figures[0]), pixels(figures[1]))
+
+
+def test_an_organ_that_fills_the_slice_has_no_outline(volume):
+    image, prediction, _ = volume
+
+    drawn, empty = (pixels(draw(image, torch.full_like(prediction, value))) for value in (1, 0))
+
+    assert not np.array_equal(drawn, empty)
+
+
+def test_a_saved_figure_is_the_picture_that_matplotlib_saves(tmp_path, volume):
+    image, prediction, truth = volume
+    figure = draw(image, prediction, truth)
+    figure.savefig(tmp_path / "expected.png", dpi=DPI, facecolor=figure.get_facecolor())
+
+    save_figure(figure, tmp_path / "case.png")
+
+    np.testing.assert_array_equal(imread(tmp_path / "case.png"), imread(tmp_path / "expected.png"))

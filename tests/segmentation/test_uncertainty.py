@@ -14,13 +14,15 @@ from scripts.errors import DatasetError
 from scripts.inference.calibration import Calibration
 from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
+from scripts.networks.naming_network import naming
 from scripts.networks.sam2_backbone import FrozenSAM2
 from scripts.networks.sam2_types import Decoded
-from scripts.segmentation.propagation import VolumetricInferer
+from scripts.segmentation.propagation import VolumetricInferer, _Slices
 from scripts.segmentation.uncertainty import (
     SampleAgreement,
     SplitUncertaintyd,
     UncertaintyInferer,
+    _Sample,
     uncertainty_of_samples,
 )
 
@@ -118,6 +120,23 @@ def test_samples_share_the_image_features(network, volume, monkeypatch):
     UncertaintyInferer(3, batch_size=2)(volume, network)
 
     assert sum(encoded) == volume.shape[-1]
+
+
+@pytest.mark.parametrize("own_encoder", [False, True])
+def test_samples_share_what_is_named(network, volume, monkeypatch, own_encoder):
+    names = naming(network.backbone, ORGANS, own_encoder=own_encoder)
+    torch.nn.init.normal_(names.fine.weight, std=30.0)  # so that there is something of every organ
+    named = DiffuSAM(network.backbone, network.prior, organs=ORGANS, object_gate=False, names=names).eval()
+    monkeypatch.setattr(_Sample, "synthesise", _Slices.synthesise)
+    expected = UncertaintyInferer(3, batch_size=2)(volume, named)  # each sample by itself
+    monkeypatch.undo()
+    shown: list[int] = []
+    names.register_forward_hook(lambda module, inputs, output: shown.append(len(inputs[0])))
+
+    result = UncertaintyInferer(3, batch_size=2)(volume, named)
+
+    assert torch.equal(result, expected) and result[:, :-1].any()
+    assert sum(shown) == volume.shape[-1]
 
 
 def test_samples_have_the_seeds_that_follow(network, volume, monkeypatch):

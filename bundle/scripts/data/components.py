@@ -18,6 +18,32 @@ ANY_CORNER = np.ones((3, 3, 3))  # voxels that touch at a corner belong together
 _SLICES = 16  # looked at together
 
 
+def organ_boxes(labels: np.ndarray, organs: int) -> list[tuple[slice, ...] | None]:
+    """``scipy.ndimage.find_objects``, which takes ten times as long where the first axis is not the slowest in memory,
+    as in a label map that is stored from left to right; and only where there is anything at all.
+
+    Args:
+        labels: of integers from 0, a view of a label map; its memory may lie in any order.
+        organs: K, the highest value that is looked for.
+
+    Returns:
+        For each value 1...K the smallest box that holds it, or None.
+    """
+    order = np.argsort([-abs(stride) for stride in labels.strides], kind="stable")
+    part, first = labels.transpose(order), []
+    for axis in range(part.ndim):
+        held = np.flatnonzero(part.any(tuple(other for other in range(part.ndim) if other != axis)))
+        if not len(held):
+            return [None] * organs
+        first.append(int(held[0]))
+        part = part[(slice(None),) * axis + (slice(first[-1], int(held[-1]) + 1),)]
+    boxes: list[tuple[slice, ...] | None] = []
+    for box in ndimage.find_objects(part, organs):
+        sides = [slice(side.start + start, side.stop + start) for side, start in zip(box or (), first)]
+        boxes.append(tuple(sides[axis] for axis in np.argsort(order)) if box else None)
+    return boxes
+
+
 class Pieces:
     """The pieces of one value, of voxels that touch at a corner at least.
 

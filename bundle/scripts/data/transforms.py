@@ -12,12 +12,11 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import Compose, MapTransform, RandomizableTransform, Resize, ScaleIntensityRanged, Transform
 from monai.utils import convert_to_dst_type, convert_to_tensor, ensure_tuple_rep
-from scipy.ndimage import find_objects
 from torch import Tensor
 
 from ..descriptions import describe as describe  # noqa: F401  it notes what transforms are built with
 from ..errors import SettingError
-from .components import Pieces
+from .components import Pieces, organ_boxes
 from .intensity import chosen
 
 _SAME_SHARE = 1e-4  # of a voxel's place: what two labels have of it differs by rounding alone
@@ -156,7 +155,7 @@ class KeepLargestComponentsd(MapTransform):
         for key in self.key_iterator(result):
             volume = result[key]
             (labels,) = (volume.as_tensor() if isinstance(volume, MetaTensor) else volume).numpy()
-            for value, box in enumerate(find_objects(labels, self.organs), 1):
+            for value, box in enumerate(organ_boxes(labels, self.organs), 1):
                 if box is not None:
                     Pieces(labels[box], value).keep_largest()
         return result

@@ -16,9 +16,8 @@ import nibabel as nib
 import numpy as np
 import torch
 from ignite.engine import Engine
-from scipy import ndimage
 
-from ..data.components import Pieces
+from ..data.components import Pieces, organ_boxes
 from ..data.dataset_check import CaseSummary
 from ..data.volumes import result_name
 from ..descriptions import Described
@@ -143,7 +142,7 @@ def measure_organs(labels: np.ndarray, affine: np.ndarray, organs: Sequence[str]
     labels = np.moveaxis(labels, axes[AXIAL], -1)
     spacing = nib.affines.voxel_sizes(affine)
     plane = np.delete(spacing, axes[AXIAL])
-    boxes = ndimage.find_objects(labels, len(organs))
+    boxes = organ_boxes(labels, len(organs))
     result = {}
     for value, (organ, box) in enumerate(zip(organs, boxes), 1):
         if box is None:

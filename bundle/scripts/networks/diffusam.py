@@ -80,7 +80,15 @@ class DiffuSAM(FrozenBackboneNetwork):
         memories = [Memory(self.synthesise(features) if memory is None else memory)]
         return self.organ_logits(self.backbone.decode(self.backbone.condition(features, memories), features))
 
-    def synthesise(self, features: ImageFeatures, sample: int = 0, organs: Sequence[int] | None = None) -> Tensor:
+    def name(self, features: ImageFeatures) -> Tensor | None:
+        """Logits ``(B, classes, S/4, S/4)`` of the head that names organs, which all samples of :meth:`synthesise` have
+        in common; None where there is none.
+        """
+        return None if self.names is None else self.names(features)[1].float()
+
+    def synthesise(
+        self, features: ImageFeatures, sample: int = 0, organs: Sequence[int] | None = None, named: Tensor | None = None
+    ) -> Tensor:
         """One memory for every slice and organ: ``(B * organs, M, h, w)``, organs running fastest.
 
         Every slice starts from the same noise (of ``seed``), which makes neighbouring slices' memories agree and the
@@ -90,9 +98,11 @@ class DiffuSAM(FrozenBackboneNetwork):
             features: of B slices.
             sample: which of many independent memories; its noise is that of ``seed + sample``.
             organs: indices of those to make memories of, by default all. An organ's memory is the same among any.
+            named: of :meth:`name`, or in its place; named when None.
         """
         if self.names is not None:
-            return self._named_memories(features, sample, range(len(self.organs)) if organs is None else organs)
+            every = range(len(self.organs)) if organs is None else organs
+            return self._named_memories(features, self.name(features) if named is None else named, sample, every)
         together = organs is None or self.prior.joint
         wanted = torch.arange(len(self.organs)) if together else torch.tensor(organs)
         organ = wanted.to(features.embedding.device).repeat(len(features))
@@ -110,12 +120,10 @@ class DiffuSAM(FrozenBackboneNetwork):
             return mean
         return mean.unflatten(0, (len(features), -1))[:, list(organs)].flatten(0, 1)
 
-    def _named_memories(self, features: ImageFeatures, sample: int, organs: Sequence[int]) -> Tensor:
+    def _named_memories(self, features: ImageFeatures, logits: Tensor, sample: int, organs: Sequence[int]) -> Tensor:
         """Memories of the masks that the head names; of samples after the first, with smooth noise on its logits, so
         that they differ where it is unsure.
         """
-        _, logits = self.names(features)
-        logits = logits.float()
         if sample:
             noise = torch.randn(1, logits.shape[1], *features.embedding.shape[-2:], generator=self.generator(sample))
             logits = logits + F.interpolate(noise.to(logits), logits.shape[-2:], mode="bicubic")

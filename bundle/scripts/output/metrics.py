@@ -23,9 +23,9 @@ from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.handlers import IgniteMetricHandler
 from monai.metrics import CumulativeIterationMetric, compute_dice, get_mask_edges, get_surface_distance
-from scipy.ndimage import find_objects
 from torch import Tensor
 
+from ..data.components import organ_boxes
 from ..errors import SettingError
 
 SLICES_AT_A_TIME = 32
@@ -245,7 +245,7 @@ def organ_crops(prediction: Tensor, truth: Tensor, organs: int) -> Iterator[tupl
     Yields both masks, bool on the CPU, cropped to the box around them; None for an organ that neither map has.
     """
     maps = [_integers(each, organs) for each in (prediction, truth)]
-    for value, boxes in enumerate(zip(*(find_objects(each, organs) for each in maps)), start=1):
+    for value, boxes in enumerate(zip(*(organ_boxes(each, organs) for each in maps)), start=1):
         found = [box for box in boxes if box is not None]
         if not found:
             yield None

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from PIL import Image
-from scipy.ndimage import find_objects
 from skimage.measure import find_contours
 
+from ..data.components import organ_boxes
 from ..data.volumes import VolumeReader
 from ..errors import DatasetError
 from .outlines import approximate_polygons
@@ -152,7 +152,7 @@ def draw_view(
         rows=rows,
         total=total,
         indices=indices.tolist(),
-        image=_encoded(cells.sheet(grey, Image.Resampling.LANCZOS), "webp", quality=WEBP_QUALITY, method=4),
+        image=_encoded(cells.sheet(grey, Image.Resampling.LANCZOS), "webp", quality=WEBP_QUALITY, method=0),
         uncertainty=None if uncertainty is None else _uncertainty_sheet(cells, uncertainty[..., indices]),
         outlines=cells.outlines(labels[..., indices], None if truth is None else truth[..., indices], organs),
         extents=[_runs(area > 0) for area in areas],
@@ -186,7 +186,7 @@ class _Cells:
         keys, contours = [], []
         for key_of, values in ((str, labels), (lambda organ: "truth", truth)):
             for number in range(0 if values is None else values.shape[2]):
-                for organ, box in enumerate(find_objects(values[..., number], organs), 1):
+                for organ, box in enumerate(organ_boxes(values[..., number], organs), 1):
                     for contour in () if box is None else self._contours(values[..., number], organ, box):
                         keys.append((number, key_of(organ)))
                         contours.append(contour)

@@ -102,7 +102,7 @@ class _Sample(_Slices):
     Args:
         source: of the volume.
         sample: its number.
-        shared: what all samples keep the features of the last batch in.
+        shared: what all samples keep the features of the last batch in, and what is named in it.
     """
 
     def __init__(self, source: _Slices, sample: int, *, shared: dict[str, Any]) -> None:
@@ -122,6 +122,14 @@ class _Sample(_Slices):
             encoded = indices
         features = self.shared["features"]
         return features if indices == encoded else features[[encoded.index(index) for index in indices]]
+
+    def synthesise(self, features: ImageFeatures, organs: Sequence[int] | None = None) -> Tensor:
+        if self.network.names is None:
+            return super().synthesise(features, organs)
+        if self.shared.get("of") is not features:  # named once for all samples, by what may be an encoder of its own
+            self.shared.update(of=features, named=self.network.name(features))
+        memories = self.network.synthesise(features, self.sample, organs, self.shared["named"])
+        return memories.unflatten(0, (len(features), -1))
 
 
 class SampleAgreement:
