@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import MissingFileError, UnusableFileError
 from .files import whole_file
@@ -55,6 +55,30 @@ def load_tensors(path: str | Path, kind: str, *, remedy: str, mmap: bool = False
     if not isinstance(content, dict):
         raise UnusableFileError(_unusable(path, f"it holds a {type(content).__name__}", kind, remedy))
     return content
+
+
+def begin_from(module: nn.Module, path: str | Path, *, part: str, kind: str) -> None:
+    """Loads weights with which a training begins.
+
+    Args:
+        module: that takes them.
+        path: of a file of :func:`save_atomically`.
+        part: of the file's content, a ``state_dict``.
+        kind: what the file is to be, for messages, such as "checkpoint of a pretraining".
+
+    Raises:
+        MissingFileError: it is not there.
+        UnusableFileError: it is damaged, something else, or of a network of another kind.
+    """
+    remedy = "Name another file, or null to begin from scratch."
+    content = load_tensors(path, kind, remedy=remedy)
+    if not isinstance(content.get(part), Mapping):
+        raise UnusableFileError(_unusable(Path(path), f"it has no '{part}'", kind, remedy))
+    try:
+        module.load_state_dict(content[part])
+    except (RuntimeError, TypeError, KeyError) as error:  # other names, shapes, or no tensors
+        found = f"it does not fit this {type(module).__name__}: {str(error).splitlines()[-1].strip()}"
+        raise UnusableFileError(_unusable(Path(path), found, kind, remedy)) from error
 
 
 def _damaged_part(path: Path) -> str | None:
