@@ -193,6 +193,7 @@ def test_the_mean_of_the_processes_losses_is_the_loss_of_all_slices(process, mon
 def test_only_the_first_process_writes_prior_and_checkpoint(process, tmp_path, rank):
     process(rank, 2)
     network = torch.nn.ModuleDict({"prior": torch.nn.Linear(2, 1)})
+    network.names = None
     engine = Engine(lambda engine, batch: None)
     PriorExporter(network, tmp_path / "model.pt").attach(engine)
     ResumableCheckpoint(tmp_path / "checkpoint.pt", {"model": network}).attach(engine)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from scripts.errors import BundleError, user_error
+from scripts.output import html_report
 
 from tests.conftest import save_dataset
 from tests.helpers.workflows import BUNDLE, ORGANS, SETTINGS, nano_checkpoint, new_workflow, run, train, write_overlay
@@ -271,8 +274,11 @@ def test_an_inference_is_repeated_where_a_threshold_of_its_flags_is_another(trai
 
 
 @pytest.mark.parametrize("command, place", [("inferring", "output"), ("evaluating", "evaluation_dir")])
-def test_a_report_that_cannot_be_written_is_told_by_the_exit_code(trained, tmp_path, command, place):
-    (tmp_path / "out" / "report.html" / "not a file").mkdir(parents=True)
+def test_a_report_that_cannot_be_written_is_told_by_the_exit_code(trained, tmp_path, command, place, monkeypatch):
+    def full(path, **options):  # what stands in its way before the run is refused there: test_places
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(html_report, "write_report", full)
 
     with pytest.raises(Exception) as info:
         run(command, trained.overlay, report=True, **{place: str(tmp_path / "out")})
