@@ -38,7 +38,7 @@ class CaseSummary:
         shape: voxels along the three axes of the file.
         spacing: millimetres along the same axes.
         voxels: labelled voxels of each organ; empty without a label.
-        digest: of the image, see :func:`scripts.data.volumes.voxels_digest`.
+        digest: of the image, see :func:`scripts.data.volumes.voxels_digest`; empty where it was not asked for.
     """
 
     case: str
@@ -126,7 +126,8 @@ def check_dataset(
         background_values: the values in the label files that stand for no organ.
         minimum: fewest volumes that will do.
         purpose: names the list in messages. For ``"training"``, each label must hold at least one organ voxel, each
-            organ must be in one of them, and no image be of one value.
+            organ must be in one of them, and no image be of one value. Of what is only ``"prepared"`` the summaries
+            have no digest, which nothing would compare.
         reader: the one that ``LoadImaged`` reads with; None takes one with its own defaults.
 
     Raises:
@@ -150,7 +151,7 @@ def check_dataset(
         if purpose == "training" and image is not None and image.voxels.min() == image.voxels.max():
             problems.append(_constant(item["image"], image))
         if image is not None:
-            digest = voxels_digest(image)
+            digest = "" if purpose == "prepared" else voxels_digest(image)
             summaries.append(CaseSummary(item["case"], image.voxels.shape, image.spacing, voxels, digest))
     if purpose == "training" and not problems:
         problems += _absent_organs(summaries)

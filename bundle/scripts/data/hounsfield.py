@@ -27,20 +27,13 @@ def no_hounsfield_units(image: Any) -> str | None:
     """
     values = as_tensor(image)
     if _share(values, lambda slab: slab < _BELOW_WATER) >= _LEAST_BELOW_WATER:
+        sample = _sample(values)
         if _share(values, lambda slab: (slab > _SOFT[0]) & (slab < _SOFT[1])) >= _LEAST_SOFT:
-            found = _turned(_sample(values)) or _scaled(_sample(values))
-            return found and (
-                f"values from {values.min().item():g} to {values.max().item():g} are no Hounsfield units ({found}?), "
-                "which a window of CT "
-                "expects; its label map may be wrong. Export the original series"
-            )
-        found = _scaled(_sample(values)) or "an intercept that was applied twice"
-        return (
-            f"values from {values.min().item():g} to {values.max().item():g}, with hardly any from {_SOFT[0]:g} to "
-            f"{_SOFT[1]:g}, are no Hounsfield units ({found}?), which a window of CT "
-            "expects; its label map may be wrong. Export the original series"
-        )
-    low, high = values.min().item(), values.max().item()
+            found = _turned(sample) or _scaled(sample)
+            return found and _said(*extremes(values), found)
+        found = _scaled(sample) or "an intercept that was applied twice"
+        return _said(*extremes(values), found, rare=f"from {_SOFT[0]:g} to {_SOFT[1]:g}")
+    low, high = extremes(values)
     if low >= 0 and high <= 1:
         kind = "scaled to 0...1"
     elif low >= 0 and high <= 255:
@@ -49,9 +42,14 @@ def no_hounsfield_units(image: Any) -> str | None:
         kind = "values as a scanner stores them, 1024 too high"
     else:
         kind = "of another unit"
+    return _said(low, high, kind, rare="below 0") + ", or scale MR by configs/mr.json"
+
+
+def _said(low: float, high: float, found: str, *, rare: str | None = None) -> str:
+    hardly = "" if rare is None else f", with hardly any {rare},"
     return (
-        f"values from {low:g} to {high:g}, with hardly any below 0, are no Hounsfield units ({kind}?), which a "
-        "window of CT expects; its label map may be wrong. Export the original series, or scale MR by configs/mr.json"
+        f"values from {low:g} to {high:g}{hardly} are no Hounsfield units ({found}?), which a window of CT expects; "
+        "its label map may be wrong. Export the original series"
     )
 
 

@@ -77,7 +77,8 @@ class DiffuSAMTrainer(Described, SupervisedTrainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         names = self.network.names
-        if random_contrasts is not None and random_contrasts.share and not getattr(names, "reads_images", False):
+        sees = names is not None and names.reads_images
+        if random_contrasts is not None and random_contrasts.share and not sees:
             raise SettingError(
                 f"random_contrasts is {random_contrasts.share:g}, but nothing that is trained sees slices: only a head "
                 "with an image encoder of its own does (--named_memories True --names_encoder True)."
