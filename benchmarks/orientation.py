@@ -23,7 +23,7 @@ from scripts.descriptions import describe
 from scripts.files import whole_file
 from scripts.inference.orientation import AS_STATED, CANNOT_TELL, EXCHANGED, SIDES, slice_spacing, verdicts
 from scripts.networks.orientation import OrientationHead, gather_evidence
-from scripts.segmentation.propagation import _Slices
+from scripts.segmentation.walked_slices import VolumeSlices
 from scripts.weights import load_tensors, save_atomically
 from torch import Tensor
 
@@ -78,7 +78,7 @@ def encode_cases(parser: ConfigParser, folder: Path, head: OrientationHead) -> N
 
 def _pooled(volume: Tensor, flip: tuple[str, ...], network, head: OrientationHead, batch_size: int) -> Tensor:
     flipped = volume.as_tensor().flip([AXES[side] for side in flip]) if flip else volume.as_tensor()
-    slices = _Slices(flipped, network, batch_size=batch_size)
+    slices = VolumeSlices(flipped, network, batch_size=batch_size)
     return torch.cat([head.pool(slices.features(indices).embedding).cpu().half() for indices in slices.chunks()])
 
 

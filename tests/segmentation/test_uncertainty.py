@@ -17,7 +17,7 @@ from scripts.networks.diffusion_prior import MemoryPrior
 from scripts.networks.naming_network import naming
 from scripts.networks.sam2_backbone import FrozenSAM2
 from scripts.networks.sam2_types import Decoded
-from scripts.segmentation.propagation import VolumetricInferer, _Slices
+from scripts.segmentation.propagation import VolumetricInferer
 from scripts.segmentation.uncertainty import (
     SampleAgreement,
     SplitUncertaintyd,
@@ -25,6 +25,7 @@ from scripts.segmentation.uncertainty import (
     _Sample,
     uncertainty_of_samples,
 )
+from scripts.segmentation.walked_slices import VolumeSlices
 
 from benchmarks import uncertainty as benchmark
 from tests.helpers.workflows import BUNDLE, run, write_overlay, write_prior
@@ -127,7 +128,7 @@ def test_samples_share_what_is_named(network, volume, monkeypatch, own_encoder):
     names = naming(network.backbone, ORGANS, own_encoder=own_encoder)
     torch.nn.init.normal_(names.fine.weight, std=30.0)  # so that there is something of every organ
     named = DiffuSAM(network.backbone, network.prior, organs=ORGANS, object_gate=False, names=names).eval()
-    monkeypatch.setattr(_Sample, "synthesise", _Slices.synthesise)
+    monkeypatch.setattr(_Sample, "synthesise", VolumeSlices.synthesise)
     expected = UncertaintyInferer(3, batch_size=2)(volume, named)  # each sample by itself
     monkeypatch.undo()
     shown: list[int] = []

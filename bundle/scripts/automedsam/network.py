@@ -34,7 +34,8 @@ from ..networks.diffusion_prior import StandardisingModule, conditional_unet, pa
 from ..networks.frozen_backbone import FrozenBackboneNetwork
 from ..networks.logits import resize_logits
 from ..networks.sam2_types import Decoded, ImageFeatures
-from ..segmentation.propagation import VolumetricInferer, _Slices
+from ..segmentation.propagation import VolumetricInferer
+from ..segmentation.walked_slices import VolumeSlices
 from ..training.parallel import noise_like
 from ..training.trainer import DiffuSAMTrainer
 
@@ -199,6 +200,6 @@ class SliceInferer(VolumetricInferer):
             raise SettingError("uncertainty belongs to DiffuSAM; AutoMedSAM needs it to be 0.")
         self.neighbours = 0
 
-    def _walk_independent(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:
+    def _walk_independent(self, source: VolumeSlices) -> Iterator[tuple[list[int], Tensor]]:
         for indices in source.chunks():
             yield indices, source.network.segment(source.features(indices))

@@ -10,14 +10,11 @@ masks.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from copy import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from monai.transforms import Resize
-from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from ..data.stored import scaled
@@ -28,6 +25,7 @@ from ..networks.sam2_types import ImageFeatures, Memory
 from .corrected_slices import Corrector
 from .label_maps import LabelMapInferer
 from .views import MeanOverViews, View, read_views
+from .walked_slices import OwnMemories, VolumeSlices, batched
 
 
 class VolumetricInferer(LabelMapInferer):
@@ -116,7 +114,7 @@ class VolumetricInferer(LabelMapInferer):
     def _write_all(
         self,
         output: Tensor,
-        source: _Slices,
+        source: VolumeSlices,
         decoded: Iterable[tuple[Sequence[int], Tensor]],
         corrector: Corrector | None,
     ) -> None:
@@ -130,18 +128,18 @@ class VolumetricInferer(LabelMapInferer):
             for index, logits in corrector(source, kept):
                 self._write(output, [index], logits)
 
-    def _source(self, inputs: Tensor, network: DiffuSAM) -> _Slices:
+    def _source(self, inputs: Tensor, network: DiffuSAM) -> VolumeSlices:
         network = getattr(network, "module", network)
         if not network.prior.fitted:
             raise RefusedError(
                 "The memory prior is untrained: load a trained one (`prior_file`), or run training first."
             )
         scale = partial(scaled, image=inputs)
-        return _Slices(
+        return VolumeSlices(
             self._volume(inputs), network, batch_size=self.batch_size, scale=scale, on_features=self.on_features
         )
 
-    def _decode_all(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:
+    def _decode_all(self, source: VolumeSlices) -> Iterator[tuple[list[int], Tensor]]:
         """Yields indices of slices and their organ logits ``(n, K, S/4, S/4)``, every slice once, as they get final."""
         if self.views == (View(),):
             yield from self._decode_view(source)
@@ -153,7 +151,7 @@ class VolumetricInferer(LabelMapInferer):
         for index in range(source.count):
             yield [index], mean.pop(index)[None].to(source.device)
 
-    def _decode_view(self, source: _Slices, number: int = 0) -> Iterator[tuple[list[int], Tensor]]:
+    def _decode_view(self, source: VolumeSlices, number: int = 0) -> Iterator[tuple[list[int], Tensor]]:
         """:meth:`_decode_all` of one view, before which ``number`` others have been decoded."""
         walk = self._walk_independent if self.neighbours == 0 else self._walk_outward
         decoded = number * source.count
@@ -163,12 +161,12 @@ class VolumetricInferer(LabelMapInferer):
             if self.on_slices is not None:
                 self.on_slices(decoded, source.count * len(self.views))
 
-    def _walk_independent(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:
+    def _walk_independent(self, source: VolumeSlices) -> Iterator[tuple[list[int], Tensor]]:
         for indices in source.chunks():
             features, memory = source.encode(indices)
             yield indices, self._decode(source.network, features, memory.flatten(0, 1), ())
 
-    def _walk_outward(self, source: _Slices) -> Iterator[tuple[list[int], Tensor]]:
+    def _walk_outward(self, source: VolumeSlices) -> Iterator[tuple[list[int], Tensor]]:
         """Yields the slices from the middle one outward; both directions advance together in one batch."""
         slices, organs = source.count, len(source.network.organs)
         middle = slices // 2
@@ -176,8 +174,8 @@ class VolumetricInferer(LabelMapInferer):
         steps = [[middle]] + [
             [index for index in (middle - step, middle + step) if 0 <= index < slices] for step in range(1, middle + 1)
         ]
-        for batch in _batched(steps, self.batch_size):
-            own = _OwnMemories(source, {index: sides[index > middle].organs for step in batch for index in step})
+        for batch in batched(steps, self.batch_size):
+            own = OwnMemories(source, {index: sides[index > middle].organs for step in batch for index in step})
             for step in batch:
                 ahead = [sides[index > middle] for index in step]
                 logits = self._decode_step(own, step, ahead)
@@ -185,7 +183,7 @@ class VolumetricInferer(LabelMapInferer):
                 if step == [middle]:  # both directions leave from the middle
                     sides[1].follow(sides[0])
 
-    def _decode_step(self, own: _OwnMemories, indices: list[int], sides: list[_Side]) -> Tensor:
+    def _decode_step(self, own: OwnMemories, indices: list[int], sides: list[_Side]) -> Tensor:
         """Organ logits ``(n, K, S/4, S/4)`` of n slices, whose memories their sides of the walk then keep."""
         network, size = own.network, 4 * own.network.backbone.embedding_size
         logits = torch.full((len(indices), len(network.organs), size, size), NO_OBJECT_LOGIT, device=own.device)
@@ -272,115 +270,3 @@ class _Side:
     def follow(self, other: _Side) -> None:
         """Starts where another side has started."""
         self.organs, self._memories, self._empty = other.organs, other._memories.copy(), dict(other._empty)
-
-
-class _Slices:
-    """The slices of a volume ``(H, W, slices)`` on their way into the network: scaled to [0, 1], resized, encoded, with
-    memories.
-    """
-
-    sample = 0  # which of the memories that the prior may generate
-
-    def __init__(
-        self,
-        volume: Tensor,
-        network: DiffuSAM,
-        *,
-        batch_size: int,
-        scale: Callable[[Tensor], Tensor] = Tensor.float,
-        on_features: Callable[[Sequence[int], ImageFeatures], None] | None = None,
-    ) -> None:
-        self.scale = scale
-        self.volume, self.network, self.batch_size, self.on_features = volume, network, batch_size, on_features
-        self.count = volume.shape[-1]
-        self.device = next(network.parameters()).device
-        size = network.backbone.image_size
-        # in plane what the training's `Resized` does to the volume, whose slice spacing stays as it is
-        self.resize = Resize((size, size), mode="bilinear", anti_aliasing=True)
-        self.view = View()
-
-    def seen_in(self, view: View) -> _Slices:
-        """The same slices in a view."""
-        other = copy(self)
-        other.view = view
-        return other
-
-    def encode(self, indices: list[int]) -> tuple[ImageFeatures, Tensor]:
-        """Image features of some slices and their synthesised memories ``(n, organs, M, h, w)``."""
-        features = self.features(indices)
-        return features, self.synthesise(features)
-
-    def synthesise(self, features: ImageFeatures, organs: Sequence[int] | None = None) -> Tensor:
-        """Memories ``(n, organs, M, h, w)`` of all organs, or of those named."""
-        memories = self.network.synthesise(features, sample=self.sample, organs=organs)
-        return memories.unflatten(0, (len(features), -1))
-
-    def features(self, indices: list[int]) -> ImageFeatures:
-        features = self._encoded(indices)
-        if self.on_features is not None and self.view == View():
-            self.on_features(indices, features)
-        return features
-
-    def _encoded(self, indices: list[int]) -> ImageFeatures:
-        backbone = self.network.backbone
-        if not backbone.slice_context:
-            return self.network.encode(self._shown(indices))
-        around = [[max(index - 1, 0), index, min(index + 1, self.count - 1)] for index in indices]
-        wanted = sorted({index for triple in around for index in triple})
-        planes = self._shown(wanted)[:, 0]  # each is resized once, whichever slices it lies beside
-        rows = torch.tensor([[wanted.index(index) for index in triple] for triple in around])
-        return self.network.encode(planes[rows])
-
-    def _shown(self, indices: list[int]) -> Tensor:
-        """Some slices ``(n, 1, S, S)`` as the network sees them."""
-        image = self.resize(self.scale(self.volume[..., indices].permute(2, 0, 1)))
-        return self.view.show(convert_to_tensor(image, track_meta=False)[:, None].to(self.device))
-
-    def chunks(self) -> Iterator[list[int]]:
-        """Indices of all slices in their order, ``batch_size`` at a time."""
-        for indices in torch.arange(self.count).split(self.batch_size):
-            yield indices.tolist()
-
-
-class _OwnMemories:
-    """Image features of a batch of slices, and the synthesised memories of the organs that may be in them.
-
-    Args:
-        source: of the slices.
-        organs: for each slice the organs to look for; a slice without any is not encoded.
-    """
-
-    def __init__(self, source: _Slices, organs: Mapping[int, tuple[int, ...]]) -> None:
-        self.network, self.device = source.network, source.device
-        self._rows = {index: row for row, index in enumerate(index for index, each in organs.items() if each)}
-        self._memories: dict[tuple[int, int], Tensor] = {}  # of each slice and organ, ``(M, h, w)``
-        if not self._rows:
-            return
-        self._features = source.features(list(self._rows))
-        for wanted in dict.fromkeys(organs[index] for index in self._rows):
-            indices = [index for index in self._rows if organs[index] == wanted]
-            whole = len(wanted) == len(self.network.organs)
-            memories = source.synthesise(self._select(indices), None if whole else wanted)
-            for index, of_slice in zip(indices, memories):
-                self._memories |= {(index, organ): memory for organ, memory in zip(wanted, of_slice)}
-
-    def of(self, indices: Sequence[int], organs: Sequence[int]) -> tuple[ImageFeatures, Tensor]:
-        """Features of some slices, and memories ``(n * organs, M, h, w)`` of some organs."""
-        memories = [self._memories[index, organ] for index in indices for organ in organs]
-        return self._select(indices), torch.stack(memories)
-
-    def _select(self, indices: Sequence[int]) -> ImageFeatures:
-        rows = [self._rows[index] for index in indices]
-        return self._features if rows == list(range(len(self._rows))) else self._features[rows]
-
-
-def _batched(steps: list[list[int]], batch_size: int) -> Iterator[list[list[int]]]:
-    """Groups the steps of a walk so that each group encodes about ``batch_size`` slices at once."""
-    group: list[list[int]] = []
-    for step in steps:
-        group.append(step)
-        if sum(len(each) for each in group) >= batch_size:
-            yield group
-            group = []
-    if group:
-        yield group

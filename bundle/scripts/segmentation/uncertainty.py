@@ -18,7 +18,8 @@ from ..errors import SettingError
 from ..networks.diffusam import DiffuSAM
 from ..networks.logits import resize_logits, with_background
 from ..networks.sam2_types import ImageFeatures
-from .propagation import Corrector, VolumetricInferer, _Slices
+from .propagation import Corrector, VolumetricInferer
+from .walked_slices import VolumeSlices
 
 PROBABILITY_STEPS = 255  # a probability is stored as a byte
 
@@ -75,7 +76,7 @@ class UncertaintyInferer(VolumetricInferer):
         return self._result(output, inputs)
 
     def _compared(
-        self, source: _Slices, uncertainties: Tensor, agreement: SampleAgreement
+        self, source: VolumeSlices, uncertainties: Tensor, agreement: SampleAgreement
     ) -> Iterator[tuple[list[int], Tensor]]:
         """Yields the first sample's slices, and compares all samples on them.
 
@@ -96,7 +97,7 @@ class UncertaintyInferer(VolumetricInferer):
             uncertainties[..., indices] = (uncertainty * PROBABILITY_STEPS).round().permute(1, 2, 0).to(uncertainties)
 
 
-class _Sample(_Slices):
+class _Sample(VolumeSlices):
     """The slices of a volume with one of several samples of their memories; all of them share image features.
 
     Args:
@@ -105,7 +106,7 @@ class _Sample(_Slices):
         shared: what all samples keep the features of the last batch in, and what is named in it.
     """
 
-    def __init__(self, source: _Slices, sample: int, *, shared: dict[str, Any]) -> None:
+    def __init__(self, source: VolumeSlices, sample: int, *, shared: dict[str, Any]) -> None:
         super().__init__(
             source.volume,
             source.network,

@@ -1,0 +1,129 @@
+"""What a walk through a volume is fed with: its slices, scaled, resized and encoded a few at a time, and the memories
+that are synthesised for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+
+import torch
+from monai.transforms import Resize
+from monai.utils import convert_to_tensor
+from torch import Tensor
+
+from ..networks.diffusam import DiffuSAM
+from ..networks.sam2_types import ImageFeatures
+from .views import View
+
+
+class VolumeSlices:
+    """The slices of a volume ``(H, W, slices)`` on their way into the network: scaled to [0, 1], resized, encoded, with
+    memories.
+    """
+
+    sample = 0  # which of the memories that the prior may generate
+
+    def __init__(
+        self,
+        volume: Tensor,
+        network: DiffuSAM,
+        *,
+        batch_size: int,
+        scale: Callable[[Tensor], Tensor] = Tensor.float,
+        on_features: Callable[[Sequence[int], ImageFeatures], None] | None = None,
+    ) -> None:
+        self.scale = scale
+        self.volume, self.network, self.batch_size, self.on_features = volume, network, batch_size, on_features
+        self.count = volume.shape[-1]
+        self.device = next(network.parameters()).device
+        size = network.backbone.image_size
+        # in plane what the training's `Resized` does to the volume, whose slice spacing stays as it is
+        self.resize = Resize((size, size), mode="bilinear", anti_aliasing=True)
+        self.view = View()
+
+    def seen_in(self, view: View) -> VolumeSlices:
+        """The same slices in a view."""
+        other = copy(self)
+        other.view = view
+        return other
+
+    def encode(self, indices: list[int]) -> tuple[ImageFeatures, Tensor]:
+        """Image features of some slices and their synthesised memories ``(n, organs, M, h, w)``."""
+        features = self.features(indices)
+        return features, self.synthesise(features)
+
+    def synthesise(self, features: ImageFeatures, organs: Sequence[int] | None = None) -> Tensor:
+        """Memories ``(n, organs, M, h, w)`` of all organs, or of those named."""
+        memories = self.network.synthesise(features, sample=self.sample, organs=organs)
+        return memories.unflatten(0, (len(features), -1))
+
+    def features(self, indices: list[int]) -> ImageFeatures:
+        features = self._encoded(indices)
+        if self.on_features is not None and self.view == View():
+            self.on_features(indices, features)
+        return features
+
+    def _encoded(self, indices: list[int]) -> ImageFeatures:
+        backbone = self.network.backbone
+        if not backbone.slice_context:
+            return self.network.encode(self._shown(indices))
+        around = [[max(index - 1, 0), index, min(index + 1, self.count - 1)] for index in indices]
+        wanted = sorted({index for triple in around for index in triple})
+        planes = self._shown(wanted)[:, 0]  # each is resized once, whichever slices it lies beside
+        rows = torch.tensor([[wanted.index(index) for index in triple] for triple in around])
+        return self.network.encode(planes[rows])
+
+    def _shown(self, indices: list[int]) -> Tensor:
+        """Some slices ``(n, 1, S, S)`` as the network sees them."""
+        image = self.resize(self.scale(self.volume[..., indices].permute(2, 0, 1)))
+        return self.view.show(convert_to_tensor(image, track_meta=False)[:, None].to(self.device))
+
+    def chunks(self) -> Iterator[list[int]]:
+        """Indices of all slices in their order, ``batch_size`` at a time."""
+        for indices in torch.arange(self.count).split(self.batch_size):
+            yield indices.tolist()
+
+
+class OwnMemories:
+    """Image features of a batch of slices, and the synthesised memories of the organs that may be in them.
+
+    Args:
+        source: of the slices.
+        organs: for each slice the organs to look for; a slice without any is not encoded.
+    """
+
+    def __init__(self, source: VolumeSlices, organs: Mapping[int, tuple[int, ...]]) -> None:
+        self.network, self.device = source.network, source.device
+        self._rows = {index: row for row, index in enumerate(index for index, each in organs.items() if each)}
+        self._memories: dict[tuple[int, int], Tensor] = {}  # of each slice and organ, ``(M, h, w)``
+        if not self._rows:
+            return
+        self._features = source.features(list(self._rows))
+        for wanted in dict.fromkeys(organs[index] for index in self._rows):
+            indices = [index for index in self._rows if organs[index] == wanted]
+            whole = len(wanted) == len(self.network.organs)
+            memories = source.synthesise(self._select(indices), None if whole else wanted)
+            for index, of_slice in zip(indices, memories):
+                self._memories |= {(index, organ): memory for organ, memory in zip(wanted, of_slice)}
+
+    def of(self, indices: Sequence[int], organs: Sequence[int]) -> tuple[ImageFeatures, Tensor]:
+        """Features of some slices, and memories ``(n * organs, M, h, w)`` of some organs."""
+        memories = [self._memories[index, organ] for index in indices for organ in organs]
+        return self._select(indices), torch.stack(memories)
+
+    def _select(self, indices: Sequence[int]) -> ImageFeatures:
+        rows = [self._rows[index] for index in indices]
+        return self._features if rows == list(range(len(self._rows))) else self._features[rows]
+
+
+def batched(steps: list[list[int]], batch_size: int) -> Iterator[list[list[int]]]:
+    """Groups the steps of a walk so that each group encodes about ``batch_size`` slices at once."""
+    group: list[list[int]] = []
+    for step in steps:
+        group.append(step)
+        if sum(len(each) for each in group) >= batch_size:
+            yield group
+            group = []
+    if group:
+        yield group
