@@ -69,6 +69,7 @@ _COUNTS = {
 _RANGES = {
     **_COUNTS,
     **dict.fromkeys(["learning_rate", "max_grad_norm", "lambda_prior", "lambda_seg", "lambda_names"], (0, math.inf)),
+    "names_smoothing": (0, math.inf),
     "dropout": (0, 1),
     **dict.fromkeys(["random_contrasts", "names_learned"], (0, 1)),
 }

@@ -387,7 +387,7 @@ def walk_over(network, monkeypatch, extents, slices: int = 13, **options):
         encoded.extend(round(value.mean().item() / STEP) for value in embedding)
         return ImageFeatures(embedding, (embedding, embedding))
 
-    def synthesise(features, sample=0, organs=None):
+    def synthesise(features, sample=0, organs=None, named=None):
         numbers = torch.tensor(range(len(ORGANS)) if organs is None else organs).repeat(len(features)).float()
         return numbers.view(-1, 1, 1, 1).expand(-1, MEMORY_CHANNELS, TOKENS, TOKENS)
 

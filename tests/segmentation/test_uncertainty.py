@@ -160,7 +160,7 @@ def test_samples_that_disagree_leave_uncertainty(network, volume, monkeypatch):
     """Each sample's mask is everything or nothing, by the sign of its memory; logits of 20 are sure."""
     signs = {0: 20.0, 1: 20.0, 2: -20.0, 3: -20.0}
 
-    def synthesise(features, sample=0, organs=None):
+    def synthesise(features, sample=0, organs=None, named=None):
         return torch.full((len(features) * 2, 1, 4, 4), signs[sample])
 
     def decode(conditioned, features):

@@ -80,6 +80,7 @@ INFERENCE = {
     "memory_samples": 2,
     "neighbours": 2,
     "no_3d": True,
+    "names_smoothing": 0.2,
     "ended_after": 2,
     "views": [[5, 1]],
     "largest_component": True,

@@ -17,7 +17,7 @@ from ..errors import MissingFileError, SettingError
 from .diffusion_prior import MemoryPrior
 from .frozen_backbone import FrozenBackboneNetwork
 from .logits import MASK_LOGIT, mask_to_logits
-from .naming_head import NamingHead, against_the_rest
+from .naming_head import NamingHead, grouped
 from .sam2_backbone import FrozenSAM2
 from .sam2_types import ImageFeatures, Memory
 
@@ -98,7 +98,7 @@ class DiffuSAM(FrozenBackboneNetwork):
             features: of B slices.
             sample: which of many independent memories; its noise is that of ``seed + sample``.
             organs: indices of those to make memories of, by default all. An organ's memory is the same among any.
-            named: of :meth:`name`, or in its place; named when None.
+            named: of :meth:`name`, or logits of the organs and of all else in its place; named when None.
         """
         if self.names is not None:
             every = range(len(self.organs)) if organs is None else organs
@@ -127,8 +127,9 @@ class DiffuSAM(FrozenBackboneNetwork):
         if sample:
             noise = torch.randn(1, logits.shape[1], *features.embedding.shape[-2:], generator=self.generator(sample))
             logits = logits + F.interpolate(noise.to(logits), logits.shape[-2:], mode="bicubic")
-        logits = torch.cat(against_the_rest(logits, range(len(self.organs))), 1)
-        named = F.interpolate(logits, (self.backbone.image_size,) * 2, mode="bilinear").argmax(1)
+        named = F.interpolate(
+            grouped(logits, len(self.organs)), (self.backbone.image_size,) * 2, mode="bilinear"
+        ).argmax(1)
         masks = torch.stack([named == organ for organ in organs], 1).flatten(0, 1)[:, None]
         score = torch.where(masks.flatten(1).any(1, keepdim=True), MASK_LOGIT, -MASK_LOGIT)
         return self.backbone.encode_memory(features, mask_to_logits(masks.float()), score)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -86,3 +87,8 @@ def against_the_rest(logits: Tensor, organs: Sequence[int]) -> tuple[Tensor, Ten
     """
     others = [index for index in range(logits.shape[1]) if index not in organs]
     return logits[:, list(organs)], logits[:, others].logsumexp(1, keepdim=True)
+
+
+def grouped(logits: Tensor, organs: int) -> Tensor:
+    """Logits ``(B, organs + 1, h, w)`` of the first classes, the organs, and of all the others together."""
+    return torch.cat(against_the_rest(logits, range(organs)), 1)

@@ -9,6 +9,7 @@ masks.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -25,7 +26,7 @@ from ..networks.sam2_types import ImageFeatures, Memory
 from .corrected_slices import Corrector
 from .label_maps import LabelMapInferer
 from .views import MeanOverViews, View, read_views
-from .walked_slices import OwnMemories, VolumeSlices, batched
+from .walked_slices import OwnMemories, SmoothedNames, VolumeSlices, batched
 
 
 class VolumetricInferer(LabelMapInferer):
@@ -40,6 +41,8 @@ class VolumetricInferer(LabelMapInferer):
         neighbours: memories of previously decoded slices that a slice sees, 0 (the same as ``no_3d``) to 6.
         no_3d: every slice by itself, the paper's "DiffuSAM-no 3D".
         batch_size: slices encoded at a time.
+        names_smoothing: where the network's head names organs, the weight of what it names in the slices on both sides
+            beside a slice's own; 0 names each slice by itself, as ``no_3d`` does. Not in the paper.
         ended_after: an organ that was seen in one direction of the walk, and then was on none of so many slices in a
             row, is over: it is not looked for any further in that direction. A slice in which nothing is looked for is
             not even encoded. 0 looks for every organ in every slice.
@@ -55,8 +58,8 @@ class VolumetricInferer(LabelMapInferer):
             some have been encoded, for whoever reads more in them. It may be set later.
 
     Raises:
-        ValueError: a number of neighbours that SAM2 has no temporal encoding for, an ``ended_after`` below 0, views
-            that are none, or an unknown ``output``.
+        ValueError: a number of neighbours that SAM2 has no temporal encoding for, ``names_smoothing`` or
+            ``ended_after`` below 0, views that are none, or an unknown ``output``.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class VolumetricInferer(LabelMapInferer):
         *,
         no_3d: bool = False,
         batch_size: int = 8,
+        names_smoothing: float = 0.5,
         ended_after: int = 0,
         views: Sequence[Sequence[float]] = ((0, 1),),
         output: str = "labels",
@@ -74,16 +78,20 @@ class VolumetricInferer(LabelMapInferer):
         super().__init__(output)
         if not 0 <= neighbours <= 6:
             raise SettingError(f"neighbours must lie in 0...6, got {neighbours}.")
+        if not 0 <= names_smoothing < math.inf:
+            raise SettingError(f"names_smoothing must be a number from 0 on, got {names_smoothing}.")
         if ended_after < 0:
             raise SettingError(f"ended_after must be 0 or more slices, got {ended_after}.")
         self.neighbours = 0 if no_3d else neighbours
         self.batch_size, self.ended_after = batch_size, ended_after
+        self.names_smoothing = 0.0 if no_3d else names_smoothing
         self.output, self.on_slices, self.on_features = output, on_slices, on_features
         self.views = read_views(views)
 
     def described(self) -> dict[str, Any]:
         """What a label map depends on; the rest says how fast it comes, and what comes beside it."""
-        return {"neighbours": self.neighbours, "ended_after": self.ended_after, "views": self.views}
+        own = {"neighbours": self.neighbours, "names_smoothing": self.names_smoothing}
+        return {**own, "ended_after": self.ended_after, "views": self.views}
 
     @torch.no_grad()
     def __call__(
@@ -174,8 +182,11 @@ class VolumetricInferer(LabelMapInferer):
         steps = [[middle]] + [
             [index for index in (middle - step, middle + step) if 0 <= index < slices] for step in range(1, middle + 1)
         ]
+        smooth = self.names_smoothing and source.network.names is not None
+        names = SmoothedNames(source, self.names_smoothing) if smooth else None
         for batch in batched(steps, self.batch_size):
-            own = OwnMemories(source, {index: sides[index > middle].organs for step in batch for index in step})
+            organs_of = {index: sides[index > middle].organs for step in batch for index in step}
+            own = OwnMemories(source, organs_of, names)
             for step in batch:
                 ahead = [sides[index > middle] for index in step]
                 logits = self._decode_step(own, step, ahead)

@@ -124,13 +124,10 @@ class _Sample(VolumeSlices):
         features = self.shared["features"]
         return features if indices == encoded else features[[encoded.index(index) for index in indices]]
 
-    def synthesise(self, features: ImageFeatures, organs: Sequence[int] | None = None) -> Tensor:
-        if self.network.names is None:
-            return super().synthesise(features, organs)
+    def name(self, features: ImageFeatures) -> Tensor | None:
         if self.shared.get("of") is not features:  # named once for all samples, by what may be an encoder of its own
-            self.shared.update(of=features, named=self.network.name(features))
-        memories = self.network.synthesise(features, self.sample, organs, self.shared["named"])
-        return memories.unflatten(0, (len(features), -1))
+            self.shared.update(of=features, named=super().name(features))
+        return self.shared["named"]
 
 
 class SampleAgreement:

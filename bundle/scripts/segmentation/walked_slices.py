@@ -13,6 +13,7 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from ..networks.diffusam import DiffuSAM
+from ..networks.naming_head import grouped
 from ..networks.sam2_types import ImageFeatures
 from .views import View
 
@@ -53,9 +54,22 @@ class VolumeSlices:
         features = self.features(indices)
         return features, self.synthesise(features)
 
-    def synthesise(self, features: ImageFeatures, organs: Sequence[int] | None = None) -> Tensor:
-        """Memories ``(n, organs, M, h, w)`` of all organs, or of those named."""
-        memories = self.network.synthesise(features, sample=self.sample, organs=organs)
+    def name(self, features: ImageFeatures) -> Tensor | None:
+        """What the network's head names; see :meth:`~scripts.networks.diffusam.DiffuSAM.name`."""
+        return self.network.name(features)
+
+    def synthesise(
+        self, features: ImageFeatures, organs: Sequence[int] | None = None, named: Tensor | None = None
+    ) -> Tensor:
+        """Memories ``(n, organs, M, h, w)``.
+
+        Args:
+            features: of n slices.
+            organs: indices of those to make memories of, by default all.
+            named: of :meth:`name`, or in its place.
+        """
+        named = self.name(features) if named is None else named
+        memories = self.network.synthesise(features, sample=self.sample, organs=organs, named=named)
         return memories.unflatten(0, (len(features), -1))
 
     def features(self, indices: list[int]) -> ImageFeatures:
@@ -85,25 +99,64 @@ class VolumeSlices:
             yield indices.tolist()
 
 
+class SmoothedNames:
+    """Image features of a walk's slices, and what the head names in each when it is asked together with the slices on
+    both sides.
+
+    One of them lies ahead of the walk, so each batch encodes the next slice of either direction as well, whose features
+    are kept.
+
+    Args:
+        source: of the slices.
+        weight: of what is named in each slice beside a slice's own.
+    """
+
+    def __init__(self, source: VolumeSlices, weight: float) -> None:
+        self.source, self.weight = source, weight
+        self._kept: dict[int, tuple[ImageFeatures, Tensor]] = {}
+
+    def of(self, indices: Sequence[int]) -> tuple[ImageFeatures, Tensor]:
+        """Features of n slices, without their images, and log-probabilities ``(n, organs + 1, S/4, S/4)``, the last of
+        all other structures together.
+        """
+        last = self.source.count - 1
+        around = [[max(index - 1, 0), index, min(index + 1, last)] for index in indices]
+        wanted = dict.fromkeys([*indices, *(index for triple in around for index in triple)])
+        new = [index for index in wanted if index not in self._kept]
+        if new:
+            features = self.source.features(new)
+            named = grouped(self.source.name(features), len(self.source.network.organs)).log_softmax(1)
+            self._kept |= {index: (features[row : row + 1], named[row]) for row, index in enumerate(new)}
+        self._kept = {index: self._kept[index] for index in wanted}  # the walk does not come back
+        before, own, after = (torch.stack([self._kept[index][1] for index in row]) for row in zip(*around))
+        smoothed = (own + self.weight * (before + after)) / (1 + 2 * self.weight)
+        return ImageFeatures.joined([self._kept[index][0] for index in indices]), smoothed
+
+
 class OwnMemories:
     """Image features of a batch of slices, and the synthesised memories of the organs that may be in them.
 
     Args:
         source: of the slices.
         organs: for each slice the organs to look for; a slice without any is not encoded.
+        names: where organs are named with the slices on both sides.
     """
 
-    def __init__(self, source: VolumeSlices, organs: Mapping[int, tuple[int, ...]]) -> None:
+    def __init__(
+        self, source: VolumeSlices, organs: Mapping[int, tuple[int, ...]], names: SmoothedNames | None = None
+    ) -> None:
         self.network, self.device = source.network, source.device
         self._rows = {index: row for row, index in enumerate(index for index, each in organs.items() if each)}
         self._memories: dict[tuple[int, int], Tensor] = {}  # of each slice and organ, ``(M, h, w)``
         if not self._rows:
             return
-        self._features = source.features(list(self._rows))
+        everything = list(self._rows)
+        self._features, named = (source.features(everything), None) if names is None else names.of(everything)
         for wanted in dict.fromkeys(organs[index] for index in self._rows):
             indices = [index for index in self._rows if organs[index] == wanted]
             whole = len(wanted) == len(self.network.organs)
-            memories = source.synthesise(self._select(indices), None if whole else wanted)
+            of_these = None if named is None else named[[self._rows[index] for index in indices]]
+            memories = source.synthesise(self._select(indices), None if whole else wanted, of_these)
             for index, of_slice in zip(indices, memories):
                 self._memories |= {(index, organ): memory for organ, memory in zip(wanted, of_slice)}
 

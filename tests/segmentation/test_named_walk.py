@@ -1,0 +1,130 @@
+"""What the head names, read together with the slices on both sides, as the walk goes on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scripts.networks.diffusam import DiffuSAM
+from scripts.networks.diffusion_prior import MemoryPrior
+from scripts.networks.naming_head import grouped
+from scripts.networks.naming_network import naming
+from scripts.networks.sam2_backbone import FrozenSAM2
+from scripts.segmentation.propagation import VolumetricInferer
+from scripts.segmentation.walked_slices import SmoothedNames, VolumeSlices
+
+SIZE, ORGANS = 64, ("spleen", "liver")
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["its head", "an encoder of its own"])
+def named(request):
+    """A network whose memories are those of named masks; the head is random, and finds something of every organ."""
+    torch.manual_seed(0)
+    backbone = FrozenSAM2("sam2_nano", SIZE)
+    prior = MemoryPrior(
+        32, 128, organs=len(ORGANS), condition_channels=16, block_out_channels=(16, 32), attention_levels=1
+    )
+    prior.fitted.fill_(True)
+    names = naming(backbone, ORGANS, own_encoder=request.param)
+    torch.nn.init.normal_(names.fine.weight, std=30.0)
+    return DiffuSAM(backbone, prior, organs=ORGANS, object_gate=False, names=names).eval()
+
+
+def make_volume(slices: int) -> torch.Tensor:
+    return torch.rand(1, 1, SIZE, SIZE, slices, generator=torch.Generator().manual_seed(0))
+
+
+def slices_of(volume: torch.Tensor, network: DiffuSAM) -> VolumeSlices:
+    return VolumeSlices(volume[0, 0], network, batch_size=8)
+
+
+def named_at_once(volume: torch.Tensor, network: DiffuSAM, weight: float) -> torch.Tensor:
+    """All slices ``(slices, organs + 1, s, s)`` by one convolution along them; the ends are their own neighbours."""
+    source = slices_of(volume, network)
+    own = grouped(network.name(source.features(list(range(source.count)))), len(ORGANS)).log_softmax(1)
+    along = own.flatten(1).T[:, None]  # each pixel of each class a row
+    kernel = torch.tensor([[[weight, 1.0, weight]]]) / (1 + 2 * weight)
+    padded = torch.nn.functional.pad(along, (1, 1), mode="replicate")
+    return torch.nn.functional.conv1d(padded, kernel)[:, 0].T.reshape(own.shape)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("slices, batches", [(7, [[3], [2, 4], [1, 5], [0, 6]]), (1, [[0]]), (4, [[2, 1, 3], [0]])])
+def test_names_are_the_mean_over_three_slices_and_no_slice_is_encoded_twice(named, slices, batches):
+    source, encoded = slices_of(make_volume(slices), named), []
+    source.on_features = lambda indices, features: encoded.extend(indices)
+    names = SmoothedNames(source, 0.5)
+
+    expected = named_at_once(make_volume(slices), named, 0.5)
+
+    for batch in batches:
+        features, smoothed = names.of(batch)
+        assert len(features) == len(batch)
+        torch.testing.assert_close(smoothed, expected[batch], rtol=1e-4, atol=1e-3)
+    assert sorted(encoded) == list(range(slices))
+
+
+@torch.no_grad()
+def test_features_belong_to_their_slices(named):
+    source = slices_of(make_volume(5), named)
+    expected = source.features(list(range(5)))
+    names = SmoothedNames(source, 1.0)
+
+    for batch in ([2], [3, 1], [4, 0]):
+        torch.testing.assert_close(names.of(batch)[0].embedding, expected[batch].embedding, rtol=1e-4, atol=1e-4)
+
+
+def test_a_slice_that_alone_is_named_otherwise_is_named_as_its_neighbours(named, monkeypatch):
+    seen = []
+
+    def name(self, features):  # the liver in every slice but the one in the middle, by a little
+        liver = torch.tensor(
+            [1.0 if round(value.item() * 8) != 2 else -0.2 for value in features.embedding.mean((1, 2, 3))]
+        )
+        return torch.stack([torch.full_like(liver, -9), liver, torch.zeros_like(liver)], 1)[..., None, None]
+
+    def synthesise(self, features, organs=None, named=None):
+        seen.append((named.argmax(1) == 1).flatten().tolist())
+        return torch.zeros(len(features), 2, 32, SIZE // 16, SIZE // 16)
+
+    encode = named.backbone.encode_image
+    monkeypatch.setattr(
+        named.backbone,
+        "encode_image",
+        lambda image: encode(image).__class__(
+            image.mean((1, 2, 3), keepdim=True).expand_as(encode(image).embedding), encode(image).high_res
+        ),
+    )
+    monkeypatch.setattr(VolumeSlices, "name", name)
+    monkeypatch.setattr(VolumeSlices, "synthesise", synthesise)
+    volume = (torch.arange(5) / 8).expand(1, 1, SIZE, SIZE, 5)
+
+    VolumetricInferer(batch_size=8)(volume, named)
+    VolumetricInferer(batch_size=8, names_smoothing=0.01)(volume, named)
+
+    assert seen == [[True] * 5, [False, True, True, True, True]]  # in the order of the walk, from the middle on
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 20])
+def test_the_result_does_not_depend_on_the_batches(named, batch_size):
+    volume = make_volume(6)
+    expected = VolumetricInferer(output="logits", batch_size=8)(volume, named)
+
+    result = VolumetricInferer(output="logits", batch_size=batch_size)(volume, named)
+
+    assert (result > 0).any()
+    torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-2)
+
+
+def test_slices_by_themselves_are_named_by_themselves(named):
+    volume = make_volume(4)
+    single = VolumetricInferer(no_3d=True)(volume, named)
+
+    assert torch.equal(VolumetricInferer(no_3d=True, names_smoothing=9)(volume, named), single)
+    walked = [VolumetricInferer(names_smoothing=weight)(volume, named) for weight in (0, 0.5)]
+    assert not torch.equal(*walked)
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("inf"), float("nan")])
+def test_a_weight_is_a_number_from_0_on(weight):
+    with pytest.raises(ValueError, match="names_smoothing must be a number from 0 on"):
+        VolumetricInferer(names_smoothing=weight)
