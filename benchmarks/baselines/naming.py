@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 from scripts.networks.diffusam import DiffuSAM
-from scripts.networks.naming_head import against_the_rest
+from scripts.networks.naming_head import grouped
 from scripts.weights import load_tensors
 from torch import Tensor
 
-from .slicewise import SlicewiseInferer, shown_slices
+from .slicewise import SlicewiseInferer, shown_slices, smoothed_along
 
 SLICES_AT_A_TIME = 8
 
@@ -32,14 +32,19 @@ class NamingInferer(SlicewiseInferer):
 
     Args:
         organs: of the network, whose head names them first.
+        smoothing: see :func:`.slicewise.smoothed_along`.
     """
 
-    def __init__(self, organs: Sequence[str]) -> None:
+    def __init__(self, organs: Sequence[str], smoothing: float = 0.0) -> None:
         super().__init__(len(organs))
+        self.smoothing = smoothing
 
     def segment(self, inputs: Tensor, network: DiffuSAM) -> Iterator[tuple[list[int], Tensor]]:
         """Yields a few slices at a time."""
+        for indices, logits in smoothed_along(self._named(inputs, network), self.smoothing):
+            yield indices, logits[:, :-1] - logits[:, -1:]
+
+    def _named(self, inputs: Tensor, network: DiffuSAM) -> Iterator[tuple[list[int], Tensor]]:
         for chunk in torch.arange(inputs.shape[-1]).split(SLICES_AT_A_TIME):
             features = network.encode(shown_slices(inputs, chunk.tolist(), network.backbone))
-            organs, others = against_the_rest(network.names(features)[1].float(), range(self.organs))
-            yield chunk.tolist(), organs - others
+            yield chunk.tolist(), grouped(network.names(features)[1].float(), self.organs)

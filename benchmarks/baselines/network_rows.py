@@ -30,6 +30,7 @@ def unet(
     channels: tuple[int, ...] = CHANNELS,
     start_from: str | None = None,
     network_file: str | None = None,
+    smoothing: float = 0.0,
     overwrite: bool = False,
     **overrides,
 ) -> dict:
@@ -45,6 +46,7 @@ def unet(
             they are used as they are.
         network_file: of the trained network, which is not trained again where it is there; by default in the folder of
             the result.
+        smoothing: weight of what it says of the slices on both sides beside each slice's own, once it is trained.
     """
     settings = training_settings(steps, slices_per_step, learning_rate, dice_by_slice) | {"channels": list(channels)}
 
@@ -59,6 +61,7 @@ def unet(
         settings=settings,
         start_from=start_from,
         network_file=network_file,
+        smoothing=smoothing,
         overwrite=overwrite,
         overrides=overrides,
     )
@@ -78,6 +81,7 @@ def unetr(
     paper_size: bool = False,
     start_from: str | None = None,
     network_file: str | None = None,
+    smoothing: float = 0.0,
     overwrite: bool = False,
     **overrides,
 ) -> dict:
@@ -92,7 +96,7 @@ def unetr(
         num_heads: of their attention.
         feature_size: width of the finest convolutions.
         paper_size: the transformer of UNETR's paper, ViT-B: 768, 3072, 12.
-        start_from, network_file: see ``unet``.
+        start_from, network_file, smoothing: see ``unet``.
     """
     if paper_size:
         hidden_size, mlp_dim, num_heads = 768, 3072, 12
@@ -110,6 +114,7 @@ def unetr(
         settings=settings,
         start_from=start_from,
         network_file=network_file,
+        smoothing=smoothing,
         overwrite=overwrite,
         overrides=overrides,
     )
@@ -124,13 +129,15 @@ def _supervised(
     settings: dict,
     start_from: str | None,
     network_file: str | None,
+    smoothing: float,
     overwrite: bool,
     overrides: dict,
 ) -> dict:
     if start_from is not None:
         settings["start_from"] = sha256_of(start_from)
     trains = settings["steps"] > 0
-    row = open_row(name, config_file, overrides, output=output, settings=settings, uses=AUGMENTATION, trains=trains)
+    of_row = {**settings, "smoothing": smoothing} if smoothing else settings  # which the training does not depend on
+    row = open_row(name, config_file, overrides, output=output, settings=of_row, uses=AUGMENTATION, trains=trains)
     if name == "unetr" and not optional_import("einops")[1]:
         return not_run(row, "needs the package einops: `pip install einops`")
 
@@ -141,6 +148,6 @@ def _supervised(
         network = build(size, organs + 1)
         if start_from is not None:
             start_network(network, start_from)
-        return network, NetworkInferer(size, organs), train(training, network, overwrite)
+        return network, NetworkInferer(size, organs, smoothing), train(training, network, overwrite)
 
     return run_row(row, trained, overwrite)

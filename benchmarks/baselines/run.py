@@ -212,21 +212,26 @@ def true_memory(config_file, output: str | None = None, overwrite: bool = False,
     return run_row(row, build, overwrite, show_truth=True)
 
 
-def naming(config_file, output: str | None = None, overwrite: bool = False, **overrides) -> dict:
+def naming(
+    config_file, output: str | None = None, smoothing: float = 0.0, overwrite: bool = False, **overrides
+) -> dict:
     """What the head of a trained file (``prior_file``) names by itself, without SAM2's memories and decoder: a U-Net as
     it were. Of the model that ships it has seen no label; of one that was trained with ``configs/few_shot.json``, those
     of its training.
+
+    Args:
+        smoothing: weight of what it names in the slices on both sides beside each slice's own.
     """
     overrides = {**overrides, "named_memories": True}
     errors.install()
     path = parse(config_file, overrides).get_parsed_content("prior_file")
     check_prior_file(path)
-    settings = {"prior": sha256_of(path)}
+    settings = {"prior": sha256_of(path)} | ({"smoothing": smoothing} if smoothing else {})
     row = open_row("naming", config_file, overrides, output=output, settings=settings, trains=False, backbone=True)
     get = row.parser.get_parsed_content
 
     def build():
-        return with_names(get("network"), path), NamingInferer(list(get("organs"))), 0.0
+        return with_names(get("network"), path), NamingInferer(list(get("organs")), smoothing), 0.0
 
     return run_row(row, build, overwrite)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from monai.data import MetaTensor
@@ -52,6 +52,23 @@ class SlicewiseInferer(LabelMapInferer):
     @abstractmethod
     def segment(self, inputs: Tensor, network: nn.Module, *args) -> Iterator[tuple[Sequence[int], Tensor]]:
         """Yields indices of n slices and their organ logits ``(n, K, h, w)``; slices that never come are background."""
+
+
+def smoothed_along(named: Iterable[tuple[list[int], Tensor]], weight: float) -> Iterator[tuple[list[int], Tensor]]:
+    """What a network says of all slices of a volume, each together with the slices on both sides: for networks of
+    single slices what ``names_smoothing`` is for DiffuSAM.
+
+    Args:
+        named: indices of slices in their order, and logits ``(n, classes, h, w)`` of all classes.
+        weight: of the log-probabilities on either side beside a slice's own; 0 leaves all as it is.
+    """
+    if not weight:
+        yield from named
+        return
+    indices, logits = zip(*named)
+    own = torch.cat(logits).log_softmax(1)
+    before, after = torch.cat([own[:1], own[:-1]]), torch.cat([own[1:], own[-1:]])
+    yield [index for part in indices for index in part], (own + weight * (before + after)) / (1 + 2 * weight)
 
 
 def network_slices(inputs: Tensor, indices: Sequence[int], size: int, device: torch.device) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm, trange
 
 from .evaluation import CHANNELS, Row
-from .slicewise import SlicewiseInferer, network_slices
+from .slicewise import SlicewiseInferer, network_slices, smoothed_along
 
 SLICES_AT_A_TIME = 8
 
@@ -242,16 +242,20 @@ class NetworkInferer(SlicewiseInferer):
     Args:
         size: S.
         organs: K.
+        smoothing: see :func:`.slicewise.smoothed_along`.
     """
 
-    def __init__(self, size: int, organs: int) -> None:
+    def __init__(self, size: int, organs: int, smoothing: float = 0.0) -> None:
         super().__init__(organs)
-        self.size = size
+        self.size, self.smoothing = size, smoothing
 
     def segment(self, inputs: Tensor, network: nn.Module, *args) -> Iterator[tuple[list[int], Tensor]]:
+        for indices, logits in smoothed_along(self._named(inputs, network), self.smoothing):
+            # an organ's own logit is how far it lies above the background
+            yield indices, logits[:, 1:] - logits[:, :1]
+
+    def _named(self, inputs: Tensor, network: nn.Module) -> Iterator[tuple[list[int], Tensor]]:
         device = next(network.parameters()).device
         for chunk in torch.arange(inputs.shape[-1]).split(SLICES_AT_A_TIME):
             indices = chunk.tolist()
-            logits = network(network_slices(inputs, indices, self.size, device))
-            # an organ's own logit is how far it lies above the background
-            yield indices, logits[:, 1:] - logits[:, :1]
+            yield indices, network(network_slices(inputs, indices, self.size, device))

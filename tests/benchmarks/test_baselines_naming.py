@@ -10,6 +10,8 @@ from scripts.networks.naming_network import naming
 from scripts.networks.sam2_backbone import FrozenSAM2
 
 from benchmarks.baselines.naming import NamingInferer, with_names
+from benchmarks.baselines.slicewise import smoothed_along
+from benchmarks.baselines.supervised import NetworkInferer
 
 SIZE, ORGANS = 64, ["spleen", "liver"]
 
@@ -44,3 +46,32 @@ def test_a_file_without_a_head_is_refused(backbone, tmp_path):
     torch.save({"model": network(backbone, named=False).state_dict()}, tmp_path / "model.pt")
     with pytest.raises(SettingError, match="no head that names organs"):
         with_names(network(backbone), tmp_path / "model.pt")
+
+
+def test_slices_are_smoothed_along_the_volume_whatever_they_came_in():
+    logits = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    parts = [([0, 1], logits[:2]), ([2], logits[2:3]), ([3, 4], logits[3:])]
+
+    ((indices, smoothed),) = smoothed_along(iter(parts), 0.5)
+
+    own = logits.log_softmax(1)
+    assert indices == [0, 1, 2, 3, 4]
+    torch.testing.assert_close(smoothed[2], own[2] / 2 + own[1] / 4 + own[3] / 4)
+    torch.testing.assert_close(smoothed[0], own[0] * 3 / 4 + own[1] / 4)  # an end is its own neighbour
+    assert list(smoothed_along(iter(parts), 0)) == parts
+
+
+@pytest.mark.parametrize("row", ["naming", "unet"])
+def test_a_row_may_be_smoothed_along_the_slices(backbone, monkeypatch, row):
+    def named(inferer, inputs, network):  # liver, but for the slice in the middle, where nothing is a little likelier
+        liver = torch.tensor([2.0, -1.0, 2.0])[:, None, None, None].expand(-1, -1, 8, 8)
+        nothing, spleen = torch.zeros_like(liver), torch.full_like(liver, -9)
+        yield [0, 1, 2], torch.cat([spleen, liver, nothing] if row == "naming" else [nothing, spleen, liver], 1)
+
+    kind, arguments = (NamingInferer, [ORGANS]) if row == "naming" else (NetworkInferer, [SIZE, len(ORGANS)])
+    monkeypatch.setattr(kind, "_named", named)
+    volume = MetaTensor(torch.rand(1, 1, 40, 50, 3), affine=torch.eye(4))
+
+    by_itself, together = (kind(*arguments, smoothing=weight)(volume, backbone)[0, 0] for weight in (0, 0.5))
+
+    assert by_itself[0, 0].tolist() == [2, 0, 2] and together[0, 0].tolist() == [2, 2, 2]
