@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..data.phantom_anatomy import ORGANS
 from ..data.phantom_rendering import TISSUES as PHANTOM_TISSUES
+from .patient import LABEL_INDEX, TISSUES
 from .patient import TISSUE_INDEX as _T
-from .patient import TISSUES
 
 # Greys of T1- and T2-weighted MR without fat saturation, roughly, air 0 and the brightest usual tissue 1; what is not
 # named is drawn at random. T2 with fat saturation and CT come from the phantoms' table.
@@ -114,16 +114,19 @@ def draw_means(draw: Draw, count: int) -> tuple[Tensor, Tensor]:
         mr[:, _T[name]] = torch.where(slow, mr[:, _T["liver"]] * draw.uniform(1.4, 3.2, count), mr[:, _T[name]])
 
     kind = draw.uniform(0, 1, count)
-    means = torch.where((kind < 0.4)[:, None], random, torch.where((kind < 0.77)[:, None], mr, ct))
+    means = torch.where((kind < 0.35)[:, None], random, torch.where((kind < 0.7)[:, None], mr, ct))
     # the pulp and patchy fat are variations of their organ
     for part, whole in (("spleen pulp", "spleen"), ("liver fat", "liver")):
         means[:, _T[part]] = means[:, _T[whole]] * torch.exp(draw.normal(0.25, count))
     # what bodies usually share: vessels near their organ, medulla near cortex, fluid alike
     for part, whole, share in (("hepatic vessel", "liver", 0.6), ("renal medulla", "renal cortex", 0.7)):
-        near = draw.chance(share, count) & (kind < 0.4)
+        near = draw.chance(share, count) & (kind < 0.35)
         means[:, _T[part]] = torch.where(near, means[:, _T[whole]] + draw.normal(0.09, count), means[:, _T[part]])
+    # stool that only its texture and its place tell from a liver
+    alike = draw.chance(0.35, count)
+    means[:, _T["stool"]] = torch.where(alike, means[:, _T["liver"]] + draw.normal(0.04, count), means[:, _T["stool"]])
     means[:, _T["table"]] *= draw.chance(0.6, count)
-    return means.clamp_min(0), kind >= 0.77
+    return means.clamp_min(0), kind >= 0.7
 
 
 def _told_apart(means: Tensor, draw: Draw) -> Tensor:
@@ -194,19 +197,29 @@ def _edges(image: Tensor, label: Tensor, means: Tensor, draw: Draw) -> Tensor:
 
 
 def _branches(image: Tensor, label: Tensor, means: Tensor, draw: Draw) -> Tensor:
-    """Vessels of the liver that are thinner than a patient's map can hold, in half of the clips: pieces of the lines
-    along which smooth fields are zero, mostly brighter than the liver.
+    """Vessels that are thinner than a patient's map can hold: of the liver, in half of the clips and mostly brighter
+    than it; and of the lungs, which are as dark as a liver full of iron, brighter at the back and no less branched.
     """
     count, frames, size = len(image), image.shape[1], image.shape[-1]
-    ridge = torch.zeros_like(image)
+    sign = torch.where(draw.chance(0.75, count), 1.0, -1.0)
+    strength = draw.uniform(0.2, 2.0, count) * (means[:, _T["liver"]] + 0.05) * sign * draw.chance(0.5, count)
+    liver = strength.view(-1, 1, 1, 1) * _ridges(draw, count, frames, size) * (label == 1 + ORGANS.index("liver"))
+    strength = draw.uniform(0.05, 0.6, count) * draw.chance(0.7, count)
+    behind = torch.linspace(-0.5, 1, size, device=image.device).clamp_min(0).view(1, 1, -1, 1)
+    behind = behind * draw.uniform(0, 0.2, count, 1, 1, 1) * draw.chance(0.5, count, 1, 1, 1)
+    lung = strength.view(-1, 1, 1, 1) * _ridges(draw, count, frames, size) + behind
+    return image + liver + lung * (label == LABEL_INDEX["lung"])
+
+
+def _ridges(draw: Draw, count: int, frames: int, size: int) -> Tensor:
+    """Pieces of the lines along which smooth fields are zero, ``(V, T, S, S)`` in [0, 1]."""
+    ridge = torch.zeros(count, frames, size, size, device=draw.device)
     for _ in range(2):
         cells = int(draw.host.integers(10, 30))
         line = _field(draw, count, frames, cells, size) / draw.uniform(0.06, 0.3, count, 1, 1, 1)
         there = _field(draw, count, frames, cells, size) > draw.uniform(-0.5, 0.8, count, 1, 1, 1)
         ridge = torch.maximum(ridge, torch.exp(-line.square()) * there)
-    sign = torch.where(draw.chance(0.75, count), 1.0, -1.0)
-    strength = draw.uniform(0.2, 2.0, count) * (means[:, _T["liver"]] + 0.05) * sign * draw.chance(0.5, count)
-    return image + strength.view(-1, 1, 1, 1) * ridge * (label == 1 + ORGANS.index("liver"))
+    return ridge
 
 
 def _mottled(image: Tensor, tissue: Tensor, means: Tensor, draw: Draw) -> Tensor:
@@ -214,13 +227,14 @@ def _mottled(image: Tensor, tissue: Tensor, means: Tensor, draw: Draw) -> Tensor
     liver, and yet none.
     """
     count, frames, size = len(image), image.shape[1], image.shape[-1]
+    fine = draw.uniform(0.3, 2.5, count, 1, 1, 1)
     spots = _field(draw, count, frames, int(draw.host.integers(size // 12, size // 3)), size)
-    spots = spots + 0.7 * _field(draw, count, frames, size // 2, size)
-    sharp = draw.uniform(0.1, 0.5, count, 1, 1, 1)
-    gas = torch.sigmoid((spots - draw.uniform(0.6, 2.2, count, 1, 1, 1)) / sharp) * draw.uniform(0.3, 1, count, 1, 1, 1)
-    crumbs = torch.sigmoid((-spots - draw.uniform(0.3, 2.2, count, 1, 1, 1)) / sharp)
+    spots = (spots + fine * _field(draw, count, frames, size // 2, size)) / (1 + fine.square()).sqrt()
+    sharp = draw.uniform(0.08, 0.4, count, 1, 1, 1)
+    gas = torch.sigmoid((spots - draw.uniform(0.4, 1.8, count, 1, 1, 1)) / sharp) * draw.uniform(0.3, 1, count, 1, 1, 1)
+    crumbs = torch.sigmoid((-spots - draw.uniform(0.3, 2, count, 1, 1, 1)) / sharp)
     there = torch.zeros_like(image)
-    for name, share in (("stool", 0.8), ("stomach content", 0.3), ("bowel oral", 0.3)):
+    for name, share in (("stool", 0.9), ("stomach content", 0.3), ("bowel oral", 0.4), ("bowel fluid", 0.15)):
         there += (tissue == _T[name]) * draw.chance(share, count, 1, 1, 1)
     image = image + there * crumbs * draw.normal(0.15, count, 1, 1, 1)
     return torch.lerp(image, means[:, _T["gas"]].view(-1, 1, 1, 1).expand_as(image), there * gas)
@@ -267,8 +281,10 @@ def _normalise(image: Tensor, is_ct: Tensor, draw: Draw) -> Tensor:
     flat = image[:, :, ::4, ::4].flatten(1)
     low = torch.quantile(flat, 0.005, dim=1)
     high = torch.quantile(flat, 0.99, dim=1)
-    # a volume's percentiles are not one clip's: what is brightest may lie elsewhere, or here alone
-    high = low + (high - low).clamp_min(1e-3) * torch.exp(draw.normal(0.18, count) + 0.12)
+    # a volume's percentiles are not one clip's: what is brightest may lie elsewhere, or here alone; far from the coil,
+    # at the ends of a volume, all is dim
+    dim = torch.where(draw.chance(0.15, count), draw.uniform(1, 5, count), 1.0)
+    high = low + (high - low).clamp_min(1e-3) * torch.exp(draw.normal(0.18, count) + 0.12) * dim
     low, high = torch.where(is_ct, 0.0, low), torch.where(is_ct, 1.0, high)
     image = ((image - low.view(-1, 1, 1, 1)) / (high - low).view(-1, 1, 1, 1)).clamp(0, 1)
     gamma = torch.exp(draw.normal(0.3, count)).view(-1, 1, 1, 1)
