@@ -51,7 +51,7 @@ def read_checkpoint(
                 f"SAM2 checkpoint '{path}' has SHA-256 {found}, expected {sha256.lower()}. The download is "
                 "incomplete or another file: remove it and fetch it again."
             )
-    remedy = "The download is incomplete or another file: fetch it again."
+    remedy = "Expected a dictionary with the key 'model'. Fetch it again: it is incomplete, or another file."
     state = load_tensors(path, "SAM2 checkpoint", remedy=remedy).get("model")
     if not isinstance(state, dict):
         raise SettingError(f"'{path}' is no SAM2 checkpoint: expected a dictionary with the key 'model'.")
