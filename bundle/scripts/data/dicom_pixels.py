@@ -178,8 +178,7 @@ def read_frames(where: str, file: Path, rescales: Sequence[Rescale]) -> tuple[np
     elif alike:
         values = rescales[0](values)
     else:  # as in PET
-        frames = [rescale(plane) for rescale, plane in zip(rescales, values, strict=True)]
-        values = np.stack(frames).astype(np.result_type(*{plane.dtype for plane in frames}), copy=False)
+        values = np.stack([rescale(plane) for rescale, plane in zip(rescales, values, strict=True)])
     return values, padded
 
 
