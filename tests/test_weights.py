@@ -26,6 +26,11 @@ def test_a_module_begins_with_a_part_of_a_file(tmp_path):
         ({"model": nn.Linear(4, 2).state_dict()}, "it does not fit this Linear: size mismatch for weight"),
         ({"model": {}}, "it does not fit this Linear: Missing key"),
         ({"model": {"weight": "x", "bias": 3}}, "it does not fit this Linear"),
+        (
+            {"model": {"weight": torch.ones(2, 3), "bias": torch.tensor([1, torch.nan])}},
+            r"1 of its tensors hold NaN or infinite numbers \(such as 'bias'\): its training failed",
+        ),
+        ({"model": {"weight": torch.full((2, 3), torch.inf), "bias": torch.ones(2)}}, r"\(such as 'weight'\)"),
     ],
 )
 def test_what_does_not_fit_is_said(tmp_path, content, words):

@@ -68,12 +68,13 @@ def begin_from(module: nn.Module, path: str | Path, *, part: str, kind: str) -> 
 
     Raises:
         MissingFileError: it is not there.
-        UnusableFileError: it is damaged, something else, or of a network of another kind.
+        UnusableFileError: it is damaged, something else, of a network of another kind, or its training failed.
     """
     remedy = "Name another file, or null to begin from scratch."
     content = load_tensors(path, kind, remedy=remedy)
     if not isinstance(content.get(part), Mapping):
         raise UnusableFileError(_unusable(Path(path), f"it has no '{part}'", kind, remedy))
+    check_finite(path, content[part], remedy=remedy)
     try:
         module.load_state_dict(content[part])
     except (RuntimeError, TypeError, KeyError) as error:  # other names, shapes, or no tensors
@@ -104,6 +105,24 @@ def not_finite(state: Mapping[str, Any]) -> list[str]:
         elif isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
             names.append(str(name))
     return names
+
+
+def check_finite(path: str | Path, state: Mapping[str, Any], *, remedy: str) -> None:
+    """Refuses weights of which nothing but NaN can come.
+
+    Args:
+        path: of the file that holds them, for the message.
+        state: a ``state_dict``.
+        remedy: what to do.
+
+    Raises:
+        UnusableFileError: naming the first tensor.
+    """
+    if spoilt := not_finite(state):
+        raise UnusableFileError(
+            f"'{path}': {len(spoilt)} of its tensors hold NaN or infinite numbers (such as '{spoilt[0]}'): its "
+            f"training failed. {remedy}"
+        )
 
 
 def on_cpu(value: Any) -> Any:

@@ -593,6 +593,23 @@ def test_file_of_another_format_is_named(tmp_path):
         inference_inputs(tmp_path / "scan.png")
 
 
+@pytest.mark.parametrize("other", ["SCAN", "scan\u00e9|scane\u0301", "stra\u00dfe|STRASSE"])
+def test_names_that_some_systems_take_for_one_are_said_and_there_refused(tmp_path, other, monkeypatch, caplog):
+    names = other.split("|") if "|" in other else ["scan", other]
+    save_json(tmp_path / "list.json", [{"image": f"{index}.nii.gz", "case": name} for index, name in enumerate(names)])
+
+    assert [item["case"] for item in inference_inputs(tmp_path / "list.json")] == names
+    assert "differ by capitals, or by how accents are written, alone" in caplog.text
+    monkeypatch.setattr("sys.platform", "darwin")
+    with pytest.raises(DatasetError, match="On this system their results would overwrite each other"):
+        inference_inputs(tmp_path / "list.json")
+
+
+def test_names_that_are_one_nowhere_are_not_said(tmp_path, caplog):
+    touch(tmp_path, "scan1.nii.gz", "scan2.nii.gz", "sc\u00e4n1.nii.gz")
+    assert len(inference_inputs(tmp_path)) == 3 and "capitals" not in caplog.text
+
+
 def test_inputs_of_one_name_are_refused(tmp_path):
     touch(tmp_path, "p1/T1.nii.gz", "p2/T1.nii.gz")
     with pytest.raises(DatasetError, match="same name.*p1/T1.nii.gz.*rename them"):

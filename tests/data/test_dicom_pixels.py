@@ -91,6 +91,23 @@ def test_padding_far_above_the_image_becomes_its_darkest_voxel(tmp_path, syntax)
     assert (voxels[:4] == HU[4:].min()).all() and voxels.dtype == np.int16
 
 
+@pytest.mark.parametrize("vr", ["OB", "OW"])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_bytes_that_are_exchanged_in_pairs_are_put_back(tmp_path, vr, photometric):
+    """Pixels of 8 bits where numbers begin with their higher byte: exchanged as words, and not as bytes."""
+    stored = np.abs(HU // 8).astype(np.uint8)
+    series = ct(tmp_path / "a", stored, RescaleIntercept=0, PhotometricInterpretation=photometric)
+    for file in series.iterdir():
+        dataset = pydicom.dcmread(file)
+        pixels = np.frombuffer(dataset.PixelData, "<u2" if vr == "OW" else "u1")
+        dataset["PixelData"].VR, dataset.PixelData = vr, pixels.astype(pixels.dtype.newbyteorder(">")).tobytes()
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+        list(dataset.iterall())
+        dataset.set_original_encoding(is_implicit_vr=False, is_little_endian=False)
+        dataset.save_as(file, enforce_file_format=True)
+    np.testing.assert_array_equal(read(series), stored)
+
+
 @pytest.mark.parametrize("signed", [False, True])
 def test_run_lengths_that_itk_refuses_are_read(tmp_path, signed):
     """Noise of a few pixels, whose run lengths take more room than the pixels."""
@@ -115,12 +132,14 @@ def test_a_range_of_padding_is_padding(tmp_path):
 
 
 @each_syntax
-@pytest.mark.parametrize("first", [0, 24])
-def test_a_table_in_place_of_a_slope_is_applied(tmp_path, syntax, first):
+@pytest.mark.parametrize("first, vr", [(0, "US"), (24, "US"), (24, "OW")])
+def test_a_table_in_place_of_a_slope_is_applied(tmp_path, syntax, first, vr):
     table = Dataset()
     table.add_new("LUTDescriptor", "US", [4096, first, 16])
     table.ModalityLUTType = "HU"
-    table.add_new("LUTData", "US", list(range(0, 8192, 2)))
+    entries = list(range(0, 8192, 2))
+    order = ">" if syntax == ExplicitVRBigEndian else "<"
+    table.add_new("LUTData", vr, entries if vr == "US" else np.array(entries, f"{order}u2").tobytes())
     tags = {"RescaleSlope": None, "RescaleIntercept": None, "ModalityLUTSequence": [table]}
 
     voxels = read(ct(tmp_path / "a", syntax=syntax, **tags))

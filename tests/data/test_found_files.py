@@ -54,6 +54,11 @@ def test_folders_within_the_folder_of_a_series_are_looked_into(tmp_path):
     assert taken(tmp_path / "series") == {"series": ".", "second": "second"}
 
 
+def test_what_a_pattern_names_with_its_folder_is_one_image(tmp_path):
+    touch(tmp_path, "p1/a.nii.gz", "p2/1.dcm", "p2/2.dcm", "b.nii.gz")
+    assert sorted(taken(tmp_path / "**/*")) == ["b", "p1_a", "p2"]
+
+
 def test_folders_that_a_pattern_names_are_looked_into(tmp_path):
     touch(tmp_path, "p1/CT/1.dcm", "p2/1.dcm", "p3.nii.gz", "p4/x.nii.gz", "notes.txt")
     assert list(taken(tmp_path / "p*")) == ["p1_CT", "p2", "p3", "p4_x"]

@@ -439,9 +439,14 @@ def test_frames_of_one_file_are_slices(tmp_path, write_dicom_series, as_folder):
     np.testing.assert_allclose(volume.affine, OBLIQUE, atol=1e-5)
 
 
-def test_frames_of_different_slopes_are_refused(tmp_path, write_dicom_series):
-    path = write_enhanced(tmp_path / "enhanced.dcm", (0, 1), write_dicom_series, slope=lambda frame: frame + 1.0)
-    assert "2 different rescale slopes" in refusal(path)
+@pytest.mark.parametrize("slopes", [(1.0, 2.0, 3.0, 4.0), (1.0, 0.5, 0.37, 2.0)])
+def test_each_frame_is_rescaled_by_its_own_slope(tmp_path, write_dicom_series, slopes):
+    path = write_enhanced(tmp_path / "a.dcm", (2, 0, 3, 1), write_dicom_series, slope=lambda frame: slopes[frame])
+
+    voxels = load_volume(path).voxels
+
+    np.testing.assert_array_equal(voxels, (VOXELS * np.array(slopes) + 5).astype(voxels.dtype))
+    assert voxels.dtype == (np.int16 if all(map(float.is_integer, slopes)) else np.float32)
 
 
 # ---- DICOM: what makes none

@@ -239,6 +239,22 @@ def test_file_that_is_no_sam2_checkpoint(nano, save, content):
         nano.load_checkpoint(save(content))
 
 
+def test_weights_that_are_not_finite_are_refused(nano, save):
+    state = dict(nano.model.state_dict())
+    state["no_mem_embed"] = torch.full_like(state["no_mem_embed"], torch.nan)
+    with pytest.raises(ValueError, match=r"backbone.pt': 1 of its tensors hold NaN or infinite.*'no_mem_embed'"):
+        nano.load_checkpoint(save({"model": state}))
+
+
+def test_a_bit_that_has_changed_is_found(nano, save):
+    path = save({"model": nano.model.state_dict()})
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="backbone.pt' is no SAM2 checkpoint, or damaged .*not as it was written"):
+        nano.load_checkpoint(path)
+
+
 def test_missing_unexpected_and_reshaped_entries_are_named(nano, save):
     state = dict(nano.model.state_dict())
     del state["no_mem_embed"]

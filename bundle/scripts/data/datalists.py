@@ -11,6 +11,8 @@ import json
 import logging
 import os
 import re
+import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
@@ -21,7 +23,7 @@ from ..files import json_of
 from .case_patterns import case_path, cases_matching, check_patterns
 from .dicom_files import is_dicom_file
 from .file_names import IMAGE_SUFFIXES, case_name, is_image_file
-from .found_files import Found, found_at, found_below
+from .found_files import Found, found_at, found_below, is_folder, outermost
 
 # bytes in the name of a case: with what results add to it, such as "_uncertainty_upright.nii.gz", a file's 255
 LONGEST_NAME = 228
@@ -219,7 +221,30 @@ def _with_names_of_their_own(items: list[dict[str, str]]) -> list[dict[str, str]
             "them one at a time with different output folders, rename them, or list them in a JSON file, each entry "
             'with a "case" of its own.'
         )
+    _check_alike(names)
     return items
+
+
+def _check_alike(names: Iterable[str]) -> None:
+    """Refuses names that are one where capitals and ways to write an accent make no difference; elsewhere it is said.
+
+    Raises:
+        DatasetError: there are such names, and this system is one of those.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+        groups.setdefault(folded, []).append(name)
+    alike = [" and ".join(map(ascii, group)) for group in groups.values() if len(group) > 1]
+    if not alike:
+        return
+    differ = f"Names of cases that differ by capitals, or by how accents are written, alone: {listed(alike)}."
+    if sys.platform in ("darwin", "win32"):
+        raise DatasetError(
+            f"{differ} On this system their results would overwrite each other. Run them one at a time with different "
+            'output folders, or list them in a JSON file, each entry with a "case" of its own.'
+        )
+    logger.warning("%s On macOS and Windows their results would be one file: do not copy them there together.", differ)
 
 
 def _is_file_name(name: str) -> bool:
@@ -305,12 +330,12 @@ def _items_at(path: Path, leave_out: Path | None) -> list[dict[str, str]]:
                 "either to a folder of its own, or give the files themselves, such as by a glob pattern in quotes."
             )
     else:
-        matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
+        matches = outermost([Path(match) for match in glob.glob(str(path), recursive=True)])
         found, root = found_at(matches, leave_out), None
     _say_what_is_left(found)
     tops = dict.fromkeys(found.images, root) if root else {}
     if not root:  # a pattern names many folders: what lies in each is named after it, after the last of those in one
-        order = {top: number for number, top in enumerate(matches) if top.is_dir()}
+        order = {top: number for number, top in enumerate(matches) if is_folder(top)}
         for image in (*found.images, *found.problems) if order else ():
             above = [top for top in image.parents if top in order]
             tops |= {image: max(above, key=order.__getitem__).parent} if above else {}

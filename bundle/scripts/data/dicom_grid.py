@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,14 @@ from .dicom_series import is_localizer
 DISTANCE_TOLERANCE = 0.05  # of the usual distance between slices: above rounding in headers, below a missing slice
 PLACE_TOLERANCE = 0.5  # of a voxel, by which a slice may lie beside its place in an even grid
 DIRECTION_TOLERANCE = 1e-3  # of direction cosines, and relatively of pixel spacings
+# by which volumes that share a series can be told apart: elements of files, and of frames in their groups
+_OF_FILES = ("EchoTime", "TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime", "ImageType")
+_OF_FRAMES = (
+    *(("FrameContentSequence", tag) for tag in ("StackID", "TemporalPositionIndex")),
+    *(("MREchoSequence", "EffectiveEchoTime"), ("MRDiffusionSequence", "DiffusionBValue")),
+    *(("MRImageFrameTypeSequence", tag) for tag in ("ComplexImageComponent", "FrameType")),
+    ("CTImageFrameTypeSequence", "FrameType"),
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class Slice:
     thickness: float | None
     rescale: Rescale
     is_rescaled: bool  # by its header, which may well say so with a slope of 1
+    kinds: Mapping[str, str]  # of :data:`_OF_FRAMES`, in a file of several
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -59,6 +68,11 @@ def slices_of(file: Path, header: pydicom.Dataset) -> Iterator[Slice]:
     """The slice of a file, or one for each frame: enhanced DICOM keeps positions and the like by frame, or shared."""
     frames = frames_of(file, header)
     by_frame = header.get("PerFrameFunctionalGroupsSequence") or ()
+    if by_frame and len(by_frame) != frames:
+        raise DatasetError(
+            f"'{file}': NumberOfFrames {frames}, and {count(len(by_frame), 'item')} in its "
+            "PerFrameFunctionalGroupsSequence, expected as many. Copy or export the series again."
+        )
     shared = header.get("SharedFunctionalGroupsSequence") or ()
 
     def numbers(frame: int, group: str, tag: str, *shape: int) -> np.ndarray | None:
@@ -95,6 +109,13 @@ def slices_of(file: Path, header: pydicom.Dataset) -> Iterator[Slice]:
                 0.0 if intercept is None else float(intercept[0]),
             ),
             stated or mapped is not None,
+            {
+                tag: str(item[tag].value)
+                for groups in by_frame[frame : frame + 1]
+                for group, tag in _OF_FRAMES
+                for item in (groups.get(group) or ())[:1]
+                if tag in item
+            },
         )
 
 
@@ -177,6 +198,7 @@ def stacked(where: str, slices: Sequence[Slice]) -> tuple[list[Slice], np.ndarra
     first, last = slices[0], slices[-1]
     if len(slices) > 1:
         _check_distances(where, slices)
+        _check_mixture(where, slices)
         step = (last.position - first.position) / (len(slices) - 1)
     elif first.thickness:
         step = first.thickness * np.cross(axes[0], axes[1])
@@ -251,12 +273,25 @@ def _check_distances(where: str, slices: Sequence[Slice]) -> None:
         )
 
 
+def _check_mixture(where: str, slices: Sequence[Slice]) -> None:
+    """Refuses frames of several volumes that lie between one another, in order, as if they were one."""
+    for _, tag in _OF_FRAMES:
+        values = [each.kinds.get(tag) for each in slices]
+        runs = 1 + sum(value != following for value, following in pairwise(values))
+        if runs > len(set(values)) and len(set(values)) <= len(slices) // 2:
+            raise DatasetError(
+                f"{where}: frames of {len(set(values))} volumes lie between one another, of {tag} "
+                f"{listed(dict.fromkeys(values), 4)}. Expected one volume. Export each as a series of its own."
+            )
+
+
 def _what_differs(slices: Sequence[Slice]) -> str:
     """By which element the volumes that share a series can be told apart, if by any."""
-    for tag in ("EchoTime", "TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime", "ImageType"):
-        values = Counter(str(each.header.get(tag)) for each in slices)
-        if 1 < len(values) <= len(slices) // 2:
-            return f", but there are several volumes in this series, of {tag} {listed(values, 4)}"
+    told = [(tag, [str(each.header.get(tag)) for each in slices]) for tag in _OF_FILES]
+    told += [(tag, [each.kinds.get(tag, "None") for each in slices]) for _, tag in _OF_FRAMES]
+    for tag, values in told:
+        if 1 < len(set(values)) <= len(slices) // 2:
+            return f", but there are several volumes in this series, of {tag} {listed(dict.fromkeys(values), 4)}"
     return ""
 
 

@@ -28,6 +28,7 @@ from pydicom.uid import (
 
 from ..errors import DatasetError
 from .dicom_decoder import DecodingError, FileRefusedError, decode
+from .dicom_streams import DECODED, check_streams
 
 DEFLATED = DeflatedExplicitVRLittleEndian  # the file as a whole, which pydicom undoes
 UNCOMPRESSED = (None, ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DEFLATED)
@@ -146,23 +147,21 @@ def read_frames(where: str, file: Path, rescales: Sequence[Rescale]) -> tuple[np
         rescales: of each frame.
 
     Raises:
-        DatasetError: pixels that are missing or cannot be decoded; frames that are rescaled differently.
+        DatasetError: pixels that are missing, cannot be decoded, or are others than the header declares.
     """
-    if len(set(rescales)) > 1:
-        raise DatasetError(
-            f"{where}: frames of '{file.name}' with {len(set(rescales))} different rescale slopes and intercepts, "
-            "expected the same for all. Convert the file to NIfTI."
-        )
     with open(file, "rb") as stream:
         header = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
         if file.stat().st_size == stream.tell() and _syntax(header) != DEFLATED:
             raise DatasetError(f"{where}: no pixel data in '{file.name}'. Copy or export the series again.")
+    if _syntax(header) in DECODED:
+        check_streams(where, file, header, len(rescales))
     table = _table(where, file, header)
     inverted = str(header.get("PhotometricInterpretation")) == _GREYS[0]
     swapped = _syntax(header) == ExplicitVRBigEndian and header.BitsAllocated == 8  # bytes are exchanged in pairs
     by_itk = _syntax(header) not in UNCOMPRESSED or swapped
     padding = header.get("PixelPaddingValue")
-    if by_itk and table is None and not inverted and padding in (None, ""):
+    alike = len(set(rescales)) == 1
+    if by_itk and table is None and not inverted and padding in (None, "") and alike:
         try:
             frames, known = _decoded(where, file.name, file, header)
             if known == rescales[0]:
@@ -176,8 +175,10 @@ def read_frames(where: str, file: Path, rescales: Sequence[Rescale]) -> tuple[np
     if table is not None:
         first, entries = table
         values = entries[np.clip(values.astype(np.int64) - first, 0, len(entries) - 1)]
-    else:
+    elif alike:
         values = rescales[0](values)
+    else:  # as in PET
+        values = np.stack([rescale(plane) for rescale, plane in zip(rescales, values, strict=True)])
     return values, padded
 
 
@@ -192,6 +193,11 @@ def _stored(where: str, file: Path) -> np.ndarray:
     """Of what is not compressed."""
     header = pydicom.dcmread(file, force=True, specific_tags=["PixelData", *TAGS])
     data = header.get("PixelData")
+    if data is not None and header["PixelData"].is_undefined_length:  # as only compressed pixels have it
+        raise DatasetError(
+            f"{where}: the pixels of '{file.name}' are in pieces, as only compressed ones are, and its transfer syntax "
+            "says that they are not. Export the series again."
+        )
     shape = (frames_of(file, header), int(header.Rows), int(header.Columns))
     kind = f"{_BYTE_ORDER.get(_syntax(header), '<')}u{header.BitsAllocated // 8}"
     expected, row = int(np.prod(shape, dtype=object)) * header.BitsAllocated // 8, shape[2] * header.BitsAllocated // 8
@@ -220,10 +226,12 @@ def _decoded(where: str, name: str, file: Path, header: pydicom.Dataset) -> tupl
         if values.shape != shape:
             raise DecodingError(f"they hold {values.shape} frames, rows and columns, its header says {shape}")
     except DecodingError as error:
+        stored = getattr(_syntax(header), "name", "nothing known")
+        expected = "expected a complete file. Copy it again, or convert the series to NIfTI."
+        if _syntax(header) not in (*DECODED, *UNCOMPRESSED):
+            expected = "for which there is no decoder here. Export the series uncompressed, or convert it to NIfTI."
         raise (RefusedPixelsError if isinstance(error, FileRefusedError) else DatasetError)(
-            f"{where}: the pixels of '{name}' cannot be decoded (stored as "
-            f"{getattr(_syntax(header), 'name', 'nothing known')}; {error}), expected a complete file. Copy it again, "
-            "or convert the series to NIfTI."
+            f"{where}: the pixels of '{name}' cannot be decoded (stored as {stored}; {error}), {expected}"
         ) from None
     return values, Rescale(*rescale)
 
@@ -253,7 +261,8 @@ def _decoded_plainly(where: str, file: Path, header: pydicom.Dataset) -> np.ndar
                 raise
             try:
                 return _run_lengths(file, header)
-            except (RuntimeError, ValueError):  # what pydicom raises for a stream that is damaged indeed
+            # what pydicom raises for a stream that is damaged indeed
+            except (RuntimeError, ValueError, StopIteration):
                 raise refused from None
         if known != Rescale():
             raise DatasetError(
@@ -317,7 +326,8 @@ def _table(where: str, file: Path, header: pydicom.Dataset) -> tuple[int, np.nda
         number, first, bits = (int(value) for value in item.LUTDescriptor)
         number = number or 2**16
         data = item["LUTData"].value
-        entries = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.atleast_1d(np.array(data))
+        order = _BYTE_ORDER.get(_syntax(header), "<")
+        entries = np.frombuffer(data, f"{order}u2") if isinstance(data, bytes) else np.atleast_1d(np.array(data))
         if header.get("PixelRepresentation") and first >= 2**15:
             first -= 2**16
         if not 0 < number == len(entries) or bits > 16:

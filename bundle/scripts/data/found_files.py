@@ -83,21 +83,21 @@ def found_below(folder: Path, leave_out: Path | None = None) -> Found:
             found.results.append(each)
             continue
         try:
-            entries = sorted(each.iterdir())
+            entries = [entry for entry in sorted(each.iterdir()) if not _is_clutter(entry)]
         except OSError as error:
             found.problems[each] = f"'{each}': cannot be opened ({error.strerror}). Ask for permission to read it."
             continue
-        _sort_into(found, each, [entry for entry in entries if not _is_clutter(entry)])
-        pending += [entry for entry in entries if entry.is_dir() and not _is_clutter(entry)]
+        _sort_into(found, each, entries)
+        pending += filter(is_folder, entries)
     return found
 
 
 def found_at(paths: list[Path], leave_out: Path | None = None) -> Found:
     """The same of single files and of folders, such as a pattern names; files are taken each by itself."""
     found = Found()
-    _sort_into(found, None, [path for path in paths if not path.is_dir() and not _is_clutter(path)])
+    _sort_into(found, None, [path for path in paths if not is_folder(path) and not _is_clutter(path)])
     for path in paths:
-        if path.is_dir():
+        if is_folder(path):
             below = found_below(path, leave_out)
             found.images += below.images
             found.problems |= below.problems
@@ -106,9 +106,23 @@ def found_at(paths: list[Path], leave_out: Path | None = None) -> Found:
     return found
 
 
+def outermost(paths: Sequence[Path]) -> list[Path]:
+    """The paths without those in folders that are among them, as ``**`` gives: they are found there."""
+    folders = set(filter(is_folder, paths))
+    return [path for path in dict.fromkeys(paths) if folders.isdisjoint(path.parents)]
+
+
+def is_folder(path: Path) -> bool:
+    """What cannot be looked at, in a folder that may be listed and no more, is a file of which that is said."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def _sort_into(found: Found, folder: Path | None, entries: list[Path]) -> None:
     """Sorts the files of one folder; None for files that a pattern names, of which each DICOM file is an image."""
-    files = [entry for entry in entries if not entry.is_dir()]
+    files = [entry for entry in entries if not is_folder(entry)]
     named = {path for file in files for path in _named_by(file)}
     slices = False
     for file in files:
@@ -179,12 +193,11 @@ def _kind_of(file: Path, kinds: Mapping[str, Sequence[tuple[int, bytes]]]) -> st
 
 def _named_by(file: Path) -> Iterator[Path]:
     """The files with the voxels of a header, which are not images by themselves."""
-    if is_image_file(file):
-        try:
-            for each in files_beside(file):
-                yield each.resolve()
-        except (DatasetError, OSError):  # said when the image is read
-            return
+    try:
+        for each in files_beside(file) if is_image_file(file) else ():
+            yield each.resolve()
+    except (DatasetError, OSError):  # said when the image is read
+        return
 
 
 def _is_output(folder: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bz2
 import gzip
 import re
 import stat
@@ -44,6 +43,7 @@ _AXES = {  # of a MetaImage header, numbers for each axis, or for each pair of a
     **dict.fromkeys(["elementspacing", "elementsize", "offset", "position", "origin", "centerofrotation"], 1),
     **dict.fromkeys(["transformmatrix", "rotation", "orientation"], 2),
 }
+_FLAGS = {**dict.fromkeys(["true", "t", "1"], True), **dict.fromkeys(["false", "f", "0"], False)}  # of a MetaImage
 _HEADER_BYTES = 1 << 20  # a header that is longer is none
 
 
@@ -251,7 +251,7 @@ def _check_data(path: Path, fields: dict[str, str]) -> None:
         known = "a numeric type, such as short or float" if _is_nrrd(path) else "such as MET_SHORT"
         raise DatasetError(f"'{path}': voxels of type '{kind}', expected {known}. Convert the file.")
     expected = int(np.prod(shape, dtype=object)) * _BYTES[kind]
-    orders = {fields[key].lower() for key in ("binarydatabyteordermsb", "elementbyteordermsb") if key in fields}
+    orders = {_flag(path, fields, key) for key in ("binarydatabyteordermsb", "elementbyteordermsb") if key in fields}
     if len(orders) > 1:
         raise DatasetError(
             f"'{path}': its header states two orders of bytes (BinaryDataByteOrderMSB, ElementByteOrderMSB), expected "
@@ -331,8 +331,8 @@ def _decompressed(stream: BinaryIO, encoding: str, at_most: int) -> tuple[int, i
     the file.
     """
     found, packed = 0, 0
-    if encoding in ("gzip", "bzip2"):
-        with gzip.GzipFile(fileobj=stream) if encoding == "gzip" else bz2.BZ2File(stream) as unpacked:
+    if encoding == "gzip":
+        with gzip.GzipFile(fileobj=stream) as unpacked:
             while found <= at_most and (piece := unpacked.read(1 << 20)):
                 found += len(piece)
         return found, packed
@@ -346,17 +346,25 @@ def _decompressed(stream: BinaryIO, encoding: str, at_most: int) -> tuple[int, i
 
 
 def _encoding(path: Path, fields: dict[str, str]) -> str:
-    """One of raw, text, hex, gzip, bzip2 and zlib."""
+    """One of raw, text, hex, gzip and zlib."""
     if not _is_nrrd(path):
-        if fields.get("binarydata", "true").lower() == "false":
+        if not _flag(path, fields, "binarydata", otherwise=True):
             return "text"
-        return "zlib" if fields.get("compresseddata", "false").lower() == "true" else "raw"
+        return "zlib" if _flag(path, fields, "compresseddata") else "raw"
     stated = fields.get("encoding", "").lower()
-    known = {"raw": "raw", "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2"}
+    known = {"raw": "raw", "gzip": "gzip", "gz": "gzip"}  # ITK has none of bzip2
     known |= dict.fromkeys(["text", "txt", "ascii"], "text") | {"hex": "hex"}
     if stated not in known:
         raise DatasetError(f"'{path}': encoding '{stated}', expected raw or gzip. Convert the file.")
     return known[stated]
+
+
+def _flag(path: Path, fields: dict[str, str], name: str, *, otherwise: bool = False) -> bool:
+    """Whether a MetaImage header says True; ITK takes everything that it does not know for False."""
+    stated = fields.get(name, str(otherwise)).lower()
+    if stated not in _FLAGS:
+        raise DatasetError(f"'{path}': its header has '{stated}' for {name}, expected True or False. Correct it.")
+    return _FLAGS[stated]
 
 
 def _shape(path: Path, fields: dict[str, str]) -> tuple[int, ...]:

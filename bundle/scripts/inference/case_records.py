@@ -357,10 +357,13 @@ def bundle_version() -> str:
 
 def _cheap_problem(path: Path) -> str | None:
     """What can be said against an input without reading it."""
-    if not path.exists():
-        return f"'{path}': the file is not there. Restore it, or take it out of the input."
-    if path.is_file() and not path.stat().st_size:
-        return f"'{path}': the file is empty. Copy or export it again."
+    try:
+        if not path.exists():
+            return f"'{path}': the file is not there. Restore it, or take it out of the input."
+        if path.is_file() and not path.stat().st_size:
+            return f"'{path}': the file is empty. Copy or export it again."
+    except OSError as error:  # in a folder that may not be entered
+        return f"'{path}': cannot be opened ({error.strerror}). Ask for permission to read it."
     return None
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UnusableFileError, listed
-from ..weights import load_tensors, not_finite, on_cpu, save_atomically
+from ..weights import check_finite, load_tensors, on_cpu, save_atomically
 from .sam2_backbone import SAM2
 
 #: What the head says of a slice: logits of "left and right are exchanged" and of "front and back are exchanged", the
@@ -149,8 +149,7 @@ def load_head(path: str | Path, backbone: SAM2) -> tuple[OrientationHead, dict[s
     if (content["backbone"], content["image_size"]) != (backbone.fingerprint(), backbone.image_size):
         return None
     state = content.pop("model")
-    if spoilt := not_finite(state):
-        raise UnusableFileError(f"'{path}' holds NaN or infinite numbers (such as '{spoilt[0]}'). {_REMEDY}")
+    check_finite(path, state, remedy=_REMEDY)
     head = OrientationHead(**content["shape"])
     head.load_state_dict({key: value.float() for key, value in state.items()})
     return head.eval(), content

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ..errors import MissingFileError, SettingError
 from ..files import BUNDLE, sha256_of
+from ..weights import check_finite, load_tensors
 
 SAM2_YAML = {
     f"{release}_hiera_{size}": f"configs/{release}/{release}_hiera_{letter}.yaml"
@@ -52,14 +51,8 @@ def read_checkpoint(
                 f"SAM2 checkpoint '{path}' has SHA-256 {found}, expected {sha256.lower()}. The download is "
                 "incomplete or another file: remove it and fetch it again."
             )
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, IndexError) as error:
-        raise SettingError(
-            f"'{path}' ({path.stat().st_size} bytes) cannot be read as a PyTorch checkpoint "
-            f"({type(error).__name__}): the download is incomplete or another file. Fetch it again."
-        ) from error
-    state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
+    remedy = "Expected a dictionary with the key 'model'. Fetch it again: it is incomplete, or another file."
+    state = load_tensors(path, "SAM2 checkpoint", remedy=remedy).get("model")
     if not isinstance(state, dict):
         raise SettingError(f"'{path}' is no SAM2 checkpoint: expected a dictionary with the key 'model'.")
     missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
@@ -78,4 +71,5 @@ def read_checkpoint(
             f"Checkpoint '{path}' does not fit backbone '{name}': {problem}. Name the backbone it was made "
             f"for (one of: {', '.join(BACKBONES)})."
         )
+    check_finite(path, state, remedy="Name another one.")
     return state

@@ -19,7 +19,7 @@ from ..files import sha256_of
 from ..networks.frozen_backbone import FrozenBackboneNetwork
 from ..networks.naming_head import naming_classes
 from ..networks.naming_network import ENCODER
-from ..weights import load_tensors, not_finite
+from ..weights import check_finite, load_tensors
 
 _ABOUT = {"organs", "backbone", "weights"}  # what every prior says of itself
 _REMEDY = "Name another file with `start_from`, or null to start from scratch."
@@ -80,11 +80,7 @@ class StartingPrior:
         about = state.get("_extra_state") if isinstance(state, dict) else None
         if not isinstance(about, dict) or not about.keys() >= _ABOUT:
             raise UnusableFileError(f"'{path}' is no trained prior: it holds {listed(content) or 'nothing'}. {_REMEDY}")
-        if spoilt := not_finite(state):
-            raise UnusableFileError(
-                f"'{path}': {len(spoilt)} of its tensors hold NaN or infinite numbers (such as '{spoilt[0]}'): its "
-                f"training failed. {_REMEDY}"
-            )
+        check_finite(path, state, remedy=_REMEDY)
         own = self.network.get_extra_state()
         if about.get("network", "DiffuSAM") != own["network"]:
             return state, f"'{path}' holds a prior of {about['network']}, this is {own['network']}"
