@@ -161,7 +161,7 @@ def _compared(
     with stages(*((backbone, name) for name in ("encode_image", "condition", "decode")), *methods) as spent:
         here(volume, network)
     for name, label in STAGES.items():
-        rows.add(f"... {label}", Cost(spent[name], spent[name]).of(volume.shape[-1]))
+        rows.add(f"... {label}", spent[name].of(volume.shape[-1]))
     return rows, about
 
 
