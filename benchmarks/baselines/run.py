@@ -260,7 +260,7 @@ def propagated(
 # what the configuration says of inference, kept with the result
 INFERENCE = (
     *("inference_steps", "eta", "memory_samples", "decoder_token"),
-    *("neighbours", "no_3d", "ended_after", "views"),
+    *("neighbours", "no_3d", "ended_after", "skip_absent", "views"),
 )
 
 

@@ -81,6 +81,7 @@ INFERENCE = {
     "neighbours": 2,
     "no_3d": True,
     "ended_after": 2,
+    "skip_absent": False,
     "views": [[5, 1]],
     "largest_component": True,
     "organ_codes": {"spleen": "10200004"},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -86,3 +87,25 @@ def against_the_rest(logits: Tensor, organs: Sequence[int]) -> tuple[Tensor, Ten
     """
     others = [index for index in range(logits.shape[1]) if index not in organs]
     return logits[:, list(organs)], logits[:, others].logsumexp(1, keepdim=True)
+
+
+def named_labels(logits: Tensor, organs: int, size: int) -> Tensor:
+    """What a slice's pixels are named: 1 + the likeliest organ where it is likelier than all other classes together.
+
+    Args:
+        logits: of all classes, the organs first, ``(classes, h, w)``.
+        organs: K.
+        size: S, of the slice.
+
+    Returns:
+        ``(S, S)``, 0 where it is none of the organs.
+    """
+    named, rest = against_the_rest(logits[None], range(organs))
+    *values, highest = F.interpolate(torch.cat([named, rest], 1), (size, size), mode="bilinear")[0]
+    labels = torch.zeros(size, size, dtype=torch.int32, device=logits.device)
+    # between pixels that are likelier something else, an organ is so nowhere
+    there = (named >= rest)[0].flatten(1).any(1).nonzero()[:, 0].tolist()
+    for organ in reversed(there):  # of equals the first
+        labels.masked_fill_(values[organ] >= highest, organ + 1)
+        highest = torch.maximum(highest, values[organ])
+    return labels

@@ -9,7 +9,6 @@ masks.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
@@ -27,6 +26,7 @@ from ..networks.logits import NO_OBJECT_LOGIT, resize_logits
 from ..networks.sam2_types import ImageFeatures, Memory
 from .corrected_slices import Corrector
 from .label_maps import LabelMapInferer
+from .sides import Side, batched, together
 from .views import MeanOverViews, View, read_views
 
 
@@ -45,6 +45,8 @@ class VolumetricInferer(LabelMapInferer):
         ended_after: an organ that was seen in one direction of the walk, and then was on none of so many slices in a
             row, is over: it is not looked for any further in that direction. A slice in which nothing is looked for is
             not even encoded. 0 looks for every organ in every slice.
+        skip_absent: where memories are those of named masks, an organ that is named nowhere on a slice, and that was
+            found on none of the neighbours, is not decoded there: nothing that the decoder would be told shows it.
         views: pairs of degrees and scale; the volume is segmented once in each, turned and enlarged in plane by so
             much, and the organs' probabilities are averaged. As many times the time. A user's corrections are made in
             the volume as it is. Not in the paper.
@@ -68,6 +70,7 @@ class VolumetricInferer(LabelMapInferer):
         no_3d: bool = False,
         batch_size: int = 8,
         ended_after: int = 0,
+        skip_absent: bool = True,
         views: Sequence[Sequence[float]] = ((0, 1),),
         output: str = "labels",
         on_slices: Callable[[int, int], None] | None = None,
@@ -79,13 +82,16 @@ class VolumetricInferer(LabelMapInferer):
         if ended_after < 0:
             raise SettingError(f"ended_after must be 0 or more slices, got {ended_after}.")
         self.neighbours = 0 if no_3d else neighbours
-        self.batch_size, self.ended_after = batch_size, ended_after
+        self.batch_size, self.ended_after, self.skip_absent = batch_size, ended_after, skip_absent
         self.output, self.on_slices, self.on_features = output, on_slices, on_features
         self.views = read_views(views)
 
     def described(self) -> dict[str, Any]:
         """What a label map depends on; the rest says how fast it comes, and what comes beside it."""
-        return {"neighbours": self.neighbours, "ended_after": self.ended_after, "views": self.views}
+        return {
+            **{"neighbours": self.neighbours, "ended_after": self.ended_after, "views": self.views},
+            "skip_absent": self.skip_absent,
+        }
 
     @torch.no_grad()
     def __call__(
@@ -172,11 +178,11 @@ class VolumetricInferer(LabelMapInferer):
         """Yields the slices from the middle one outward; both directions advance together in one batch."""
         slices, organs = source.count, len(source.network.organs)
         middle = slices // 2
-        sides = [_Side(self.neighbours, organs, ended_after=self.ended_after) for _ in range(2)]
+        sides = [Side(self.neighbours, organs, ended_after=self.ended_after) for _ in range(2)]
         steps = [[middle]] + [
             [index for index in (middle - step, middle + step) if 0 <= index < slices] for step in range(1, middle + 1)
         ]
-        for batch in _batched(steps, self.batch_size):
+        for batch in batched(steps, self.batch_size):
             own = _OwnMemories(source, {index: sides[index > middle].organs for step in batch for index in step})
             for step in batch:
                 ahead = [sides[index > middle] for index in step]
@@ -185,25 +191,28 @@ class VolumetricInferer(LabelMapInferer):
                 if step == [middle]:  # both directions leave from the middle
                     sides[1].follow(sides[0])
 
-    def _decode_step(self, own: _OwnMemories, indices: list[int], sides: list[_Side]) -> Tensor:
+    def _decode_step(self, own: _OwnMemories, indices: list[int], sides: list[Side]) -> Tensor:
         """Organ logits ``(n, K, S/4, S/4)`` of n slices, whose memories their sides of the walk then keep."""
         network, size = own.network, 4 * own.network.backbone.embedding_size
         logits = torch.full((len(indices), len(network.organs), size, size), NO_OBJECT_LOGIT, device=own.device)
-        # together where the same organs are looked for
-        groups = (
-            [list(range(len(sides)))] if sides[0].organs == sides[-1].organs else [[row] for row in range(len(sides))]
-        )
-        for rows in groups:
-            organs, of_group = sides[rows[0]].organs, [sides[row] for row in rows]
-            if not organs:
-                continue
+        for organs, rows in together(self._may_hold(own, *each) for each in zip(indices, sides)):
             features, memory = own.of([indices[row] for row in rows], organs)
-            decoded = self._decode(network, features, memory, [side.memories(organs) for side in of_group])
-            encoded = self._encode_masks(network, features, decoded).split(len(organs))
-            for row, side, each, entry in zip(rows, of_group, decoded, encoded):
+            decoded = self._decode(network, features, memory, [sides[row].memories(organs) for row in rows])
+            for row, each in zip(rows, decoded):
                 logits[row, list(organs)] = each.to(logits)
-                side.add(each, entry)
+        for organs, rows in together(side.organs for side in sides):
+            found = logits[rows][:, list(organs)]
+            features = own.features([indices[row] for row in rows])
+            encoded = self._encode_masks(network, features, found).split(len(organs))
+            for row, each, entry in zip(rows, found, encoded):
+                sides[row].add(each, entry)
         return logits
+
+    def _may_hold(self, own: _OwnMemories, index: int, side: Side) -> tuple[int, ...]:
+        """The organs that are looked for in a slice: with ``skip_absent`` those of which any memory shows something."""
+        if not self.skip_absent:
+            return side.organs
+        return tuple(organ for organ in side.organs if own.named(index, organ) or side.found(organ))
 
     def _decode(
         self, network: DiffuSAM, features: ImageFeatures, own: Tensor, adjacent: Sequence[Sequence[Tensor]]
@@ -240,40 +249,6 @@ class VolumetricInferer(LabelMapInferer):
         return network.backbone.encode_memory(features, masks.flatten(0, 1)[:, None], score.view(-1, 1))
 
 
-class _Side:
-    """One direction of the walk: memories of the slices just decoded, and the organs that are still looked for.
-
-    Args:
-        neighbours: how many slices' memories are kept.
-        organs: K.
-        ended_after: see :class:`VolumetricInferer`.
-    """
-
-    def __init__(self, neighbours: int, organs: int, *, ended_after: int) -> None:
-        self.organs = tuple(range(organs))
-        self.ended_after = ended_after
-        self._memories: deque[dict[int, Tensor]] = deque(maxlen=neighbours)  # of each organ, ``(M, h, w)``
-        self._empty: dict[int, int] = {}  # for organs that have been seen, slices without them since
-
-    def memories(self, organs: Sequence[int]) -> list[Tensor]:
-        """Of the slices just decoded, nearest first, each ``(organs, M, h, w)``."""
-        return [torch.stack([memory[organ] for organ in organs]) for memory in self._memories]
-
-    def add(self, logits: Tensor, memories: Tensor) -> None:
-        """Takes what was found in the next slice of the organs looked for: logits ``(organs, s, s)``, memories."""
-        self._memories.appendleft(dict(zip(self.organs, memories)))
-        if not self.ended_after:
-            return
-        for organ, there in zip(self.organs, (logits.amax((1, 2)) > 0).tolist()):
-            if there or organ in self._empty:
-                self._empty[organ] = 0 if there else self._empty[organ] + 1
-        self.organs = tuple(organ for organ in self.organs if self._empty.get(organ, 0) < self.ended_after)
-
-    def follow(self, other: _Side) -> None:
-        """Starts where another side has started."""
-        self.organs, self._memories, self._empty = other.organs, other._memories.copy(), dict(other._empty)
-
-
 class _Slices:
     """The slices of a volume ``(H, W, slices)`` on their way into the network: scaled to [0, 1], resized, encoded, with
     memories.
@@ -308,11 +283,16 @@ class _Slices:
     def encode(self, indices: list[int]) -> tuple[ImageFeatures, Tensor]:
         """Image features of some slices and their synthesised memories ``(n, organs, M, h, w)``."""
         features = self.features(indices)
-        return features, self.synthesise(features)
+        return features, self.synthesise(features, self.named(features))
 
-    def synthesise(self, features: ImageFeatures, organs: Sequence[int] | None = None) -> Tensor:
-        """Memories ``(n, organs, M, h, w)`` of all organs, or of those named."""
-        memories = self.network.synthesise(features, sample=self.sample, organs=organs)
+    def named(self, features: ImageFeatures) -> Tensor | None:
+        """Masks ``(n, organs, S, S)`` that the network names; None where it generates memories."""
+        named = self.network.name(features)
+        return None if named is None else self.network.named_masks(named, self.sample)
+
+    def synthesise(self, features: ImageFeatures, masks: Tensor | None, organs: Sequence[int] | None = None) -> Tensor:
+        """Memories ``(n, organs, M, h, w)`` of all organs, or of some, given the masks of :meth:`named`."""
+        memories = self.network.synthesise(features, sample=self.sample, organs=organs, masks=masks)
         return memories.unflatten(0, (len(features), -1))
 
     def features(self, indices: list[int]) -> ImageFeatures:
@@ -357,30 +337,28 @@ class _OwnMemories:
         if not self._rows:
             return
         self._features = source.features(list(self._rows))
+        masks = source.named(self._features)
+        self._named = None if masks is None else masks.flatten(2).any(2)
         for wanted in dict.fromkeys(organs[index] for index in self._rows):
             indices = [index for index in self._rows if organs[index] == wanted]
-            whole = len(wanted) == len(self.network.organs)
-            memories = source.synthesise(self._select(indices), None if whole else wanted)
+            whole, rows = len(wanted) == len(self.network.organs), [self._rows[index] for index in indices]
+            named = None if masks is None else masks[rows]
+            memories = source.synthesise(self._select(rows), named, None if whole else wanted)
             for index, of_slice in zip(indices, memories):
                 self._memories |= {(index, organ): memory for organ, memory in zip(wanted, of_slice)}
+
+    def named(self, index: int, organ: int) -> bool:
+        """Whether a slice's memory of an organ is one of something: generated, or of a mask that is not empty."""
+        return self._named is None or bool(self._named[self._rows[index], organ])
 
     def of(self, indices: Sequence[int], organs: Sequence[int]) -> tuple[ImageFeatures, Tensor]:
         """Features of some slices, and memories ``(n * organs, M, h, w)`` of some organs."""
         memories = [self._memories[index, organ] for index in indices for organ in organs]
-        return self._select(indices), torch.stack(memories)
+        return self.features(indices), torch.stack(memories)
 
-    def _select(self, indices: Sequence[int]) -> ImageFeatures:
-        rows = [self._rows[index] for index in indices]
+    def features(self, indices: Sequence[int]) -> ImageFeatures:
+        """Features of some slices."""
+        return self._select([self._rows[index] for index in indices])
+
+    def _select(self, rows: list[int]) -> ImageFeatures:
         return self._features if rows == list(range(len(self._rows))) else self._features[rows]
-
-
-def _batched(steps: list[list[int]], batch_size: int) -> Iterator[list[list[int]]]:
-    """Groups the steps of a walk so that each group encodes about ``batch_size`` slices at once."""
-    group: list[list[int]] = []
-    for step in steps:
-        group.append(step)
-        if sum(len(each) for each in group) >= batch_size:
-            yield group
-            group = []
-    if group:
-        yield group

@@ -123,13 +123,12 @@ class _Sample(_Slices):
         features = self.shared["features"]
         return features if indices == encoded else features[[encoded.index(index) for index in indices]]
 
-    def synthesise(self, features: ImageFeatures, organs: Sequence[int] | None = None) -> Tensor:
+    def named(self, features: ImageFeatures) -> Tensor | None:
         if self.network.names is None:
-            return super().synthesise(features, organs)
+            return None
         if self.shared.get("of") is not features:  # named once for all samples, by what may be an encoder of its own
             self.shared.update(of=features, named=self.network.name(features))
-        memories = self.network.synthesise(features, self.sample, organs, self.shared["named"])
-        return memories.unflatten(0, (len(features), -1))
+        return self.network.named_masks(self.shared["named"], self.sample)
 
 
 class SampleAgreement:
