@@ -1,4 +1,4 @@
-"""Where the time of `run inferring` goes, from the start of Python to the report, in one run. See `benchmarks.speed`."""
+"""Where the time of `run inferring` goes, from the start of Python to the report. See `benchmarks.speed`."""
 
 from __future__ import annotations
 
@@ -110,7 +110,10 @@ def _seconds_since_start() -> float:
 
 
 def _markdown(found: Mapping[str, Cost], slices: int) -> str:
-    lines = [f"| {slices} slices | CPU, ms | clock, ms | CPU, ms a slice | ÷ encoder |", "| --- | --- | --- | --- | --- |"]
+    lines = [
+        f"| {slices} slices | CPU, ms | clock, ms | CPU, ms a slice | ÷ encoder |",
+        "| --- | --- | --- | --- | --- |",
+    ]
 
     def add(name: str, spent: Cost) -> None:
         ratio = spent.cpu / found[ENCODER].cpu
