@@ -75,7 +75,20 @@ def test_gradients_flow(what):
     linear(**tensors).square().sum().backward()
     found, tensors[what].grad = tensors[what].grad, None
     F.linear(tensors["inputs"], tensors["weight"]).square().sum().backward()
-    torch.testing.assert_close(found, tensors[what].grad)
+    torch.testing.assert_close(found, tensors[what].grad, rtol=1e-5, atol=1e-4)
+
+
+def test_gradient_of_inputs_alone_goes_by_onednn_too(called):
+    inputs, weight, shift = drawn(2, ROWS, 24).requires_grad_(), drawn(40, 24), drawn(40)
+    linear(inputs.transpose(0, 1), weight, shift).square().sum().backward()
+    assert not called
+    expected = 2 * (inputs.detach() @ weight.T + shift) @ weight
+    torch.testing.assert_close(inputs.grad, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_gradient_of_a_weight_goes_by_pytorch(called):
+    linear(drawn(ROWS, 24).requires_grad_(), drawn(40, 24).requires_grad_()).sum().backward()
+    assert len(called) == 1
 
 
 def test_double_precision_stays_as_it_is(called):
