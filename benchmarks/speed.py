@@ -1,9 +1,10 @@
-"""Speed and memory: a volume beside SAM2's own encoder and video predictor, training with and without the cache, the
-paper's recipe end to end, long volumes.
+"""Speed and memory: a volume beside SAM2's own encoder and video predictor, an inference stage by stage, training with
+and without the cache, the paper's recipe end to end, long volumes.
 
 Run from the bundle's folder; for ratios that mean something, with one thread (`OMP_NUM_THREADS=1`):
 
     python -m benchmarks.speed table  --config_file "['configs/train.json','configs/evaluate.json']"
+    python -m benchmarks.speed stages --input SCAN
     python -m benchmarks.speed cache  --config_file configs/train.json
     python -m benchmarks.speed recipe --device cpu
     python -m benchmarks.speed volume --config_file configs/inference.json --prior_file runs/train/model.pt
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from benchmarks.configuration import parse
 from benchmarks.speed_table import memory, table
+from benchmarks.stages import stages
 
 
 def _machine() -> dict:
@@ -192,4 +194,5 @@ def _random_batch(features: ImageFeatures, memory: Tensor, size: int) -> dict[st
 
 
 if __name__ == "__main__":
-    fire.Fire({"table": table, "cache": cache, "recipe": recipe, "volume": volume, "memory": memory})
+    commands = {"table": table, "stages": stages, "cache": cache, "recipe": recipe, "volume": volume, "memory": memory}
+    fire.Fire(commands, serialize=lambda _: None)

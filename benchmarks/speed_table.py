@@ -97,7 +97,7 @@ def table(
     network, trained = _network(parser)
     data = get("validate#preprocessing")(dict(get("test_data")[0]))
     volume, masks = _middle(data, len(network.organs), slices)
-    options = {"batch_size": get("encode_batch_size"), "ended_after": get("ended_after")}
+    options = {key: get(key) for key in ("ended_after", "skip_absent")} | {"batch_size": get("encode_batch_size")}
     given = not trained if given_masks is None else given_masks
 
     def walk(**changes: Any) -> VolumetricInferer:
@@ -135,7 +135,7 @@ def _compared(
 ) -> tuple[Table, str]:
     """The volume beside sam2's encoder and its video predictor, and the stages of it; what it is, in words."""
     backbone, shown = network.backbone, _shown(network, volume)
-    here, everywhere = walk(), walk(ended_after=0)
+    here, everywhere = walk(), walk(ended_after=0, skip_absent=False)
     predictor, batches = video_predictor(backbone), shown.split(here.batch_size)
     prompts = torch.nn.functional.interpolate(
         masks[..., masks.shape[-1] // 2][None].float(), (backbone.image_size,) * 2, mode="nearest-exact"
@@ -154,14 +154,14 @@ def _compared(
     about = f"{backbone.name} at {backbone.image_size}, {volume.shape[-1]} slices of {tuple(volume.shape[2:4])}"
     rows.add("sam2's image encoder", each["encoder"], about)
     rows.add(f"a volume, {len(network.organs)} organs", each["here"], kind)
-    rows.add("... every organ in every slice (`ended_after` 0)", each["everywhere"])
+    rows.add("... every organ in every slice (`ended_after` 0, `skip_absent` False)", each["everywhere"])
     speed = each["predictor"].cpu / each["here"].cpu
     rows.add("`SAM2VideoPredictor`, as many objects", each["predictor"], f"{speed:.2f} times the volume's time")
     methods = [(network, "synthesise"), (here, "_encode_masks"), (here, "_write")]
     with stages(*((backbone, name) for name in ("encode_image", "condition", "decode")), *methods) as spent:
         here(volume, network)
     for name, label in STAGES.items():
-        rows.add(f"... {label}", Cost(spent[name], spent[name]).of(volume.shape[-1]))
+        rows.add(f"... {label}", spent[name].of(volume.shape[-1]))
     return rows, about
 
 

@@ -6,6 +6,7 @@ alike; CPU time is that of the process, so that what other work takes is not cou
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections import defaultdict
@@ -38,6 +39,12 @@ class Cost:
     def of(self, parts: int) -> Cost:
         return Cost(self.cpu / parts, self.wall / parts)
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.cpu + other.cpu, self.wall + other.wall)
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(self.cpu - other.cpu, self.wall - other.wall)
+
 
 def _now() -> tuple[float, float]:
     if torch.cuda.is_available():
@@ -66,26 +73,48 @@ def in_turns(functions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[st
 
 
 @contextmanager
-def stages(*methods: tuple[object, str]) -> Iterator[dict[str, float]]:
-    """CPU milliseconds spent in methods of objects, by the methods' names, while the context lasts."""
-    spent: dict[str, float] = defaultdict(float)
+def stages(*methods: tuple[object, str]) -> Iterator[dict[str, Cost]]:
+    """What methods of objects, or of all objects of a class, cost while the context lasts, by the methods' names.
 
-    def timed(name: str, function: Callable) -> Callable:
+    Each without what it calls that is listed itself, so that no time counts twice.
+    """
+    with labelled({each: each[1] for each in methods}) as spent:
+        yield spent
+
+
+@contextmanager
+def labelled(methods: Mapping[tuple[object, str], str]) -> Iterator[dict[str, Cost]]:
+    """:func:`stages` by labels, of which several methods may have one."""
+    spent: dict[str, Cost] = defaultdict(lambda: Cost(0.0, 0.0))
+    within: list[Cost] = []  # for each call that has begun: what of it belongs to others
+
+    def timed(label: str, function: Callable) -> Callable:
+        @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            before, _ = _now()
-            result = function(*args, **kwargs)
-            spent[name] += 1e3 * (_now()[0] - before)
-            return result
+            within.append(Cost(0.0, 0.0))
+            before = _now()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                whole = Cost(*(1e3 * (after - since) for after, since in zip(_now(), before)))
+                spent[label] += whole - within.pop()
+                if within:
+                    within[-1] += whole
 
         return call
 
-    for owner, name in methods:
-        vars(owner)[name] = timed(name, getattr(owner, name))
+    own = {(owner, name): name in vars(owner) for owner, name in methods}
+    replaced = {(owner, name): getattr(owner, name) for owner, name in methods}
+    for (owner, name), label in methods.items():
+        setattr(owner, name, timed(label, replaced[owner, name]))
     try:
         yield spent
     finally:
-        for owner, name in methods:
-            del vars(owner)[name]
+        for (owner, name), function in replaced.items():
+            if own[owner, name]:
+                setattr(owner, name, function)
+            else:
+                delattr(owner, name)
 
 
 class GivenMasks(VolumetricInferer):

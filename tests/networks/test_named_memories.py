@@ -59,6 +59,24 @@ def test_memories_are_those_of_the_masks_that_the_head_names(backbone, features)
     torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_masks_are_where_an_organ_is_likeliest(backbone, features):
+    net = network(backbone)
+    torch.nn.init.normal_(net.names.fine.weight, std=30.0)
+    masks = net.named_masks(net.name(features))
+    assert torch.equal(masks, named_masks(net.names, features).bool()) and masks.any()
+    net.names.fine.bias.data[0] = -1000.0  # an organ that is likelier nowhere
+    assert torch.equal(net.named_masks(net.name(features)), named_masks(net.names, features).bool())
+
+
+def test_slices_are_named_a_few_at_a_time_as_all_together(backbone, features, monkeypatch):
+    net, seen = network(backbone), []
+    expected = net.name(features)
+    monkeypatch.setattr("scripts.networks.diffusam.encoded_at_once", lambda *_: 2)
+    net.names.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    torch.testing.assert_close(net.name(features), expected)
+    assert seen == [2, 1]
+
+
 def test_an_organ_that_nothing_is_named_has_the_memory_of_absence(backbone, features):
     net = network(backbone)
     net.names.fine.bias.data[0] = -50.0

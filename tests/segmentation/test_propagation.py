@@ -375,8 +375,9 @@ def test_merged_labels_of_a_slice_without_organs_are_background():
 # ---- organs that have ended
 
 
-def walk_over(network, monkeypatch, extents, slices: int = 13, **options):
-    """Walks through a volume whose organs are where ``extents`` says, for each organ a set of slices.
+def walk_over(network, monkeypatch, extents, slices: int = 13, named=None, **options):
+    """Walks through a volume whose organs are where ``extents`` says, for each organ a set of slices; a head names them
+    where ``named`` says, if anything.
 
     Returns the label map's organs ``{organ: slices}``, those that were looked for likewise, and the slices encoded.
     """
@@ -387,7 +388,7 @@ def walk_over(network, monkeypatch, extents, slices: int = 13, **options):
         encoded.extend(round(value.mean().item() / STEP) for value in embedding)
         return ImageFeatures(embedding, (embedding, embedding))
 
-    def synthesise(features, sample=0, organs=None, named=None):
+    def synthesise(features, sample=0, organs=None, masks=None):
         numbers = torch.tensor(range(len(ORGANS)) if organs is None else organs).repeat(len(features)).float()
         return numbers.view(-1, 1, 1, 1).expand(-1, MEMORY_CHANNELS, TOKENS, TOKENS)
 
@@ -402,6 +403,16 @@ def walk_over(network, monkeypatch, extents, slices: int = 13, **options):
                     logits[row, column, :, organ * 8 : organ * 8 + 8] = 1.0  # side by side
         return logits
 
+    def named_masks(embedding, sample):
+        masks = torch.zeros(len(embedding), len(ORGANS), SIZE, SIZE, dtype=torch.bool)
+        for row, each in enumerate(embedding):
+            for organ in named:
+                masks[row, organ] = round(each.mean().item() / STEP) in named[organ]
+        return masks
+
+    if named is not None:
+        monkeypatch.setattr(network, "name", lambda features: features.embedding)
+        monkeypatch.setattr(network, "named_masks", named_masks)
     monkeypatch.setattr(network.backbone, "encode_image", encode_image)
     monkeypatch.setattr(network, "synthesise", synthesise)
     monkeypatch.setattr(VolumetricInferer, "_decode", decode)
@@ -458,3 +469,32 @@ def test_an_option_that_ends_nothing_changes_nothing(network):
 def test_ended_after_must_not_be_negative():
     with pytest.raises(ValueError, match="ended_after must be 0 or more slices, got -1"):
         VolumetricInferer(ended_after=-1)
+
+
+# ---- organs that no memory shows
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_organ_is_decoded_where_it_is_named_or_was_found_beside(network, monkeypatch, batch_size):
+    extents = {0: {5, 6, 7}, 1: set(range(13))}
+    named = {0: {5, 6}, 1: set(range(13))}
+    found, looked_for, encoded = walk_over(network, monkeypatch, extents, named=named, batch_size=batch_size)
+    assert found == extents and encoded == list(range(13))
+    assert looked_for == {0: {4, 5, 6, 7, 8}, 1: set(range(13))}
+
+
+def test_organ_that_is_named_later_is_decoded_from_there_on(network, monkeypatch):
+    extents = {0: {1, 2}, 1: set()}
+    found, looked_for, _ = walk_over(network, monkeypatch, extents, named={0: {2}, 1: {11}})
+    assert found == extents
+    assert looked_for == {0: {0, 1, 2}, 1: {11}}
+
+
+def test_organ_is_decoded_beside_as_many_slices_as_are_remembered(network, monkeypatch):
+    _, looked_for, _ = walk_over(network, monkeypatch, {0: {6}, 1: {6}}, named={0: {6}, 1: {6}}, neighbours=3)
+    assert looked_for == {0: set(range(3, 10)), 1: set(range(3, 10))}
+
+
+def test_every_organ_is_decoded_where_none_is_skipped(network, monkeypatch):
+    _, looked_for, _ = walk_over(network, monkeypatch, {0: {6}, 1: {6}}, named={0: {6}, 1: {6}}, skip_absent=False)
+    assert looked_for == {0: set(range(13)), 1: set(range(13))}

@@ -128,7 +128,7 @@ def test_samples_share_what_is_named(network, volume, monkeypatch, own_encoder):
     names = naming(network.backbone, ORGANS, own_encoder=own_encoder)
     torch.nn.init.normal_(names.fine.weight, std=30.0)  # so that there is something of every organ
     named = DiffuSAM(network.backbone, network.prior, organs=ORGANS, object_gate=False, names=names).eval()
-    monkeypatch.setattr(_Sample, "synthesise", VolumeSlices.synthesise)
+    monkeypatch.setattr(_Sample, "name", VolumeSlices.name)
     expected = UncertaintyInferer(3, batch_size=2)(volume, named)  # each sample by itself
     monkeypatch.undo()
     shown: list[int] = []
@@ -160,7 +160,7 @@ def test_samples_that_disagree_leave_uncertainty(network, volume, monkeypatch):
     """Each sample's mask is everything or nothing, by the sign of its memory; logits of 20 are sure."""
     signs = {0: 20.0, 1: 20.0, 2: -20.0, 3: -20.0}
 
-    def synthesise(features, sample=0, organs=None, named=None):
+    def synthesise(features, sample=0, organs=None, masks=None):
         return torch.full((len(features) * 2, 1, 4, 4), signs[sample])
 
     def decode(conditioned, features):

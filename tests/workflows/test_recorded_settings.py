@@ -82,6 +82,7 @@ INFERENCE = {
     "no_3d": True,
     "names_smoothing": 0.2,
     "ended_after": 2,
+    "skip_absent": False,
     "views": [[5, 1]],
     "largest_component": True,
     "organ_codes": {"spleen": "10200004"},

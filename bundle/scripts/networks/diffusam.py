@@ -17,8 +17,8 @@ from ..errors import MissingFileError, SettingError
 from .diffusion_prior import MemoryPrior
 from .frozen_backbone import FrozenBackboneNetwork
 from .logits import MASK_LOGIT, mask_to_logits
-from .naming_head import NamingHead, grouped
-from .sam2_backbone import FrozenSAM2
+from .naming_head import NamingHead, named_labels
+from .sam2_backbone import FrozenSAM2, encoded_at_once
 from .sam2_types import ImageFeatures, Memory
 
 
@@ -84,10 +84,26 @@ class DiffuSAM(FrozenBackboneNetwork):
         """Logits ``(B, classes, S/4, S/4)`` of the head that names organs, which all samples of :meth:`synthesise` have
         in common; None where there is none.
         """
-        return None if self.names is None else self.names(features)[1].float()
+        if self.names is None:
+            return None
+        at_once = encoded_at_once(self.backbone.image_size, features.embedding.device)
+        parts = [features[start : start + at_once] for start in range(0, len(features), at_once)]
+        return torch.cat([self.names(part)[1].float() for part in parts])
+
+    def named_masks(self, named: Tensor, sample: int = 0) -> Tensor:
+        """Masks ``(B, organs, S, S)`` bool of what :meth:`name` says: where an organ is likelier than each other one,
+        and than all other classes together. Samples after the first see it with smooth noise, so that they differ where
+        it is unsure.
+        """
+        if sample:
+            size = [tokens // 4 for tokens in named.shape[-2:]]
+            noise = torch.randn(1, named.shape[1], *size, generator=self.generator(sample))
+            named = named + F.interpolate(noise.to(named), named.shape[-2:], mode="bicubic")
+        labels = torch.stack([named_labels(each, len(self.organs), self.backbone.image_size) for each in named])
+        return torch.stack([labels == organ + 1 for organ in range(len(self.organs))], 1)
 
     def synthesise(
-        self, features: ImageFeatures, sample: int = 0, organs: Sequence[int] | None = None, named: Tensor | None = None
+        self, features: ImageFeatures, sample: int = 0, organs: Sequence[int] | None = None, masks: Tensor | None = None
     ) -> Tensor:
         """One memory for every slice and organ: ``(B * organs, M, h, w)``, organs running fastest.
 
@@ -98,11 +114,11 @@ class DiffuSAM(FrozenBackboneNetwork):
             features: of B slices.
             sample: which of many independent memories; its noise is that of ``seed + sample``.
             organs: indices of those to make memories of, by default all. An organ's memory is the same among any.
-            named: of :meth:`name`, or logits of the organs and of all else in its place; named when None.
+            masks: of :meth:`named_masks`, of all organs; made when None. Not for memories that are generated.
         """
         if self.names is not None:
-            every = range(len(self.organs)) if organs is None else organs
-            return self._named_memories(features, self.name(features) if named is None else named, sample, every)
+            masks = self.named_masks(self.name(features), sample) if masks is None else masks
+            return self._memories_of(features, masks if organs is None else masks[:, list(organs)])
         together = organs is None or self.prior.joint
         wanted = torch.arange(len(self.organs)) if together else torch.tensor(organs)
         organ = wanted.to(features.embedding.device).repeat(len(features))
@@ -120,19 +136,11 @@ class DiffuSAM(FrozenBackboneNetwork):
             return mean
         return mean.unflatten(0, (len(features), -1))[:, list(organs)].flatten(0, 1)
 
-    def _named_memories(self, features: ImageFeatures, logits: Tensor, sample: int, organs: Sequence[int]) -> Tensor:
-        """Memories of the masks that the head names; of samples after the first, with smooth noise on its logits, so
-        that they differ where it is unsure.
-        """
-        if sample:
-            noise = torch.randn(1, logits.shape[1], *features.embedding.shape[-2:], generator=self.generator(sample))
-            logits = logits + F.interpolate(noise.to(logits), logits.shape[-2:], mode="bicubic")
-        named = F.interpolate(
-            grouped(logits, len(self.organs)), (self.backbone.image_size,) * 2, mode="bilinear"
-        ).argmax(1)
-        masks = torch.stack([named == organ for organ in organs], 1).flatten(0, 1)[:, None]
+    def _memories_of(self, features: ImageFeatures, masks: Tensor) -> Tensor:
+        """Memories ``(B * K, M, h, w)`` of masks ``(B, K, S, S)``."""
+        masks = masks.flatten(0, 1)[:, None]
         score = torch.where(masks.flatten(1).any(1, keepdim=True), MASK_LOGIT, -MASK_LOGIT)
-        return self.backbone.encode_memory(features, mask_to_logits(masks.float()), score)
+        return self.backbone.encode_memory(features, mask_to_logits(masks), score)
 
 
 def check_prior_file(path: str | Path) -> None:

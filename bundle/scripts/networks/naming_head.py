@@ -89,6 +89,28 @@ def against_the_rest(logits: Tensor, organs: Sequence[int]) -> tuple[Tensor, Ten
     return logits[:, list(organs)], logits[:, others].logsumexp(1, keepdim=True)
 
 
+def named_labels(logits: Tensor, organs: int, size: int) -> Tensor:
+    """What a slice's pixels are named: 1 + the likeliest organ where it is likelier than all other classes together.
+
+    Args:
+        logits: of all classes, the organs first, ``(classes, h, w)``.
+        organs: K.
+        size: S, of the slice.
+
+    Returns:
+        ``(S, S)``, 0 where it is none of the organs.
+    """
+    named, rest = against_the_rest(logits[None], range(organs))
+    *values, highest = F.interpolate(torch.cat([named, rest], 1), (size, size), mode="bilinear")[0]
+    labels = torch.zeros(size, size, dtype=torch.int32, device=logits.device)
+    # between pixels that are likelier something else, an organ is so nowhere
+    there = (named >= rest)[0].flatten(1).any(1).nonzero()[:, 0].tolist()
+    for organ in reversed(there):  # of equals the first
+        labels.masked_fill_(values[organ] >= highest, organ + 1)
+        highest = torch.maximum(highest, values[organ])
+    return labels
+
+
 def grouped(logits: Tensor, organs: int) -> Tensor:
     """Logits ``(B, organs + 1, h, w)`` of the first classes, the organs, and of all the others together."""
     return torch.cat(against_the_rest(logits, range(organs)), 1)

@@ -30,6 +30,7 @@ from .linear_maps import linear
 from .sam2_types import ImageFeatures, MaskPredictions
 
 QUERIES_AT_ONCE = 256  # whose attention weights stay in a core's cache
+MASK_PIXELS_AT_ONCE = 8 * 256**2  # of masks that are encoded on a CPU, whose finer maps stay there too
 
 
 def image_features(sam2: nn.Module, image: Tensor) -> ImageFeatures:
@@ -264,11 +265,7 @@ def encode_masks(sam2: nn.Module, embedding: Tensor, logits: Tensor, present: Te
     if uniform.any():  # those of another value than the first's are encoded one by one
         uniform &= lowest == lowest[uniform][0]
     single, slices = (~uniform).nonzero()[:, 0], of_slice[uniform].unique()
-    encoded = torch.cat([single, uniform.nonzero()[:1, 0]])
-    masks, size = logits[encoded], (sam2.image_size,) * 2
-    if masks.shape[-2:] != size:
-        masks = F.interpolate(masks.float(), size, mode="bilinear")
-    maps = encoder.mask_downsampler(_as_encoded(sam2, masks))
+    maps = _mask_maps(sam2, logits[torch.cat([single, uniform.nonzero()[:1, 0]])])
     count = len(single)
     maps = torch.cat([maps[:count], maps[count:].expand(len(slices), -1, -1, -1)])
     memory = encoder.out_proj(encoder.fuser(pixels[torch.cat([of_slice[single], slices])] + maps))
@@ -277,6 +274,18 @@ def encode_masks(sam2: nn.Module, embedding: Tensor, logits: Tensor, present: Te
     where[single] = torch.arange(count, device=where.device)
     where[uniform] = count + torch.searchsorted(slices, of_slice[uniform])
     return memory[where] + (~present)[..., None, None] * sam2.no_obj_embed_spatial[..., None, None]
+
+
+def _mask_maps(sam2: nn.Module, logits: Tensor) -> Tensor:
+    """What the memory encoder makes of masks ``(B, 1, H, W)`` before it sees the image: ``(B, C, h, w)``."""
+    layers, size = sam2.memory_encoder.mask_downsampler.encoder, (sam2.image_size,) * 2
+    at_once = max(1, MASK_PIXELS_AT_ONCE // sam2.image_size**2) if logits.device.type == "cpu" else len(logits)
+    maps = []
+    for part in logits.split(at_once):
+        if part.shape[-2:] != size:
+            part = F.interpolate(part.float(), size, mode="bilinear")
+        maps.append(layers[:-1](_as_encoded(sam2, part)))
+    return layers[-1](torch.cat(maps))
 
 
 def _as_encoded(sam2: nn.Module, logits: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ masks.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -25,8 +24,9 @@ from ..networks.logits import NO_OBJECT_LOGIT, resize_logits
 from ..networks.sam2_types import ImageFeatures, Memory
 from .corrected_slices import Corrector
 from .label_maps import LabelMapInferer
+from .sides import Side, batched, together
 from .views import MeanOverViews, View, read_views
-from .walked_slices import OwnMemories, SmoothedNames, VolumeSlices, batched
+from .walked_slices import OwnMemories, SmoothedNames, VolumeSlices
 
 
 class VolumetricInferer(LabelMapInferer):
@@ -46,6 +46,8 @@ class VolumetricInferer(LabelMapInferer):
         ended_after: an organ that was seen in one direction of the walk, and then was on none of so many slices in a
             row, is over: it is not looked for any further in that direction. A slice in which nothing is looked for is
             not even encoded. 0 looks for every organ in every slice.
+        skip_absent: where memories are those of named masks, an organ that is named nowhere on a slice, and that was
+            found on none of the neighbours, is not decoded there: nothing that the decoder would be told shows it.
         views: pairs of degrees and scale; the volume is segmented once in each, turned and enlarged in plane by so
             much, and the organs' probabilities are averaged. As many times the time. A user's corrections are made in
             the volume as it is. Not in the paper.
@@ -70,6 +72,7 @@ class VolumetricInferer(LabelMapInferer):
         batch_size: int = 8,
         names_smoothing: float = 0.5,
         ended_after: int = 0,
+        skip_absent: bool = True,
         views: Sequence[Sequence[float]] = ((0, 1),),
         output: str = "labels",
         on_slices: Callable[[int, int], None] | None = None,
@@ -83,15 +86,17 @@ class VolumetricInferer(LabelMapInferer):
         if ended_after < 0:
             raise SettingError(f"ended_after must be 0 or more slices, got {ended_after}.")
         self.neighbours = 0 if no_3d else neighbours
-        self.batch_size, self.ended_after = batch_size, ended_after
+        self.batch_size, self.ended_after, self.skip_absent = batch_size, ended_after, skip_absent
         self.names_smoothing = 0.0 if no_3d else names_smoothing
         self.output, self.on_slices, self.on_features = output, on_slices, on_features
         self.views = read_views(views)
 
     def described(self) -> dict[str, Any]:
         """What a label map depends on; the rest says how fast it comes, and what comes beside it."""
-        own = {"neighbours": self.neighbours, "names_smoothing": self.names_smoothing}
-        return {**own, "ended_after": self.ended_after, "views": self.views}
+        return {
+            **{"neighbours": self.neighbours, "ended_after": self.ended_after, "views": self.views},
+            **{"names_smoothing": self.names_smoothing, "skip_absent": self.skip_absent},
+        }
 
     @torch.no_grad()
     def __call__(
@@ -178,7 +183,7 @@ class VolumetricInferer(LabelMapInferer):
         """Yields the slices from the middle one outward; both directions advance together in one batch."""
         slices, organs = source.count, len(source.network.organs)
         middle = slices // 2
-        sides = [_Side(self.neighbours, organs, ended_after=self.ended_after) for _ in range(2)]
+        sides = [Side(self.neighbours, organs, ended_after=self.ended_after) for _ in range(2)]
         steps = [[middle]] + [
             [index for index in (middle - step, middle + step) if 0 <= index < slices] for step in range(1, middle + 1)
         ]
@@ -194,25 +199,28 @@ class VolumetricInferer(LabelMapInferer):
                 if step == [middle]:  # both directions leave from the middle
                     sides[1].follow(sides[0])
 
-    def _decode_step(self, own: OwnMemories, indices: list[int], sides: list[_Side]) -> Tensor:
+    def _decode_step(self, own: OwnMemories, indices: list[int], sides: list[Side]) -> Tensor:
         """Organ logits ``(n, K, S/4, S/4)`` of n slices, whose memories their sides of the walk then keep."""
         network, size = own.network, 4 * own.network.backbone.embedding_size
         logits = torch.full((len(indices), len(network.organs), size, size), NO_OBJECT_LOGIT, device=own.device)
-        # together where the same organs are looked for
-        groups = (
-            [list(range(len(sides)))] if sides[0].organs == sides[-1].organs else [[row] for row in range(len(sides))]
-        )
-        for rows in groups:
-            organs, of_group = sides[rows[0]].organs, [sides[row] for row in rows]
-            if not organs:
-                continue
+        for organs, rows in together(self._may_hold(own, *each) for each in zip(indices, sides)):
             features, memory = own.of([indices[row] for row in rows], organs)
-            decoded = self._decode(network, features, memory, [side.memories(organs) for side in of_group])
-            encoded = self._encode_masks(network, features, decoded).split(len(organs))
-            for row, side, each, entry in zip(rows, of_group, decoded, encoded):
+            decoded = self._decode(network, features, memory, [sides[row].memories(organs) for row in rows])
+            for row, each in zip(rows, decoded):
                 logits[row, list(organs)] = each.to(logits)
-                side.add(each, entry)
+        for organs, rows in together(side.organs for side in sides):
+            found = logits[rows][:, list(organs)]
+            features = own.features([indices[row] for row in rows])
+            encoded = self._encode_masks(network, features, found).split(len(organs))
+            for row, each, entry in zip(rows, found, encoded):
+                sides[row].add(each, entry)
         return logits
+
+    def _may_hold(self, own: OwnMemories, index: int, side: Side) -> tuple[int, ...]:
+        """The organs that are looked for in a slice: with ``skip_absent`` those of which any memory shows something."""
+        if not self.skip_absent:
+            return side.organs
+        return tuple(organ for organ in side.organs if own.named(index, organ) or side.found(organ))
 
     def _decode(
         self, network: DiffuSAM, features: ImageFeatures, own: Tensor, adjacent: Sequence[Sequence[Tensor]]
@@ -247,37 +255,3 @@ class VolumetricInferer(LabelMapInferer):
         masks.masked_fill_((masks > 0) & (masks < masks.amax(1, keepdim=True)), NO_OBJECT_LOGIT)
         score = torch.where(masks.amax((2, 3)) > 0, 1.0, -1.0)
         return network.backbone.encode_memory(features, masks.flatten(0, 1)[:, None], score.view(-1, 1))
-
-
-class _Side:
-    """One direction of the walk: memories of the slices just decoded, and the organs that are still looked for.
-
-    Args:
-        neighbours: how many slices' memories are kept.
-        organs: K.
-        ended_after: see :class:`VolumetricInferer`.
-    """
-
-    def __init__(self, neighbours: int, organs: int, *, ended_after: int) -> None:
-        self.organs = tuple(range(organs))
-        self.ended_after = ended_after
-        self._memories: deque[dict[int, Tensor]] = deque(maxlen=neighbours)  # of each organ, ``(M, h, w)``
-        self._empty: dict[int, int] = {}  # for organs that have been seen, slices without them since
-
-    def memories(self, organs: Sequence[int]) -> list[Tensor]:
-        """Of the slices just decoded, nearest first, each ``(organs, M, h, w)``."""
-        return [torch.stack([memory[organ] for organ in organs]) for memory in self._memories]
-
-    def add(self, logits: Tensor, memories: Tensor) -> None:
-        """Takes what was found in the next slice of the organs looked for: logits ``(organs, s, s)``, memories."""
-        self._memories.appendleft(dict(zip(self.organs, memories)))
-        if not self.ended_after:
-            return
-        for organ, there in zip(self.organs, (logits.amax((1, 2)) > 0).tolist()):
-            if there or organ in self._empty:
-                self._empty[organ] = 0 if there else self._empty[organ] + 1
-        self.organs = tuple(organ for organ in self.organs if self._empty.get(organ, 0) < self.ended_after)
-
-    def follow(self, other: _Side) -> None:
-        """Starts where another side has started."""
-        self.organs, self._memories, self._empty = other.organs, other._memories.copy(), dict(other._empty)

@@ -52,24 +52,19 @@ class VolumeSlices:
     def encode(self, indices: list[int]) -> tuple[ImageFeatures, Tensor]:
         """Image features of some slices and their synthesised memories ``(n, organs, M, h, w)``."""
         features = self.features(indices)
-        return features, self.synthesise(features)
+        return features, self.synthesise(features, self.masks(self.name(features)))
 
     def name(self, features: ImageFeatures) -> Tensor | None:
         """What the network's head names; see :meth:`~scripts.networks.diffusam.DiffuSAM.name`."""
         return self.network.name(features)
 
-    def synthesise(
-        self, features: ImageFeatures, organs: Sequence[int] | None = None, named: Tensor | None = None
-    ) -> Tensor:
-        """Memories ``(n, organs, M, h, w)``.
+    def masks(self, named: Tensor | None) -> Tensor | None:
+        """Masks ``(n, organs, S, S)`` of what is named; None where the network generates memories."""
+        return None if named is None else self.network.named_masks(named, self.sample)
 
-        Args:
-            features: of n slices.
-            organs: indices of those to make memories of, by default all.
-            named: of :meth:`name`, or in its place.
-        """
-        named = self.name(features) if named is None else named
-        memories = self.network.synthesise(features, sample=self.sample, organs=organs, named=named)
+    def synthesise(self, features: ImageFeatures, masks: Tensor | None, organs: Sequence[int] | None = None) -> Tensor:
+        """Memories ``(n, organs, M, h, w)`` of all organs, or of some, given what :meth:`masks` returns."""
+        memories = self.network.synthesise(features, sample=self.sample, organs=organs, masks=masks)
         return memories.unflatten(0, (len(features), -1))
 
     def features(self, indices: list[int]) -> ImageFeatures:
@@ -151,32 +146,33 @@ class OwnMemories:
         if not self._rows:
             return
         everything = list(self._rows)
-        self._features, named = (source.features(everything), None) if names is None else names.of(everything)
+        if names is None:
+            self._features = source.features(everything)
+            named = source.name(self._features)
+        else:
+            self._features, named = names.of(everything)
+        masks = source.masks(named)
+        self._named = None if masks is None else masks.flatten(2).any(2)
         for wanted in dict.fromkeys(organs[index] for index in self._rows):
             indices = [index for index in self._rows if organs[index] == wanted]
-            whole = len(wanted) == len(self.network.organs)
-            of_these = None if named is None else named[[self._rows[index] for index in indices]]
-            memories = source.synthesise(self._select(indices), None if whole else wanted, of_these)
+            whole, rows = len(wanted) == len(self.network.organs), [self._rows[index] for index in indices]
+            of_these = None if masks is None else masks[rows]
+            memories = source.synthesise(self._select(rows), of_these, None if whole else wanted)
             for index, of_slice in zip(indices, memories):
                 self._memories |= {(index, organ): memory for organ, memory in zip(wanted, of_slice)}
+
+    def named(self, index: int, organ: int) -> bool:
+        """Whether a slice's memory of an organ is one of something: generated, or of a mask that is not empty."""
+        return self._named is None or bool(self._named[self._rows[index], organ])
 
     def of(self, indices: Sequence[int], organs: Sequence[int]) -> tuple[ImageFeatures, Tensor]:
         """Features of some slices, and memories ``(n * organs, M, h, w)`` of some organs."""
         memories = [self._memories[index, organ] for index in indices for organ in organs]
-        return self._select(indices), torch.stack(memories)
+        return self.features(indices), torch.stack(memories)
 
-    def _select(self, indices: Sequence[int]) -> ImageFeatures:
-        rows = [self._rows[index] for index in indices]
+    def features(self, indices: Sequence[int]) -> ImageFeatures:
+        """Features of some slices."""
+        return self._select([self._rows[index] for index in indices])
+
+    def _select(self, rows: list[int]) -> ImageFeatures:
         return self._features if rows == list(range(len(self._rows))) else self._features[rows]
-
-
-def batched(steps: list[list[int]], batch_size: int) -> Iterator[list[list[int]]]:
-    """Groups the steps of a walk so that each group encodes about ``batch_size`` slices at once."""
-    group: list[list[int]] = []
-    for step in steps:
-        group.append(step)
-        if sum(len(each) for each in group) >= batch_size:
-            yield group
-            group = []
-    if group:
-        yield group
