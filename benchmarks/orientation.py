@@ -11,6 +11,7 @@ head is measured in seconds, and the table is of all cases that lie there, which
 from __future__ import annotations
 
 import json
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import fire
 import torch
 from monai.bundle import ConfigParser
 from scripts import errors
+from scripts.data.stored import scaled
 from scripts.descriptions import describe
 from scripts.files import whole_file
 from scripts.inference.orientation import AS_STATED, CANNOT_TELL, EXCHANGED, SIDES, slice_spacing, verdicts
@@ -70,15 +72,18 @@ def encode_cases(parser: ConfigParser, folder: Path, head: OrientationHead) -> N
         if path.is_file() and load_tensors(path, "case", remedy="").get("identity") == identity:
             continue
         image = transform(dict(item))["image"]
-        pooled = [_pooled(image[0], flip, network, head, get("encode_batch_size")) for flip in FLIPS]
+        slices = partial(VolumeSlices, batch_size=get("encode_batch_size"), scale=partial(scaled, image=image))
+        pooled = [_pooled(slices(_flipped(image[0], flip), network), head) for flip in FLIPS]
         content = {"identity": identity, "weights": network.backbone.fingerprint(), "pooled": torch.stack(pooled)}
         save_atomically({**content, "spacing": slice_spacing(image.affine)}, path)
         print(f"{item['case']}: {image.shape[-1]} slices in {len(FLIPS)} flips", flush=True)
 
 
-def _pooled(volume: Tensor, flip: tuple[str, ...], network, head: OrientationHead, batch_size: int) -> Tensor:
-    flipped = volume.as_tensor().flip([AXES[side] for side in flip]) if flip else volume.as_tensor()
-    slices = VolumeSlices(flipped, network, batch_size=batch_size)
+def _flipped(volume: Tensor, flip: tuple[str, ...]) -> Tensor:
+    return volume.as_tensor().flip([AXES[side] for side in flip]) if flip else volume.as_tensor()
+
+
+def _pooled(slices: VolumeSlices, head: OrientationHead) -> Tensor:
     return torch.cat([head.pool(slices.features(indices).embedding).cpu().half() for indices in slices.chunks()])
 
 

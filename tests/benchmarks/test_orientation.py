@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
+from monai.transforms import Resize
+from scripts.data.stored import WINDOW
 from scripts.inference.orientation import verdicts
-from scripts.networks.orientation import Evidence
+from scripts.networks.orientation import Evidence, OrientationHead
+from scripts.networks.sam2_backbone import FrozenSAM2
 
 from benchmarks import nothing_there, orientation
 
@@ -37,6 +43,27 @@ def test_a_flip_turns_the_axis_of_its_side(side, axis):
     """Volumes lie along posterior, left, superior."""
     volume = torch.arange(24.0).reshape(2, 3, 4)
     assert torch.equal(volume.flip([orientation.AXES[side]]), volume.flip([axis]))
+
+
+@pytest.mark.parametrize("window", [None, [-125.0, 275.0, 0.0, 1.0, 1.0]], ids=["greys", "Hounsfield units"])
+def test_scans_are_encoded_as_an_inference_sees_them(tmp_path, window):
+    torch.manual_seed(0)
+    backbone = FrozenSAM2("sam2_nano", 64)
+    network = SimpleNamespace(backbone=backbone, encode=backbone.encode_image, parameters=backbone.parameters)
+    seen = torch.rand(1, 40, 50, 3)
+    stored = seen if window is None else seen * 400 - 125
+    image = MetaTensor(stored, affine=torch.eye(4), meta={} if window is None else {WINDOW: window})
+    content = {"network": network, "encode_batch_size": 2, "inputs": [{"case": "a", "image": "a.nii.gz"}]}
+    content["preprocessing"] = lambda item: {**item, "image": image}
+    head = OrientationHead(backbone.embedding_channels)
+
+    orientation.encode_cases(SimpleNamespace(get_parsed_content=content.get), tmp_path, head)
+
+    pooled = torch.load(tmp_path / "a.pt", weights_only=True)["pooled"]
+    assert len(pooled) == len(orientation.FLIPS)
+    resized = Resize((64, 64), mode="bilinear", anti_aliasing=True)(seen[0].permute(2, 0, 1))[:, None]
+    expected = head.pool(backbone.encode_image(resized.as_tensor()).embedding)
+    torch.testing.assert_close(pooled[0].float(), expected, rtol=1e-2, atol=1e-2)
 
 
 def test_a_head_has_a_skull_around_a_brain():

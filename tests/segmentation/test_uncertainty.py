@@ -127,6 +127,7 @@ def test_samples_share_the_image_features(network, volume, monkeypatch):
 def test_samples_share_what_is_named(network, volume, monkeypatch, own_encoder):
     names = naming(network.backbone, ORGANS, own_encoder=own_encoder)
     torch.nn.init.normal_(names.fine.weight, std=30.0)  # so that there is something of every organ
+    names.fine.bias.data[: len(ORGANS)] += 100.0
     named = DiffuSAM(network.backbone, network.prior, organs=ORGANS, object_gate=False, names=names).eval()
     monkeypatch.setattr(_Sample, "name", VolumeSlices.name)
     expected = UncertaintyInferer(3, batch_size=2)(volume, named)  # each sample by itself
