@@ -50,7 +50,7 @@ class OrientationClips(Described):
         anatomy = self.anatomy
         return {
             **{"every": self.every, "stages": anatomy.stages, "spacing": anatomy.spacing, "seed": anatomy.seed},
-            "patients": len(anatomy.pool),
+            **{"patients": len(anatomy.pool), "anywhere": anatomy.anywhere},
         }
 
     def __len__(self) -> int:
