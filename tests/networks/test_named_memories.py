@@ -10,6 +10,7 @@ from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
 from scripts.networks.logits import MASK_LOGIT, mask_to_logits
 from scripts.networks.naming_head import STRUCTURES, NamingHead, naming_classes
+from scripts.networks.naming_network import naming
 from scripts.networks.sam2_backbone import FrozenSAM2
 from scripts.pretraining.patient_clips import CLASSES as PRETRAINED
 from scripts.training.starting_prior import StartingPrior
@@ -106,6 +107,17 @@ def test_a_files_head_is_left_where_nobody_asks_for_it(backbone):
     state = network(backbone).state_dict()
     assert any(key.startswith("names.") for key in state)
     network(backbone, named=False).load_state_dict(state)
+
+
+@pytest.mark.parametrize("has, asked, remedy", [(True, False, "True"), (False, True, "False")])
+def test_a_head_with_an_encoder_of_its_own_is_no_head_without(backbone, has, asked, remedy):
+    def network(own_encoder):
+        prior = MemoryPrior(32, 128, organs=2, block_out_channels=(32, 64), attention_levels=1)
+        names = naming(backbone, ["spleen", "liver"], own_encoder=own_encoder)
+        return DiffuSAM(backbone, prior, organs=["spleen", "liver"], names=names)
+
+    with pytest.raises(SettingError, match=f"Set `names_encoder` to {remedy}, or `named_memories` to False"):
+        network(asked).load_state_dict(network(has).state_dict())
 
 
 def test_a_file_without_a_head_is_refused_where_one_is_asked_for(backbone):

@@ -15,6 +15,7 @@ from ..descriptions import Described, describe, differences
 from ..errors import SettingError, UnusableFileError
 from ..weights import not_finite
 from .logits import resize_logits, with_background
+from .naming_network import ENCODER
 from .sam2_backbone import FrozenSAM2
 from .sam2_types import Decoded, ImageFeatures
 
@@ -226,5 +227,13 @@ def _keep_backbone(module: FrozenBackboneNetwork, state_dict: dict, prefix: str,
             "This prior's file has no head that names organs. Set `named_memories` to False, or point `prior_file` at "
             "a file that has one, such as the model that ships."
         )
+    else:
+        own_encoder = any(key.startswith(f"{prefix}names.{ENCODER}") for key in named)
+        if own_encoder != module.names.reads_images:
+            words = ("has", "True") if own_encoder else ("has not", "False")
+            raise SettingError(
+                f"The head of this prior's file {words[0]} an image encoder of its own. Set `names_encoder` to "
+                f"{words[1]}, or `named_memories` to False."
+            )
     for key, value in module.backbone.state_dict(prefix=prefix + "backbone.").items():
         state_dict.setdefault(key, value)

@@ -56,8 +56,8 @@ class StartingPrior:
             if unnamed:
                 raise SettingError(
                     f"named_memories goes on from the head of the file that training starts from, but {unnamed}. Set "
-                    "`start_from` to a file that has such a head, as the model that ships has one without an encoder "
-                    "of its own, or `named_memories` to False."
+                    "`start_from` to a file that has such a head, as the model that ships has one with an encoder of "
+                    "its own (`names_encoder` True), or `named_memories` to False."
                 )
         reason = reason or self._take_over(state)
         if reason:
