@@ -148,6 +148,6 @@ def _supervised(
         network = build(size, organs + 1)
         if start_from is not None:
             start_network(network, start_from)
-        return network, NetworkInferer(size, organs, smoothing), train(training, network, overwrite)
+        return network, NetworkInferer(size, organs, smoothing=smoothing), train(training, network, overwrite)
 
     return run_row(row, trained, overwrite)

@@ -245,7 +245,7 @@ class NetworkInferer(SlicewiseInferer):
         smoothing: see :func:`.slicewise.smoothed_along`.
     """
 
-    def __init__(self, size: int, organs: int, smoothing: float = 0.0) -> None:
+    def __init__(self, size: int, organs: int, *, smoothing: float = 0.0) -> None:
         super().__init__(organs)
         self.size, self.smoothing = size, smoothing
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ..data.phantom_anatomy import ORGANS
 from ..data.phantom_rendering import TISSUES as PHANTOM_TISSUES
-from .patient import LABEL_INDEX, TISSUES
-from .patient import TISSUE_INDEX as _T
+from .patient import LABEL_INDEX, TISSUE_INDEX, TISSUES
+
+_T = TISSUE_INDEX
 
 # Greys of T1- and T2-weighted MR without fat saturation, roughly, air 0 and the brightest usual tissue 1; what is not
 # named is drawn at random. T2 with fat saturation and CT come from the phantoms' table.

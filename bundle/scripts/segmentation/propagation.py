@@ -191,7 +191,7 @@ class VolumetricInferer(LabelMapInferer):
         names = SmoothedNames(source, self.names_smoothing) if smooth else None
         for batch in batched(steps, self.batch_size):
             organs_of = {index: sides[index > middle].organs for step in batch for index in step}
-            own = OwnMemories(source, organs_of, names)
+            own = OwnMemories(source, organs_of, names=names)
             for step in batch:
                 ahead = [sides[index > middle] for index in step]
                 logits = self._decode_step(own, step, ahead)

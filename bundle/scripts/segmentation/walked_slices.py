@@ -138,7 +138,7 @@ class OwnMemories:
     """
 
     def __init__(
-        self, source: VolumeSlices, organs: Mapping[int, tuple[int, ...]], names: SmoothedNames | None = None
+        self, source: VolumeSlices, organs: Mapping[int, tuple[int, ...]], *, names: SmoothedNames | None = None
     ) -> None:
         self.network, self.device = source.network, source.device
         self._rows = {index: row for row, index in enumerate(index for index, each in organs.items() if each)}
