@@ -93,7 +93,7 @@ def walk(device: str = "cuda:0", quick: bool = False, slices: int = 64) -> None:
     found = in_turns({name: lambda case=case: run(*case) for name, case in cases.items()}, 1 if quick else 2)
     result: dict[str, Any] = {name: {"ms_a_slice": round(each.wall / slices, 2)} for name, each in found.items()}
     methods = [(network.backbone, name) for name in ("encode_image", "condition", "decode", "encode_memory")]
-    with stages(*methods, (network, "synthesise")) as spent:
+    with stages(*methods, (network, "name"), (network, "synthesise")) as spent:
         run(0, True)
     result["stages, bfloat16"] = {name: round(each.cpu / slices, 2) for name, each in spent.items()}
     if torch.cuda.is_available():

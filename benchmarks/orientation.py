@@ -68,7 +68,9 @@ def encode_cases(parser: ConfigParser, folder: Path, head: OrientationHead) -> N
     network, transform = get("network"), get("preprocessing")
     for item in get("inputs"):
         path = folder / f"{item['case']}.pt"
-        identity = describe({"image": str(item["image"]), "transform": transform, "backbone": network.backbone})
+        identity = describe(
+            {"image": str(item["image"]), "transform": transform, "backbone": network.backbone, "scaled": True}
+        )
         if path.is_file() and load_tensors(path, "case", remedy="").get("identity") == identity:
             continue
         image = transform(dict(item))["image"]

@@ -32,7 +32,8 @@ from .timing import Cost, GivenMasks, cost, in_turns, stages, track, video_predi
 
 STAGES = {
     "encode_image": "image encoder",
-    "synthesise": "prior",
+    "name": "naming head",
+    "synthesise": "prior, or memories of named masks",
     "condition": "memory attention",
     "decode": "mask decoder",
     "_encode_masks": "merging and memory encoder",
@@ -97,7 +98,8 @@ def table(
     network, trained = _network(parser)
     data = get("validate#preprocessing")(dict(get("test_data")[0]))
     volume, masks = _middle(data, len(network.organs), slices)
-    options = {key: get(key) for key in ("ended_after", "skip_absent")} | {"batch_size": get("encode_batch_size")}
+    keys = ("neighbours", "no_3d", "names_smoothing", "ended_after", "skip_absent", "views")
+    options = {key: get(key) for key in keys} | {"batch_size": get("encode_batch_size")}
     given = not trained if given_masks is None else given_masks
 
     def walk(**changes: Any) -> VolumetricInferer:

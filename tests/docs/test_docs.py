@@ -46,7 +46,7 @@ ELSEWHERE = (
     "python -m benchmarks.uncertainty",
     "python -m benchmarks.baselines.anatomy",
     "python -m benchmarks.many",
-    "python -m benchmarks.orientation",  # needs a head that does not ship: tests/benchmarks/test_orientation.py
+    "python -m benchmarks.orientation",  # needs scans: tests/benchmarks/test_orientation.py
     "python -m benchmarks.nothing_there",
 )
 PAINTED = ("configs/pretrain_anatomy.json", "configs/pretrain_prior.json")

@@ -42,7 +42,8 @@ class VolumetricInferer(LabelMapInferer):
         no_3d: every slice by itself, the paper's "DiffuSAM-no 3D".
         batch_size: slices encoded at a time.
         names_smoothing: where the network's head names organs, the weight of what it names in the slices on both sides
-            beside a slice's own; 0 names each slice by itself, as ``no_3d`` does. Not in the paper.
+            beside a slice's own; 0 names each slice by itself, as ``no_3d`` does, and as slices near a correction are.
+            Not in the paper.
         ended_after: an organ that was seen in one direction of the walk, and then was on none of so many slices in a
             row, is over: it is not looked for any further in that direction. A slice in which nothing is looked for is
             not even encoded. 0 looks for every organ in every slice.
@@ -87,7 +88,7 @@ class VolumetricInferer(LabelMapInferer):
             raise SettingError(f"ended_after must be 0 or more slices, got {ended_after}.")
         self.neighbours = 0 if no_3d else neighbours
         self.batch_size, self.ended_after, self.skip_absent = batch_size, ended_after, skip_absent
-        self.names_smoothing = 0.0 if no_3d else names_smoothing
+        self.names_smoothing = names_smoothing if self.neighbours else 0.0
         self.output, self.on_slices, self.on_features = output, on_slices, on_features
         self.views = read_views(views)
 

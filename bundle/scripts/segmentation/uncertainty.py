@@ -146,9 +146,7 @@ class SampleAgreement:
         flat = labels.flatten(1)
         masks = torch.stack([(flat == organ).float() for organ in range(1, self.organs + 1)])
         # (K, samples): voxels in common with the first sample, and in each sample by itself
-        self.shared = (
-            self.shared + torch.stack([masks @ masks[:, 0, :, None], masks.sum(2, keepdim=True)])[..., 0].double()
-        )
+        self.shared = self.shared + torch.stack([(masks * masks[:, :1]).sum(2), masks.sum(2)]).double()
 
     def dice(self) -> list[float | None]:
         """For each organ the mean Dice between the first sample and each of the others, None where all are empty."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 
 import torch
 from monai.transforms import Resize
@@ -121,6 +122,7 @@ class SmoothedNames:
         if new:
             features = self.source.features(new)
             named = grouped(self.source.name(features), len(self.source.network.organs)).log_softmax(1)
+            features = replace(features, image=None)
             self._kept |= {index: (features[row : row + 1], named[row]) for row, index in enumerate(new)}
         self._kept = {index: self._kept[index] for index in wanted}  # the walk does not come back
         before, own, after = (torch.stack([self._kept[index][1] for index in row]) for row in zip(*around))
@@ -152,7 +154,7 @@ class OwnMemories:
         else:
             self._features, named = names.of(everything)
         masks = source.masks(named)
-        self._named = None if masks is None else masks.flatten(2).any(2)
+        self._named = None if masks is None else masks.flatten(2).any(2).tolist()
         for wanted in dict.fromkeys(organs[index] for index in self._rows):
             indices = [index for index in self._rows if organs[index] == wanted]
             whole, rows = len(wanted) == len(self.network.organs), [self._rows[index] for index in indices]
@@ -163,7 +165,7 @@ class OwnMemories:
 
     def named(self, index: int, organ: int) -> bool:
         """Whether a slice's memory of an organ is one of something: generated, or of a mask that is not empty."""
-        return self._named is None or bool(self._named[self._rows[index], organ])
+        return self._named is None or self._named[self._rows[index]][organ]
 
     def of(self, indices: Sequence[int], organs: Sequence[int]) -> tuple[ImageFeatures, Tensor]:
         """Features of some slices, and memories ``(n * organs, M, h, w)`` of some organs."""
