@@ -11,9 +11,11 @@ from monai.transforms import Orientation, Resize
 from monai.utils import convert_to_tensor
 from nibabel.orientations import aff2axcodes
 from scripts.data.transforms import ResizeLabeld
+from scripts.networks.naming_head import smoothed
 from scripts.networks.sam2_backbone import SAM2
 from scripts.networks.sam2_types import ImageFeatures
 from scripts.segmentation.label_maps import LabelMapInferer
+from scripts.segmentation.walked_slices import with_neighbours
 from torch import Tensor, nn
 
 
@@ -68,7 +70,7 @@ def smoothed_along(named: Iterable[tuple[list[int], Tensor]], weight: float) -> 
     indices, logits = zip(*named)
     own = torch.cat(logits).log_softmax(1)
     before, after = torch.cat([own[:1], own[:-1]]), torch.cat([own[1:], own[-1:]])
-    yield [index for part in indices for index in part], (own + weight * (before + after)) / (1 + 2 * weight)
+    yield [index for part in indices for index in part], smoothed(before, own, after, weight)
 
 
 def network_slices(inputs: Tensor, indices: Sequence[int], size: int, device: torch.device) -> Tensor:
@@ -93,8 +95,7 @@ def shown_slices(inputs: Tensor, indices: Sequence[int], network: SAM2) -> Tenso
     device = next(network.parameters()).device
     if not network.slice_context:
         return network_slices(inputs, indices, network.image_size, device)
-    last = inputs.shape[-1] - 1
-    around = [near for index in indices for near in (max(index - 1, 0), index, min(index + 1, last))]
+    around = [near for triple in with_neighbours(indices, inputs.shape[-1]) for near in triple]
     planes = network_slices(inputs, around, network.image_size, device)
     return planes[:, 0].unflatten(0, (-1, 3))
 

@@ -334,11 +334,10 @@ def _items_at(path: Path, leave_out: Path | None) -> list[dict[str, str]]:
         found, root = found_at(matches, leave_out), None
     _say_what_is_left(found)
     tops = dict.fromkeys(found.images, root) if root else {}
-    if not root:  # a pattern names many folders: what lies in each is named after it, after the last of those in one
-        order = {top: number for number, top in enumerate(matches) if is_folder(top)}
-        for image in (*found.images, *found.problems) if order else ():
-            above = [top for top in image.parents if top in order]
-            tops |= {image: max(above, key=order.__getitem__).parent} if above else {}
+    if not root:  # a pattern names many folders, none in another: what lies in each is named after it
+        folders = set(filter(is_folder, matches))
+        everything = (*found.images, *found.problems)
+        tops = {image: top.parent for image in everything for top in image.parents if top in folders}
     images = [{"image": str(image), "case": _name_below(image, tops.get(image))} for image in found.images]
     problems = [
         {"image": str(file), "case": _name_below(file, tops.get(file, root), suffix=file.name), "problem": reason}

@@ -100,11 +100,11 @@ def named_labels(logits: Tensor, organs: int, size: int) -> Tensor:
     Returns:
         ``(S, S)``, 0 where it is none of the organs.
     """
-    named, rest = against_the_rest(logits[None], range(organs))
-    *values, highest = F.interpolate(torch.cat([named, rest], 1), (size, size), mode="bilinear")[0]
+    named = grouped(logits[None], organs)
+    *values, highest = F.interpolate(named, (size, size), mode="bilinear")[0]
     labels = torch.zeros(size, size, dtype=torch.int32, device=logits.device)
     # between pixels that are likelier something else, an organ is so nowhere
-    there = (named >= rest)[0].flatten(1).any(1).nonzero()[:, 0].tolist()
+    there = (named[:, :-1] >= named[:, -1:])[0].flatten(1).any(1).nonzero()[:, 0].tolist()
     for organ in reversed(there):  # of equals the first
         labels.masked_fill_(values[organ] >= highest, organ + 1)
         highest = torch.maximum(highest, values[organ])
@@ -114,3 +114,10 @@ def named_labels(logits: Tensor, organs: int, size: int) -> Tensor:
 def grouped(logits: Tensor, organs: int) -> Tensor:
     """Logits ``(B, organs + 1, h, w)`` of the first classes, the organs, and of all the others together."""
     return torch.cat(against_the_rest(logits, range(organs)), 1)
+
+
+def smoothed(before: Tensor, own: Tensor, after: Tensor, weight: float) -> Tensor:
+    """What is named in slices together with those on both sides: the mean of their log-probabilities, with this weight
+    on either side beside 1 for a slice's own.
+    """
+    return (own + weight * (before + after)) / (1 + 2 * weight)

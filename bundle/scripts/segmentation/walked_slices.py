@@ -14,7 +14,7 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from ..networks.diffusam import DiffuSAM
-from ..networks.naming_head import grouped
+from ..networks.naming_head import grouped, smoothed
 from ..networks.sam2_types import ImageFeatures
 from .views import View
 
@@ -78,7 +78,7 @@ class VolumeSlices:
         backbone = self.network.backbone
         if not backbone.slice_context:
             return self.network.encode(self._shown(indices))
-        around = [[max(index - 1, 0), index, min(index + 1, self.count - 1)] for index in indices]
+        around = with_neighbours(indices, self.count)
         wanted = sorted({index for triple in around for index in triple})
         planes = self._shown(wanted)[:, 0]  # each is resized once, whichever slices it lies beside
         rows = torch.tensor([[wanted.index(index) for index in triple] for triple in around])
@@ -115,8 +115,7 @@ class SmoothedNames:
         """Features of n slices, without their images, and log-probabilities ``(n, organs + 1, S/4, S/4)``, the last of
         all other structures together.
         """
-        last = self.source.count - 1
-        around = [[max(index - 1, 0), index, min(index + 1, last)] for index in indices]
+        around = with_neighbours(indices, self.source.count)
         wanted = dict.fromkeys([*indices, *(index for triple in around for index in triple)])
         new = [index for index in wanted if index not in self._kept]
         if new:
@@ -126,8 +125,8 @@ class SmoothedNames:
             self._kept |= {index: (features[row : row + 1], named[row]) for row, index in enumerate(new)}
         self._kept = {index: self._kept[index] for index in wanted}  # the walk does not come back
         before, own, after = (torch.stack([self._kept[index][1] for index in row]) for row in zip(*around))
-        smoothed = (own + self.weight * (before + after)) / (1 + 2 * self.weight)
-        return ImageFeatures.joined([self._kept[index][0] for index in indices]), smoothed
+        features = ImageFeatures.joined([self._kept[index][0] for index in indices])
+        return features, smoothed(before, own, after, self.weight)
 
 
 class OwnMemories:
@@ -178,3 +177,8 @@ class OwnMemories:
 
     def _select(self, rows: list[int]) -> ImageFeatures:
         return self._features if rows == list(range(len(self._rows))) else self._features[rows]
+
+
+def with_neighbours(indices: Sequence[int], count: int) -> list[list[int]]:
+    """Each slice between the two beside it, of ``count`` in all; the ends are their own neighbours."""
+    return [[max(index - 1, 0), index, min(index + 1, count - 1)] for index in indices]
