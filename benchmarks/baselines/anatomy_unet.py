@@ -5,8 +5,8 @@ fair share.
     python -m benchmarks.baselines.anatomy_unet --network unetr --output runs/anatomy_unetr.pt
 
 The network is the row's, the loss too; slices come from :class:`scripts.pretraining.patient_clips.AnatomyClips`, one a
-clip. What is written holds the weights as the rows ``unet`` and ``unetr`` take them with ``--start_from``. A training
-that was interrupted goes on from its checkpoint, beside the file it writes.
+clip. What is written holds the weights as the rows ``unet`` and ``unetr`` take them with ``--start_from``; so does this
+command, which then learns on. A training that was interrupted goes on from its checkpoint, beside the file it writes.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from scripts.data.phantom_anatomy import ORGANS
 from scripts.pretraining.anatomy import write_patients
 from scripts.pretraining.patient_clips import AnatomyClips, PatientPool
 from scripts.weights import save_atomically
+from torch import nn
 
-from .supervised import ResumableSteps, plain_unet, plain_unetr
+from .supervised import ResumableSteps, plain_unet, plain_unetr, start_network
 
 NETWORKS = {"unet": plain_unet, "unetr": plain_unetr}
 
@@ -33,6 +34,7 @@ def train(
     output: str,
     patients_dir: str = "data/patients",
     network: str = "unet",
+    start_from: str | None = None,
     patients: int = 600,
     iterations: int = 3000,
     slices: int = 16,
@@ -51,6 +53,7 @@ def train(
         output: file of the weights.
         patients_dir: where the painted patients are, or will be written.
         network: "unet" or "unetr", with the widths that the rows have by default.
+        start_from: weights that an earlier run has written; without, it learns from scratch.
         patients: how many.
         iterations: steps of AdamW, the learning rate falling to zero along a cosine.
         slices: in a step.
@@ -61,23 +64,22 @@ def train(
         save_every: steps between checkpoints.
 
     Raises:
-        SettingError: an unknown network.
+        SettingError: an unknown network, or weights of another.
     """
     errors.install()
-    if network not in NETWORKS:
-        raise errors.SettingError(f"network must be one of {', '.join(NETWORKS)}, got '{network}'.")
     identity = {key: value for key, value in locals().items() if key not in ("output", "patients_dir", "save_every")}
     torch.manual_seed(seed)
+    trained = _network(network, image_size, start_from)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pool = PatientPool(write_patients(Path(patients_dir), patients, workers=os.cpu_count() or 1), device)
     stage = {"epochs": 1, "clips": slices, "frames": 1, "image_size": image_size}
     where = {"beyond": beyond, "tilt": tilt, "slide": slide, "anywhere": anywhere}
     data = AnatomyClips(pool, [stage], length=iterations, seed=seed + 2, **where)
-    shape = {} if network == "unet" else {"size": image_size}
-    trained = NETWORKS[network](1 + len(ORGANS), **shape).to(device)
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True, batch=True, include_background=False)
     checkpoint = Path(output).with_suffix(".checkpoint.pt")
-    training = ResumableSteps(checkpoint, identity, network=trained, learning_rate=learning_rate, steps=iterations)
+    training = ResumableSteps(
+        checkpoint, identity, network=trained.to(device), learning_rate=learning_rate, steps=iterations
+    )
     trained.train()
     for step in training.run(save_every):
         batch = data.batch(step)
@@ -87,6 +89,16 @@ def train(
     state = {key: value.detach().cpu() for key, value in trained.state_dict().items()}
     save_atomically({"network": state}, output)
     checkpoint.unlink(missing_ok=True)
+
+
+def _network(name: str, image_size: int, start_from: str | None) -> nn.Module:
+    """One of :data:`NETWORKS`, with the weights of a file if one is named."""
+    if name not in NETWORKS:
+        raise errors.SettingError(f"network must be one of {', '.join(NETWORKS)}, got '{name}'.")
+    network = NETWORKS[name](1 + len(ORGANS), **({} if name == "unet" else {"size": image_size}))
+    if start_from is not None:
+        start_network(network, start_from)
+    return network
 
 
 if __name__ == "__main__":

@@ -43,6 +43,16 @@ def test_its_weights_are_the_rows(tmp_path, patients, name):
     assert any(not torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
+def test_learning_goes_on_from_weights_that_were_written(tmp_path, patients):
+    first, second = str(tmp_path / "first.pt"), str(tmp_path / "second.pt")
+    train(first, patients, iterations=1, **SMALL)
+
+    train(second, patients, start_from=first, iterations=1, learning_rate=0.0, **SMALL)
+
+    before, after = (torch.load(path, weights_only=True)["network"] for path in (first, second))
+    assert all(torch.equal(before[key], after[key]) for key, _ in plain_unet(5).named_parameters())
+
+
 def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, patients, monkeypatch):
     def run(name: str) -> dict[str, torch.Tensor]:
         train(str(tmp_path / name), patients, iterations=4, save_every=2, **SMALL)
