@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Orientation, Resize
+from monai.transforms import Orientation, Resize, SpatialCrop
 from monai.utils import convert_to_tensor
 from nibabel.orientations import aff2axcodes
 from scripts.data.transforms import ResizeLabeld
@@ -101,18 +101,27 @@ def shown_slices(inputs: Tensor, indices: Sequence[int], network: SAM2) -> Tenso
 
 
 def oriented_like(label: Tensor, image: Tensor) -> Tensor:
-    """A label map on the file's grid, ``(1, 1, ...)`` with its affine, along the axes of the image: ``(H, W, slices)``.
+    """A label map on the file's grid, ``(1, 1, ...)`` with its affine, along the axes of the image and as far as the
+    image reaches, which may be cropped: ``(H, W, slices)``.
 
     Raises:
-        ValueError: the two differ by more than the order and direction of axes.
+        ValueError: the two differ by more than that.
     """
     target, own = (each.affine.reshape(-1, 4, 4)[0].cpu() for each in (image, label))
     plain = MetaTensor(convert_to_tensor(label[0], track_meta=False), affine=own)
     turned = Orientation(axcodes="".join(aff2axcodes(target.numpy())))(plain)
-    if turned.shape[1:] != image.shape[2:]:
+    from_image = torch.linalg.solve(turned.affine, target.to(turned.affine))
+    start, shape = from_image[:3, 3].round().int().tolist(), image.shape[2:]
+    turned = SpatialCrop(roi_slices=[slice(first, first + size) for first, size in zip(start, shape)])(turned)
+    if (
+        min(start) < 0
+        or turned.shape[1:] != shape
+        or not torch.allclose(turned.affine[:3, :3], target[:3, :3].to(turned.affine))
+    ):
         raise ValueError(
             "The label map is on the file's grid, but after preprocessing the image has shape "
-            f"{tuple(image.shape[2:])} and the label, along the same axes, {tuple(turned.shape[1:])}."
+            f"{tuple(shape)} and the label, along the same axes and as far as the image reaches, "
+            f"{tuple(turned.shape[1:])}."
         )
     return convert_to_tensor(turned, track_meta=False)[0].round().long().cpu()
 

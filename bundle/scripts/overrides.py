@@ -71,7 +71,7 @@ _RANGES = {
     **dict.fromkeys(["learning_rate", "max_grad_norm", "lambda_prior", "lambda_seg", "lambda_names"], (0, math.inf)),
     "names_smoothing": (0, math.inf),
     "dropout": (0, 1),
-    **dict.fromkeys(["random_contrasts", "names_learned"], (0, 1)),
+    **dict.fromkeys(["body_fill", "random_contrasts", "names_learned"], (0, 1)),
 }
 _PATH = re.compile(r"^\$.*\+ '/")
 

@@ -458,6 +458,59 @@ def test_corrected_cases_are_segmented_again_and_no_others(overlay, tmp_path):
     assert again == {"b"} and (maps["b"] == plain["b"]).all() and "corrections" not in records["b"]
 
 
+@pytest.fixture(scope="module")
+def wide_scan(overlay, tmp_path_factory) -> tuple[Path, int]:
+    """A scan with as much air on all sides in plane as there is body, and how many voxels of it."""
+    image = nib.load(overlay.parent / "scans" / "a.nii.gz")
+    voxels = np.asarray(image.dataobj)
+    air = min(voxels.shape[:2])
+    path = tmp_path_factory.mktemp("wide") / "w.nii.gz"
+    padded = np.pad(voxels, ((air, air), (air, air), (0, 0)), constant_values=-1024)
+    nib.save(nib.Nifti1Image(padded, image.affine), path)
+    return path, air
+
+
+def test_corrections_are_obeyed_in_a_scan_that_is_cropped_to_the_body(overlay, wide_scan, tmp_path):
+    scan, air = wide_scan
+    output = tmp_path / "output"
+
+    def segment(cases: dict) -> np.ndarray:
+        path = corrections_file(tmp_path, cases)
+        run("inferring", overlay, input=str(scan), output=str(output), corrections=path, handlers=overlay_handlers())
+        return np.asarray(nib.load(output / "w_seg.nii.gz").dataobj)
+
+    plain = segment({})
+    point = [air + 20, air + 30, 5]
+    organ = ORGANS[int(plain[tuple(point)]) % len(ORGANS)]
+    corner = [0, 0, 5]  # of the image: no news
+    corrected = segment({"w": [{"organ": organ, "positive": [point], "negative": [corner]}]})
+
+    assert corrected.shape == nib.load(scan).shape and corrected[tuple(point)] == ORGANS.index(organ) + 1
+    body = np.zeros(plain.shape, bool)
+    body[air - 3 : 3 - air, air - 3 : 3 - air] = True
+    assert plain.any() and not plain[~body].any() and not corrected[~body].any()
+
+
+@pytest.mark.parametrize("points", [{"positive": [[0, 0, 5]]}, {"box": [[0, 0, 5], [3, 3, 5]]}], ids=str)
+def test_an_organ_is_not_said_to_be_outside_the_body(overlay, wide_scan, tmp_path, points):
+    path = corrections_file(tmp_path, {"w": [{"organ": "liver", **points}]})
+    with pytest.raises(Exception) as caught:
+        run("inferring", overlay, input=str(wide_scan[0]), output=str(tmp_path / "output"), corrections=str(path))
+    record = json.loads((tmp_path / "output" / "results.json").read_text())["cases"]["w"]
+    assert "points of liver lie outside the body" in record["error"], caught
+
+
+def test_a_prompt_on_a_part_of_its_slice_is_where_it_was():
+    prompt = correct(0, 2, positive=[(7, 9)], negative=[(6, 8), (0, 9)], box=[(9, 12), (2, 3)])
+
+    part = prompt.within((slice(5, 10), slice(6, 11)))
+
+    assert (part.organ, part.slice) == (0, 2)
+    assert part.positive.tolist() == [[2, 3]] and part.negative.tolist() == [[1, 2]]
+    assert part.box.tolist() == [[4, 4], [0, 0]]
+    assert correct(0, 2, positive=[(4, 9)]).within((slice(5, 10), slice(6, 11))) is None
+
+
 def test_corrections_of_an_unknown_case_end_the_run_before_anything_is_segmented(overlay, tmp_path):
     path = corrections_file(tmp_path, {"z": [{"organ": "liver", "positive": [[0, 0, 0]]}]})
     with pytest.raises(Exception) as caught:

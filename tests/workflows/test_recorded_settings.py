@@ -31,6 +31,7 @@ COMMON = {
     "trusted_form": "sform",
     "intensity": WINDOW,
     "image_size": 96,
+    "body_fill": 0.5,
     "decoder_token": "single",
     "slice_context": True,
     "use_high_res": True,

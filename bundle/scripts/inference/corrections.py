@@ -142,11 +142,23 @@ class Corrections:
         if case not in self.entries:
             return image, label
         volume = batchdata["image"][0]
-        affine, oriented_affine = (
-            np.asarray(each, float) for each in (volume.meta[MetaKeys.ORIGINAL_AFFINE], volume.affine)
-        )
-        prompts = self.prompts(case, affine, oriented_affine, volume.shape[1:])
-        return image, label, (), {"corrector": Corrector(prompts, self.reach)}
+        affine = np.asarray(volume.meta[MetaKeys.ORIGINAL_AFFINE], float)
+        grid = oriented_grid(affine, [int(size) for size in volume.meta[MetaKeys.SPATIAL_SHAPE]])
+        prompts = self.prompts(case, affine, *grid)
+        # what is segmented may be a part of each slice
+        first = np.rint(np.linalg.solve(grid[0], np.asarray(volume.affine, float))[:2, 3]).astype(int).tolist()
+        rows, columns = (slice(start, start + size) for start, size in zip(first, volume.shape[1:3]))
+        kept = [prompt.within((rows, columns)) for prompt in prompts]
+        lost = [self.organs[prompt.organ] for prompt, inside in zip(prompts, kept) if inside is None]
+        if lost:
+            self._refuse(
+                [
+                    f"case '{case}': points of {listed(lost)} lie outside the body to which its slices are cropped. "
+                    "Correct them, or segment whole slices with --body_fill 0."
+                ]
+            )
+        said = [each for each in kept if each and any(map(len, (each.positive, each.negative, each.box)))]
+        return image, label, (), {"corrector": Corrector(said, self.reach)}
 
     def _refuse(self, problems: Sequence[str]) -> None:
         if problems:

@@ -62,6 +62,24 @@ class SlicePrompt:
     negative: np.ndarray
     box: np.ndarray
 
+    def within(self, field: tuple[slice, slice]) -> SlicePrompt | None:
+        """The prompt on a part of its slice: boxes end at its edges, and no click outside of it is needed to say that
+        nothing is there. None where it says that an organ is.
+
+        Args:
+            field: rows and columns of the part.
+        """
+        start, end = (np.array([getattr(side, limit) for side in field]) for limit in ("start", "stop"))
+
+        def inside(points: np.ndarray) -> np.ndarray:
+            return ((points >= start) & (points < end)).all(1)
+
+        beside = len(self.box) and ((self.box.max(0) < start) | (self.box.min(0) >= end)).any()
+        if beside or not inside(self.positive).all():
+            return None
+        box, negative = self.box.clip(start, end - 1), self.negative[inside(self.negative)]
+        return replace(self, positive=self.positive - start, negative=negative - start, box=box - start)
+
     def in_box(self, points: np.ndarray) -> np.ndarray:
         """Which of the points ``(n, 2)`` lie in the box."""
         return ((points >= self.box.min(0)) & (points <= self.box.max(0))).all(1)
