@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from monai.data import MetaTensor
-from monai.transforms import Orientation
+from monai.transforms import Orientation, SpatialCrop
 from scripts.output.previews import COLOURS, DPI, PreviewSaver, draw_preview, draw_slice, save_figure
 
 ORGANS = ["spleen", "liver"]
@@ -35,6 +35,20 @@ def pixels(figure) -> np.ndarray:
 
 def draw(image, prediction, truth=None, **options):
     return draw_preview(image, prediction, ORGANS, truth=truth, **options)
+
+
+@pytest.mark.parametrize("axcodes", ["RAS", "PLS", "SLA"])
+def test_of_an_image_that_is_a_part_of_the_grid_the_organs_are_drawn_where_they_are(volume, axcodes):
+    image, prediction, truth = volume
+    rows, columns = slice(2, 29), slice(1, 22)
+    part = (SpatialCrop(roi_slices=[rows, columns])(each) for each in (image, prediction, truth))
+    expected = draw(*part, window=(0, 1))
+    turn = Orientation(axcodes=axcodes)
+
+    shown = SpatialCrop(roi_slices=[rows, columns])(image)
+    found = draw(turn(shown), turn(prediction), truth, window=(0, 1))
+
+    assert (pixels(found) == pixels(expected)).all()
 
 
 @pytest.mark.parametrize("with_truth", [True, False])

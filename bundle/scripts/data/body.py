@@ -7,6 +7,7 @@ stretches whole slices.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import Crop, InvertibleTransform, MapTransform
-from monai.utils import TraceKeys
+from monai.utils import ImageMetaKey, TraceKeys
 from scipy import ndimage
 from torch import Tensor
 
@@ -26,6 +27,8 @@ DARK = 0.08  # of the range of intensities: air and noise lie below
 LARGE = 0.25  # of the area of a slice's largest piece: smaller ones, such as tables and arms, are no part of a body
 MARGIN = 0.02  # of the body's extent, on each side
 ABSENT = -1024.0  # the logit that SAM2 gives to an object that is not there
+
+logger = logging.getLogger(__name__)
 
 _SLICES = 24  # looked at, evenly spaced
 _SIDE = 256  # of the slices that are looked at, or a little more
@@ -51,7 +54,12 @@ class CropToBodyd(MapTransform, InvertibleTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
-        part = field_of_body(result[self.source_key], self.fill)
+        image = result[self.source_key]
+        part = field_of_body(image, self.fill)
+        if [side.stop - side.start for side in part] != list(image.shape[1:3]):
+            name = getattr(image, "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ, "an image")
+            rows, columns = (f"{side.start}...{side.stop - 1} of {size}" for side, size in zip(part, image.shape[1:3]))
+            logger.info("'%s': slices are cropped to the body, rows %s, columns %s.", name, rows, columns)
         for key in self.key_iterator(result):
             result[key] = self.crop(result[key], part)
         return result

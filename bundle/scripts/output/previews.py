@@ -81,18 +81,16 @@ def draw_preview(
     """A row of axial slices as a radiologist sees them: anterior up, the patient's right on the left.
 
     Args:
-        image: ``(1, H, W, D)`` with its affine.
-        prediction: ``(1, H, W, D)`` label values, of the same voxels but with axes in any order; filled and outlined.
+        image: ``(1, H, W, D)`` with its affine; what is shown.
+        prediction: ``(1, I, J, K)`` label values with their affine, on the grid of the image or on a larger one that it
+            is a part of, with axes in any order; filled and outlined.
         organs: names for the legend.
         truth: like ``prediction``; dashed white outlines.
         window: see :class:`PreviewSaver`.
         columns: number of slices.
     """
     pixels, spacing = radiological(image.as_tensor()[0].cpu().numpy(), image.affine)
-    predicted, true = (
-        None if each is None else radiological(each.as_tensor()[0].cpu().numpy(), each.affine)[0]
-        for each in (prediction, truth)
-    )
+    predicted, true = (None if each is None else _on_grid_of(image, pixels.shape, each) for each in (prediction, truth))
     held = np.flatnonzero(predicted.any((0, 1)) if true is None else predicted.any((0, 1)) | true.any((0, 1)))
     held = held if len(held) else np.arange(pixels.shape[2])
     shown = held[np.unique(np.linspace(0, len(held) - 1, columns + 2).round().astype(int)[1:-1])]
@@ -117,6 +115,27 @@ def draw_preview(
     add_legend(figure, organs, with_truth=true is not None)
     figure.tight_layout(rect=(0, 0.07, 1, 1))
     return figure
+
+
+def _on_grid_of(image: MetaTensor, shape: Sequence[int], labels: MetaTensor) -> np.ndarray:
+    """Labels ``(1, I, J, K)`` where an image lies that may be a part of their grid, turned as the image is shown.
+
+    Args:
+        image: ``(1, H, W, D)``.
+        shape: of the image as it is shown.
+        labels: see :func:`draw_preview`.
+    """
+    turned, _ = radiological(labels.as_tensor()[0].cpu().numpy(), labels.affine)
+    part, whole = (_radiological_affine(each.affine, each.shape[1:]) for each in (image, labels))
+    first = np.rint(np.linalg.solve(whole, part)[:3, 3]).astype(int)
+    return turned[tuple(slice(start, start + length) for start, length in zip(first, shape))]
+
+
+def _radiological_affine(affine: Any, shape: Sequence[int]) -> np.ndarray:
+    """The affine of what :func:`radiological` makes of a volume."""
+    affine = np.asarray(affine, float)
+    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt("PLS"))
+    return affine @ nib.orientations.inv_ornt_aff(turn, tuple(shape))
 
 
 def draw_slice(

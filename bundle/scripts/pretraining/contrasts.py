@@ -123,7 +123,7 @@ def draw_means(draw: Draw, count: int) -> tuple[Tensor, Tensor]:
     for part, whole, share in (("hepatic vessel", "liver", 0.6), ("renal medulla", "renal cortex", 0.7)):
         near = draw.chance(share, count) & (kind < 0.35)
         means[:, _T[part]] = torch.where(near, means[:, _T[whole]] + draw.normal(0.09, count), means[:, _T[part]])
-    # stool that only its texture and its place tell from a liver, and what lies still in the colon, which its place does
+    # stool that only its texture and its place tell from a liver, and other contents that only their place does
     for name, share in (("stool", 0.35), ("bowel fluid", 0.2), ("bowel oral", 0.2)):
         alike = draw.chance(share, count)
         means[:, _T[name]] = torch.where(alike, means[:, _T["liver"]] + draw.normal(0.04, count), means[:, _T[name]])
