@@ -205,6 +205,10 @@ def test_the_prior_that_ships_is_of_the_defaults_but_for_what_it_was_pretrained_
     plain = {**training, "organs": list(training["label_map"])}
     built = {key: {"_mode_": "callable", **plain[key]} for key in ("intensity", "scheduler")}
 
+    # priors that do not say how their slices were cropped were trained on whole ones
+    assert shipped.pop("body_fill") == 0 and training["body_fill"] == 0.8
+    recorded = torch.load(BUNDLE / "models" / "model.pt", map_location="cpu", weights_only=True)["inference"]
+    assert recorded["body_fill"] == training["body_fill"]
     assert {key for key, value in shipped.items() if (plain | built)[key] != value} == SHIPPED
     assert all(shipped[key] == pretrained[key] for key in SHIPPED - {"encode_batch_size"})
 
@@ -239,9 +243,10 @@ def test_evaluation_and_inference_prepare_images_alike():
     assert evaluation[0]["_target_"] == "LoadImaged" and evaluation[3]["_target_"] == "Orientationd"
     assert inference[0]["_target_"] == "scripts.data.stored.LoadOrientedd"
     assert inference[0]["axcodes"] == evaluation[3]["axcodes"]
-    assert evaluation[4:-1] == inference[1:-1]
-    assert evaluation[-1] == {"_target_": "scripts.data.transforms.InSlabsd", "transform": "@intensity"}
-    assert inference[-1] == {"_target_": "scripts.data.stored.ScaleLaterd", "transform": "@intensity"}
+    assert evaluation[4:-2] == inference[1:-2]
+    assert evaluation[-2] == {"_target_": "scripts.data.transforms.InSlabsd", "transform": "@intensity"}
+    assert inference[-2] == {"_target_": "scripts.data.stored.ScaleLaterd", "transform": "@intensity"}
+    assert evaluation[-1] == inference[-1] and inference[-1]["_target_"] == "scripts.data.body.CropToBodyd"
 
 
 def test_training_and_evaluation_prepare_images_alike():
