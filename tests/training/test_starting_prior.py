@@ -10,7 +10,7 @@ from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
 from scripts.networks.naming_network import naming
 from scripts.networks.sam2_backbone import FrozenSAM2
-from scripts.training.starting_prior import StartingPrior
+from scripts.training.starting_prior import StartingPrior, share_learned
 
 EMBEDDING = "unet.class_embedding.weight"
 
@@ -179,3 +179,13 @@ def test_without_an_earlier_prior_statistics_are_fitted(statistics, start_from):
     StartingPrior(starting, start_from, statistics=statistics)()
 
     assert starting.prior.fitted
+
+
+@pytest.mark.parametrize(("volumes", "share"), [(1, 0.2), (2, 0.4), (3, 0.6), (8, 0.6)])
+def test_few_volumes_change_the_names_of_known_organs_less(earlier, volumes, share):
+    _, path = earlier
+
+    assert share_learned(volumes, ["liver", "spleen"], path, most=0.6, enough=3) == pytest.approx(share)
+    assert share_learned(volumes, ["liver", "heart"], path, most=0.6) == 0.6
+    assert share_learned(volumes, ["liver"], path.with_name("none.pt"), most=0.6) == 0.6
+    assert share_learned(volumes, ["liver"], None, most=0.6) == 0.6

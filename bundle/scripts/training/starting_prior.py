@@ -8,7 +8,7 @@ start with an embedding of their own.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,28 @@ def _differing(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> l
 def _rows(tensor: Tensor, rows: int | None) -> Tensor:
     """A tensor of the same shape, but for the number of its rows, if one is given."""
     return tensor if rows is None else tensor.new_empty((rows, *tensor.shape[1:]))
+
+
+def share_learned(
+    volumes: int, organs: Sequence[str], start_from: str | Path | None, *, most: float = 0.7, enough: int = 3
+) -> float:
+    """How far a head that names organs is exported from where its training began (``names_learned``): the fewer volumes
+    it learns from, the more it would forget of what they lack, and the less it has to say against that. Not in the
+    paper.
+
+    Args:
+        volumes: labelled ones.
+        organs: names. Where one of them is new to the file that the training starts from, nothing is known of it that
+            could be forgotten: then it is as far as from enough volumes.
+        start_from: see :class:`StartingPrior`.
+        most: the share from enough volumes on.
+        enough: that many.
+    """
+    if start_from is None or not Path(start_from).is_file():
+        return most
+    about = load_tensors(start_from, "trained prior", remedy=_REMEDY).get("model", {}).get("_extra_state", {})
+    known = set(organs) <= set(about.get("organs", ()))
+    return round(most * min(1.0, volumes / enough), 4) if known else most
 
 
 def starting_digest(start_from: str | Path | None) -> str | None:
