@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +15,7 @@ from monai.data import ITKReader
 from monai.utils import MetaKeys
 from nibabel.affines import voxel_sizes
 
-from ..errors import DatasetError, listed
+from ..errors import DatasetError, count, listed, one_line
 from .grids import ENOUGH, check_amount, check_components, check_dimensions, check_spacing, unplaced
 from .itk_headers import data_files, flag_in, header_fields, is_nrrd, shape_in
 
@@ -107,15 +108,15 @@ def _check_axes(path: Path, fields: dict[str, str]) -> None:
             f"'{path}': cannot be read (its header states NDims {fields.get('ndims', 'nowhere')}, and the sizes of "
             f"{axes} axes), expected the same number. Its header may be damaged: copy or download it again."
         )
-    for name, count in _AXES.items():
+    for name, power in _AXES.items():
         values = fields.get(name, "").split()
         try:
             finite = bool(np.isfinite([float(value) for value in values]).all())
         except ValueError:
             finite = False
-        if name in fields and not (finite and len(values) == axes**count):
+        if name in fields and not (finite and len(values) == axes**power):
             raise DatasetError(
-                f"'{path}': cannot be read (its header has '{fields[name]}' for {name}), expected {axes**count} finite "
+                f"'{path}': cannot be read (its header has '{fields[name]}' for {name}), expected {axes**power} finite "
                 "numbers. Its header may be damaged: copy or download it again."
             )
 
@@ -168,6 +169,8 @@ def _check_data(path: Path, fields: dict[str, str]) -> None:
             "the same twice. Export the file again."
         )
     encoding = _encoding(path, fields)
+    if files and not is_nrrd(path):  # of NRRD, ITK compares the numbers itself
+        _check_slices(path, fields, files)
     if len(files) > 1 and expected % len(files):
         raise DatasetError(
             f"'{path}': {len(files)} files of voxels for a shape of {shape}, expected as many in each "
@@ -186,6 +189,32 @@ def _check_data(path: Path, fields: dict[str, str]) -> None:
         )
         place = f" in '{file.name}'" if files else ""
         check_amount(path, found, expected // max(1, len(files)), kind="NRRD or MetaImage file", where=place)
+
+
+def _check_slices(path: Path, fields: dict[str, str], files: Sequence[Path]) -> None:
+    """Refuses a MetaImage list of files that do not hold a slice each: ITK reads a slice from each, and no more."""
+    first, *names = fields["elementdatafile"].rstrip().split("\n")
+    slices = shape_in(path, fields)[-1]
+    said = one_line(first)
+    if first.startswith("LIST"):
+        if first.split() not in (["LIST"], ["LIST", str(len(shape_in(path, fields)) - 1)]):
+            raise DatasetError(
+                f"'{path}': its header names the files with its voxels by '{said}', expected 'LIST', and a file for "
+                f"each of its {count(slices, 'slice')}. Export the file again, with all voxels in one file."
+            )
+        if not all(name.strip() for name in names):  # ITK takes an empty line for a name
+            raise DatasetError(
+                f"'{path}': its header has an empty line among the names of {count(len(files), 'file')}, expected one "
+                "name in each line. Remove it."
+            )
+    elif "%" not in first:
+        return
+    if len(files) != slices:
+        raise DatasetError(
+            f"'{path}': its header names {count(len(files), 'file')} by '{said}' for {count(slices, 'slice')}, "
+            "expected a file for each slice. Name one file with all voxels as ElementDataFile without LIST, or export "
+            "the file again."
+        )
 
 
 def _available(

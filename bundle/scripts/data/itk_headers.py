@@ -7,9 +7,20 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import DatasetError
+from ..errors import DatasetError, one_line
 from .file_names import NRRD_SUFFIXES
 
+_KEYS = (  # that MetaIO knows, in these capitals alone
+    *("Comment", "AcquisitionDate", "ObjectType", "ObjectSubType", "NDims", "Name", "ID", "ParentID", "Color"),
+    *("BinaryData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB"),
+    *("CompressedData", "CompressedDataSize", "CompressionLevel"),
+    *("Offset", "Position", "Origin", "ImagePosition", "TransformMatrix", "Rotation", "Orientation"),
+    *("CenterOfRotation", "AnatomicalOrientation", "DistanceUnits", "ElementSpacing", "ElementSize"),
+    *("DimSize", "HeaderSize", "Modality", "SequenceID", "ElementMin", "ElementMax", "ElementNumberOfChannels"),
+    *("ElementNBits", "ElementToIntensityFunctionSlope", "ElementToIntensityFunctionOffset"),
+    *("ElementType", "ElementDataFile"),
+)
+_SPELLINGS = {key.lower(): key for key in _KEYS}
 _FLAGS = {**dict.fromkeys(["true", "t", "1"], True), **dict.fromkeys(["false", "f", "0"], False)}  # of a MetaImage
 _HEADER_BYTES = 1 << 20  # a header that is longer is none
 
@@ -29,6 +40,11 @@ def header_fields(path: Path) -> dict[str, str]:
             if separator == b":" and key == "data file" and value.upper().startswith("LIST"):
                 fields[key] = value + "\n" + file.read(_HEADER_BYTES).decode("latin-1")  # names follow to the end
                 break
+            if separator == b"=" and _SPELLINGS.get(key, name) != name:  # which ITK passes over
+                raise DatasetError(
+                    f"'{path}': its header has '{one_line(name)}', expected '{_SPELLINGS[key]}' in these capitals, by "
+                    "which alone programs know it. Correct it, or export the file again."
+                )
             if separator == b"=" and fields.get(key, value) != value and key != "comment":
                 raise DatasetError(f"'{path}': its header states {name} twice, differently. Export the file again.")
             fields[key] = value.removeprefix("=").strip() if separator == b":" else value
