@@ -340,6 +340,7 @@ NO_SLICE_EACH = {
     "all slices in a file": ("LIST\nall.raw", "names 1 file by 'LIST' for 9 slices"),
     "three slices a file": ("LIST\npart0.raw\npart1.raw\npart2.raw", "names 3 files by 'LIST' for 9 slices"),
     "three slices a file, by number": ("part%d.raw 0 2 1", "names 3 files by 'part%d.raw 0 2 1' for 9 slices"),
+    "numbers that go down": ("part%d.raw 2 0 -1", "counts the files with its voxels down"),
     "volumes": ("LIST 3\nall.raw", "names the files with its voxels by 'LIST 3', expected 'LIST'"),
     "a stated dimension that is none": ("LIST x\nall.raw", "names the files with its voxels by 'LIST x'"),
     "an empty line": ("LIST\n\nall.raw", "has an empty line among the names"),
@@ -387,6 +388,17 @@ def test_what_itk_writes_is_read(tmp_path, suffix, compression):
     image.SetSpacing([2, 2, 5])
     itk.imwrite(image, str(tmp_path / f"a{suffix}"), compression=compression)
     assert outcome(tmp_path / f"a{suffix}") == "same"
+
+
+@pytest.mark.parametrize("name", ["A.MHA", "A.Mha", "A.MHD", "A.NRRD", "A.NHDR"])
+def test_a_name_may_end_in_capitals(tmp_path, name):
+    (tmp_path / "a.raw").write_bytes(RAW)
+    apart = name.upper() in ("A.MHD", "A.NHDR")
+    if "M" in name:
+        path = metaimage(tmp_path / name, place="a.raw" if apart else "LOCAL")
+    else:
+        path = nrrd(tmp_path / name, b"" if apart else RAW, **({"data file": "a.raw"} if apart else {}))
+    assert outcome(path) == "same"
 
 
 def test_the_type_of_voxels_must_be_known(tmp_path):

@@ -64,7 +64,8 @@ def load_itk(path: Path, default_axcodes: str | None) -> tuple[np.ndarray, np.nd
     slope, offset = _numbers(path, fields, "elementtointensityfunctionslope", "elementtointensityfunctionoffset")
     reader = ITKReader()
     try:
-        image = reader.read(path)
+        # of which ITK knows no file whose name ends in capitals
+        image = reader.read(path) if is_nrrd(path) else reader.read(path, imageio=itk.MetaImageIO.New())
     except itk.TemplateTypeError as error:
         kind = fields.get("type" if is_nrrd(path) else "elementtype", "")
         raise DatasetError(
@@ -209,6 +210,11 @@ def _check_slices(path: Path, fields: dict[str, str], files: Sequence[Path]) -> 
             )
     elif "%" not in first:
         return
+    elif " ".join(first.split()[3:]).startswith("-"):  # of which ITK reads none
+        raise DatasetError(
+            f"'{path}': its header counts the files with its voxels down ('{said}'), expected upwards. Name them in "
+            "their order after 'ElementDataFile = LIST', each on a line."
+        )
     if len(files) != slices:
         raise DatasetError(
             f"'{path}': its header names {count(len(files), 'file')} by '{said}' for {count(slices, 'slice')}, "
