@@ -376,7 +376,7 @@ def metaimage_text(folder: Path) -> str:
     return metaimage(folder / "a.mha", b"").read_text()
 
 
-@pytest.mark.parametrize("key", ["My.Key", "dicom_tag", "comments"])
+@pytest.mark.parametrize("key", ["My.Key", "dicom_tag", "comment", "NAME"])
 def test_other_keys_of_a_metaimage_are_passed_over(tmp_path, key):
     assert outcome(metaimage(tmp_path / "a.mha", **{key: "1"})) == "same"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from ..errors import DatasetError, one_line
 from .file_names import NRRD_SUFFIXES
 
-_KEYS = (  # that MetaIO knows, in these capitals alone
-    *("Comment", "AcquisitionDate", "ObjectType", "ObjectSubType", "NDims", "Name", "ID", "ParentID", "Color"),
+_KEYS = (  # by which MetaIO reads an image, in these capitals alone
+    *("ObjectType", "ObjectSubType", "NDims"),
     *("BinaryData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB"),
-    *("CompressedData", "CompressedDataSize", "CompressionLevel"),
+    *("CompressedData", "CompressedDataSize"),
     *("Offset", "Position", "Origin", "ImagePosition", "TransformMatrix", "Rotation", "Orientation"),
     *("CenterOfRotation", "AnatomicalOrientation", "DistanceUnits", "ElementSpacing", "ElementSize"),
     *("DimSize", "HeaderSize", "Modality", "SequenceID", "ElementMin", "ElementMax", "ElementNumberOfChannels"),
