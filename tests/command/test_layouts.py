@@ -149,6 +149,60 @@ def save_masks(folder: Path, case: str = "s1") -> Path:
     return folder
 
 
+def named(folder: Path, *cases: str, image: str = "image", label: str = "label") -> Path:
+    """Folders of cases, each ``case:ending of the image:ending of the label``."""
+    for each in cases:
+        case, of_image, of_label = each.split(":")
+        touch(folder, f"{case}/{image}{of_image}", f"{case}/{label}{of_label}")
+    return folder
+
+
+ENDINGS = {
+    "two formats": (["a:.nii.gz:.nii.gz", "b:.nii:.nii"], "{case}/image.*", "{case}/label.*"),
+    "images of two formats": (["a:.nii:.nii", "b:.mha:.nii"], "{case}/image.*", "{case}/label.nii"),
+    "labels of two formats": (["a:.nii:.nii", "b:.nii:.nii.gz"], "{case}/image.nii", "{case}/label.*"),
+    "one format": (["a:.nii:.nii", "b:.nii:.nii"], "{case}/image.nii", "{case}/label.nii"),
+}
+
+
+@pytest.mark.parametrize("cases, image, label", ENDINGS.values(), ids=ENDINGS)
+def test_cases_of_several_formats_are_all_taken(tmp_path, caplog, cases, image, label):
+    layout = layout_of(named(tmp_path, *cases))
+
+    assert (layout.image, layout.label, sorted(layout.cases)) == (image, label, ["a", "b"])
+    assert not caplog.text
+
+
+def test_patterns_without_an_ending_tell_the_modality(tmp_path):
+    assert layout_of(named(tmp_path, "a:.nii:.nii", "b:.mha:.nii", image="ct")).modality == "ct"
+
+
+def test_labelled_cases_that_are_left_out_are_named(tmp_path, caplog):
+    named(tmp_path, "a:.nii:.nii", "b:.nii:.nii", "c:.nii.gz:.nii.gz")
+    touch(tmp_path, "a/image.nii.gz", "a/t1.nii", "d/scan.nii", "d/seg.nii")
+
+    layout = layout_of(tmp_path)
+
+    assert (layout.image, list(layout.cases)) == ("{case}/image.nii", ["a", "b"])
+    assert "Left out, since '{case}/image.nii' with '{case}/label.nii' does not name them" in caplog.text
+    assert ": c/image, d/scan. " in caplog.text
+
+
+def test_organs_whose_mask_a_case_lacks_are_named(tmp_path, caplog):
+    cases = {"s1": ("liver", "spleen", "kidney_left", "heart"), "s2": ("liver", "spleen"), "s3": ("liver", "heart")}
+    for case, organs in cases.items():
+        touch(tmp_path, f"{case}/ct.nii.gz", *(f"{case}/segmentations/{organ}.nii.gz" for organ in organs))
+
+    assert layout_of(tmp_path).label_map == {"liver": "liver"}
+    assert "spleen, whose mask is not there of s3" in caplog.text
+    assert "left kidney, whose mask is not there of s2, s3" in caplog.text
+
+    for case in ("s2", "s3"):
+        (tmp_path / case / "segmentations" / "liver.nii.gz").unlink()
+    with pytest.raises(DatasetError, match="in all cases .*liver, whose mask is not there of s2, s3"):
+        layout_of(tmp_path)
+
+
 MASKS = {"image": "{case}/ct.nii.gz", "label": "{case}/segmentations/{organ}.nii.gz"}
 
 

@@ -204,8 +204,8 @@ def test_fewer_or_more_voxels_than_declared_are_reported(tmp_path, make):
         ({"ElementSpacing": "nan 1 1"}, "'nan 1 1' for elementspacing"),
         ({"TransformMatrix": "1 2 3"}, "expected 9 finite numbers"),
         ({"TransformMatrix": "a b c d e f g h i"}, "expected 9 finite numbers"),
-        ({"elementspacing": "1 1 1"}, "states elementspacing twice, differently"),
-        ({"ndims": -1}, "twice, differently"),
+        ({"elementspacing": "1 1 1"}, "expected 'ElementSpacing' in these capitals"),
+        ({"ndims": -1}, "expected 'NDims' in these capitals"),
     ],
     ids=str,
 )
@@ -326,9 +326,59 @@ def test_a_list_of_planes_is_read(tmp_path):
     names = [f"plane{index}.raw" for index in range(SHAPE[2])]
     for index, name in enumerate(names):
         (tmp_path / name).write_bytes(RAW[index * len(PLANE) : (index + 1) * len(PLANE)])
-    for place in ("LIST\n" + "\n".join(names), f"plane%d.raw 0 {SHAPE[2] - 1} 1"):
+    for place in (
+        "LIST\n" + "\n".join(names),
+        "LIST 2\n" + "\n".join(names) + "\n\n",
+        f"plane%d.raw 0 {SHAPE[2] - 1} 1",
+    ):
         path = metaimage(tmp_path / "a.mhd", place=place)
         assert outcome(path) == "same" and len(files_of(path)) == 1 + SHAPE[2]
+
+
+# by which ITK would read a slice from each file, and take what is in memory for the others
+NO_SLICE_EACH = {
+    "all slices in a file": ("LIST\nall.raw", "names 1 file by 'LIST' for 9 slices"),
+    "three slices a file": ("LIST\npart0.raw\npart1.raw\npart2.raw", "names 3 files by 'LIST' for 9 slices"),
+    "three slices a file, by number": ("part%d.raw 0 2 1", "names 3 files by 'part%d.raw 0 2 1' for 9 slices"),
+    "numbers that go down": ("part%d.raw 2 0 -1", "counts the files with its voxels down"),
+    "volumes": ("LIST 3\nall.raw", "names the files with its voxels by 'LIST 3', expected 'LIST'"),
+    "a stated dimension that is none": ("LIST x\nall.raw", "names the files with its voxels by 'LIST x'"),
+    "an empty line": ("LIST\n\nall.raw", "has an empty line among the names"),
+}
+
+
+@pytest.mark.parametrize("place, said", NO_SLICE_EACH.values(), ids=NO_SLICE_EACH)
+def test_files_of_a_metaimage_that_do_not_hold_a_slice_each_are_refused(tmp_path, place, said):
+    (tmp_path / "all.raw").write_bytes(RAW)
+    for index in range(3):
+        (tmp_path / f"part{index}.raw").write_bytes(RAW[index * 3 * len(PLANE) : (index + 1) * 3 * len(PLANE)])
+
+    message = outcome(metaimage(tmp_path / "a.mhd", place=place))
+
+    assert said in message and str(tmp_path / "a.mhd") in message
+
+
+KEYS = ["TransformMatrix", "ElementSpacing", "BinaryDataByteOrderMSB", "ElementByteOrderMSB", "Offset", "DimSize"]
+KEYS += ["CompressedData", "ElementType", "ElementToIntensityFunctionSlope", "DistanceUnits", "HeaderSize"]
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("other", [str.lower, str.upper])
+def test_a_key_of_a_metaimage_in_other_capitals_is_refused(tmp_path, key, other):
+    path = metaimage(tmp_path / "a.mha", **({} if key in metaimage_text(tmp_path) else {key: "1"}))
+    head, tail = path.read_bytes().split(b"LOCAL\n", 1)
+    path.write_bytes(head.replace(key.encode() + b" =", other(key).encode() + b" =") + b"LOCAL\n" + tail)
+
+    assert f"its header has '{other(key)}', expected '{key}' in these capitals" in outcome(path)
+
+
+def metaimage_text(folder: Path) -> str:
+    return metaimage(folder / "a.mha", b"").read_text()
+
+
+@pytest.mark.parametrize("key", ["My.Key", "dicom_tag", "comment", "NAME"])
+def test_other_keys_of_a_metaimage_are_passed_over(tmp_path, key):
+    assert outcome(metaimage(tmp_path / "a.mha", **{key: "1"})) == "same"
 
 
 @pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
@@ -338,6 +388,17 @@ def test_what_itk_writes_is_read(tmp_path, suffix, compression):
     image.SetSpacing([2, 2, 5])
     itk.imwrite(image, str(tmp_path / f"a{suffix}"), compression=compression)
     assert outcome(tmp_path / f"a{suffix}") == "same"
+
+
+@pytest.mark.parametrize("name", ["A.MHA", "A.Mha", "A.MHD", "A.NRRD", "A.NHDR"])
+def test_a_name_may_end_in_capitals(tmp_path, name):
+    (tmp_path / "a.raw").write_bytes(RAW)
+    apart = name.upper() in ("A.MHD", "A.NHDR")
+    if "M" in name:
+        path = metaimage(tmp_path / name, place="a.raw" if apart else "LOCAL")
+    else:
+        path = nrrd(tmp_path / name, b"" if apart else RAW, **({"data file": "a.raw"} if apart else {}))
+    assert outcome(path) == "same"
 
 
 def test_the_type_of_voxels_must_be_known(tmp_path):

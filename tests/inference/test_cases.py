@@ -15,6 +15,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.transforms import ScaleIntensityRanged, ScaleIntensityRangePercentilesd
 from nibabel.affines import apply_affine
+from scripts.data.datalists import inference_inputs
 from scripts.errors import DatasetError, user_error
 from scripts.inference.case_records import CaseRecords, FailedCases
 from scripts.inference.cases import CaseProgress, FiniteVolumeReader, LogitsToProbabilitiesd
@@ -251,6 +252,19 @@ def test_nothing_is_done_twice(recorded):
     assert recorded.pending() == []
 
 
+@pytest.mark.parametrize("image", ["\ud800.nii.gz", "a\0b.nii.gz", "a\ud800/b.nii.gz", "x" * 5000, "~no one/a.nii"])
+def test_a_path_that_no_file_can_have_is_one_case_that_failed(recorded, image):
+    path = recorded.folder / "list.json"
+    path.write_text(json.dumps([{"image": image, "case": "c"}, "a.nii.gz"]))
+    records = recorded.records(overwrite=True)
+
+    assert [item["case"] for item in records.pending(inference_inputs(path))] == ["a"]
+    with pytest.raises(FailedCases) as caught:
+        records.check()
+    assert "1 of 1 case failed" in str(caught.value) and list(records.failures) == ["c"]
+    assert json.loads((recorded.output / "results.json").read_text(encoding="utf-8"))
+
+
 def test_everything_is_done_again_if_asked_for(recorded):
     assert recorded.pending(overwrite=True) == ["a", "b"]
 
@@ -432,6 +446,7 @@ def test_previews_that_are_gone_fail_nothing_for_nothing_would_make_them_again(r
 
 RECORDERS = """
 import os, sys; sys.path.insert(0, {bundle!r})
+from scripts.data.datalists import inference_inputs
 from scripts.inference.case_records import CaseRecords
 other = os.fork()
 name = "x" if other else "y"

@@ -56,6 +56,7 @@ def correct(organ: int, index: int, positive=(), negative=(), box=()) -> SlicePr
         ({"organ": "liver", "positive": [[1.5, 1, 1]]}, "three whole numbers"),
         ({"organ": "liver", "positive": [["1", 1, 1]]}, "three whole numbers"),
         ({"organ": "liver", "negative": [[True, 1, 1]]}, "three whole numbers"),
+        *(({"organ": "liver", "box": [[10**n, 1, 1], [2, 2, -(10**n)]]}, "all below 1000000000") for n in (9, 20, 400)),
         ({"organ": "liver", "box": [[1, 1, 1]]}, "two opposite corners"),
         ({"organ": "liver", "clicks": [[1, 1, 1]], "box": [[1, 1, 1], [2, 2, 1]]}, "unknown keys clicks"),
         ("liver", "expected an object"),

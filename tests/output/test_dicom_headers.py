@@ -136,6 +136,19 @@ def test_controls_are_in_no_name_and_none_of_several_values(write, keyword, stat
     assert all(header[keyword].value == mended for header in headers.values())
 
 
+@pytest.mark.parametrize("line", ["a\r\nb", "a\nb", "a\rb", "a\tb\x0cc"])
+@pytest.mark.parametrize("keyword", ["InstitutionAddress", "AdditionalPatientHistory", "PatientComments"])
+def test_lines_of_a_paragraph_stay_lines(keyword, line):
+    header = pydicom.Dataset()
+    header.SpecificCharacterSet = "ISO_IR 100"
+    setattr(header, keyword, line)
+    assert mend_headers({Path("a.dcm"): header}) == []
+    assert header[keyword].value == line
+    setattr(header, keyword, line + "\x1b[2J")
+    assert len(mend_headers({Path("a.dcm"): header})) == 1
+    assert header[keyword].value == line + r"\x1b[2J"
+
+
 def test_an_element_that_cannot_be_read_is_left_out_and_named(write, caplog):
     series = rewritten(write(PatientComments="QQQQ"), b"LT\x04\x00QQQQ", b"FD\x04\x00QQQQ")
     assert str(segment(series).PatientName) == "Doe^Jane"

@@ -76,6 +76,8 @@ def test_an_overlay_that_was_edited_is_kept(tiny_dataset, tmp_path):
         ("image_{case}.nii.gz", "label_{case}.nii.gz", {"label_map": {"spleen": None}}, "value of spleen is None"),
         ("image_{case}.nii.gz", "label_{case}.nii.gz", {"label_map": {"spleen": [[1]]}}, r"value of spleen is \[1\]"),
         ("image_{case}.nii.gz", "label_{case}.nii.gz", {"label_map": {" ": 1}}, "an organ without a name"),
+        ("image_{case}.nii.gz", "label_{case}.nii.gz", {"label_map": {"spleen": 0}}, "has the value 0 for spleen"),
+        ("image_{case}.nii.gz", "label_{case}.nii.gz", {"label_map": {"a": 1, "b": [2, 0]}}, "has the value 0 for b"),
         ("image_{case}.nii.gz", "label_{case}.nii.gz", {"train_cases": ["e"]}, "--train_cases names e, .*a, b, c, d"),
         ("image_{case}.nii.gz", "label_{case}.nii.gz", {"modality": "pet"}, "expected ct or mr"),
         ("label_{case}.nii.gz", "image_{case}.nii.gz", {}, "Does --label name the images"),

@@ -7,6 +7,7 @@ only is taken; everything else is asked for, with what was found.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from ..errors import DatasetError, MissingFileError, count, listed
 from ..files import json_of
 
 CASE, ORGAN = "{case}", "{organ}"
+_ANY = ".*"  # an ending of a pattern: whichever a file has
 # folders of images, and of labels, in lower case
 _IMAGES = ("imagestr", "images", "image", "img", "imgs", "scans", "volumes", "ct", "mr", "mri")
 _LABELS = ("labelstr", "labels", "label", "lbl", "masks", "mask", "segmentations", "segmentation", "seg", "annotations")
@@ -35,6 +37,8 @@ _SAME = {
     "l kidney": "left kidney",
 }
 SHIPPED = ("spleen", "right kidney", "left kidney", "liver")
+
+logger = logging.getLogger(__name__)
 
 
 class _Candidate(NamedTuple):
@@ -88,16 +92,36 @@ def layout_of(folder: Path) -> Layout:
         raise DatasetError(f"No images with labels of their names in '{folder}'. {_there(folder)} {_REMEDY}")
     most = max(len(each.cases) for each in found.values())
     best = [each for each in found.values() if len(each.cases) == most]
+    best = [each for each in best if not (each.image + each.label).count(_ANY)] or best
     if len(best) > 1:
         ways = "; ".join(f"--image '{each.image}' --label '{each.label}'" for each in best[:3])
         raise DatasetError(f"'{folder}' can be read in {len(best)} ways. Choose one: {ways}.")
     image, label, cases = best[0]
+    _say_what_is_left(best[0], list(found.values()))
     label_map = _masks(folder, label, cases) if ORGAN in label else _label_map(about)
     text = f"{count(len(cases), 'labelled volume')}: {image} with {label}."
     return Layout(image, label, cases, label_map, _modality(about, image), text)
 
 
 _REMEDY = 'Say where they are: --image "images/{case}.nii.gz" --label "labels/{case}.nii.gz".'
+
+
+def _say_what_is_left(chosen: _Candidate, found: Sequence[_Candidate]) -> None:
+    """Warns of labelled images that the chosen patterns do not name, by their files without an ending."""
+    taken, *others = ([_image_of(each, case) for case in each.cases] for each in (chosen, *found))
+    left = sorted({image for images in others for image in images} - set(taken))
+    if chosen.image.startswith(f"{CASE}/"):  # a case may have several images
+        left = [image for image in left if image.split("/")[0] not in chosen.cases]
+    if left:
+        logger.warning(
+            "Left out, since '%s' with '%s' does not name them: %s. Call all images alike, and all labels, or give "
+            "patterns without an ending, such as --image '{case}/image.*' --label '{case}/label.*'.",
+            *(chosen.image, chosen.label, listed(left)),
+        )
+
+
+def _image_of(candidate: _Candidate, case: str) -> str:
+    return _stem(candidate.image.removesuffix(_ANY).replace(CASE, case))
 
 
 def _candidates(folder: Path) -> Iterator[_Candidate]:
@@ -120,19 +144,40 @@ def _candidates(folder: Path) -> Iterator[_Candidate]:
 def _folders_of_cases(folder: Path, cases: Sequence[str]) -> Iterator[_Candidate]:
     """A folder a case: with an image and a label, or with an image and a folder of masks."""
     contents = {case: _entries(folder / case) for case in cases}
-    images: dict[str, list[str]] = {}
-    labels: dict[str, list[str]] = {}
+    images: dict[str, dict[str, str]] = {}  # pattern to what it names of each case
+    labels: dict[str, dict[str, str]] = {}
     for case, names in contents.items():
         for name in names:
             kinds = ((images, _IMAGE_WORDS), (labels, _LABEL_WORDS))
             for kind, words in kinds:
                 if _stem(name).lower() in words and name != _MASKS:
-                    kind.setdefault(f"{CASE}/{name}", []).append(case)
+                    kind.setdefault(f"{CASE}/{name}", {})[case] = name
         if _MASKS in names and any(each.endswith(IMAGE_SUFFIXES) for each in _entries(folder / case / _MASKS)):
-            labels.setdefault(f"{CASE}/{_MASKS}/{ORGAN}.nii.gz", []).append(case)
-    for (image, with_image), (label, with_label) in product(images.items(), labels.items()):
-        if both := [case for case in with_image if case in with_label]:
-            yield _Candidate(image, label, both)
+            labels.setdefault(f"{CASE}/{_MASKS}/{ORGAN}.nii.gz", {})[case] = _MASKS
+    known = set()
+    for (image, with_image), (label, with_label) in product(_opened(images), _opened(labels)):
+        both = {case: (name, with_label[case]) for case, name in with_image.items() if case in with_label}
+        if both and (files := tuple(both.items())) not in known:
+            known.add(files)
+            yield _Candidate(image, label, list(both))
+
+
+def _opened(patterns: Mapping[str, Mapping[str, str]]) -> list[tuple[str, dict[str, str]]]:
+    """The same patterns, and behind them those without an ending that name files of several, of each case one."""
+    together: dict[str, list[Mapping[str, str]]] = {}
+    for pattern, named in patterns.items():
+        together.setdefault(_stem(pattern), []).append(named)
+    opened = {
+        f"{stem}{_ANY}": dict(sorted(pair for each in group for pair in each.items()))
+        for stem, group in together.items()
+        if len(group) > 1
+    }
+    alone = {
+        pattern: named
+        for pattern, named in opened.items()
+        if len(named) == sum(map(len, together[pattern.removesuffix(_ANY)]))
+    }
+    return [(pattern, dict(named)) for pattern, named in (*patterns.items(), *alone.items())]
 
 
 def _pairs(images: Sequence[str], labels: Sequence[str]) -> Iterator[_Candidate]:
@@ -232,10 +277,23 @@ def _masks(folder: Path, label: str, cases: Sequence[str]) -> dict[str, str]:
     ]
     common = sorted(set.intersection(*there))
     wanted = {organ_named(name): name for name in common if organ_named(name) in SHIPPED}
+    lacking = {
+        organ: [case for case, names in zip(cases, there) if organ not in map(organ_named, names)]
+        for organ in SHIPPED
+        if organ not in wanted and any(organ in map(organ_named, names) for names in there)
+    }
+    lack = "; ".join(f"{organ}, whose mask is not there of {listed(without)}" for organ, without in lacking.items())
     if not wanted:
         raise DatasetError(
-            f"No mask in '{folder}' is of {listed(SHIPPED)}. Choose from {listed(common)}: --label_map "
+            f"No mask in '{folder}' is of {listed(SHIPPED)}{' in all cases' if lack else ''}"
+            f"{f' ({lack})' if lack else ''}. Choose from {listed(common)}: --label_map "
             f"\"{{'organ': '{next(iter(common), 'mask')}'}}\"."
+        )
+    if lack:
+        logger.warning(
+            "Organs that are left out: %s. Add the masks, empty ones of an organ that is not in the image, or take "
+            "these cases out of the folder.",
+            lack,
         )
     return {organ: wanted[organ] for organ in sorted(wanted, key=_order)}
 
@@ -246,7 +304,7 @@ def _modality(about: Mapping[str, Any], image: str) -> str | None:
     if isinstance(names, Mapping) and names:
         text = " ".join(map(str, names.values())).upper()
         return "ct" if "CT" in text.split() else "mr" if re.search(r"\bMR|\bT[12]|FLAIR", text) else None
-    return {"ct": "ct", "mr": "mr", "mri": "mr"}.get(_stem(Path(image).name).lower())
+    return {"ct": "ct", "mr": "mr", "mri": "mr"}.get(_stem(Path(image.removesuffix(_ANY)).name).lower())
 
 
 def _there(folder: Path) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-from ..errors import SHOWN, DatasetError, MissingFileError, count, listed
+from ..errors import SHOWN, DatasetError, MissingFileError, count, listed, printable
 from ..files import json_of
 from .case_patterns import case_path, cases_matching, check_patterns
 from .dicom_files import is_dicom_file
@@ -163,6 +163,9 @@ def check_output(path: str | Path, items: Sequence[Item], output: str | Path) ->
         )
 
 
+_NO_PATH = "no file can have this name. Correct it in '{}'."
+
+
 def _listed_inputs(path: Path) -> list[dict[str, str]]:
     """The images that a JSON file lists."""
     expected = (
@@ -192,8 +195,11 @@ def _listed_inputs(path: Path) -> list[dict[str, str]]:
         image, case = entry.get("image"), entry.get("case")
         if not (isinstance(image, str) and image) or isinstance(case, (bool, list, dict)):
             raise DatasetError(f"Input '{path}' has the entry {json.dumps(entry)}; {expected}")
-        image = os.path.abspath(path.parent / Path(image).expanduser())
-        items.append({"image": image, "case": case_name(image) if case is None else str(case)})
+        image = os.path.abspath(path.parent / os.path.expanduser(image))
+        case = case_name(image) if case is None else str(case)
+        problem = {} if _is_path(image) else {"problem": f"'{printable(image)}': {_NO_PATH.format(path)}"}
+        # which everything that follows can ask for
+        items.append({"image": printable(image) if problem else image, "case": case, **problem})
     return items
 
 
@@ -247,12 +253,15 @@ def _check_alike(names: Iterable[str]) -> None:
     logger.warning("%s On macOS and Windows their results would be one file: do not copy them there together.", differ)
 
 
-def _is_file_name(name: str) -> bool:
+def _is_path(name: str) -> bool:
     try:
-        os.fsencode(name)
+        return b"\0" not in os.fsencode(name)
     except UnicodeEncodeError:  # half of a pair of JSON's escapes, which no file system takes
         return False
-    return name.strip() not in ("", "..") and "\0" not in name and Path(name).name == name
+
+
+def _is_file_name(name: str) -> bool:
+    return name.strip() not in ("", "..") and _is_path(name) and Path(name).name == name
 
 
 def _check_names(names: Iterable[str]) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gzip
 import re
-import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,9 +15,9 @@ from monai.data import ITKReader
 from monai.utils import MetaKeys
 from nibabel.affines import voxel_sizes
 
-from ..errors import DatasetError, listed
-from .file_names import NRRD_SUFFIXES
+from ..errors import DatasetError, count, listed, one_line
 from .grids import ENOUGH, check_amount, check_components, check_dimensions, check_spacing, unplaced
+from .itk_headers import data_files, flag_in, header_fields, is_nrrd, shape_in
 
 # the NRRD spaces that ITK converts; the others do not say where the patient's left is
 _NRRD_SPACES = ("right-anterior-superior", "ras", "left-anterior-superior", "las", "left-posterior-superior", "lps")
@@ -43,8 +42,6 @@ _AXES = {  # of a MetaImage header, numbers for each axis, or for each pair of a
     **dict.fromkeys(["elementspacing", "elementsize", "offset", "position", "origin", "centerofrotation"], 1),
     **dict.fromkeys(["transformmatrix", "rotation", "orientation"], 2),
 }
-_FLAGS = {**dict.fromkeys(["true", "t", "1"], True), **dict.fromkeys(["false", "f", "0"], False)}  # of a MetaImage
-_HEADER_BYTES = 1 << 20  # a header that is longer is none
 
 
 def load_itk(path: Path, default_axcodes: str | None) -> tuple[np.ndarray, np.ndarray]:
@@ -60,18 +57,19 @@ def load_itk(path: Path, default_axcodes: str | None) -> tuple[np.ndarray, np.nd
         Exception: whatever else reading raises.
     """
     fields = header_fields(path)
-    if not _is_nrrd(path):
+    if not is_nrrd(path):
         _check_axes(path, fields)
     check_components(path, _components(path, fields))
     _check_data(path, fields)
     slope, offset = _numbers(path, fields, "elementtointensityfunctionslope", "elementtointensityfunctionoffset")
     reader = ITKReader()
     try:
-        image = reader.read(path)
+        # of which ITK knows no file whose name ends in capitals
+        image = reader.read(path) if is_nrrd(path) else reader.read(path, imageio=itk.MetaImageIO.New())
     except itk.TemplateTypeError as error:
-        kind = fields.get("type" if _is_nrrd(path) else "elementtype", "")
+        kind = fields.get("type" if is_nrrd(path) else "elementtype", "")
         raise DatasetError(
-            f"'{path}': cannot be read (ITK has no images of {len(_shape(path, fields))} dimensions of '{kind}'), "
+            f"'{path}': cannot be read (ITK has no images of {len(shape_in(path, fields))} dimensions of '{kind}'), "
             "expected three dimensions of short, int or float. Convert it."
         ) from error
     voxels, meta = reader.get_data(image)
@@ -83,7 +81,7 @@ def load_itk(path: Path, default_axcodes: str | None) -> tuple[np.ndarray, np.nd
         voxels = (voxels * np.float64(slope) + offset).astype(np.float32)
     affine = np.asarray(meta[MetaKeys.AFFINE], dtype=float)
     affine[:3] *= _millimetres(path, fields)
-    if _is_nrrd(path):
+    if is_nrrd(path):
         spaced = "space directions" in fields or "nan" not in fields.get("spacings", "nan").lower()
         directions = re.findall(r"\([^)]*\)", fields.get("space directions", ""))
         if "space directions" in fields and len(directions) != 3:  # ITK takes any direction for one that is missing
@@ -103,96 +101,33 @@ def load_itk(path: Path, default_axcodes: str | None) -> tuple[np.ndarray, np.nd
     return voxels, affine
 
 
-def header_fields(path: Path) -> dict[str, str]:
-    """Names, in lower case, and values of an NRRD or MetaImage header; ``""`` holds the bytes that it takes."""
-    separator = b":" if _is_nrrd(path) else b"="
-    fields: dict[str, str] = {}
-    with open(path, "rb") as file:
-        while raw := file.readline(_HEADER_BYTES):
-            if file.tell() > _HEADER_BYTES:
-                raise DatasetError(f"'{path}': its header has no end. Export the file again.")
-            if separator == b":" and not raw.strip():  # NRRD: the data follow
-                break
-            name, _, value = (part.decode("latin-1").strip() for part in raw.partition(separator))
-            key = name.lower()
-            if separator == b":" and key == "data file" and value.upper().startswith("LIST"):
-                fields[key] = value + "\n" + file.read(_HEADER_BYTES).decode("latin-1")  # names follow to the end
-                break
-            if separator == b"=" and fields.get(key, value) != value and key != "comment":
-                raise DatasetError(f"'{path}': its header states {name} twice, differently. Export the file again.")
-            fields[key] = value.removeprefix("=").strip() if separator == b":" else value
-            if key == "elementdatafile":  # MetaImage: the data follow, or the names of files
-                if value.upper().startswith("LIST"):
-                    fields[key] = value + "\n" + file.read(_HEADER_BYTES).decode("latin-1")
-                break
-        fields[""] = str(file.tell())
-    return fields
-
-
-def data_files(path: Path, fields: dict[str, str]) -> list[Path]:
-    """The files with the voxels of a header; none where they follow the header itself.
-
-    Raises:
-        DatasetError: one that is not a regular file in or below the header's folder.
-    """
-    stated = fields.get("data file" if _is_nrrd(path) else "elementdatafile")
-    if stated is None and _is_nrrd(path):
-        stated = fields.get("datafile")
-    if stated is None:
-        if _is_nrrd(path) and path.suffix.lower() == ".nrrd":
-            return []
-        raise DatasetError(f"'{path}': its header names no file with the voxels. Export the file again.")
-    if not _is_nrrd(path) and stated.upper() == "LOCAL":
-        return []
-    names = list(_names(path, stated))
-    if not names:
-        raise DatasetError(f"'{path}': its header announces a list of files, but names none. Export the file again.")
-    files = []
-    for name in names:
-        file = path.parent / name
-        inside = not Path(name).is_absolute() and path.parent.resolve() in file.resolve().parents
-        if not inside:
-            raise DatasetError(
-                f"'{path}': its header names '{name}' as the file with its voxels, expected one in its own folder. "
-                "Copy both files into one folder, and correct the name."
-            )
-        if not file.exists():
-            raise DatasetError(f"'{path}': the file with its voxels, '{file}', is not there. Copy it as well.")
-        if not stat.S_ISREG(file.stat().st_mode):
-            raise DatasetError(
-                f"'{path}': its voxels are to be read from '{file}', which is no file. Correct the name."
-            )
-        files.append(file)
-    return files
-
-
 def _check_axes(path: Path, fields: dict[str, str]) -> None:
     """Compares the numbers of a MetaImage header with its number of axes, by which ITK reads them: of -1 it hangs."""
-    axes = len(_shape(path, fields))
+    axes = len(shape_in(path, fields))
     if fields.get("ndims") != str(axes):
         raise DatasetError(
             f"'{path}': cannot be read (its header states NDims {fields.get('ndims', 'nowhere')}, and the sizes of "
             f"{axes} axes), expected the same number. Its header may be damaged: copy or download it again."
         )
-    for name, count in _AXES.items():
+    for name, power in _AXES.items():
         values = fields.get(name, "").split()
         try:
             finite = bool(np.isfinite([float(value) for value in values]).all())
         except ValueError:
             finite = False
-        if name in fields and not (finite and len(values) == axes**count):
+        if name in fields and not (finite and len(values) == axes**power):
             raise DatasetError(
-                f"'{path}': cannot be read (its header has '{fields[name]}' for {name}), expected {axes**count} finite "
+                f"'{path}': cannot be read (its header has '{fields[name]}' for {name}), expected {axes**power} finite "
                 "numbers. Its header may be damaged: copy or download it again."
             )
 
 
 def _components(path: Path, fields: dict[str, str]) -> int:
     """Values in each voxel."""
-    if not _is_nrrd(path):
+    if not is_nrrd(path):
         (channels,) = _numbers(path, fields, "elementnumberofchannels")
         return int(channels)
-    kinds, sizes = fields.get("kinds", "").lower().split(), _shape(path, fields)
+    kinds, sizes = fields.get("kinds", "").lower().split(), shape_in(path, fields)
     if len(kinds) != len(sizes):
         return 1
     return int(np.prod([size for kind, size in zip(kinds, sizes) if kind not in ("domain", "space", "time", "???")]))
@@ -213,29 +148,6 @@ def _numbers(path: Path, fields: dict[str, str], *names: str) -> list[float]:
     return numbers
 
 
-def _names(path: Path, stated: str) -> Iterator[str]:
-    """The files that a header names: one, a list, or a pattern with numbers."""
-    first, *others = stated.split("\n")
-    if first.upper().startswith("LIST"):
-        yield from (name.strip() for name in others if name.strip())
-        return
-    parts = first.split()
-    if "%" in first and len(parts) >= 4:
-        try:
-            low, high, step = (int(part) for part in parts[1:4])
-            numbers = range(low, high + (1 if step > 0 else -1), step)
-            if numbers[100_000:] or not re.fullmatch(r"[^%]*%0?\d{0,3}[du][^%]*", parts[0]):
-                raise ValueError
-        except ValueError as error:
-            raise DatasetError(
-                f"'{path}': its header names the files with its voxels by '{first}', expected a pattern such as "
-                "'slice%03d.raw 1 40 1'. Export the file again."
-            ) from error
-        yield from (parts[0] % number for number in numbers)
-        return
-    yield first
-
-
 # ---- whether the voxels are all there
 
 
@@ -245,19 +157,21 @@ def _check_data(path: Path, fields: dict[str, str]) -> None:
     Compressed data are read to their end, where their checksum is: ITK stops before.
     """
     files = data_files(path, fields)
-    shape = _shape(path, fields)
-    kind = fields.get("type" if _is_nrrd(path) else "elementtype", "").lower()
+    shape = shape_in(path, fields)
+    kind = fields.get("type" if is_nrrd(path) else "elementtype", "").lower()
     if kind not in _BYTES:
-        known = "a numeric type, such as short or float" if _is_nrrd(path) else "such as MET_SHORT"
+        known = "a numeric type, such as short or float" if is_nrrd(path) else "such as MET_SHORT"
         raise DatasetError(f"'{path}': voxels of type '{kind}', expected {known}. Convert the file.")
     expected = int(np.prod(shape, dtype=object)) * _BYTES[kind]
-    orders = {_flag(path, fields, key) for key in ("binarydatabyteordermsb", "elementbyteordermsb") if key in fields}
+    orders = {flag_in(path, fields, key) for key in ("binarydatabyteordermsb", "elementbyteordermsb") if key in fields}
     if len(orders) > 1:
         raise DatasetError(
             f"'{path}': its header states two orders of bytes (BinaryDataByteOrderMSB, ElementByteOrderMSB), expected "
             "the same twice. Export the file again."
         )
     encoding = _encoding(path, fields)
+    if files and not is_nrrd(path):  # of NRRD, ITK compares the numbers itself
+        _check_slices(path, fields, files)
     if len(files) > 1 and expected % len(files):
         raise DatasetError(
             f"'{path}': {len(files)} files of voxels for a shape of {shape}, expected as many in each "
@@ -278,6 +192,37 @@ def _check_data(path: Path, fields: dict[str, str]) -> None:
         check_amount(path, found, expected // max(1, len(files)), kind="NRRD or MetaImage file", where=place)
 
 
+def _check_slices(path: Path, fields: dict[str, str], files: Sequence[Path]) -> None:
+    """Refuses a MetaImage list of files that do not hold a slice each: ITK reads a slice from each, and no more."""
+    first, *names = fields["elementdatafile"].rstrip().split("\n")
+    slices = shape_in(path, fields)[-1]
+    said = one_line(first)
+    if first.startswith("LIST"):
+        if first.split() not in (["LIST"], ["LIST", str(len(shape_in(path, fields)) - 1)]):
+            raise DatasetError(
+                f"'{path}': its header names the files with its voxels by '{said}', expected 'LIST', and a file for "
+                f"each of its {count(slices, 'slice')}. Export the file again, with all voxels in one file."
+            )
+        if not all(name.strip() for name in names):  # ITK takes an empty line for a name
+            raise DatasetError(
+                f"'{path}': its header has an empty line among the names of {count(len(files), 'file')}, expected one "
+                "name in each line. Remove it."
+            )
+    elif "%" not in first:
+        return
+    elif " ".join(first.split()[3:]).startswith("-"):  # of which ITK reads none
+        raise DatasetError(
+            f"'{path}': its header counts the files with its voxels down ('{said}'), expected upwards. Name them in "
+            "their order after 'ElementDataFile = LIST', each on a line."
+        )
+    if len(files) != slices:
+        raise DatasetError(
+            f"'{path}': its header names {count(len(files), 'file')} by '{said}' for {count(slices, 'slice')}, "
+            "expected a file for each slice. Name one file with all voxels as ElementDataFile without LIST, or export "
+            "the file again."
+        )
+
+
 def _available(
     path: Path, file: Path, start: int, *, fields: dict[str, str], encoding: str, expected: int, voxel: int
 ) -> int:
@@ -288,7 +233,7 @@ def _available(
             if not stream.readline():  # a header may state any number
                 break
         skipped = int(
-            fields.get("byte skip", fields.get("byteskip", 0)) if _is_nrrd(path) else fields.get("headersize", 0)
+            fields.get("byte skip", fields.get("byteskip", 0)) if is_nrrd(path) else fields.get("headersize", 0)
         )
         if encoding == "raw":
             rest = file.stat().st_size - stream.tell()
@@ -298,7 +243,7 @@ def _available(
             return _written_out(path, stream) * voxel
         if encoding == "hex":
             return len(b"".join(stream.read().split())) // 2
-        if not _is_nrrd(path) and skipped > 0:
+        if not is_nrrd(path) and skipped > 0:
             stream.seek(skipped, 1)
         found, packed = _decompressed(stream, encoding, at_most=expected + max(0, skipped) + ENOUGH)
     stated = fields.get("compresseddatasize")
@@ -309,7 +254,7 @@ def _available(
             f"'{path}': its header states {stated} bytes of compressed voxels (CompressedDataSize), of which there are "
             f"{packed}. Its header may be damaged: copy or download it again."
         )
-    return found - (max(0, skipped) if _is_nrrd(path) else 0)
+    return found - (max(0, skipped) if is_nrrd(path) else 0)
 
 
 def _written_out(path: Path, stream: BinaryIO) -> int:
@@ -347,10 +292,10 @@ def _decompressed(stream: BinaryIO, encoding: str, at_most: int) -> tuple[int, i
 
 def _encoding(path: Path, fields: dict[str, str]) -> str:
     """One of raw, text, hex, gzip and zlib."""
-    if not _is_nrrd(path):
-        if not _flag(path, fields, "binarydata", otherwise=True):
+    if not is_nrrd(path):
+        if not flag_in(path, fields, "binarydata", otherwise=True):
             return "text"
-        return "zlib" if _flag(path, fields, "compresseddata") else "raw"
+        return "zlib" if flag_in(path, fields, "compresseddata") else "raw"
     stated = fields.get("encoding", "").lower()
     known = {"raw": "raw", "gzip": "gzip", "gz": "gzip"}  # ITK has none of bzip2
     known |= dict.fromkeys(["text", "txt", "ascii"], "text") | {"hex": "hex"}
@@ -359,28 +304,9 @@ def _encoding(path: Path, fields: dict[str, str]) -> str:
     return known[stated]
 
 
-def _flag(path: Path, fields: dict[str, str], name: str, *, otherwise: bool = False) -> bool:
-    """Whether a MetaImage header says True; ITK takes everything that it does not know for False."""
-    stated = fields.get(name, str(otherwise)).lower()
-    if stated not in _FLAGS:
-        raise DatasetError(f"'{path}': its header has '{stated}' for {name}, expected True or False. Correct it.")
-    return _FLAGS[stated]
-
-
-def _shape(path: Path, fields: dict[str, str]) -> tuple[int, ...]:
-    stated = fields.get("sizes" if _is_nrrd(path) else "dimsize", "")
-    sizes = stated.split()
-    if not sizes or not all(re.fullmatch(r"0*[1-9][0-9]{0,9}", size) for size in sizes):
-        raise DatasetError(
-            f"'{path}': cannot be read (the sizes in its header are '{stated}'), expected a complete NRRD or MetaImage "
-            "file, with a whole number for each axis. Copy or download it again."
-        )
-    return tuple(map(int, sizes))
-
-
 def _millimetres(path: Path, fields: dict[str, str]) -> float:
     """What the header's unit is in millimetres, which is what a header without a unit means."""
-    if not _is_nrrd(path):
+    if not is_nrrd(path):
         stated = [fields.get("distanceunits", "")]
     elif "space directions" in fields:
         stated = re.findall(r'"([^"]*)"', fields.get("space units", ""))
@@ -394,7 +320,3 @@ def _millimetres(path: Path, fields: dict[str, str]) -> float:
             "axes. Correct the header, or export the file again."
         )
     return factors.pop()  # type: ignore[return-value]
-
-
-def _is_nrrd(path: Path) -> bool:
-    return path.name.lower().endswith(NRRD_SUFFIXES)

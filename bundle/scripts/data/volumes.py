@@ -33,7 +33,8 @@ from .dicom import load_series
 from .dicom_files import dicom_files, is_dicom_file
 from .file_names import HEADER_SUFFIXES, IMAGE_SUFFIXES, MGH_SUFFIXES, NIFTI_SUFFIXES, case_name
 from .grids import is_mistake, is_sheared, is_usable, oriented, unreadable, upright_grid
-from .itk_files import data_files, header_fields, load_itk
+from .itk_files import load_itk
+from .itk_headers import data_files, header_fields
 from .mgh import load_mgh
 from .nifti import FORMS, SCANNER, load_nifti, voxels_beside
 

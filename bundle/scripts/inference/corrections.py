@@ -34,6 +34,7 @@ from ..segmentation.corrected_slices import Corrector, SlicePrompt
 
 COORDINATES = ("voxel", "LPS", "RAS")
 KINDS = ("positive", "negative", "box")  # of points
+_BEYOND = 10**9  # millimetres or voxels that no image reaches; of far more, NumPy makes nothing
 AXCODES = "PLS"  # of the slices that the network sees: rows to the back, columns to the left, slices to the top
 
 
@@ -272,7 +273,8 @@ def _problems(stated: Any, organs: Sequence[str], coordinates: str) -> Iterator[
         points = stated.get(kind, [])
         if not isinstance(points, list) or not all(_is_point(point, coordinates) for point in points):
             numbers = "whole numbers" if coordinates == "voxel" else "numbers"
-            yield f"{kind} is {points!r}, expected a list of points of three {numbers} each, such as [[120, 88, 14]]."
+            expected = f"a list of points of three {numbers} each, all below {_BEYOND}, such as [[120, 88, 14]]"
+            yield f"{kind} is {points!r}, expected {expected}."
         elif kind == "box" and len(points) not in (0, 2):
             yield f"a box of {len(points)} points, expected two opposite corners."
 
@@ -282,5 +284,5 @@ def _is_point(point: Any, coordinates: str) -> bool:
     return (
         isinstance(point, list)
         and len(point) == 3
-        and all(isinstance(each, numbers) and not isinstance(each, bool) and np.isfinite(each) for each in point)
+        and all(isinstance(each, numbers) and not isinstance(each, bool) and abs(each) < _BEYOND for each in point)
     )

@@ -38,6 +38,7 @@ _DECIMALS = (
     "ImageOrientationPatient",
 )
 _LINES, _PARAGRAPHS = ("LO", "SH", "CS", "PN"), ("ST", "LT", "UT")  # texts without and with line breaks
+_BREAKS = "\r\n\f\t"  # in a paragraph: carriage return, line feed, form feed and tabulator
 _TEXTS = (*_LINES, *_PARAGRAPHS)
 # by which ISO 2022 goes from one character set to another; of some pydicom leaves them in the text
 _DESIGNATION = re.compile(r"\x1b(?:\$[@B]|\$?[()*+\-./][0-9A-Z])")
@@ -90,7 +91,7 @@ def _mended(file: Path, header: pydicom.Dataset) -> Iterator[str]:
     yield from _to_unicode(header)
     for element in list(header):
         keyword, value = element.keyword, element.value
-        if element.VR in _TEXTS and keyword and not all(map(str.isprintable, _texts_of(value))):
+        if element.VR in _TEXTS and keyword and not all(_is_shown(element.VR, each) for each in _texts_of(value)):
             mended = [_shown_as(element.VR, each) for each in _texts_of(value)]
             setattr(header, keyword, mended if len(mended) > 1 else mended[0])
             yield f"{keyword} {_shown(value)} is {listed(mended)}"
@@ -158,7 +159,14 @@ def _texts_of(value: Any) -> list[str]:
 
 
 def _shown_as(kind: str, value: str) -> str:
-    return one_line(value).replace("\\", "/") if kind in _LINES else printable(value)
+    if kind in _LINES:
+        return one_line(value).replace("\\", "/")
+    return "".join(each if each in _BREAKS else printable(each) for each in value)
+
+
+def _is_shown(kind: str, value: str) -> bool:
+    """Whether a text is one that its kind may hold: with line breaks in a paragraph alone."""
+    return value.isprintable() if kind in _LINES else _shown_as(kind, value) == value
 
 
 def _changed(header: pydicom.Dataset, keyword: str, old: Any, new: str) -> Iterator[str]:

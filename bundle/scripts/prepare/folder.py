@@ -166,6 +166,12 @@ def _meanings(items: Sequence[Item], label_map: LabelMap | None, reader: VolumeR
         return _Meanings(label_map, [0], [guessed])
     label_values(label_map, [])  # which says what is wrong with it
     named = {int(value) for values in label_map.values() for value in np.atleast_1d(values)}
+    if 0 in named:
+        organs = [organ for organ, values in label_map.items() if 0 in map(int, np.atleast_1d(values))]
+        raise DatasetError(
+            f"--label_map has the value 0 for {listed(organs)}, expected others: 0 is what belongs to no organ. "
+            "Correct it."
+        )
     background = sorted((found | {0}) - named)
     remarks = [f"Counted as background: the label values {listed(background)}."] if background != [0] else []
     absent = [organ for organ, values in label_map.items() if not found & set(np.atleast_1d(values).tolist())]
