@@ -477,7 +477,8 @@ def test_corrections_are_obeyed_in_a_scan_that_is_cropped_to_the_body(overlay, w
 
     def segment(cases: dict) -> np.ndarray:
         path = corrections_file(tmp_path, cases)
-        run("inferring", overlay, input=str(scan), output=str(output), corrections=path, handlers=overlay_handlers())
+        places = {"input": str(scan), "output": str(output), "corrections": path}
+        run("inferring", overlay, **places, body_fill=0.8, handlers=overlay_handlers())
         return np.asarray(nib.load(output / "w_seg.nii.gz").dataobj)
 
     plain = segment({})
@@ -496,7 +497,8 @@ def test_corrections_are_obeyed_in_a_scan_that_is_cropped_to_the_body(overlay, w
 def test_an_organ_is_not_said_to_be_outside_the_body(overlay, wide_scan, tmp_path, points):
     path = corrections_file(tmp_path, {"w": [{"organ": "liver", **points}]})
     with pytest.raises(Exception) as caught:
-        run("inferring", overlay, input=str(wide_scan[0]), output=str(tmp_path / "output"), corrections=str(path))
+        places = {"input": str(wide_scan[0]), "output": str(tmp_path / "output"), "corrections": str(path)}
+        run("inferring", overlay, **places, body_fill=0.8)
     record = json.loads((tmp_path / "output" / "results.json").read_text())["cases"]["w"]
     assert "points of liver lie outside the body" in record["error"], caught
 
