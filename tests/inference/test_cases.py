@@ -446,7 +446,6 @@ def test_previews_that_are_gone_fail_nothing_for_nothing_would_make_them_again(r
 
 RECORDERS = """
 import os, sys; sys.path.insert(0, {bundle!r})
-from scripts.data.datalists import inference_inputs
 from scripts.inference.case_records import CaseRecords
 other = os.fork()
 name = "x" if other else "y"

@@ -13,9 +13,10 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Orientation, Resize
 from nibabel.affines import apply_affine
+from scripts.data.grids import oriented_grid
 from scripts.data.volumes import VolumeReader
 from scripts.errors import DatasetError, user_error
-from scripts.inference.corrections import Corrections, oriented_grid
+from scripts.inference.corrections import Corrections
 from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
 from scripts.networks.sam2_backbone import FrozenSAM2

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
-from nibabel.orientations import axcodes2ornt
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from ..errors import DatasetError, SettingError
 
+AXCODES = "PLS"  # of the slices that the network sees: rows to the back, columns to the left, slices to the top
 _NO_FILE_PROBLEM = (MemoryError, RecursionError)
 
 logger = logging.getLogger(__name__)
@@ -105,6 +106,14 @@ def oriented(axcodes: str, spacing: Iterable[float]) -> np.ndarray:
     for axis, ((world, sign), size) in enumerate(zip(axcodes2ornt(axcodes.upper()), spacing)):
         affine[int(world), axis] = sign * size
     return affine
+
+
+def oriented_grid(affine: np.ndarray, shape: Sequence[int]) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Affine and shape of a volume once its axes are those of :data:`AXCODES`, as MONAI's ``Orientation`` turns it."""
+    turn = ornt_transform(io_orientation(affine), axcodes2ornt(AXCODES))
+    turned = np.empty(3, int)
+    turned[turn[:, 0].astype(int)] = shape
+    return affine @ inv_ornt_aff(turn, shape), tuple(turned.tolist())
 
 
 def is_usable(affine: np.ndarray) -> bool:

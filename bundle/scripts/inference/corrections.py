@@ -24,9 +24,9 @@ import numpy as np
 from monai.engines import default_prepare_batch
 from monai.utils import MetaKeys
 from nibabel.affines import apply_affine
-from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from ..data.datalists import Item
+from ..data.grids import oriented_grid
 from ..data.volumes import VolumeReader
 from ..errors import DatasetError, MissingFileError, listed
 from ..files import json_of
@@ -35,7 +35,6 @@ from ..segmentation.corrected_slices import Corrector, SlicePrompt
 COORDINATES = ("voxel", "LPS", "RAS")
 KINDS = ("positive", "negative", "box")  # of points
 _BEYOND = 10**9  # millimetres or voxels that no image reaches; of far more, NumPy makes nothing
-AXCODES = "PLS"  # of the slices that the network sees: rows to the back, columns to the left, slices to the top
 
 
 @dataclass(frozen=True)
@@ -226,14 +225,6 @@ class Corrections:
                 other = taken.setdefault((prompt.slice, *point), organ)
                 if other != organ:
                     yield f"one point is said to be inside {other} and inside {organ}. Remove one."
-
-
-def oriented_grid(affine: np.ndarray, shape: Sequence[int]) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Affine and shape of a volume once its axes are those of :data:`AXCODES`, as MONAI's ``Orientation`` turns it."""
-    turn = ornt_transform(io_orientation(affine), axcodes2ornt(AXCODES))
-    turned = np.empty(3, int)
-    turned[turn[:, 0].astype(int)] = shape
-    return affine @ inv_ornt_aff(turn, shape), tuple(turned.tolist())
 
 
 def _read(path: Path) -> dict[str, Any]:
