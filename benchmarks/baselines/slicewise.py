@@ -10,6 +10,7 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation, Resize, SpatialCrop
 from monai.utils import convert_to_tensor
 from nibabel.orientations import aff2axcodes
+from scripts.data.grids import place_within
 from scripts.data.transforms import ResizeLabeld
 from scripts.networks.naming_head import smoothed
 from scripts.networks.sam2_backbone import SAM2
@@ -110,11 +111,11 @@ def oriented_like(label: Tensor, image: Tensor) -> Tensor:
     target, own = (each.affine.reshape(-1, 4, 4)[0].cpu() for each in (image, label))
     plain = MetaTensor(convert_to_tensor(label[0], track_meta=False), affine=own)
     turned = Orientation(axcodes="".join(aff2axcodes(target.numpy())))(plain)
-    from_image = torch.linalg.solve(turned.affine, target.to(turned.affine))
-    start, shape = from_image[:3, 3].round().int().tolist(), image.shape[2:]
-    turned = SpatialCrop(roi_slices=[slice(first, first + size) for first, size in zip(start, shape)])(turned)
+    shape = image.shape[2:]
+    place = place_within(target.double().numpy(), shape, turned.affine.double().numpy())
+    turned = SpatialCrop(roi_slices=place)(turned)
     if (
-        min(start) < 0
+        min(side.start for side in place) < 0
         or turned.shape[1:] != shape
         or not torch.allclose(turned.affine[:3, :3], target[:3, :3].to(turned.affine))
     ):

@@ -108,12 +108,29 @@ def oriented(axcodes: str, spacing: Iterable[float]) -> np.ndarray:
     return affine
 
 
+def turn_of(affine: np.ndarray) -> np.ndarray:
+    """How the axes of a volume are turned to be those of :data:`AXCODES`, as ``nibabel.apply_orientation`` takes it."""
+    return ornt_transform(io_orientation(affine), axcodes2ornt(AXCODES))
+
+
 def oriented_grid(affine: np.ndarray, shape: Sequence[int]) -> tuple[np.ndarray, tuple[int, ...]]:
     """Affine and shape of a volume once its axes are those of :data:`AXCODES`, as MONAI's ``Orientation`` turns it."""
-    turn = ornt_transform(io_orientation(affine), axcodes2ornt(AXCODES))
+    turn = turn_of(affine)
     turned = np.empty(3, int)
     turned[turn[:, 0].astype(int)] = shape
     return affine @ inv_ornt_aff(turn, shape), tuple(turned.tolist())
+
+
+def place_within(affine: np.ndarray, shape: Sequence[int], whole: np.ndarray) -> tuple[slice, ...]:
+    """Which voxels of a grid along the same axes a part of it holds.
+
+    Args:
+        affine: of the part.
+        shape: of the part.
+        whole: affine of the grid.
+    """
+    first = np.rint(np.linalg.solve(whole, affine)[:3, 3]).astype(int).tolist()
+    return tuple(slice(start, start + size) for start, size in zip(first, shape))
 
 
 def is_usable(affine: np.ndarray) -> bool:

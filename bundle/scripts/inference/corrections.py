@@ -26,7 +26,7 @@ from monai.utils import MetaKeys
 from nibabel.affines import apply_affine
 
 from ..data.datalists import Item
-from ..data.grids import oriented_grid
+from ..data.grids import oriented_grid, place_within
 from ..data.volumes import VolumeReader
 from ..errors import DatasetError, MissingFileError, listed
 from ..files import json_of
@@ -146,8 +146,7 @@ class Corrections:
         grid = oriented_grid(affine, [int(size) for size in volume.meta[MetaKeys.SPATIAL_SHAPE]])
         prompts = self.prompts(case, affine, *grid)
         # what is segmented may be a part of each slice
-        first = np.rint(np.linalg.solve(grid[0], np.asarray(volume.affine, float))[:2, 3]).astype(int).tolist()
-        rows, columns = (slice(start, start + size) for start, size in zip(first, volume.shape[1:3]))
+        rows, columns, _ = place_within(np.asarray(volume.affine, float), volume.shape[1:], grid[0])
         kept = [prompt.within((rows, columns)) for prompt in prompts]
         lost = [self.organs[prompt.organ] for prompt, inside in zip(prompts, kept) if inside is None]
         if lost:

@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.path import Path as MplPath
 from monai.data import MetaTensor
 
+from ..data.grids import oriented_grid, place_within, turn_of
 from ..data.stored import scaled
 from ..data.volumes import result_name
 from ..files import whole_file
@@ -126,16 +127,8 @@ def _on_grid_of(image: MetaTensor, shape: Sequence[int], labels: MetaTensor) -> 
         labels: see :func:`draw_preview`.
     """
     turned, _ = radiological(labels.as_tensor()[0].cpu().numpy(), labels.affine)
-    part, whole = (_radiological_affine(each.affine, each.shape[1:]) for each in (image, labels))
-    first = np.rint(np.linalg.solve(whole, part)[:3, 3]).astype(int)
-    return turned[tuple(slice(start, start + length) for start, length in zip(first, shape))]
-
-
-def _radiological_affine(affine: Any, shape: Sequence[int]) -> np.ndarray:
-    """The affine of what :func:`radiological` makes of a volume."""
-    affine = np.asarray(affine, float)
-    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt("PLS"))
-    return affine @ nib.orientations.inv_ornt_aff(turn, tuple(shape))
+    part, whole = (oriented_grid(np.asarray(each.affine, float), each.shape[1:])[0] for each in (image, labels))
+    return turned[place_within(part, shape, whole)]
 
 
 def draw_slice(
@@ -232,6 +225,6 @@ def radiological(voxels: np.ndarray, affine: Any) -> tuple[np.ndarray, np.ndarra
         Voxels ``(H, W, slices)``, slices from the feet, and millimetres between them along these axes.
     """
     affine = np.asarray(affine, float)
-    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt("PLS"))
+    turn = turn_of(affine)
     spacing = nib.affines.voxel_sizes(affine)[np.argsort(turn[:, 0])]
     return nib.apply_orientation(voxels, turn), spacing

@@ -179,7 +179,8 @@ def share_learned(
     """
     if start_from is None or not Path(start_from).is_file():
         return most
-    about = load_tensors(start_from, "trained prior", remedy=_REMEDY).get("model", {}).get("_extra_state", {})
+    content = load_tensors(start_from, "trained prior", remedy=_REMEDY, mmap=True)  # of which no tensor is needed
+    about = content.get("model", {}).get("_extra_state", {})
     known = set(organs) <= set(about.get("organs", ()))
     return round(most * min(1.0, volumes / enough), 4) if known else most
 
