@@ -47,6 +47,18 @@ LAYOUTS = {
         ["images/a/1.dcm", "images/b/1.dcm", "labels/a.nii.gz", "labels/b.nii.gz"],
         ("images/{case}", "labels/{case}.nii.gz", ["a", "b"]),
     ),
+    "images of several formats": (
+        ["images/a.nii.gz", "images/b.nrrd", "images/c.MHA", *(f"labels/{case}.nii.gz" for case in "abc")],
+        ("images/{case}.*", "labels/{case}.nii.gz", ["a", "b", "c"]),
+    ),
+    "labels of several formats": (
+        ["img/img1.nii", "img/img2.nii", "img/img3.nii", "label/label1.nii.gz", "label/label2.nii"],
+        ("img/img{case}.nii", "label/label{case}.*", ["1", "2"]),
+    ),
+    "several formats in one folder": (
+        ["a.nii.gz", "b.mha", "a_seg.nii.gz", "b_seg.nrrd"],
+        ("{case}.*", "{case}_seg.*", ["a", "b"]),
+    ),
     "a folder a case": (
         [f"{case}/{name}.nii.gz" for case in ("a", "b") for name in ("image", "label", "notes")],
         ("{case}/image.nii.gz", "{case}/label.nii.gz", ["a", "b"]),
@@ -121,13 +133,14 @@ def test_a_decathlon_task_is_left_to_its_own_command(tmp_path):
     [
         ([], "The folder is empty"),
         (["scans.zip", "a.nii.gz"], "There are, for example: a.nii.gz, scans.zip"),
+        (["images/a.nii.gz", "labels/a.nii.gz", "labels/a.nrrd"], "No images with labels of their names"),
         (["images/a.nii.gz", "labels/b.nii.gz"], 'Say where they are: --image "images/{case}.nii.gz"'),
         (
             [f"{case}/{name}.nii.gz" for case in "ab" for name in ("ct", "mr", "label")],
             "can be read in 2 ways. Choose one: --image '{case}/ct.nii.gz'",
         ),
     ],
-    ids=["empty", "something else", "other names", "two images a case"],
+    ids=["empty", "something else", "two labels a case", "other names", "two images a case"],
 )
 def test_what_does_not_fit_in_one_way_is_asked_for(tmp_path, files, said):
     with pytest.raises(DatasetError) as caught:

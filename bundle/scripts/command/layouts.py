@@ -186,18 +186,18 @@ def _pairs(images: Sequence[str], labels: Sequence[str]) -> Iterator[_Candidate]
         of_labels = _inside(labels, label_before, label_after)
         of_images = set(_inside(images, before, after))
         cases = [case for case in of_labels if case in of_images]
-        if cases and len(cases) == len(of_labels) == len(labels):
+        if cases and len(cases) == len(set(of_labels)) == len(labels):
             yield _Candidate(f"{before}{CASE}{after}", f"{label_before}{CASE}{label_after}", cases)
 
 
 def _frames(names: Sequence[str]) -> list[tuple[str, str]]:
-    """What may stand before and after the name of a case: words that all names share, and their suffix."""
+    """What may stand before and after the name of a case: words that all names share, and their suffix, or any."""
     if not names:
         return []
     suffixes = {name[len(_stem(name)) :] for name in names}
-    if len(suffixes) > 1:
+    if len(suffixes) > 1 and "" in suffixes:  # files beside folders
         return []
-    suffix = suffixes.pop()
+    suffix = suffixes.pop() if len(suffixes) == 1 else _ANY
     before, after = {""}, {""}
     first = _stem(names[0])
     for pattern, found in ((r"^[A-Za-z]+[-_.]?", before), (r"[-_.]?[A-Za-z]+$|_0000$|[-_.][A-Za-z0-9]+$", after)):
@@ -210,6 +210,8 @@ def _frames(names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _inside(names: Sequence[str], before: str, after: str) -> list[str]:
+    if after.endswith(_ANY):
+        names = [_stem(name) + _ANY for name in names]
     fitting = (name for name in names if name.startswith(before) and name.endswith(after))
     return [name[len(before) : len(name) - len(after)] for name in fitting if len(name) > len(before) + len(after)]
 
