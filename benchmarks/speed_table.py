@@ -159,7 +159,7 @@ def _compared(
     rows.add("... every organ in every slice (`ended_after` 0, `skip_absent` False)", each["everywhere"])
     speed = each["predictor"].cpu / each["here"].cpu
     rows.add("`SAM2VideoPredictor`, as many objects", each["predictor"], f"{speed:.2f} times the volume's time")
-    methods = [(network, "synthesise"), (here, "_encode_masks"), (here, "_write")]
+    methods = [(network, "name"), (network, "synthesise"), (here, "_encode_masks"), (here, "_write")]
     with stages(*((backbone, name) for name in ("encode_image", "condition", "decode")), *methods) as spent:
         here(volume, network)
     for name, label in STAGES.items():
