@@ -268,7 +268,8 @@ def encode_masks(sam2: nn.Module, embedding: Tensor, logits: Tensor, present: Te
     maps = _mask_maps(sam2, logits[torch.cat([single, uniform.nonzero()[:1, 0]])])
     count = len(single)
     maps = torch.cat([maps[:count], maps[count:].expand(len(slices), -1, -1, -1)])
-    memory = encoder.out_proj(encoder.fuser(pixels[torch.cat([of_slice[single], slices])] + maps))
+    maps = maps + pixels[torch.cat([of_slice[single], slices])]
+    memory = torch.cat([encoder.out_proj(encoder.fuser(part)) for part in maps.split(_masks_at_once(sam2, maps))])
 
     where = torch.empty_like(of_slice)
     where[single] = torch.arange(count, device=where.device)
@@ -279,13 +280,16 @@ def encode_masks(sam2: nn.Module, embedding: Tensor, logits: Tensor, present: Te
 def _mask_maps(sam2: nn.Module, logits: Tensor) -> Tensor:
     """What the memory encoder makes of masks ``(B, 1, H, W)`` before it sees the image: ``(B, C, h, w)``."""
     layers, size = sam2.memory_encoder.mask_downsampler.encoder, (sam2.image_size,) * 2
-    at_once = max(1, MASK_PIXELS_AT_ONCE // sam2.image_size**2) if logits.device.type == "cpu" else len(logits)
     maps = []
-    for part in logits.split(at_once):
+    for part in logits.split(_masks_at_once(sam2, logits)):
         if part.shape[-2:] != size:
             part = F.interpolate(part.float(), size, mode="bilinear")
         maps.append(layers[:-1](_as_encoded(sam2, part)))
     return layers[-1](torch.cat(maps))
+
+
+def _masks_at_once(sam2: nn.Module, masks: Tensor) -> int:
+    return max(1, MASK_PIXELS_AT_ONCE // sam2.image_size**2) if masks.device.type == "cpu" else max(1, len(masks))
 
 
 def _as_encoded(sam2: nn.Module, logits: Tensor) -> Tensor:
