@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from scripts.command.layouts import layout_of, organ_named
+from scripts.command.layouts import layout_of
 from scripts.errors import DatasetError
 from scripts.prepare.folder import prepare_folder
 
@@ -147,11 +147,6 @@ def test_what_does_not_fit_in_one_way_is_asked_for(tmp_path, files, said):
         layout_of(touch(tmp_path, *files))
 
     assert said in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["kidney_right", "Kidney Right", "right kidney", "RIGHT_KIDNEY"])
-def test_an_organ_has_one_name(name):
-    assert organ_named(name) == "right kidney"
 
 
 def save_masks(folder: Path, case: str = "s1") -> Path:

@@ -1,7 +1,8 @@
-"""Where organs lie in people, which tells whether a label map's axes or values were mistaken."""
+"""What organs are called and where they lie, which tells whether a label map's axes or values were mistaken."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import nibabel as nib
@@ -9,9 +10,23 @@ import numpy as np
 
 from ..data.datalists import LabelMap
 
+# the organs that ship with the bundle, as others call them
+_SAME = {
+    "kidney right": "right kidney",
+    "kidney left": "left kidney",
+    "r kidney": "right kidney",
+    "l kidney": "left kidney",
+}
+SHIPPED = ("spleen", "right kidney", "left kidney", "liver")
 # organ, another, axis and side of the patient on which the centre of the first lies
 SIDES = (("right kidney", "left kidney", 0, "to the right of"), ("liver", "spleen", 0, "to the right of"))
 HEIGHTS = (("liver", "right kidney", 2, "above"), ("liver", "left kidney", 2, "above"))
+
+
+def organ_named(name: str) -> str:
+    """An organ's name as the bundle's own are: ``kidney_right`` is the right kidney."""
+    plain = re.sub(r"[_\s]+", " ", name).strip().lower()
+    return _SAME.get(plain, plain)
 
 
 def misplaced_organs(
