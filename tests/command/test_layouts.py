@@ -214,6 +214,18 @@ def test_organs_whose_mask_a_case_lacks_are_named(tmp_path, caplog):
 MASKS = {"image": "{case}/ct.nii.gz", "label": "{case}/segmentations/{organ}.nii.gz"}
 
 
+def test_masks_may_be_of_any_format(tmp_path):
+    folder = touch(tmp_path, *(f"{case}/{name}.nii" for case in "ab" for name in ("ct", "segmentations/liver")))
+
+    found = layout_of(folder)
+
+    assert (found.image, found.label, found.label_map) == (
+        "{case}/ct.nii",
+        "{case}/segmentations/{organ}.nii",
+        {"liver": "liver"},
+    )
+
+
 def test_masks_become_label_maps(tmp_path):
     import nibabel as nib
 

@@ -139,14 +139,17 @@ def _folders_of_cases(folder: Path, cases: Sequence[str]) -> Iterator[_Candidate
     contents = {case: _entries(folder / case) for case in cases}
     images: dict[str, dict[str, str]] = {}  # pattern to what it names of each case
     labels: dict[str, dict[str, str]] = {}
+    of_masks = ""  # the ending of the first, and so of all
     for case, names in contents.items():
         for name in names:
             kinds = ((images, _IMAGE_WORDS), (labels, _LABEL_WORDS))
             for kind, words in kinds:
                 if _stem(name).lower() in words and name != _MASKS:
                     kind.setdefault(f"{CASE}/{name}", {})[case] = name
-        if _MASKS in names and any(each.endswith(IMAGE_SUFFIXES) for each in _entries(folder / case / _MASKS)):
-            labels.setdefault(f"{CASE}/{_MASKS}/{ORGAN}.nii.gz", {})[case] = _MASKS
+        masks = _entries(folder / case / _MASKS, files=True) if _MASKS in names else []
+        if masks:
+            of_masks = of_masks or masks[0][len(_stem(masks[0])) :]
+            labels.setdefault(f"{CASE}/{_MASKS}/{ORGAN}{of_masks}", {})[case] = _MASKS
     known = set()
     for (image, with_image), (label, with_label) in product(_opened(images), _opened(labels)):
         both = {case: (name, with_label[case]) for case, name in with_image.items() if case in with_label}
