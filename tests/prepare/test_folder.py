@@ -251,7 +251,9 @@ def test_a_folder_too_high_is_read_one_deeper(tiny_dataset, tmp_path):
 
 
 def test_a_label_map_of_other_values_is_refused(tiny_dataset, tmp_path):
-    with pytest.raises(DatasetError, match=r"No label holds a value of --label_map, \{'liver': 9\}; they hold 0, 1, 2, 3"):
+    with pytest.raises(
+        DatasetError, match=r"No label holds a value of --label_map, \{'liver': 9\}; they hold 0, 1, 2, 3"
+    ):
         prepare_folder(
             tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine", label_map={"liver": 9}
         )
