@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from scripts.command import runs
 from scripts.command.program import COMMANDS, program
+from scripts.command.runs import INFERRING, workflow
+from scripts.errors import RefusedError
 
 from tests.conftest import save_dataset, save_volume, simple_image, simple_label
 from tests.helpers.workflows import BUNDLE, ROOT
@@ -234,6 +236,7 @@ def test_a_csv_that_may_mean_something_else_is_refused(started, tmp_path, capsys
         (["segment", "scan.nii.gz", "-o", "a", "-o", "b"], "--output is given twice"),
         (["segment", "scan.nii.gz", "-o", "out", "--modality", "pet"], "expected ct or mr"),
         (["segment", "scan.nii.gz", "-o", "out", "--processes", "0"], "--processes is '0', expected a number from 1"),
+        (["segment", "scan.nii.gz", "-o", "out", "--processes", "²"], "--processes is '²', expected a number from 1"),
         (
             ["segment", "scan.nii.gz", "-o", "out", "--share", "17/16"],
             "--share is '17/16', expected the number of a share",
@@ -469,3 +472,8 @@ def test_a_preparation_says_what_comes_next(started, tmp_path):
 
     (environment,) = started.environments
     assert "DIFFUSAM_NEXT" not in environment
+
+
+def test_a_bundle_in_a_folder_that_monai_cannot_read_is_refused(tmp_path):
+    with pytest.raises(RefusedError, match="MONAI reads no path with # in it. Change into that folder first"):
+        workflow("inferring", INFERRING, options={}, bundle=tmp_path / "c#" / "bundle")

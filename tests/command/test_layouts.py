@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from scripts.command.layouts import layout_of, organ_named
+from scripts.command.layouts import layout_of
 from scripts.errors import DatasetError
 from scripts.prepare.folder import prepare_folder
 
@@ -149,11 +149,6 @@ def test_what_does_not_fit_in_one_way_is_asked_for(tmp_path, files, said):
     assert said in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["kidney_right", "Kidney Right", "right kidney", "RIGHT_KIDNEY"])
-def test_an_organ_has_one_name(name):
-    assert organ_named(name) == "right kidney"
-
-
 def save_masks(folder: Path, case: str = "s1") -> Path:
     save_volume(folder / case / "ct.nii.gz", simple_image(simple_label()))
     for organ, value in ORGAN_VALUES.items():
@@ -217,6 +212,18 @@ def test_organs_whose_mask_a_case_lacks_are_named(tmp_path, caplog):
 
 
 MASKS = {"image": "{case}/ct.nii.gz", "label": "{case}/segmentations/{organ}.nii.gz"}
+
+
+def test_masks_may_be_of_any_format(tmp_path):
+    folder = touch(tmp_path, *(f"{case}/{name}.nii" for case in "ab" for name in ("ct", "segmentations/liver")))
+
+    found = layout_of(folder)
+
+    assert (found.image, found.label, found.label_map) == (
+        "{case}/ct.nii",
+        "{case}/segmentations/{organ}.nii",
+        {"liver": "liver"},
+    )
 
 
 def test_masks_become_label_maps(tmp_path):

@@ -124,3 +124,14 @@ def test_a_label_without_a_name_is_refused(spleen, tmp_path):
 def test_no_organ_begins_a_line_of_the_report(spleen, tmp_path):
     said = prepare_decathlon(listing(spleen, labels={"0": "background", "1": "a\nb"}), tmp_path / "out")
     assert "a\\nb (ml)" in said
+
+
+def test_images_of_nnunets_first_version_are_listed_without_their_channel(spleen, tmp_path):
+    for case in ("2", "10", "12"):
+        image = spleen / f"imagesTr/spleen_{case}.nii.gz"
+        image.rename(image.with_name(f"spleen_{case}_0000.nii.gz"))
+
+    prepare_decathlon(spleen / "dataset.json", tmp_path / "out")
+
+    images = sorted(path.name for path in (tmp_path / "out/image").iterdir())
+    assert images == ["spleen_10.nii.gz", "spleen_12.nii.gz", "spleen_2.nii.gz"]

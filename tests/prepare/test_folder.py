@@ -220,3 +220,50 @@ def test_cases_to_train_on_show_every_organ(tiny_dataset, tmp_path):
     assert overlay_of(tmp_path / "mine")["train_cases"] == ["b", "c", "d"]
     with pytest.raises(DatasetError, match="--train_cases names a, whose labels hold no organ"):
         prepare_folder(*arguments, label_map={"spleen": 1}, train_cases=["a", "b"])
+
+
+def test_other_names_of_kidneys_are_looked_at_too(tiny_dataset, tmp_path):
+    values = {"Kidney_Right": 3, "kidney left": 2, "spleen": 1, "liver": 4}  # exchanged
+
+    report = prepare_folder(
+        tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine", label_map=values
+    )
+
+    assert overlay_of(tmp_path / "mine")["label_map"] == {"right kidney": 3, "left kidney": 2, "spleen": 1, "liver": 4}
+    assert "'Kidney_Right' is called right kidney, 'kidney left' is called left kidney" in report
+    assert "right kidney is not to the right of left kidney" in report
+
+
+def test_labels_without_an_image_are_named(tiny_dataset, tmp_path):
+    (tiny_dataset / "image_d.nii.gz").unlink()
+
+    report = prepare_folder(tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine")
+
+    assert "Left out, since they are labels without an image: d." in report
+
+
+def test_a_folder_too_high_is_read_one_deeper(tiny_dataset, tmp_path):
+    above = tiny_dataset.parent
+
+    prepare_folder(above, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine", label_map={"liver": 4})
+
+    assert overlay_of(tmp_path / "mine")["dataset_dir"] == str(tiny_dataset)
+
+
+def test_a_label_map_of_other_values_is_refused(tiny_dataset, tmp_path):
+    with pytest.raises(
+        DatasetError, match=r"No label holds a value of --label_map, \{'liver': 9\}; they hold 0, 1, 2, 3"
+    ):
+        prepare_folder(
+            tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine", label_map={"liver": 9}
+        )
+
+    assert not (tmp_path / "mine").exists()
+
+
+def test_one_scan_under_two_names_is_told(tiny_dataset, tmp_path, caplog):
+    nib.save(nib.load(tiny_dataset / "image_a.nii.gz"), tiny_dataset / "image_c.nii.gz")
+
+    prepare_folder(tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine")
+
+    assert "In the prepared data the images of a and c hold the same voxels" in caplog.text

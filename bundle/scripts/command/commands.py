@@ -355,7 +355,7 @@ def _failure(before: Mapping[str, Any], after: Mapping[str, Any]) -> int:
 
 
 def _whole(name: str, text: str) -> int:
-    if not text.isdigit() or not int(text):
+    if not (text.isascii() and text.isdigit() and int(text)):
         raise UsageError(f"--{name} is '{text}', expected a number from 1.")
     return int(text)
 

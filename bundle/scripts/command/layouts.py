@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from ..data.file_names import IMAGE_SUFFIXES
 from ..errors import DatasetError, MissingFileError, count, listed
 from ..files import json_of
+from ..prepare.anatomy import SHIPPED, organ_named
 
 CASE, ORGAN = "{case}", "{organ}"
 _ANY = ".*"  # an ending of a pattern: whichever a file has
@@ -29,14 +30,6 @@ _LABELS = ("labelstr", "labels", "label", "lbl", "masks", "mask", "segmentations
 _IMAGE_WORDS = ("image", "img", "scan", "volume", "vol", "ct", "mr", "mri", "t1", "t2", "imaging")
 _LABEL_WORDS = ("label", "labels", "lbl", "mask", "seg", "segmentation", "gt", "ground_truth")
 _MASKS = "segmentations"  # TotalSegmentator's, a mask an organ
-# the organs that ship with the bundle, as others call them
-_SAME = {
-    "kidney right": "right kidney",
-    "kidney left": "left kidney",
-    "r kidney": "right kidney",
-    "l kidney": "left kidney",
-}
-SHIPPED = ("spleen", "right kidney", "left kidney", "liver")
 
 logger = logging.getLogger(__name__)
 
@@ -146,14 +139,17 @@ def _folders_of_cases(folder: Path, cases: Sequence[str]) -> Iterator[_Candidate
     contents = {case: _entries(folder / case) for case in cases}
     images: dict[str, dict[str, str]] = {}  # pattern to what it names of each case
     labels: dict[str, dict[str, str]] = {}
+    of_masks = ""  # the ending of the first, and so of all
     for case, names in contents.items():
         for name in names:
             kinds = ((images, _IMAGE_WORDS), (labels, _LABEL_WORDS))
             for kind, words in kinds:
                 if _stem(name).lower() in words and name != _MASKS:
                     kind.setdefault(f"{CASE}/{name}", {})[case] = name
-        if _MASKS in names and any(each.endswith(IMAGE_SUFFIXES) for each in _entries(folder / case / _MASKS)):
-            labels.setdefault(f"{CASE}/{_MASKS}/{ORGAN}.nii.gz", {})[case] = _MASKS
+        masks = _entries(folder / case / _MASKS, files=True) if _MASKS in names else []
+        if masks:
+            of_masks = of_masks or masks[0][len(_stem(masks[0])) :]
+            labels.setdefault(f"{CASE}/{_MASKS}/{ORGAN}{of_masks}", {})[case] = _MASKS
     known = set()
     for (image, with_image), (label, with_label) in product(_opened(images), _opened(labels)):
         both = {case: (name, with_label[case]) for case, name in with_image.items() if case in with_label}
@@ -248,12 +244,6 @@ def _dataset_json(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DatasetError(f"'{path}' holds a {type(content).__name__}, expected an object. Mend it, or move it away.")
     return content
-
-
-def organ_named(name: str) -> str:
-    """An organ's name as the bundle's own are: ``kidney_right`` is the right kidney."""
-    plain = re.sub(r"[_\s]+", " ", name).strip().lower()
-    return _SAME.get(plain, plain)
 
 
 def _label_map(about: Mapping[str, Any]) -> dict[str, int] | None:

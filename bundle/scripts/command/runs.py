@@ -43,12 +43,18 @@ def workflow(
 
     Raises:
         UsageError: MONAI could not read a configuration, or an option.
+        RefusedError: nor the path of the bundle.
     """
+    root = {} if bundle.resolve() == Path.cwd() else {"bundle_root": shown(bundle)}
+    if "#" in root.get("bundle_root", ""):  # which MONAI makes :: of
+        raise RefusedError(
+            f"The bundle lies in '{bundle}', and MONAI reads no path with # in it. Change into that folder first, or "
+            "move it."
+        )
     own = {name: text for name, text in options.items() if name != _OVERLAYS}
     overlays = _overlays(options.get(_OVERLAYS))
     files = [bundle / each if isinstance(each, str) else each for each in (*configs, *overlays)]
     refuse_unreadable(files, own)
-    root = {} if bundle.resolve() == Path.cwd() else {"bundle_root": shown(bundle)}
     words = bundle_command(name, [shown(each) for each in files], {**root, **own})
     if processes > 1:
         words[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]

@@ -38,7 +38,7 @@ class CaseSummary:
         shape: voxels along the three axes of the file.
         spacing: millimetres along the same axes.
         voxels: labelled voxels of each organ; empty without a label.
-        digest: of the image, see :func:`scripts.data.volumes.voxels_digest`; empty where it was not asked for.
+        digest: of the image, see :func:`scripts.data.volumes.voxels_digest`.
     """
 
     case: str
@@ -126,14 +126,14 @@ def check_dataset(
         background_values: the values in the label files that stand for no organ.
         minimum: fewest volumes that will do.
         purpose: names the list in messages. For ``"training"``, each label must hold at least one organ voxel, each
-            organ must be in one of them, and no image be of one value. Of what is only ``"prepared"`` the summaries
-            have no digest, which nothing would compare.
+            organ must be in one of them, and no image be of one value.
         reader: the one that ``LoadImaged`` reads with; None takes one with its own defaults.
 
     Raises:
         DatasetError: one error for all problems found. Checked are: volumes that
             :func:`scripts.data.volumes.load_volume` can read; finite voxels; a label on its image's grid, with integers
             that ``label_map`` or ``background_values`` name, and not without any organ; no file twice; enough volumes.
+            Images of the same voxels are only said to be.
     """
     organs, background = _organ_values(label_map, background_values)
     problems = [*_too_few(items, minimum, purpose), *_listed_twice(items)]
@@ -151,8 +151,8 @@ def check_dataset(
         if purpose == "training" and image is not None and image.voxels.min() == image.voxels.max():
             problems.append(_constant(item["image"], image))
         if image is not None:
-            digest = "" if purpose == "prepared" else voxels_digest(image)
-            summaries.append(CaseSummary(item["case"], image.voxels.shape, image.spacing, voxels, digest))
+            summaries.append(CaseSummary(item["case"], image.voxels.shape, image.spacing, voxels, voxels_digest(image)))
+    _say_what_is_one_scan(summaries, purpose)
     if purpose == "training" and not problems:
         problems += _absent_organs(summaries)
     if problems:
@@ -295,6 +295,19 @@ def _absent_organs(summaries: Sequence[CaseSummary]) -> Iterator[str]:
             )
         elif voxels < FEW_VOXELS:
             logger.warning("%s: only %s in all training labels. Is its label complete?", organ, count(voxels, "voxel"))
+
+
+def _say_what_is_one_scan(summaries: Sequence[CaseSummary], purpose: str) -> None:
+    """Warns of cases that hold the same voxels: a scan that is there twice would be trained on and tested on."""
+    cases: dict[str, list[str]] = {}
+    for summary in summaries:
+        cases.setdefault(summary.digest, []).append(summary.case)
+    same = [" and ".join(names) for names in cases.values() if len(names) > 1]
+    if same:
+        logger.warning(
+            "In the %s data the images of %s hold the same voxels. Leave out all but one where it is one scan.",
+            *(purpose, listed(same)),
+        )
 
 
 def _constant(path: str, image: Volume) -> str:

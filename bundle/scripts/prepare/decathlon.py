@@ -51,7 +51,7 @@ def prepare_decathlon(
     reader = VolumeReader()
     described = _decathlon_content(source)
     path, content, label_map = described.path, described.content, described.label_map
-    pairs = [(entry["image"], entry["label"]) for entry in content["training"]]
+    pairs = [(_first_channel(path.parent, entry["image"]), entry["label"]) for entry in content["training"]]
     pattern = _common_pattern(*zip(*pairs))
     cases = pattern.cases if pattern else _names_of([label for _, label in pairs])
     items = [
@@ -76,6 +76,13 @@ def prepare_decathlon(
     return write_overlay(
         target, files, items, summaries, train_cases, meanings=meanings, reader=reader, remarks=remarks
     )
+
+
+def _first_channel(folder: Path, image: str) -> str:
+    """The file that is meant: the first version of nnU-Net lists images without the ``_0000`` in their files' names."""
+    name = case_name(image)
+    channel = str(PurePosixPath(image).with_name(f"{name}_0000{PurePosixPath(image).name[len(name) :]}"))
+    return channel if (folder / channel).is_file() and not (folder / image).exists() else image
 
 
 class _Described(NamedTuple):

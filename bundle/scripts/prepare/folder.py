@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from ..data.hounsfield import hounsfield_units, no_hounsfield_units
 from ..data.intensity import modality_in
 from ..data.volumes import VolumeReader
 from ..errors import DatasetError, listed
+from .anatomy import with_known_names
 from .configs import intensity_of
 from .masks import LABELS, ORGAN, merged
 from .overlays import cases_with_organs, chosen_train_cases, write_overlay
@@ -51,7 +52,8 @@ def prepare_folder(
         output: folder for ``overlay.json``, and for the converted files if there are any.
         label_map: organ to its label value, or values: ``"{'spleen': 1, 'liver': 6}"``. Other values become background.
             Without it, every value that is found is an organ, named ``organ 1`` ... in the overlay. Of masks, organ to
-            the name of its mask: ``"{'right kidney': 'kidney_right'}"``.
+            the name of its mask: ``"{'right kidney': 'kidney_right'}"``. Other names of the organs that the model which
+            ships knows, such as ``kidney_right``, become its own.
         modality: ``ct`` or ``mr``: intensities are scaled as in configs/ct.json or configs/mr.json. ``auto`` takes what
             the images say of themselves, DICOM in its header and other CT by its Hounsfield units.
         train_cases: cases to train on; without it, the first three. The others are evaluated.
@@ -68,7 +70,9 @@ def prepare_folder(
         FileNotFoundError: the folder or every image is missing.
     """
     reader = VolumeReader(series, default_axcodes=default_axcodes, trusted_form=trusted_form)
+    label_map, renamed = with_known_names(label_map) if isinstance(label_map, Mapping) else (label_map, [])
     masks = _masks(label, label_map)
+    source = _folder_of(source, image)
     items, left_out = _labelled(source, image, label.replace(ORGAN, next(iter(masks.values()), ORGAN)))
     modality = _common_modality(items, reader) if modality == "auto" else modality
     intensity = intensity_of(modality)
@@ -81,7 +85,7 @@ def prepare_folder(
     label_map, background = found.label_map, found.background
     summaries = check_dataset(items, label_map, background_values=background, purpose="prepared", reader=reader)
     train = cases_with_organs(train, summaries, train_cases is not None)
-    remarks = [*left_out, *found.remarks, *_unit_warnings(items, modality, reader)]
+    remarks = [*renamed, *left_out, *found.remarks, *_unit_warnings(items, modality, reader)]
     files = _as_they_are(source, image, label) if _are_nifti(items) else convert(items, target, reader)
     meanings = {"label_map": dict(label_map), "background_values": background, **intensity}
     meanings |= _stated(default_axcodes=default_axcodes, trusted_form=trusted_form)
@@ -90,6 +94,14 @@ def prepare_folder(
 
 def _stated(**settings: str | None) -> dict[str, str]:
     return {name: value for name, value in settings.items() if value}
+
+
+def _folder_of(source: str, image: str) -> str:
+    """The folder that the patterns start from: the given one, or the one in it that :func:`find_cases` reads."""
+    first = find_cases(source, image)[0]
+    folder = Path(source).expanduser().resolve()
+    inside = [each for each in sorted(folder.iterdir()) if each.is_dir()]
+    return str(next(each for each in (folder, *inside) if str(case_path(each, image, first["case"])) == first["image"]))
 
 
 def _are_nifti(items: Sequence[Item]) -> bool:
@@ -129,7 +141,14 @@ def _labelled(source: str, image: str, label: str) -> tuple[list[dict[str, str]]
         )
     without = [case for case in cases if case not in with_label]
     remarks = [f"Left out, since they have no label: {listed(without)}."] if without else []
+    without = _labels_alone(folder, label, {*map(str, labels.values()), *(item["image"] for item in images)})
+    remarks += [f"Left out, since they are labels without an image: {listed(without)}."] if without else []
     return find_cases(source, image, label, cases=with_label), remarks
+
+
+def _labels_alone(folder: Path, label: str, known: Collection[str]) -> list[str]:
+    """What the pattern of labels names, beside the known files."""
+    return [item["case"] for item in find_cases(folder, label) if item["image"] not in known]
 
 
 class _Meanings(NamedTuple):
@@ -175,6 +194,10 @@ def _meanings(items: Sequence[Item], label_map: LabelMap | None, reader: VolumeR
     background = sorted((found | {0}) - named)
     remarks = [f"Counted as background: the label values {listed(background)}."] if background != [0] else []
     absent = [organ for organ, values in label_map.items() if not found & set(np.atleast_1d(values).tolist())]
+    if found - {0} and len(absent) == len(label_map):
+        raise DatasetError(
+            f"No label holds a value of --label_map, {dict(label_map)}; they hold {listed(sorted(found))}. Correct it."
+        )
     remarks += [f"Warning: no label holds {listed(absent)}."] if absent else []
     return _Meanings(label_map, background, remarks)
 
