@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import ast
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..arguments import share_numbers
-from ..errors import MissingFileError, RefusedError, UnusableFileError, count
-from ..files import BUNDLE, json_of, whole_file
+from ..errors import MissingFileError, RefusedError, count
+from ..files import json_of, whole_file
 from ..inert import inert_json
 from . import runs
 from .layouts import Layout, layout_of
+from .learned import OVERLAY, cases_in, overlay_of, prior_of, recorded
 from .runs import plain, preparation, run, shown, typed, workflow, writable
 from .scans import input_of
 from .usage import UsageError, only_scalars, switches
 
-OVERLAY = "overlay.json"  # of prepared scans
 FAILED, SOME_FAILED = 1, 3
 MODALITIES = ("ct", "mr")
 _PREPARED = ("btcv", "chaos", "decathlon", "folder")  # the commands of scripts.prepare
@@ -60,9 +58,9 @@ def segment(
     only_scalars(options, switches(runs.INFERRING))
     if "share" in options:
         share_numbers(options["share"])
-    configs: list[str | Path] = [*runs.INFERRING, *_of_model(model), *_of_modality(modality, model)]
+    configs: list[str | Path] = [*runs.INFERRING, *overlay_of(model), *_of_modality(modality, model)]
     if model is not None:
-        options = {"prior_file": plain(_prior(model), "model"), **options}
+        options = {"prior_file": plain(prior_of(model), "model"), **options}
     wanted = {"input": typed(input_of(scans, folder)), "output": typed(shown(folder)), **options}
     before = _records(folder)
     code = run(workflow("inferring", configs, options=wanted, processes=_whole("processes", processes)))
@@ -117,7 +115,7 @@ def learn(
     code = run(workflow("training", [*training, overlay], options=options), shared=True)
     if code:
         return code
-    if _settings(overlay)["test_cases"]:
+    if cases_in(overlay)["test_cases"]:
         code = run(workflow("evaluating", [*evaluating, overlay], options=options), shared=True)
         print(_place(target / "run/evaluation/report.html") if not code else "")
     else:
@@ -157,22 +155,22 @@ def evaluate(
     only_scalars(options, switches(runs.EVALUATING))
     if folder is not None and (Path(folder).expanduser() / OVERLAY).is_file() and output is None:
         overlay = Path(folder).expanduser() / OVERLAY
-        prior = _prior(model if model is not None else folder)
+        prior = prior_of(model if model is not None else folder)
         given = {"prior_file": plain(prior, "model"), **options} if model is not None else options
-        recorded = _recorded(prior, overlay.parent)
-        code = run(workflow("evaluating", [*runs.EVALUATING, overlay, recorded], options=given))
+        settings = recorded(prior, overlay.parent)
+        code = run(workflow("evaluating", [*runs.EVALUATING, overlay, settings], options=given))
         return code or _said(overlay.parent / "run/evaluation/report.html")
     target = _one_folder("evaluate", folder, more, output)
     workflow("evaluating", runs.EVALUATING, options=options)
     code = _prepare(folder, target, modality, image, label, {"label_map": label_map, "overwrite": overwrite})
     if code:
         return code
-    prepared = _settings(target / OVERLAY)
+    prepared = cases_in(target / OVERLAY)
     cases = {"train_cases": [], "test_cases": [*prepared["train_cases"], *prepared["test_cases"]]}
-    places = {"prior_file": str(_prior(model)), "evaluation_dir": str(target.resolve() / "evaluation")}
+    places = {"prior_file": str(prior_of(model)), "evaluation_dir": str(target.resolve() / "evaluation")}
     with whole_file(target / "evaluate.json") as temporary:
         temporary.write_text(inert_json({**places, **cases}), encoding="utf-8")
-    overlays = [*_of_model(model), target / OVERLAY, _recorded(_prior(model), target), target / "evaluate.json"]
+    overlays = [*overlay_of(model), target / OVERLAY, recorded(prior_of(model), target), target / "evaluate.json"]
     code = run(workflow("evaluating", [*runs.EVALUATING, *overlays], options=options))
     return code or _said(target / "evaluation/report.html")
 
@@ -294,50 +292,6 @@ def _of_modality(modality: str | None, model: str | None) -> list[str]:
     if modality is not None:
         return [f"configs/{modality}.json"]
     return [] if model is not None else [runs.MODALITY]
-
-
-def _prior(model: str | None) -> Path:
-    """The file of a model: of the bundle, of a folder that was learned, or itself."""
-    if model is None:
-        return BUNDLE / "models" / "model.pt"
-    path = Path(model).expanduser()
-    places = [path, path / "model.pt", path / "run" / "model.pt"]
-    found = next((each for each in places if each.is_file()), None)
-    if found is None:
-        raise MissingFileError(f"There is no model at '{model}'. Give a model.pt, or the folder that `learn` made.")
-    return found
-
-
-def _of_model(model: str | None) -> list[Path]:
-    """The overlay with the settings of a model's training: beside it, or above it where ``learn`` has put it."""
-    if model is None:
-        return []
-    folder = _prior(model).parent
-    return [each for each in (folder / OVERLAY, folder.parent / OVERLAY) if each.is_file()][:1]
-
-
-def _recorded(prior: Path, folder: Path) -> Path:
-    """Writes what a model's file records of its training as an overlay: its backbone, intensities and the rest."""
-    print("Reading the settings of the model ...", flush=True)
-    from ..prior_settings import trained_settings  # which imports MONAI: only where it is needed
-
-    overlay = folder / "model_settings.json"
-    with whole_file(overlay) as temporary:
-        temporary.write_text(json.dumps(trained_settings(prior), indent=4) + "\n", encoding="utf-8")
-    return overlay
-
-
-def _settings(overlay: Path) -> dict[str, Any]:
-    """The cases of an overlay, names as they are."""
-    try:
-        content = json_of(overlay.read_text(encoding="utf-8"))
-        return {key: [_name(each) for each in content.get(key) or []] for key in ("train_cases", "test_cases")}
-    except (OSError, ValueError) as error:
-        raise UnusableFileError(f"'{overlay}' cannot be read ({error}). Prepare the folder again.") from error
-
-
-def _name(text: str) -> str:
-    return str(ast.literal_eval(text[1:])) if text.startswith("$") else text
 
 
 def _records(folder: Path) -> dict[str, Any]:

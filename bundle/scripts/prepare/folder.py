@@ -12,12 +12,11 @@ from ..data.case_patterns import case_path
 from ..data.datalists import Item, LabelMap, find_cases
 from ..data.dataset_check import check_dataset, label_values
 from ..data.file_names import NIFTI_SUFFIXES
-from ..data.hounsfield import hounsfield_units, no_hounsfield_units
-from ..data.intensity import modality_in
 from ..data.volumes import VolumeReader
 from ..errors import DatasetError, listed
 from .configs import intensity_of
 from .masks import LABELS, ORGAN, merged
+from .modalities import common_modality, unit_warnings
 from .overlays import cases_with_organs, chosen_train_cases, write_overlay
 from .targets import Target, convert
 from .words import FOLDER, in_words_of
@@ -70,7 +69,7 @@ def prepare_folder(
     reader = VolumeReader(series, default_axcodes=default_axcodes, trusted_form=trusted_form)
     masks = _masks(label, label_map)
     items, left_out = _labelled(source, image, label.replace(ORGAN, next(iter(masks.values()), ORGAN)))
-    modality = _common_modality(items, reader) if modality == "auto" else modality
+    modality = common_modality(items, reader) if modality == "auto" else modality
     intensity = intensity_of(modality)
     train = chosen_train_cases([item["case"] for item in items], train_cases)
     target = Target(output, overwrite)
@@ -81,7 +80,7 @@ def prepare_folder(
     label_map, background = found.label_map, found.background
     summaries = check_dataset(items, label_map, background_values=background, purpose="prepared", reader=reader)
     train = cases_with_organs(train, summaries, train_cases is not None)
-    remarks = [*left_out, *found.remarks, *_unit_warnings(items, modality, reader)]
+    remarks = [*left_out, *found.remarks, *unit_warnings(items, modality, reader)]
     files = _as_they_are(source, image, label) if _are_nifti(items) else convert(items, target, reader)
     meanings = {"label_map": dict(label_map), "background_values": background, **intensity}
     meanings |= _stated(default_axcodes=default_axcodes, trusted_form=trusted_form)
@@ -185,34 +184,3 @@ def _label_values(path: str, reader: VolumeReader) -> set[int]:
     except DatasetError:  # said by check_dataset, with the problems of the other files, as what is no integer is
         return set()
     return {int(value) for value in values[np.isfinite(values)]}
-
-
-def _common_modality(items: Sequence[Item], reader: VolumeReader) -> str:
-    """What all images are, by what they say of themselves.
-
-    Raises:
-        DatasetError: one does not say, or they differ.
-    """
-    found: dict[str, list[str]] = {}
-    for item in items:
-        found.setdefault(modality_in(reader.load(item["image"]).voxels, item["image"]), []).append(item["case"])
-    if len(found) > 1:
-        kinds = "; ".join(f"{modality.upper()}: {listed(cases)}" for modality, cases in found.items())
-        raise DatasetError(
-            f"The images are of several modalities ({kinds}), which are scaled in different ways. Put each into a "
-            "folder of its own, or choose one scaling for all: --modality ct, or --modality mr."
-        )
-    return next(iter(found))
-
-
-def _unit_warnings(items: Sequence[Item], modality: str, reader: VolumeReader) -> list[str]:
-    """Images whose numbers are of another unit than their modality has."""
-    warnings = []
-    for item in items:
-        voxels = reader.load(item["image"]).voxels
-        problem = no_hounsfield_units(voxels) if modality == "ct" else hounsfield_units(voxels)
-        if problem:
-            warnings.append(
-                f"Warning: '{item['image']}': {problem}, with --modality {'mr' if modality == 'ct' else 'ct'}."
-            )
-    return warnings
