@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..arguments import share_numbers
-from ..errors import MissingFileError, RefusedError, count
-from ..files import json_of, whole_file
+from ..errors import MissingFileError, RefusedError, count, listed
+from ..files import json_of, named_by_content
 from ..inert import inert_json
 from . import runs
+from .configurations import refuse_said
 from .layouts import Layout, layout_of
-from .learned import OVERLAY, cases_in, overlay_of, prior_of, recorded
+from .learned import OVERLAY, RUN, cases_in, overlay_of, places_in, prior_of, recorded
+from .options import (
+    OWN_DATA,
+    SAID_BY_EVALUATING,
+    SAID_BY_FOLDER,
+    SAID_BY_LEARNED,
+    SAID_BY_OUTPUT,
+    of_reading,
+    refuse_idle,
+    said_by_segment,
+)
 from .runs import plain, preparation, run, shown, typed, workflow, writable
 from .scans import input_of
 from .usage import UsageError, only_scalars, switches
@@ -56,6 +68,7 @@ def segment(
         raise UsageError("segment needs a scan: diffusam segment SCAN -o OUT.")
     folder = _output("segment", output)
     only_scalars(options, switches(runs.INFERRING))
+    refuse_said(options, said_by_segment(model))
     if "share" in options:
         share_numbers(options["share"])
     configs: list[str | Path] = [*runs.INFERRING, *overlay_of(model), *_of_modality(modality, model)]
@@ -105,9 +118,11 @@ def learn(
     """
     target = _one_folder("learn", folder, more, output)
     only_scalars(options, switches(runs.EVALUATING))
+    refuse_said(options, {**SAID_BY_OUTPUT, **SAID_BY_FOLDER})
+    read = of_reading(options)
     training, evaluating = (*runs.TRAINING, runs.FEW_SHOT), (*runs.EVALUATING, runs.FEW_SHOT)
     workflow("evaluating", evaluating, options=options)  # what cannot be read is said before anything is prepared
-    given = {"label_map": label_map, "train_cases": train_cases, "overwrite": overwrite}
+    given = {"label_map": label_map, "train_cases": train_cases, "overwrite": overwrite, **read}
     code = _prepare(folder, target, modality, image, label, given)
     if code:
         return code
@@ -153,24 +168,23 @@ def evaluate(
     --KEY VALUE      anything that configs/evaluate.json declares
     """
     only_scalars(options, switches(runs.EVALUATING))
-    if folder is not None and (Path(folder).expanduser() / OVERLAY).is_file() and output is None:
-        overlay = Path(folder).expanduser() / OVERLAY
-        prior = prior_of(model if model is not None else folder)
-        given = {"prior_file": plain(prior, "model"), **options} if model is not None else options
-        settings = recorded(prior, overlay.parent)
-        code = run(workflow("evaluating", [*runs.EVALUATING, overlay, settings], options=given))
-        return code or _said(overlay.parent / "run/evaluation/report.html")
+    told = {"modality": modality, "image": image, "label": label, "label_map": label_map, "overwrite": overwrite}
+    if folder is not None and (Path(folder).expanduser() / OVERLAY).is_file() and output is None and not more:
+        return _evaluate_learned(Path(folder).expanduser(), model, told, options)
+    refuse_said(options, {**SAID_BY_OUTPUT, **SAID_BY_FOLDER, **SAID_BY_EVALUATING})
     target = _one_folder("evaluate", folder, more, output)
+    read = of_reading(options)
     workflow("evaluating", runs.EVALUATING, options=options)
-    code = _prepare(folder, target, modality, image, label, {"label_map": label_map, "overwrite": overwrite})
+    given = {"label_map": label_map, "overwrite": overwrite, **read}
+    code = _prepare(folder, target, modality, image, label, given)
     if code:
         return code
     prepared = cases_in(target / OVERLAY)
     cases = {"train_cases": [], "test_cases": [*prepared["train_cases"], *prepared["test_cases"]]}
-    places = {"prior_file": str(prior_of(model)), "evaluation_dir": str(target.resolve() / "evaluation")}
-    with whole_file(target / "evaluate.json") as temporary:
-        temporary.write_text(inert_json({**places, **cases}), encoding="utf-8")
-    overlays = [*overlay_of(model), target / OVERLAY, recorded(prior_of(model), target), target / "evaluate.json"]
+    prior = prior_of(model)
+    places = {"prior_file": os.path.abspath(prior), "evaluation_dir": str(target.resolve() / "evaluation")}
+    own = named_by_content(target, "evaluate.json", inert_json({**places, **cases}))
+    overlays = [*overlay_of(model), target / OVERLAY, recorded(prior, target), own]
     code = run(workflow("evaluating", [*runs.EVALUATING, *overlays], options=options))
     return code or _said(target / "evaluation/report.html")
 
@@ -222,6 +236,7 @@ def demo(*more: str, output: str = "diffusam_demo", **options: str) -> int:
     if more:
         raise UsageError(f"demo takes no folder, and got '{more[0]}'. Results go to -o OUT.")
     only_scalars(options, switches(runs.EVALUATING))
+    refuse_said(options, {**SAID_BY_OUTPUT, **dict.fromkeys(SAID_BY_FOLDER, OWN_DATA)})
     folder = writable(output)
     places = {"dataset_dir#folder": plain(folder / "data", "output"), "output_dir": plain(folder, "output")}
     code = run(workflow("training", runs.TRAINING, options={**places, **options}), shared=True)
@@ -235,6 +250,22 @@ def is_for_prepare(words: list[str]) -> bool:
 
 
 # ---- what several commands do
+
+
+def _evaluate_learned(folder: Path, model: str | None, told: Mapping[str, str | None], options: dict[str, str]) -> int:
+    """Evaluates what ``learn`` has left over in its folder, wherever that lies now."""
+    idle = [f"--{name}" for name, value in told.items() if value is not None]
+    if idle:
+        raise UsageError(
+            f"'{folder}' is prepared already, and its overlay.json says what {listed(idle)} would, without effect "
+            "here. Leave out such options, or give the folder of the images with -o OUT."
+        )
+    said = {name: remedy for name, remedy in SAID_BY_OUTPUT.items() if name != "evaluation_dir"}
+    refuse_said(options, {**said, "output_dir": SAID_BY_LEARNED, "run_dir": SAID_BY_LEARNED})
+    prior = prior_of(model if model is not None else str(folder))
+    overlays = [folder / OVERLAY, recorded(prior, folder), places_in(folder, prior)]
+    code = run(workflow("evaluating", [*runs.EVALUATING, *overlays], options=options))
+    return code or _said(Path(options.get("evaluation_dir", folder / RUN / "evaluation")) / "report.html")
 
 
 def _prepare(
@@ -253,10 +284,15 @@ def _prepare(
         raise UsageError("--image and --label belong together. Give both, or none to have them found.")
     given = {name: value for name, value in options.items() if value is not None}
     only_scalars(given, ["overwrite"])
-    layout = layout_of(source) if image is None else Layout(image, label, [])
+    if image is None:
+        layout = layout_of(source, leave_out=target, organs_given="label_map" in given)
+    else:
+        layout = Layout(image, label, [])
     print(f"{layout.text or f'{image} with {label}.'}\n", flush=True)
+    listed_files = layout.image is None or layout.label is None
+    refuse_idle("decathlon" if listed_files else "folder", given)
     if layout.image is None or layout.label is None:
-        places = {"output": typed(shown(target))}
+        places = {"output": typed(shown(target)), **({} if modality is None else {"modality": modality})}
         return run(preparation("decathlon", typed(shown(source)), options={**places, **given}), last=last)
     words = {"image": layout.image, "label": layout.label, "output": typed(shown(target))}
     words["modality"] = modality or layout.modality or "auto"
@@ -309,7 +345,7 @@ def _failure(before: Mapping[str, Any], after: Mapping[str, Any]) -> int:
 
 
 def _whole(name: str, text: str) -> int:
-    if not text.isdigit() or not int(text):
+    if not text.isdecimal() or not int(text):
         raise UsageError(f"--{name} is '{text}', expected a number from 1.")
     return int(text)
 
