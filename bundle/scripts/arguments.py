@@ -80,6 +80,19 @@ def refuse_expressions(options: Sequence[str]) -> None:
                 )
 
 
+def refuse_empty(words: Sequence[str]) -> None:
+    """Refuses words of a command line that are empty: a folder of this name would be the working directory.
+
+    Raises:
+        UnknownSettingError: one is.
+    """
+    for before, word in zip(["", *words], words):
+        name, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+        if (equals or not name) and not value.strip():
+            shown = name or (f"The word behind {before.partition('=')[0]}" if before.startswith("-") else "A word")
+            raise UnknownSettingError(f"{shown} is empty, expected a value. Is a variable of the shell not set?")
+
+
 def given_options() -> list[str]:
     """Names of the options that ``python -m monai.bundle run`` was given; none where something else runs."""
     return list(typed_options() or {})

@@ -57,6 +57,22 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         os.close(descriptor)
 
 
+def named_by_content(folder: str | os.PathLike, name: str, text: str) -> Path:
+    """Writes a text under a name that only its content has, ``NAME-DIGEST.SUFFIX``: programs that share a folder do
+    not replace one another's, and the same text is the same file.
+
+    Args:
+        folder: where the file goes.
+        name: with its suffix.
+        text: in UTF-8.
+    """
+    digest = hashlib.sha256(os.fsencode(text)).hexdigest()[:12]
+    path = Path(folder, f"{Path(name).stem}-{digest}{Path(name).suffix}")
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
 @contextmanager
 def locked(folder: str | os.PathLike) -> Iterator[None]:
     """Keeps other programs that ask for the same folder waiting until the block ends, for files that are read, changed

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from scripts.command import runs
 from scripts.command.program import COMMANDS, program
 from scripts.command.runs import INFERRING, workflow
 from scripts.errors import RefusedError
+from scripts.inert import inert_json
 
 from tests.conftest import save_dataset, save_volume, simple_image, simple_label
 from tests.helpers.workflows import BUNDLE, ROOT
@@ -237,6 +239,7 @@ def test_a_csv_that_may_mean_something_else_is_refused(started, tmp_path, capsys
         (["segment", "scan.nii.gz", "-o", "out", "--modality", "pet"], "expected ct or mr"),
         (["segment", "scan.nii.gz", "-o", "out", "--processes", "0"], "--processes is '0', expected a number from 1"),
         (["segment", "scan.nii.gz", "-o", "out", "--processes", "²"], "--processes is '²', expected a number from 1"),
+        (["segment", "scan.nii.gz", "-", "-o", "out"], "'-' names nothing that can be read"),
         (
             ["segment", "scan.nii.gz", "-o", "out", "--share", "17/16"],
             "--share is '17/16', expected the number of a share",
@@ -283,6 +286,159 @@ def test_bad_input_is_one_line_and_exit_code_1(started, scan, tmp_path, capsys, 
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and said in error
     assert started.words == []
+
+
+OUT = ["-o", "out"]
+EMPTY = "is empty, expected a value. Is a variable of the shell not set?"
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["segment", "scan.nii.gz", "-o", ""], f"The word behind -o {EMPTY}"),
+        (["segment", "scan.nii.gz", "--output="], f"--output {EMPTY}"),
+        (["segment", "", *OUT], f"A word {EMPTY}"),
+        (["segment", "scan.nii.gz", " ", *OUT], f"A word {EMPTY}"),
+        (["segment", "scan.nii.gz", *OUT, "--series", ""], f"The word behind --series {EMPTY}"),
+        (["segment", "scan.nii.gz", *OUT, "-m", ""], f"The word behind -m {EMPTY}"),
+        (["learn", "", *OUT], f"A word {EMPTY}"),
+        (["evaluate", "mine", "-o", ""], f"The word behind -o {EMPTY}"),
+        (["prepare", "mine", "-o", ""], f"The word behind -o {EMPTY}"),
+        (["demo", "-o", ""], f"The word behind -o {EMPTY}"),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+)
+def test_an_empty_word_is_no_working_directory(started, scan, tmp_path, capsys, words, said):
+    save_dataset(tmp_path / "mine")
+
+    assert program(words) == 2
+
+    assert capsys.readouterr().err == f"error: {said}\n"
+    assert started.words == [] and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["segment", "scan.nii.gz", *OUT, "--input", "b"], "--input: which scans there are is said by SCAN"),
+        (["segment", "scan.nii.gz", *OUT, "--output_dir", "b"], "--output_dir: where results go is said by --output"),
+        (["segment", "scan.nii.gz", *OUT, "-m", "learned", "--prior_file", "b"], "--prior_file: the model is said by"),
+        (["segment", "scan.nii.gz", *OUT, "-m", "learned", "--config_file", "a.json"], "'a.json' has prior_file: the"),
+        (["learn", "mine", *OUT, "--output_dir", "b"], "--output_dir: where results go is said by --output"),
+        (["learn", "mine", *OUT, "--evaluation_dir", "b"], "--evaluation_dir: where results go is said by --output"),
+        (["learn", "mine", *OUT, "--prior_file", "b"], "--prior_file: where the model is, is known from the folder"),
+        (["learn", "mine", *OUT, "--image_pattern", "b"], "--image_pattern: where images are is said by --image"),
+        (["learn", "mine", *OUT, "--config_file", "a.json"], "'a.json' has prior_file: where the model is"),
+        (["evaluate", "mine", *OUT, "--prior_file", "b"], "--prior_file: where the model is, is known from the folder"),
+        (["evaluate", "mine", *OUT, "--train_cases", "['a']"], "--train_cases: every labelled scan of the folder"),
+        (["evaluate", "learned", "--output_dir", "b"], "--output_dir: where results go is said by the folder"),
+        (["evaluate", "learned", "--label_map", "{'a': 1}"], "'learned' is prepared already, and its overlay.json"),
+        (["evaluate", "learned", "--modality", "mr", "--overwrite"], "says what --modality, --overwrite would"),
+        (["demo", *OUT, "--output_dir", "b"], "--output_dir: where results go is said by --output"),
+        (["demo", *OUT, "--dataset_dir", "b"], "--dataset_dir: the demo has data of its own"),
+        (["prepare", "mine", *OUT, "--channel", "0"], "--channel is for files that a dataset.json lists"),
+        (["learn", "listed", *OUT, "--label_map", "{'a': 1}"], "--label_map has no effect here: dataset.json lists"),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+)
+def test_what_a_command_says_itself_is_not_said_twice(started, scan, tmp_path, capsys, words, said):
+    save_dataset(tmp_path / "mine")
+    learned_at(tmp_path / "learned")
+    (tmp_path / "listed").mkdir()
+    (tmp_path / "listed/dataset.json").write_text(json.dumps({"training": [{"image": "a", "label": "b"}]}))
+    (tmp_path / "a.json").write_text(json.dumps({"prior_file": "b", "iterations": 5}))
+
+    assert program(words) == 2
+
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and said in error
+    assert started.words == []
+
+
+def learned_at(folder: Path, **changes) -> Path:
+    """A folder as ``learn`` leaves it, with the smallest model that can be read."""
+    import torch
+
+    (folder / "run/evaluation").mkdir(parents=True)
+    torch.save({"inference": {}, "prior": {"weight": torch.zeros(1)}}, folder / "run/model.pt")
+    places = {"output_dir": str(folder / "run"), "prior_file": str(folder / "run/model.pt")}
+    files = {"dataset_dir": "/scans", "image_pattern": "{case}.nii", "label_pattern": "{case}_seg.nii"}
+    overlay = {**places, **files, "train_cases": ["a"], "test_cases": ["b"], **changes}
+    (folder / "overlay.json").write_text(inert_json(overlay))
+    return folder
+
+
+def settings_of(words: list[str]) -> dict:
+    """The last overlay of a command."""
+    return json.loads(Path(re.findall(r"[^'\[\],]+\.json", value(words, "--config_file"))[-1]).read_text())
+
+
+@pytest.mark.parametrize("given", [[], ["--model", "other"]], ids=["its own model", "another"])
+@pytest.mark.parametrize("moves", [False, True], ids=["copied", "moved"])
+def test_a_learned_folder_is_evaluated_where_it_lies(started, tmp_path, capsys, moves, given):
+    original = learned_at(tmp_path / "learned", label_pattern=str(tmp_path / "learned/label/{case}.nii.gz"))
+    learned_at(tmp_path / "other")
+    (shutil.move if moves else shutil.copytree)(original, tmp_path / "there")
+
+    assert program(["evaluate", "there", *given]) == 0
+
+    there = tmp_path / "there"
+    places = settings_of(started.words[0])
+    model = tmp_path / (given[1] if given else "there") / "run/model.pt"
+    assert (places["output_dir"], places["prior_file"]) == (str(there / "run"), str(model))
+    assert places["label_pattern"] == str(there / "label/{case}.nii.gz") and "dataset_dir" not in places
+    assert "there/run/evaluation" in capsys.readouterr().out
+
+
+def test_an_evaluation_that_goes_elsewhere_is_named_there(started, tmp_path, capsys):
+    learned_at(tmp_path / "learned")
+    (tmp_path / "second").mkdir()
+
+    assert program(["evaluate", "learned", "--evaluation_dir", "./second"]) == 0
+
+    assert value(started.words[0], "--evaluation_dir") == "./second"
+    assert "Results are in second." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["learn", "evaluate", "prepare"])
+@pytest.mark.parametrize(
+    "option, text",
+    [("trusted_form", "sform"), ("default_axcodes", "LAS"), ("series", "3"), ("background_values", "[0, 7]")],
+)
+def test_how_files_are_read_reaches_the_preparation(started, tmp_path, command, option, text):
+    save_dataset(tmp_path / "mine")
+    started.effects["folder"] = prepared(["b"])
+    (tmp_path / "out/run/evaluation").mkdir(parents=True)
+    (tmp_path / "out/evaluation").mkdir()
+
+    assert program([command, "mine", *OUT, f"--{option}", text]) == 0
+
+    preparation, *workflows = started.words
+    assert value(preparation, f"--{option}") == text
+    # the labels' values are in the overlay by then
+    assert [f"--{option}" in words for words in workflows] == [option != "background_values"] * len(workflows)
+
+
+@pytest.mark.parametrize("modality", [[], ["--modality", "mr"]], ids=["not said", "said"])
+def test_the_modality_reaches_a_list_of_files(started, tmp_path, modality):
+    (tmp_path / "listed").mkdir()
+    (tmp_path / "listed/dataset.json").write_text(json.dumps({"training": [{"image": "a", "label": "b"}]}))
+
+    assert program(["prepare", "listed", *OUT, *modality]) == 0
+
+    (words,) = started.words
+    assert words[1] == "decathlon" and words[5:] == modality
+
+
+def test_two_commands_that_share_an_output_have_their_own_lists(started, tmp_path):
+    for name in "abcd":
+        (tmp_path / f"{name}.nii.gz").touch()
+
+    for first, second in ("ab", "cd", "ab"):
+        assert program(["segment", f"{first}.nii.gz", f"{second}.nii.gz", *OUT]) == 0
+
+    assert [list(listed(words)) for words in started.words] == [["a", "b"], ["c", "d"], ["a", "b"]]
+    assert len(list((tmp_path / "out").glob("inputs-*.json"))) == 2
 
 
 def record(output: Path, **status: str) -> None:
@@ -365,12 +521,13 @@ def test_evaluating_a_folder_tests_all_of_it(started, tmp_path):
     assert program(["evaluate", "mine", "-o", "out"]) == 0
 
     assert names(started) == ["prepare", "evaluating"]
-    cases = json.loads((tmp_path / "out/evaluate.json").read_text())
+    (own,), (settings,) = ((tmp_path / "out").glob(f"{name}-*.json") for name in ("evaluate", "model_settings"))
+    cases = json.loads(own.read_text())
     assert (cases["train_cases"], cases["test_cases"]) == ([], ["a", "b", "c"])
     assert cases["prior_file"] == str(BUNDLE / "models/model.pt")
     # what the model's file records goes before the configurations' own settings, and the labels' values do not
-    assert configs(started.words[-1])[-3:] == ["overlay.json", "model_settings.json", "evaluate.json"]
-    recorded = json.loads((tmp_path / "out/model_settings.json").read_text())
+    assert configs(started.words[-1])[-3:] == ["overlay.json", settings.name, own.name]
+    recorded = json.loads(settings.read_text())
     assert recorded["slice_context"] is True and recorded["named_memories"] is True
     assert recorded["backbone_checkpoint"] == str(BUNDLE / "models/sam2_nano.pt") and "label_map" not in recorded
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from scripts.command.layouts import layout_of
 from scripts.errors import DatasetError
+from scripts.prepare.configs import modality_named
 from scripts.prepare.folder import prepare_folder
 
 from tests.conftest import ORGAN_VALUES, save_volume, simple_image, simple_label
@@ -126,6 +127,94 @@ def test_a_decathlon_task_is_left_to_its_own_command(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps({"training": [{"image": "a", "label": "b"}]}))
 
     assert layout_of(tmp_path).image is None
+
+
+def nnunet(folder: Path, labels: object, **about) -> Path:
+    touch(folder, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels, **about}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "labels, said",
+    [
+        ({"background": 0, "liver": 1, "ignore": 2}, "has the label 'ignore' (2), voxels that nobody has labelled"),
+        ({"right_kidney": 2, "kidney_right": 3}, "names one organ twice: right_kidney, kidney_right"),
+        ({"Liver": 1, "liver ": 2, "spleen": 3}, "names one organ twice: Liver, liver "),
+    ],
+    ids=["ignored voxels", "two names of an organ", "capitals"],
+)
+def test_labels_that_cannot_be_meant_so_are_refused_unless_organs_are_given(tmp_path, labels, said):
+    nnunet(tmp_path, labels)
+
+    with pytest.raises(DatasetError) as caught:
+        layout_of(tmp_path)
+
+    assert said in str(caught.value) and "--label_map \"{'spleen': 1" in str(caught.value)
+    assert layout_of(tmp_path, organs_given=True).label_map is None
+
+
+@pytest.mark.parametrize(
+    "labels, said",
+    [
+        ({"background": 0, "whole_tumor": [1, 2, 3], "core": 3}, "'whole_tumor' is [1, 2, 3] there"),
+        ({"0": "background", "1": "spleen"}, "'0' is \"background\" there"),
+        ({"background": 0, "spleen": None}, "'spleen' is null there"),
+    ],
+    ids=["regions", "the Decathlon's order", "nothing"],
+)
+def test_names_that_are_not_read_are_said(tmp_path, caplog, labels, said):
+    assert layout_of(nnunet(tmp_path, labels)).label_map is None
+    assert said in caplog.text and "unless --label_map names them" in caplog.text
+
+
+MODALITIES = {
+    "MRI T1 contrast, reconstructed": "mr",
+    "T2_MRI": "mr",
+    "T1w FLAIR t1gd": "mr",
+    "mp-MRI": "mr",
+    "CT": "ct",
+    "portal-venous CT": "ct",
+    "SPECT": None,
+    "PET": None,
+    "PET/CT": None,
+    "CT MR": None,
+    "fact, spectral, octet": None,
+    "noNorm": None,
+}
+
+
+@pytest.mark.parametrize("text", MODALITIES)
+def test_modalities_are_words(tmp_path, text):
+    folder = nnunet(tmp_path, {"background": 0, "liver": 1}, channel_names={"0": text})
+    assert layout_of(folder).modality == modality_named(text) == MODALITIES[text]
+
+
+def test_masks_are_not_asked_for_names_where_organs_are_given(tmp_path):
+    touch(tmp_path, "s1/ct.nii.gz", "s1/segmentations/aorta.nii.gz")
+
+    with pytest.raises(DatasetError, match="Choose from aorta"):
+        layout_of(tmp_path)
+    assert layout_of(tmp_path, organs_given=True).label == "{case}/segmentations/{organ}.nii.gz"
+
+
+PREPARED = json.dumps({"image_pattern": "image/{case}.nii.gz", "train_cases": ["a"], "prior_file": "run/model.pt"})
+
+
+@pytest.mark.parametrize("left_out, below", [(True, "out"), (False, "out"), (False, "images/out")])
+@pytest.mark.parametrize("name", ["other formats", "a folder a case", "in one folder", "images beside labels"])
+def test_what_the_command_wrote_itself_is_no_source(tmp_path, name, left_out, below):
+    files, (image, label, cases) = LAYOUTS[name]
+    touch(tmp_path, *files)
+    below = below.replace("images/", image.split("/")[0].replace("{case}", "a") + "/") if "/" in image else below
+    for case in cases:
+        touch(tmp_path / below, f"image/{case}.nii.gz", f"label/{case}.nii.gz", f"run/evaluation/{case}_seg.nii.gz")
+    if not left_out:
+        (tmp_path / below / "overlay.json").write_text(PREPARED)
+
+    found = layout_of(tmp_path, leave_out=tmp_path / below if left_out else None)
+
+    assert (found.image, found.label, sorted(found.cases)) == (image, label, cases)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,16 @@ def test_a_missing_archive_ends_the_program_with_one_message(tmp_path):
     assert "Traceback" not in result.stderr
 
 
+def test_an_empty_word_is_no_working_directory(tmp_path):
+    words = ["folder", ".", "--image", "{case}", "--label", "{case}.nii", "--output", ""]
+
+    result = command_line([str(BUNDLE / "scripts/prepare"), *words], tmp_path)
+
+    assert result.returncode == 2 and list(tmp_path.iterdir()) == []
+    said = "The word behind --output is empty, expected a value. Is a variable of the shell not set?"
+    assert result.stderr.strip() == f"error: {said}"
+
+
 def test_the_command_runs_by_its_path_and_prints_the_table(tmp_path):
     for case in "ab":
         save_dicom_series(tmp_path / f"{case}", simple_image(simple_label())[::-1, ::-1], AXIAL)

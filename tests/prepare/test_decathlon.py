@@ -115,6 +115,89 @@ def test_a_volume_that_is_listed_twice_is_refused(spleen, tmp_path, again):
         prepare_decathlon(spleen, tmp_path / "out")
 
 
+@pytest.fixture
+def mr(spleen) -> Path:
+    """The same volumes with numbers of MR."""
+    for path in (spleen / "imagesTr").iterdir():
+        save_volume(path, np.abs(np.asarray(nib.load(path).dataobj)))
+    return spleen
+
+
+SAID = {
+    "by the file": ({"0": "CT"}, None, "ct"),
+    "by words of the file": ({"0": "MRI T1 contrast, reconstructed"}, None, "mr"),
+    "by the user": ({"0": "SPECT"}, "mr", "mr"),
+    "by the user against the file": ({"0": "CT"}, "mr", "mr"),
+    "by the user alone": (None, "mr", "mr"),
+    "by their Hounsfield units": (None, None, "ct"),
+}
+
+
+@pytest.mark.parametrize("names, modality, expected", SAID.values(), ids=SAID)
+def test_the_modality_is_what_somebody_says(spleen, tmp_path, names, modality, expected):
+    listing(spleen, modality=names)
+
+    said = prepare_decathlon(spleen, tmp_path / "out", modality=modality)
+
+    window = overlay_of(tmp_path / "out")["intensity"]["_target_"]
+    assert window == {"ct": "ScaleIntensityRanged", "mr": "ScaleIntensityRangePercentilesd"}[expected]
+    assert f"as in configs/{expected}.json" in said
+    # these are Hounsfield units
+    assert ("look like Hounsfield units" in said) == (expected == "mr")
+    assert ("says that the images are CT" in said) == (modality == "mr" and names == {"0": "CT"})
+
+
+@pytest.mark.parametrize(
+    "names, modality, said",
+    [
+        ({"0": "SPECT"}, None, "is {'0': 'SPECT'}, expected CT or MR. .* --modality ct, or --modality mr"),
+        ({"0": "PET", "1": "CT"}, None, "expected CT or MR"),
+        ("octet", None, "is octet, expected CT or MR"),
+        (None, None, "do not say whether it is MR or CT.*--modality mr, or --modality ct"),
+        ({"0": "CT"}, "pet", "--modality is 'pet', expected ct or mr"),
+    ],
+    ids=["another", "two", "a part of a word", "nobody says it", "wrong use"],
+)
+def test_a_modality_that_nobody_says_is_asked_for(mr, tmp_path, names, modality, said):
+    listing(mr, modality=names)
+    with pytest.raises(DatasetError, match=said):
+        prepare_decathlon(mr, tmp_path / "out", modality=modality)
+
+
+def test_mr_that_is_called_ct_is_said(mr, tmp_path):
+    assert "are no Hounsfield units" in prepare_decathlon(mr, tmp_path / "out", modality="ct")
+
+
+def test_the_channel_that_is_chosen_has_its_own_modality(spleen, tmp_path):
+    for path in (spleen / "imagesTr").iterdir():
+        voxels = np.asarray(nib.load(path).dataobj)
+        save_volume(path, np.stack([voxels, voxels], -1))
+    listing(spleen, modality={"0": "PET", "1": "CT"})
+
+    assert "configs/ct.json" in prepare_decathlon(spleen, tmp_path / "out", channel=1)
+    with pytest.raises(DatasetError, match="is PET, expected CT or MR"):
+        prepare_decathlon(spleen, tmp_path / "other", channel=0)
+
+
+def test_values_of_no_organ_are_named(spleen, tmp_path):
+    path = spleen / "labelsTr/spleen_2.nii.gz"
+    voxels = np.asarray(nib.load(path).dataobj).copy()
+    voxels[0, 0, 0] = 7
+    save_volume(path, voxels)
+
+    with pytest.raises(DatasetError, match="--background_values"):
+        prepare_decathlon(spleen, tmp_path / "out")
+    prepare_decathlon(spleen, tmp_path / "out", background_values=[0, 7])
+
+    assert overlay_of(tmp_path / "out")["background_values"] == [0, 7]
+
+
+def test_two_values_of_one_name_are_refused(spleen, tmp_path):
+    listing(spleen, labels={"0": "background", "1": "kidney", "2": "kidney"})
+    with pytest.raises(DatasetError, match="names two values alike"):
+        prepare_decathlon(spleen, tmp_path / "out")
+
+
 def test_a_label_without_a_name_is_refused(spleen, tmp_path):
     listing(spleen, labels={"0": "background", "1": None})
     with pytest.raises(DatasetError, match="not in the Decathlon's format"):

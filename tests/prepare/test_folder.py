@@ -55,6 +55,76 @@ def test_label_values_without_a_name_are_organs(tiny_dataset, tmp_path):
     assert "look like Hounsfield units" in report
 
 
+PATTERNS = ("image_{case}.nii.gz", "label_{case}.nii.gz")
+BACKGROUND = {
+    "what label_map does not name": ({"spleen": 1}, None, {"spleen": 1}, [0, 2, 3, 4]),
+    "all that is named": ({"spleen": 1}, [0, 2, 3, 4], {"spleen": 1}, [0, 2, 3, 4]),
+    "without 0": ({"spleen": 1, "liver": 4}, (2, 3), {"spleen": 1, "liver": 4}, [0, 2, 3]),
+    "of organs without names": (None, [0, 2, 3], {"organ 1": 1, "organ 4": 4}, [0, 2, 3]),
+    "a single value": (None, 3, {"organ 1": 1, "organ 2": 2, "organ 4": 4}, [0, 3]),
+}
+
+
+@pytest.mark.parametrize("organs, values, named, background", BACKGROUND.values(), ids=BACKGROUND)
+def test_values_of_no_organ(tiny_dataset, tmp_path, organs, values, named, background):
+    prepare_folder(tiny_dataset, *PATTERNS, tmp_path / "mine", label_map=organs, background_values=values)
+
+    overlay = overlay_of(tmp_path / "mine")
+    assert (overlay["label_map"], overlay["background_values"]) == (named, background)
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ([0, 2], "3.*--label_map"),
+        ("seven", "--background_values is 'seven', expected label values"),
+        ([0, True], "--background_values is .0, True., expected"),
+        ([0, 1, 2, 3], "contradict"),
+    ],
+    ids=["too few", "a text", "no number", "an organ"],
+)
+def test_values_of_no_organ_that_cannot_be_meant_so(tiny_dataset, tmp_path, values, said):
+    organs = {"spleen": 1, "liver": 4}
+    with pytest.raises(DatasetError, match=said):
+        prepare_folder(tiny_dataset, *PATTERNS, tmp_path / "mine", label_map=organs, background_values=values)
+
+
+def test_masks_have_no_values_of_no_organ(tmp_path):
+    with pytest.raises(DatasetError, match="names masks .*--background_values is .0, 7."):
+        prepare_folder(
+            tmp_path,
+            "{case}/ct.nii",
+            "{case}/{organ}.nii",
+            tmp_path / "mine",
+            label_map={"a": "a"},
+            background_values=[0, 7],
+        )
+
+
+@pytest.mark.parametrize("below", ["out", "another"])
+def test_what_was_prepared_within_the_folder_is_none_of_its_cases(tmp_path, below):
+    for case in "ab":
+        (tmp_path / case).mkdir()
+        itk.imwrite(itk.image_from_array(simple_image(simple_label())), str(tmp_path / case / "image.nrrd"))
+        itk.imwrite(itk.image_from_array(simple_label()), str(tmp_path / case / "label.nrrd"))
+    patterns = ("{case}/image.*", "{case}/label.*")
+    prepare_folder(tmp_path, *patterns, tmp_path / below)
+
+    report = prepare_folder(tmp_path, *patterns, tmp_path / "out")
+
+    overlay = overlay_of(tmp_path / "out")
+    assert [*overlay["train_cases"], *overlay["test_cases"]] == ["a", "b"] and "Left out" not in report
+
+
+def test_files_are_not_converted_among_their_sources(tmp_path):
+    for name, voxels in (("image", simple_image(simple_label())), ("label", simple_label())):
+        itk.imwrite(itk.image_from_array(voxels), str(tmp_path / f"{name}_a.nrrd"))
+
+    with pytest.raises(DatasetError, match="is the folder that is read, and files are converted"):
+        prepare_folder(tmp_path, "image_{case}.nrrd", "label_{case}.nrrd", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["image_a.nrrd", "label_a.nrrd"]
+
+
 def test_an_overlay_that_was_edited_is_kept(tiny_dataset, tmp_path):
     arguments = (tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine")
     prepare_folder(*arguments)

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import ast
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..arguments import share_numbers
-from ..errors import MissingFileError, RefusedError, UnusableFileError, count
-from ..files import BUNDLE, json_of, whole_file
+from ..errors import MissingFileError, RefusedError, count, listed
+from ..files import json_of, named_by_content
 from ..inert import inert_json
 from . import runs
+from .configurations import refuse_said
 from .layouts import Layout, layout_of
+from .learned import OVERLAY, RUN, cases_in, overlay_of, places_in, prior_of, recorded
+from .options import (
+    OWN_DATA,
+    SAID_BY_EVALUATING,
+    SAID_BY_FOLDER,
+    SAID_BY_LEARNED,
+    SAID_BY_OUTPUT,
+    of_reading,
+    refuse_idle,
+    said_by_segment,
+)
 from .runs import plain, preparation, run, shown, typed, workflow, writable
 from .scans import input_of
 from .usage import UsageError, only_scalars, switches
 
-OVERLAY = "overlay.json"  # of prepared scans
 FAILED, SOME_FAILED = 1, 3
 MODALITIES = ("ct", "mr")
 _PREPARED = ("btcv", "chaos", "decathlon", "folder")  # the commands of scripts.prepare
@@ -58,11 +68,12 @@ def segment(
         raise UsageError("segment needs a scan: diffusam segment SCAN -o OUT.")
     folder = _output("segment", output)
     only_scalars(options, switches(runs.INFERRING))
+    refuse_said(options, said_by_segment(model))
     if "share" in options:
         share_numbers(options["share"])
-    configs: list[str | Path] = [*runs.INFERRING, *_of_model(model), *_of_modality(modality, model)]
+    configs: list[str | Path] = [*runs.INFERRING, *overlay_of(model), *_of_modality(modality, model)]
     if model is not None:
-        options = {"prior_file": plain(_prior(model), "model"), **options}
+        options = {"prior_file": plain(prior_of(model), "model"), **options}
     wanted = {"input": typed(input_of(scans, folder)), "output": typed(shown(folder)), **options}
     before = _records(folder)
     code = run(workflow("inferring", configs, options=wanted, processes=_whole("processes", processes)))
@@ -107,9 +118,11 @@ def learn(
     """
     target = _one_folder("learn", folder, more, output)
     only_scalars(options, switches(runs.EVALUATING))
+    refuse_said(options, {**SAID_BY_OUTPUT, **SAID_BY_FOLDER})
+    read = of_reading(options)
     training, evaluating = (*runs.TRAINING, runs.FEW_SHOT), (*runs.EVALUATING, runs.FEW_SHOT)
     workflow("evaluating", evaluating, options=options)  # what cannot be read is said before anything is prepared
-    given = {"label_map": label_map, "train_cases": train_cases, "overwrite": overwrite}
+    given = {"label_map": label_map, "train_cases": train_cases, "overwrite": overwrite, **read}
     code = _prepare(folder, target, modality, image, label, given)
     if code:
         return code
@@ -117,7 +130,7 @@ def learn(
     code = run(workflow("training", [*training, overlay], options=options), shared=True)
     if code:
         return code
-    if _settings(overlay)["test_cases"]:
+    if cases_in(overlay)["test_cases"]:
         code = run(workflow("evaluating", [*evaluating, overlay], options=options), shared=True)
         print(_place(target / "run/evaluation/report.html") if not code else "")
     else:
@@ -155,24 +168,23 @@ def evaluate(
     --KEY VALUE      anything that configs/evaluate.json declares
     """
     only_scalars(options, switches(runs.EVALUATING))
-    if folder is not None and (Path(folder).expanduser() / OVERLAY).is_file() and output is None:
-        overlay = Path(folder).expanduser() / OVERLAY
-        prior = _prior(model if model is not None else folder)
-        given = {"prior_file": plain(prior, "model"), **options} if model is not None else options
-        recorded = _recorded(prior, overlay.parent)
-        code = run(workflow("evaluating", [*runs.EVALUATING, overlay, recorded], options=given))
-        return code or _said(overlay.parent / "run/evaluation/report.html")
+    told = {"modality": modality, "image": image, "label": label, "label_map": label_map, "overwrite": overwrite}
+    if folder is not None and (Path(folder).expanduser() / OVERLAY).is_file() and output is None and not more:
+        return _evaluate_learned(Path(folder).expanduser(), model, told, options)
+    refuse_said(options, {**SAID_BY_OUTPUT, **SAID_BY_FOLDER, **SAID_BY_EVALUATING})
     target = _one_folder("evaluate", folder, more, output)
+    read = of_reading(options)
     workflow("evaluating", runs.EVALUATING, options=options)
-    code = _prepare(folder, target, modality, image, label, {"label_map": label_map, "overwrite": overwrite})
+    given = {"label_map": label_map, "overwrite": overwrite, **read}
+    code = _prepare(folder, target, modality, image, label, given)
     if code:
         return code
-    prepared = _settings(target / OVERLAY)
+    prepared = cases_in(target / OVERLAY)
     cases = {"train_cases": [], "test_cases": [*prepared["train_cases"], *prepared["test_cases"]]}
-    places = {"prior_file": str(_prior(model)), "evaluation_dir": str(target.resolve() / "evaluation")}
-    with whole_file(target / "evaluate.json") as temporary:
-        temporary.write_text(inert_json({**places, **cases}), encoding="utf-8")
-    overlays = [*_of_model(model), target / OVERLAY, _recorded(_prior(model), target), target / "evaluate.json"]
+    prior = prior_of(model)
+    places = {"prior_file": os.path.abspath(prior), "evaluation_dir": str(target.resolve() / "evaluation")}
+    own = named_by_content(target, "evaluate.json", inert_json({**places, **cases}))
+    overlays = [*overlay_of(model), target / OVERLAY, recorded(prior, target), own]
     code = run(workflow("evaluating", [*runs.EVALUATING, *overlays], options=options))
     return code or _said(target / "evaluation/report.html")
 
@@ -224,6 +236,7 @@ def demo(*more: str, output: str = "diffusam_demo", **options: str) -> int:
     if more:
         raise UsageError(f"demo takes no folder, and got '{more[0]}'. Results go to -o OUT.")
     only_scalars(options, switches(runs.EVALUATING))
+    refuse_said(options, {**SAID_BY_OUTPUT, **dict.fromkeys(SAID_BY_FOLDER, OWN_DATA)})
     folder = writable(output)
     places = {"dataset_dir#folder": plain(folder / "data", "output"), "output_dir": plain(folder, "output")}
     code = run(workflow("training", runs.TRAINING, options={**places, **options}), shared=True)
@@ -237,6 +250,22 @@ def is_for_prepare(words: list[str]) -> bool:
 
 
 # ---- what several commands do
+
+
+def _evaluate_learned(folder: Path, model: str | None, told: Mapping[str, str | None], options: dict[str, str]) -> int:
+    """Evaluates what ``learn`` has left over in its folder, wherever that lies now."""
+    idle = [f"--{name}" for name, value in told.items() if value is not None]
+    if idle:
+        raise UsageError(
+            f"'{folder}' is prepared already, and its overlay.json says what {listed(idle)} would, without effect "
+            "here. Leave out such options, or give the folder of the images with -o OUT."
+        )
+    said = {name: remedy for name, remedy in SAID_BY_OUTPUT.items() if name != "evaluation_dir"}
+    refuse_said(options, {**said, "output_dir": SAID_BY_LEARNED, "run_dir": SAID_BY_LEARNED})
+    prior = prior_of(model if model is not None else str(folder))
+    overlays = [folder / OVERLAY, recorded(prior, folder), places_in(folder, prior)]
+    code = run(workflow("evaluating", [*runs.EVALUATING, *overlays], options=options))
+    return code or _said(Path(options.get("evaluation_dir", folder / RUN / "evaluation")) / "report.html")
 
 
 def _prepare(
@@ -255,10 +284,15 @@ def _prepare(
         raise UsageError("--image and --label belong together. Give both, or none to have them found.")
     given = {name: value for name, value in options.items() if value is not None}
     only_scalars(given, ["overwrite"])
-    layout = layout_of(source) if image is None else Layout(image, label, [])
+    if image is None:
+        layout = layout_of(source, leave_out=target, organs_given="label_map" in given)
+    else:
+        layout = Layout(image, label, [])
     print(f"{layout.text or f'{image} with {label}.'}\n", flush=True)
+    listed_files = layout.image is None or layout.label is None
+    refuse_idle("decathlon" if listed_files else "folder", given)
     if layout.image is None or layout.label is None:
-        places = {"output": typed(shown(target))}
+        places = {"output": typed(shown(target)), **({} if modality is None else {"modality": modality})}
         return run(preparation("decathlon", typed(shown(source)), options={**places, **given}), last=last)
     words = {"image": layout.image, "label": layout.label, "output": typed(shown(target))}
     words["modality"] = modality or layout.modality or "auto"
@@ -294,50 +328,6 @@ def _of_modality(modality: str | None, model: str | None) -> list[str]:
     if modality is not None:
         return [f"configs/{modality}.json"]
     return [] if model is not None else [runs.MODALITY]
-
-
-def _prior(model: str | None) -> Path:
-    """The file of a model: of the bundle, of a folder that was learned, or itself."""
-    if model is None:
-        return BUNDLE / "models" / "model.pt"
-    path = Path(model).expanduser()
-    places = [path, path / "model.pt", path / "run" / "model.pt"]
-    found = next((each for each in places if each.is_file()), None)
-    if found is None:
-        raise MissingFileError(f"There is no model at '{model}'. Give a model.pt, or the folder that `learn` made.")
-    return found
-
-
-def _of_model(model: str | None) -> list[Path]:
-    """The overlay with the settings of a model's training: beside it, or above it where ``learn`` has put it."""
-    if model is None:
-        return []
-    folder = _prior(model).parent
-    return [each for each in (folder / OVERLAY, folder.parent / OVERLAY) if each.is_file()][:1]
-
-
-def _recorded(prior: Path, folder: Path) -> Path:
-    """Writes what a model's file records of its training as an overlay: its backbone, intensities and the rest."""
-    print("Reading the settings of the model ...", flush=True)
-    from ..prior_settings import trained_settings  # which imports MONAI: only where it is needed
-
-    overlay = folder / "model_settings.json"
-    with whole_file(overlay) as temporary:
-        temporary.write_text(json.dumps(trained_settings(prior), indent=4) + "\n", encoding="utf-8")
-    return overlay
-
-
-def _settings(overlay: Path) -> dict[str, Any]:
-    """The cases of an overlay, names as they are."""
-    try:
-        content = json_of(overlay.read_text(encoding="utf-8"))
-        return {key: [_name(each) for each in content.get(key) or []] for key in ("train_cases", "test_cases")}
-    except (OSError, ValueError) as error:
-        raise UnusableFileError(f"'{overlay}' cannot be read ({error}). Prepare the folder again.") from error
-
-
-def _name(text: str) -> str:
-    return str(ast.literal_eval(text[1:])) if text.startswith("$") else text
 
 
 def _records(folder: Path) -> dict[str, Any]:

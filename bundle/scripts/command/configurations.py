@@ -18,6 +18,7 @@ from fire.parser import DefaultParseValue
 
 from ..entries import SEPARATOR, entry_at, has_entry
 from ..errors import one_line
+from ..shell import config_files
 from .usage import MONAI_OPTIONS, UsageError, unknown
 
 _MACRO, _MERGE, _META = "%", "+", "_meta_"
@@ -51,6 +52,26 @@ def refuse_unreadable(files: Sequence[Path], options: Mapping[str, str]) -> None
             _check_macro(text.replace("#", SEPARATOR), merged, place)
 
 
+def refuse_said(options: Mapping[str, str], said: Mapping[str, str]) -> None:
+    """Refuses settings that a command says itself, as options or in overlays of the user's own: one of the two would
+    be passed over without a word.
+
+    Args:
+        options: for the workflow, as typed.
+        said: of each setting, what to do instead.
+
+    Raises:
+        UsageError: one of them is given.
+    """
+    for name in options:
+        if remedy := said.get(_whole_of(name)):
+            raise UsageError(f"--{name}: {remedy}")
+    for file in (each for option in ("config_file", "args_file") for each in config_files(options.get(option))):
+        for name in read_configuration(Path(file).expanduser()):
+            if remedy := said.get(_whole_of(name)):
+                raise UsageError(f"'{file}' has {one_line(name)}: {remedy}")
+
+
 def read_configuration(file: Path) -> dict[str, Any]:
     """The content of a JSON or YAML file.
 
@@ -78,6 +99,11 @@ def read_configuration(file: Path) -> dict[str, Any]:
     if odd:
         raise UsageError(f"'{file}': the setting {odd[0]!r} is no text. Put it into quotes.")
     return content
+
+
+def _whole_of(name: str) -> str:
+    """The setting that a name is of, or is a part of: ``train`` of ``+train#optimizer``."""
+    return name.removeprefix(_MERGE).replace("#", SEPARATOR).split(SEPARATOR)[0]
 
 
 def _without_twins(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

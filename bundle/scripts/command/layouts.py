@@ -7,6 +7,7 @@ only is taken; everything else is asked for, with what was found.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -17,9 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..data.file_names import IMAGE_SUFFIXES
-from ..errors import DatasetError, MissingFileError, count, listed
+from ..errors import DatasetError, MissingFileError, count, listed, one_line
 from ..files import json_of
 from ..prepare.anatomy import SHIPPED, organ_named
+from ..prepare.configs import holds_preparation, modality_named
 
 CASE, ORGAN = "{case}", "{organ}"
 _ANY = ".*"  # an ending of a pattern: whichever a file has
@@ -30,6 +32,7 @@ _LABELS = ("labelstr", "labels", "label", "lbl", "masks", "mask", "segmentations
 _IMAGE_WORDS = ("image", "img", "scan", "volume", "vol", "ct", "mr", "mri", "t1", "t2", "imaging")
 _LABEL_WORDS = ("label", "labels", "lbl", "mask", "seg", "segmentation", "gt", "ground_truth")
 _MASKS = "segmentations"  # TotalSegmentator's, a mask an organ
+_IGNORED = "ignore"  # nnU-Net's name for what nobody has labelled
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +66,13 @@ class Layout:
     text: str = field(default="", compare=False)
 
 
-def layout_of(folder: Path) -> Layout:
+def layout_of(folder: Path, *, leave_out: Path | None = None, organs_given: bool = False) -> Layout:
     """How a folder is laid out.
+
+    Args:
+        folder: with images and labels; what this program has written below it is no part of it.
+        leave_out: a folder in it that is not looked into, such as the one that results go to.
+        organs_given: whether the user says what label values, or which masks, are organs: nothing else is asked then.
 
     Raises:
         MissingFileError: it is not there.
@@ -77,7 +85,7 @@ def layout_of(folder: Path) -> Layout:
         cases = [Path(str(each.get("label", ""))).name for each in about["training"] if isinstance(each, dict)]
         return Layout(None, None, cases, text=f"dataset.json lists {count(len(cases), 'labelled volume')}.")
     found: dict[tuple[str, ...], _Candidate] = {}
-    for each in _candidates(folder):
+    for each in _candidates(folder, _Listing(leave_out)):
         # other patterns of the same files say nothing new
         key = tuple(pattern.replace(CASE, case) for pattern in (each.image, each.label) for case in each.cases)
         found.setdefault(key, each)
@@ -91,11 +99,14 @@ def layout_of(folder: Path) -> Layout:
         raise DatasetError(f"'{folder}' can be read in {len(best)} ways. Choose one: {ways}.")
     image, label, cases = best[0]
     _say_what_is_left(best[0], list(found.values()))
-    label_map = _masks(folder, label, cases) if ORGAN in label else _label_map(about)
+    label_map = None
+    if not organs_given:
+        label_map = _masks(folder, label, cases) if ORGAN in label else _label_map(about, folder / "dataset.json")
     text = f"{count(len(cases), 'labelled volume')}: {image} with {label}."
     return Layout(image, label, cases, label_map, _modality(about, image), text)
 
 
+_REMEDY_NAMES = "say what values mean: --label_map \"{'spleen': 1, 'liver': 6}\""
 _REMEDY = 'Say where they are: --image "images/{case}.nii.gz" --label "labels/{case}.nii.gz".'
 
 
@@ -117,16 +128,42 @@ def _image_of(candidate: _Candidate, case: str) -> str:
     return _stem(candidate.image.removesuffix(_ANY).replace(CASE, case))
 
 
-def _candidates(folder: Path) -> Iterator[_Candidate]:
+class _Listing:
+    """Volumes and folders by their names, without those that this program has written.
+
+    Args:
+        leave_out: a folder that is none of the source.
+    """
+
+    def __init__(self, leave_out: Path | None = None) -> None:
+        self.leave_out = None if leave_out is None else leave_out.resolve()
+
+    def folders(self, folder: Path) -> list[str]:
+        """Folders, which may be DICOM series."""
+        return sorted(
+            each.name
+            for each in folder.iterdir()
+            if each.is_dir()
+            and not each.name.startswith(".")
+            and each.resolve() != self.leave_out
+            and not holds_preparation(each)
+        )
+
+    def entries(self, folder: Path) -> list[str]:
+        """Volumes, and folders."""
+        return sorted([*_volumes(folder), *self.folders(folder)])
+
+
+def _candidates(folder: Path, listing: _Listing) -> Iterator[_Candidate]:
     """Patterns of images and labels that name the same cases, and these."""
-    folders = sorted(each.name for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
+    folders = listing.folders(folder)
     lower = {name.lower(): name for name in folders}
     of_images, of_labels = ([lower[name] for name in names if name in lower] for names in (_IMAGES, _LABELS))
     for images, labels in product(of_images, of_labels):
-        for image, label, cases in _pairs(_entries(folder / images), _entries(folder / labels)):
+        for image, label, cases in _pairs(listing.entries(folder / images), listing.entries(folder / labels)):
             yield _Candidate(f"{images}/{image}", f"{labels}/{label}", cases)
-    yield from _folders_of_cases(folder, folders)
-    files = _entries(folder, files=True)
+    yield from _folders_of_cases(folder, {name: listing.entries(folder / name) for name in folders})
+    files = _volumes(folder)
     split = {True: [], False: []}  # type: dict[bool, list[str]]
     for name in files:
         words = re.split(r"[^A-Za-z]+", _stem(name).lower())
@@ -134,9 +171,8 @@ def _candidates(folder: Path) -> Iterator[_Candidate]:
     yield from _pairs(split[False], split[True])
 
 
-def _folders_of_cases(folder: Path, cases: Sequence[str]) -> Iterator[_Candidate]:
+def _folders_of_cases(folder: Path, contents: Mapping[str, Sequence[str]]) -> Iterator[_Candidate]:
     """A folder a case: with an image and a label, or with an image and a folder of masks."""
-    contents = {case: _entries(folder / case) for case in cases}
     images: dict[str, dict[str, str]] = {}  # pattern to what it names of each case
     labels: dict[str, dict[str, str]] = {}
     of_masks = ""  # the ending of the first, and so of all
@@ -146,7 +182,7 @@ def _folders_of_cases(folder: Path, cases: Sequence[str]) -> Iterator[_Candidate
             for kind, words in kinds:
                 if _stem(name).lower() in words and name != _MASKS:
                     kind.setdefault(f"{CASE}/{name}", {})[case] = name
-        masks = _entries(folder / case / _MASKS, files=True) if _MASKS in names else []
+        masks = _volumes(folder / case / _MASKS) if _MASKS in names else []
         if masks:
             of_masks = of_masks or masks[0][len(_stem(masks[0])) :]
             labels.setdefault(f"{CASE}/{_MASKS}/{ORGAN}{of_masks}", {})[case] = _MASKS
@@ -212,14 +248,13 @@ def _inside(names: Sequence[str], before: str, after: str) -> list[str]:
     return [name[len(before) : len(name) - len(after)] for name in fitting if len(name) > len(before) + len(after)]
 
 
-def _entries(folder: Path, files: bool = False) -> list[str]:
-    """Volumes by their names, and folders, which may be DICOM series."""
+def _volumes(folder: Path) -> list[str]:
+    """Volumes, by their names."""
     with os.scandir(folder) as entries:
         return sorted(
             each.name
             for each in entries
-            if not each.name.startswith(".")
-            and (each.name.lower().endswith(IMAGE_SUFFIXES) if each.is_file() else not files)
+            if not each.name.startswith(".") and each.name.lower().endswith(IMAGE_SUFFIXES) and each.is_file()
         )
 
 
@@ -246,16 +281,42 @@ def _dataset_json(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _label_map(about: Mapping[str, Any]) -> dict[str, int] | None:
-    """Of nnU-Net's ``dataset.json``; the organs that the shipped model knows first, as it has them."""
+def _label_map(about: Mapping[str, Any], path: Path) -> dict[str, int] | None:
+    """Of nnU-Net's ``dataset.json``; the organs that the shipped model knows first, as it has them.
+
+    Raises:
+        DatasetError: names that are one as the bundle has them; voxels that nobody has labelled.
+    """
     labels = about.get("labels")
     if not isinstance(labels, dict):
         return None
-    try:
-        named = {organ_named(str(name)): int(value) for name, value in labels.items() if int(value)}
-    except (TypeError, ValueError):  # regions of several values, or the Decathlon's order
+    values = {name: _whole(value) for name, value in labels.items()}
+    odd = [name for name, value in values.items() if value is None]
+    if odd:  # regions of several values, or the Decathlon's order
+        logger.warning(
+            "The organs' names in '%s' are not read: '%s' is %s there, expected one label value a name, since a voxel "
+            "is of one organ here. Each value is an organ without a name, unless --label_map names them.",
+            *(path, one_line(odd[0]), one_line(json.dumps(labels[odd[0]]))),
+        )
         return None
-    return {organ: named[organ] for organ in sorted(named, key=_order)} or None
+    if value := values.get(_IGNORED):
+        raise DatasetError(
+            f"'{path}' has the label '{_IGNORED}' ({value}), voxels that nobody has labelled, and here every voxel "
+            f"counts. If they may count as background, as all values without an organ do, {_REMEDY_NAMES}."
+        )
+    names: dict[str, list[str]] = {}
+    for name in (name for name, value in values.items() if value):
+        names.setdefault(organ_named(name), []).append(name)
+    if twice := [listed(each) for each in names.values() if len(each) > 1]:
+        raise DatasetError(f"'{path}' names one organ twice: {'; '.join(twice)}. Correct it, or {_REMEDY_NAMES}.")
+    return {organ: values[names[organ][0]] or 0 for organ in sorted(names, key=_order)} or None
+
+
+def _whole(value: Any) -> int | None:
+    """A label value, also as text; None for anything else."""
+    if isinstance(value, str) and value.isdecimal():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _order(organ: str) -> tuple[int, str]:
@@ -264,9 +325,7 @@ def _order(organ: str) -> tuple[int, str]:
 
 def _masks(folder: Path, label: str, cases: Sequence[str]) -> dict[str, str]:
     """The masks of the organs that the bundle ships with, of those that all cases have."""
-    there = [
-        {_stem(name) for name in _entries((folder / label.replace(CASE, case)).parent, files=True)} for case in cases
-    ]
+    there = [{_stem(name) for name in _volumes((folder / label.replace(CASE, case)).parent)} for case in cases]
     common = sorted(set.intersection(*there))
     wanted = {organ_named(name): name for name in common if organ_named(name) in SHIPPED}
     lacking = {
@@ -293,9 +352,8 @@ def _masks(folder: Path, label: str, cases: Sequence[str]) -> dict[str, str]:
 def _modality(about: Mapping[str, Any], image: str) -> str | None:
     """``ct`` or ``mr`` by ``dataset.json``, or by what the image is called; None where neither says it."""
     names = about.get("channel_names") or about.get("modality")
-    if isinstance(names, Mapping) and names:
-        text = " ".join(map(str, names.values())).upper()
-        return "ct" if "CT" in text.split() else "mr" if re.search(r"\bMR|\bT[12]|FLAIR", text) else None
+    if names:
+        return modality_named(" ".join(map(str, names.values())) if isinstance(names, Mapping) else names)
     return {"ct": "ct", "mr": "mr", "mri": "mr"}.get(_stem(Path(image.removesuffix(_ANY)).name).lower())
 
 

@@ -13,6 +13,7 @@ from fire.decorators import SetParseFn
 from ..errors import BundleError, indented, install, printable
 from . import commands, runs
 from .doctor import doctor
+from .options import PREPARATION
 from .usage import UsageError, checked, declared_in, unknown
 
 HELP = """usage: diffusam COMMAND ... [options]
@@ -44,8 +45,6 @@ COMMANDS: dict[str, tuple[Callable[..., int], Sequence[str]]] = {
     "demo": (commands.demo, runs.EVALUATING),
     "doctor": (doctor, ()),
 }
-# what the preparation of folders takes beside its patterns
-_PREPARATION = ("label_map", "train_cases", "series", "default_axcodes", "trusted_form", "overwrite", "channel")
 INTERRUPTED = 130
 
 
@@ -78,7 +77,7 @@ def _program(words: list[str]) -> int:
         return 0
     own = [each for each in inspect.signature(command).parameters if each not in ("scans", "folder", "more", "options")]
     declared = declared_in(configs) if configs else set()
-    line = checked(rest, [*own, *(_PREPARATION if name == "prepare" else ())], declared)
+    line = checked(rest, [*own, *(PREPARATION if name == "prepare" else ())], declared)
     try:
         # words as they are, and no result printed
         return fire.Fire(SetParseFn(str)(command), command=line, name=f"diffusam {name}", serialize=lambda code: None)

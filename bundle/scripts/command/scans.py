@@ -18,10 +18,10 @@ from pathlib import Path
 
 from ..data.file_names import case_name
 from ..errors import DatasetError, MissingFileError, listed, one_line
-from ..files import whole_file
+from ..files import named_by_content
 from .runs import shown, typed
 
-LIST = "inputs.json"
+LIST = "inputs.json"  # with a digest of its content in the name
 _IMAGE_COLUMNS = ("image", "path", "file", "scan", "input")
 _NAME_COLUMNS = ("case", "name", "id")
 
@@ -51,9 +51,7 @@ def input_of(scans: Sequence[str], output: Path) -> str:
     items = [item for scan in scans for item in _items(scan, output)]
     # an image that several patterns match counts once; one that a list gives two names has both
     unique = list({(item["image"], item.pop("named", None)): item for item in items}.values())
-    with whole_file(output / LIST) as temporary:
-        temporary.write_text(json.dumps(_told_apart(unique), indent=1) + "\n", encoding="utf-8")
-    return shown(output / LIST)
+    return shown(named_by_content(output, LIST, json.dumps(_told_apart(unique), indent=1) + "\n"))
 
 
 def _items(scan: str, output: Path) -> list[Item]:

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Sequence
 
+from ..arguments import refuse_empty
 from ..errors import BundleError, nearest
 from ..files import BUNDLE
 
@@ -49,13 +50,17 @@ def checked(words: Sequence[str], own: Collection[str], declared: Collection[str
 
     Raises:
         UsageError: an option that is unknown, stands there twice, or has no value.
+        UnknownSettingError: a word, or a value, is empty.
     """
+    refuse_empty(words)
     checked_words, seen = [], set()
     remaining = list(words)
     while remaining:
         word = remaining.pop(0)
         word = SHORT.get(word, word)
-        if not word.startswith("-") or word == "-":
+        if word == "-":  # which Fire would take for the end of a command
+            raise UsageError("'-' names nothing that can be read. Give the name of a file or folder.")
+        if not word.startswith("-"):
             checked_words.append(word)
             continue
         name, equals, value = word.lstrip("-").partition("=")

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import DatasetError
+from ..files import json_of
 
 CASE = "{case}"
+OVERLAY = "overlay.json"
 _CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+# words by which files name a modality; of all others nothing is concluded
+_WORDS = {"ct": r"CT|CTA|CECT|NCCT|LDCT", "mr": r"MRI?|MRA|[MB]PMRI|T[12]\w*|FLAIR|DWI|ADC"}
+_OTHERS = r"PET|SPECT|NM|PT|US|CBCT"  # which beside a word of CT or MR leave open what is meant
 
 
 def read_config(name: str) -> dict:
@@ -21,3 +28,37 @@ def intensity_of(modality: str) -> dict[str, object]:
     if modality not in ("ct", "mr"):
         raise DatasetError(f"--modality is '{modality}', expected ct or mr. Choose how intensities are scaled.")
     return {"intensity": read_config(f"{modality}.json")["intensity"]}
+
+
+def background_of(stated: object) -> list[int]:
+    """The label values that stand for no organ, 0 and those that are stated.
+
+    Raises:
+        DatasetError: something else is stated.
+    """
+    values = stated if isinstance(stated, (list, tuple)) else [stated]
+    if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+        raise DatasetError(f'--background_values is {stated!r}, expected label values, such as "[0, 7]".')
+    return sorted({0, *values})
+
+
+def modality_named(text: object) -> str | None:
+    """``ct`` or ``mr`` by the words of a text; None where it says neither, both, or another beside them.
+
+    Example:
+        >>> modality_named("MRI T1 contrast, reconstructed"), modality_named("SPECT"), modality_named("PET/CT")
+        ('mr', None, None)
+    """
+    words = re.findall(r"[A-Z0-9]+", str(text).upper())
+    patterns = {**_WORDS, "other": _OTHERS}
+    found = [name for name, pattern in patterns.items() if any(re.fullmatch(pattern, word) for word in words)]
+    return found[0] if len(found) == 1 and found[0] in _WORDS else None
+
+
+def holds_preparation(folder: Path) -> bool:
+    """Whether a preparation wrote to a folder: what lies there is nobody's source."""
+    try:
+        content = json_of((folder / OVERLAY).read_text("utf-8"))
+        return isinstance(content, Mapping) and {"image_pattern", "train_cases", "prior_file"} <= content.keys()
+    except (OSError, ValueError):
+        return False

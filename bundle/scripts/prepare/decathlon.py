@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -14,10 +14,11 @@ from ..data.datalists import Item, find_cases
 from ..data.dataset_check import check_dataset
 from ..data.file_names import case_name
 from ..data.volumes import VolumeReader
-from ..errors import DatasetError, listed
+from ..errors import DatasetError, listed, one_line
 from ..files import json_of
-from .configs import CASE, intensity_of
-from .overlays import cases_with_organs, chosen_train_cases, write_overlay
+from .configs import CASE, background_of, intensity_of, modality_named
+from .modalities import common_modality, unit_warnings
+from .overlays import cases_with_organs, chosen_train_cases, stated_settings, write_overlay
 from .targets import Target, convert
 from .words import DECATHLON, in_words_of
 
@@ -28,7 +29,12 @@ def prepare_decathlon(
     output: str,
     *,
     channel: int | None = None,
+    modality: str | None = None,
+    background_values: Sequence[int] = (0,),
     train_cases: Sequence[str] | None = None,
+    series: str | None = None,
+    default_axcodes: str | None = None,
+    trusted_form: str | None = None,
     overwrite: bool = False,
 ) -> str:
     """A ``dataset.json`` of the Medical Segmentation Decathlon: checks the files, writes an overlay for the commands.
@@ -38,44 +44,64 @@ def prepare_decathlon(
         output: folder for ``overlay.json``; files are copied there only if no pattern names them where they are, or to
             choose a channel.
         channel: which channel of images of four dimensions, from 0.
+        modality: ``ct`` or ``mr``: intensities are scaled as in configs/ct.json or configs/mr.json. Without it, what
+            the file says; where that says nothing, what the images say of themselves.
+        background_values: values in the labels that stand for no organ.
         train_cases: cases to train on; without it, the first three. The others are evaluated.
+        series, default_axcodes, trusted_form: how files are read, see :func:`~scripts.data.volumes.load_volume`.
         overwrite: whether files in ``output`` that differ are replaced.
 
     Returns:
         A table of the volumes and the next command.
 
     Raises:
-        DatasetError: no such file, or one without training list or labels; several channels and no choice; files that
-            :func:`~scripts.data.dataset_check.check_dataset` refuses.
+        DatasetError: no such file, or one without training list or labels; several channels and no choice; a
+            modality that is neither CT nor MR; files that :func:`~scripts.data.dataset_check.check_dataset` refuses.
     """
-    reader = VolumeReader()
+    reader = VolumeReader(series, default_axcodes=default_axcodes, trusted_form=trusted_form)
     described = _decathlon_content(source)
-    path, content, label_map = described.path, described.content, described.label_map
-    pairs = [(_first_channel(path.parent, entry["image"]), entry["label"]) for entry in content["training"]]
-    pattern = _common_pattern(*zip(*pairs))
-    cases = pattern.cases if pattern else _names_of([label for _, label in pairs])
-    items = [
-        {"image": str(path.parent / image), "label": str(path.parent / label), "case": case}
-        for (image, label), case in zip(pairs, cases)
-    ]
-    channel = _chosen_channel(path, items, channel, content.get("modality"))
-    stated = train_cases is not None
-    train_cases = chosen_train_cases(cases, train_cases)
+    path, label_map = described.path, described.label_map
+    modalities = described.content.get("modality")
+    items, files = _listed_files(described)
+    channel = _chosen_channel(path, items, channel, modalities)
+    named = _named_modality(path, modalities, channel, modality)
+    train = chosen_train_cases([item["case"] for item in items], train_cases)
     target = Target(output, overwrite)
-    files = {"dataset_dir": str(path.parent), "image_pattern": "", "label_pattern": ""}
-    if pattern and channel is None:
-        files |= {"image_pattern": pattern.image, "label_pattern": pattern.label}
-    else:
+    remarks = _outside(path.parent, [item[key] for item in items for key in ("image", "label")])
+    if files is None or channel is not None:
         files = convert(items, target, reader, channel)
-        items = find_cases(**files, cases=cases)
-    summaries = check_dataset(items, label_map, background_values=(0,), purpose="prepared", reader=reader)
-    train_cases = cases_with_organs(train_cases, summaries, stated)
-    modality = "ct" if "CT" in str(content.get("modality", "CT")).upper() else "mr"
-    meanings = {"label_map": label_map, "background_values": [0], **intensity_of(modality)}
-    remarks = [f"Intensities are scaled as in configs/{modality}.json.", *_outside(path.parent, pairs)]
-    return write_overlay(
-        target, files, items, summaries, train_cases, meanings=meanings, reader=reader, remarks=remarks
-    )
+        items = find_cases(**files, cases=[item["case"] for item in items])
+    background = background_of(background_values)
+    summaries = check_dataset(items, label_map, background_values=background, purpose="prepared", reader=reader)
+    train = cases_with_organs(train, summaries, train_cases is not None)
+    chosen = modality or named or common_modality(items, reader)
+    meanings = {"label_map": label_map, "background_values": background, **intensity_of(chosen)}
+    meanings |= stated_settings(default_axcodes=default_axcodes, trusted_form=trusted_form)
+    remarks.insert(0, f"Intensities are scaled as in configs/{chosen}.json.")
+    if named not in (None, chosen):
+        remarks.append(f"Warning: dataset.json says that the images are {str(named).upper()}, and --modality {chosen}.")
+    remarks += unit_warnings(items, chosen, reader)
+    return write_overlay(target, files, items, summaries, train, meanings=meanings, reader=reader, remarks=remarks)
+
+
+def _named_modality(path: Path, names: object, channel: int | None, modality: str | None) -> str | None:
+    """``ct`` or ``mr``, as the file has it; None where it says nothing.
+
+    Raises:
+        DatasetError: it says something else, and nobody has said which scaling fits.
+    """
+    if channel is not None and isinstance(names, Mapping):
+        names = names.get(str(channel), names)
+    text = " ".join(map(str, names.values())) if isinstance(names, Mapping) else str(names or "")
+    named = modality_named(text)
+    if named is None and modality is None and text.strip():
+        raise DatasetError(
+            f"'{path}': \"modality\" is {one_line(str(names))}, expected CT or MR. Say how intensities are scaled: "
+            "--modality ct, or --modality mr."
+        )
+    if modality is not None:
+        intensity_of(modality)  # which refuses any other word
+    return named
 
 
 def _first_channel(folder: Path, image: str) -> str:
@@ -101,6 +127,7 @@ def _decathlon_content(source: str) -> _Described:
     try:
         content = json_of(path.read_text())
         label_map = {str(name): int(value) for value, name in content["labels"].items() if int(value)}
+        values = [int(value) for value in content["labels"]]
         entries = [(entry["image"], entry["label"]) for entry in content["training"]]
         usable = bool(label_map and entries) and all(isinstance(name, str) for entry in entries for name in entry)
         usable = usable and None not in content["labels"].values()
@@ -111,6 +138,10 @@ def _decathlon_content(source: str) -> _Described:
             f'\'{path}\': not in the Decathlon\'s format, expected "training": [{{"image": ..., "label": ...}}] with '
             'one file each, and "labels": {"0": "background", "1": "spleen"}. For other layouts, such as nnU-Net\'s '
             "second version, use the command 'folder' with patterns."
+        )
+    if len(label_map) < sum(map(bool, values)):
+        raise DatasetError(
+            f"'{path}': \"labels\" names two values alike ({content['labels']}), expected a name each. Correct it."
         )
     _refuse_repeated(path, [name for entry in entries for name in entry])
     return _Described(path, content, label_map)
@@ -124,10 +155,24 @@ def _refuse_repeated(path: Path, names: Sequence[str]) -> None:
         raise DatasetError(f"'{path}': lists {listed(repeated)} more than once, expected each file once. Correct it.")
 
 
-def _outside(folder: Path, pairs: Sequence[tuple[str, str]]) -> list[str]:
+def _listed_files(described: _Described) -> tuple[list[dict[str, str]], dict[str, str] | None]:
+    """The cases, and where they are as arguments of :func:`find_cases`; None where no pattern names them."""
+    folder = described.path.parent
+    pairs = [(_first_channel(folder, entry["image"]), entry["label"]) for entry in described.content["training"]]
+    pattern = _common_pattern(*zip(*pairs))
+    cases = pattern.cases if pattern else _names_of([label for _, label in pairs])
+    items = [
+        {"image": str(folder / image), "label": str(folder / label), "case": case}
+        for (image, label), case in zip(pairs, cases)
+    ]
+    if pattern is None:
+        return items, None
+    return items, {"dataset_dir": str(folder), "image_pattern": pattern.image, "label_pattern": pattern.label}
+
+
+def _outside(folder: Path, files: Sequence[str]) -> list[str]:
     """What a user should know who has the list from somebody else: it may name any file of this machine."""
-    names = [os.path.normpath(folder / name) for pair in pairs for name in pair]
-    outside = [Path(name) for name in names if not Path(name).is_relative_to(folder)]
+    outside = [path for path in map(Path, map(os.path.normpath, files)) if not path.is_relative_to(folder)]
     return [f"Read from outside the folder of dataset.json: {listed(outside, 4)}."] if outside else []
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,14 +12,13 @@ from ..data.case_patterns import case_path
 from ..data.datalists import Item, LabelMap, find_cases
 from ..data.dataset_check import check_dataset, label_values
 from ..data.file_names import NIFTI_SUFFIXES
-from ..data.hounsfield import hounsfield_units, no_hounsfield_units
-from ..data.intensity import modality_in
 from ..data.volumes import VolumeReader
 from ..errors import DatasetError, listed
 from .anatomy import with_known_names
-from .configs import intensity_of
+from .configs import background_of, holds_preparation, intensity_of
 from .masks import LABELS, ORGAN, merged
-from .overlays import cases_with_organs, chosen_train_cases, write_overlay
+from .modalities import common_modality, unit_warnings
+from .overlays import cases_with_organs, chosen_train_cases, stated_settings, write_overlay
 from .targets import Target, convert
 from .words import FOLDER, in_words_of
 
@@ -34,6 +33,7 @@ def prepare_folder(
     output: str,
     *,
     label_map: LabelMap | None = None,
+    background_values: Sequence[int] | None = None,
     modality: str = "ct",
     train_cases: Sequence[str] | None = None,
     series: str | None = None,
@@ -54,12 +54,12 @@ def prepare_folder(
             Without it, every value that is found is an organ, named ``organ 1`` ... in the overlay. Of masks, organ to
             the name of its mask: ``"{'right kidney': 'kidney_right'}"``. Other names of the organs that the model which
             ships knows, such as ``kidney_right``, become its own.
+        background_values: label values of no organ, all of them: others that ``label_map`` lacks are then an error.
         modality: ``ct`` or ``mr``: intensities are scaled as in configs/ct.json or configs/mr.json. ``auto`` takes what
             the images say of themselves, DICOM in its header and other CT by its Hounsfield units.
         train_cases: cases to train on; without it, the first three. The others are evaluated.
         series: which of several DICOM series in one folder; see :func:`~scripts.data.volumes.load_volume`.
-        default_axcodes: where the axes of a file point that does not say so itself; see there.
-        trusted_form: which statement of a NIfTI header is right where two contradict each other; see there.
+        default_axcodes, trusted_form: where axes point of files that do not say it, or that say two things; see there.
         overwrite: whether files in ``output`` that differ are replaced.
 
     Returns:
@@ -71,29 +71,23 @@ def prepare_folder(
     """
     reader = VolumeReader(series, default_axcodes=default_axcodes, trusted_form=trusted_form)
     label_map, renamed = with_known_names(label_map) if isinstance(label_map, Mapping) else (label_map, [])
-    masks = _masks(label, label_map)
-    source = _folder_of(source, image)
-    items, left_out = _labelled(source, image, label.replace(ORGAN, next(iter(masks.values()), ORGAN)))
-    modality = _common_modality(items, reader) if modality == "auto" else modality
+    masks = _masks(label, label_map, background_values)
+    source, target = _folder_of(source, image), Target(output, overwrite)
+    items, left_out = _labelled(source, image, label.replace(ORGAN, next(iter(masks.values()), ORGAN)), target)
+    modality = common_modality(items, reader) if modality == "auto" else modality
     intensity = intensity_of(modality)
     train = chosen_train_cases([item["case"] for item in items], train_cases)
-    target = Target(output, overwrite)
     if masks:
         items = merged(source, label, items, masks=masks, target=target, reader=reader)
         label_map, label = {organ: value for value, organ in enumerate(masks, 1)}, str(target.folder / LABELS)
-    found = _meanings(items, label_map, reader)
-    label_map, background = found.label_map, found.background
-    summaries = check_dataset(items, label_map, background_values=background, purpose="prepared", reader=reader)
+    organs, background, told = _meanings(items, label_map, background_values, reader)
+    summaries = check_dataset(items, organs, background_values=background, purpose="prepared", reader=reader)
     train = cases_with_organs(train, summaries, train_cases is not None)
-    remarks = [*renamed, *left_out, *found.remarks, *_unit_warnings(items, modality, reader)]
+    remarks = [*renamed, *left_out, *told, *unit_warnings(items, modality, reader)]
     files = _as_they_are(source, image, label) if _are_nifti(items) else convert(items, target, reader)
-    meanings = {"label_map": dict(label_map), "background_values": background, **intensity}
-    meanings |= _stated(default_axcodes=default_axcodes, trusted_form=trusted_form)
+    meanings = {"label_map": dict(organs), "background_values": background, **intensity}
+    meanings |= stated_settings(default_axcodes=default_axcodes, trusted_form=trusted_form)
     return write_overlay(target, files, items, summaries, train, meanings=meanings, reader=reader, remarks=remarks)
-
-
-def _stated(**settings: str | None) -> dict[str, str]:
-    return {name: value for name, value in settings.items() if value}
 
 
 def _folder_of(source: str, image: str) -> str:
@@ -114,7 +108,7 @@ def _as_they_are(source: str, image: str, label: str) -> dict[str, str]:
     return {"dataset_dir": folder, "image_pattern": image, "label_pattern": label}
 
 
-def _masks(label: str, label_map: object) -> dict[str, str]:
+def _masks(label: str, label_map: object, background_values: object) -> dict[str, str]:
     """Organs and the names of their masks; none where a label holds all organs."""
     if ORGAN not in label:
         return {}
@@ -123,13 +117,18 @@ def _masks(label: str, label_map: object) -> dict[str, str]:
             f"--label names masks ({ORGAN}), and --label_map is {label_map!r}, expected organs and their masks: "
             "\"{'spleen': 'spleen', 'right kidney': 'kidney_right'}\"."
         )
+    if background_values is not None:
+        raise DatasetError(
+            f"--label names masks ({ORGAN}), whose voxels above 0 are the organ, and --background_values is "
+            f"{background_values!r}. Leave it out."
+        )
     return {str(organ): mask for organ, mask in label_map.items()}
 
 
-def _labelled(source: str, image: str, label: str) -> tuple[list[dict[str, str]], list[str]]:
+def _labelled(source: str, image: str, label: str, target: Target) -> tuple[list[dict[str, str]], list[str]]:
     """The cases that have an image and a label, and a remark on those that have no label."""
-    images = find_cases(source, image)
     folder = Path(source).expanduser().resolve()
+    images = [item for item in find_cases(source, image) if not _is_own(Path(item["image"]), folder, target)]
     labels = {item["case"]: case_path(folder, label, item["case"]) for item in images}
     # '{case}.nii.gz' also names the labels that '{case}_seg.nii.gz' keeps beside the images
     cases = [item["case"] for item in images if Path(item["image"]) not in labels.values()]
@@ -141,14 +140,23 @@ def _labelled(source: str, image: str, label: str) -> tuple[list[dict[str, str]]
         )
     without = [case for case in cases if case not in with_label]
     remarks = [f"Left out, since they have no label: {listed(without)}."] if without else []
-    without = _labels_alone(folder, label, {*map(str, labels.values()), *(item["image"] for item in images)})
-    remarks += [f"Left out, since they are labels without an image: {listed(without)}."] if without else []
-    return find_cases(source, image, label, cases=with_label), remarks
+    known = {*map(str, labels.values()), *(item["image"] for item in images)}
+    alone = [item for item in find_cases(folder, label) if item["image"] not in known]
+    alone = [item["case"] for item in alone if not _is_own(Path(item["image"]), folder, target)]
+    remarks += [f"Left out, since they are labels without an image: {listed(alone)}."] if alone else []
+    items = find_cases(source, image, label, cases=with_label)
+    if target.folder == folder and not _are_nifti(items):
+        raise DatasetError(
+            f"--output '{folder}' is the folder that is read, and files are converted: among the others they would be "
+            "cases themselves the next time. Name another --output, in it or elsewhere."
+        )
+    return items, remarks
 
 
-def _labels_alone(folder: Path, label: str, known: Collection[str]) -> list[str]:
-    """What the pattern of labels names, beside the known files."""
-    return [item["case"] for item in find_cases(folder, label) if item["image"] not in known]
+def _is_own(image: Path, folder: Path, target: Target) -> bool:
+    """Whether an image lies in what a preparation wrote below the folder that is read, this one or another."""
+    below = [each for each in (image, *image.parents) if folder in each.parents]
+    return any(each == target.folder or holds_preparation(each) for each in below)
 
 
 class _Meanings(NamedTuple):
@@ -159,11 +167,14 @@ class _Meanings(NamedTuple):
     remarks: list[str]
 
 
-def _meanings(items: Sequence[Item], label_map: LabelMap | None, reader: VolumeReader) -> _Meanings:
+def _meanings(
+    items: Sequence[Item], label_map: LabelMap | None, background_values: Sequence[int] | None, reader: VolumeReader
+) -> _Meanings:
     if label_map is not None and not isinstance(label_map, Mapping):
         raise DatasetError(
             f"--label_map is {label_map!r}, expected organs and values such as \"{{'spleen': 1, 'right kidney': 2}}\"."
         )
+    stated = [] if background_values is None else background_of(background_values)
     found = set()
     for item in items:
         found |= _label_values(item["label"], reader)
@@ -178,11 +189,11 @@ def _meanings(items: Sequence[Item], label_map: LabelMap | None, reader: VolumeR
                 f"The labels hold only 0 (such as '{items[0]['label']}'), expected organs. Correct --label."
             )
         # where no label can be read, check_dataset says why
-        label_map = {f"organ {value}": value for value in sorted(found - {0}) or [1]}
+        label_map = {f"organ {value}": value for value in sorted(found - {0, *stated}) or [1]}
         guessed = (
             f"Each label value is an organ ({listed(label_map)}): write their names into label_map of overlay.json."
         )
-        return _Meanings(label_map, [0], [guessed])
+        return _Meanings(label_map, stated or [0], [guessed])
     label_values(label_map, [])  # which says what is wrong with it
     named = {int(value) for values in label_map.values() for value in np.atleast_1d(values)}
     if 0 in named:
@@ -191,7 +202,7 @@ def _meanings(items: Sequence[Item], label_map: LabelMap | None, reader: VolumeR
             f"--label_map has the value 0 for {listed(organs)}, expected others: 0 is what belongs to no organ. "
             "Correct it."
         )
-    background = sorted((found | {0}) - named)
+    background = stated or sorted((found | {0}) - named)
     remarks = [f"Counted as background: the label values {listed(background)}."] if background != [0] else []
     absent = [organ for organ, values in label_map.items() if not found & set(np.atleast_1d(values).tolist())]
     if found - {0} and len(absent) == len(label_map):
@@ -208,34 +219,3 @@ def _label_values(path: str, reader: VolumeReader) -> set[int]:
     except DatasetError:  # said by check_dataset, with the problems of the other files, as what is no integer is
         return set()
     return {int(value) for value in values[np.isfinite(values)]}
-
-
-def _common_modality(items: Sequence[Item], reader: VolumeReader) -> str:
-    """What all images are, by what they say of themselves.
-
-    Raises:
-        DatasetError: one does not say, or they differ.
-    """
-    found: dict[str, list[str]] = {}
-    for item in items:
-        found.setdefault(modality_in(reader.load(item["image"]).voxels, item["image"]), []).append(item["case"])
-    if len(found) > 1:
-        kinds = "; ".join(f"{modality.upper()}: {listed(cases)}" for modality, cases in found.items())
-        raise DatasetError(
-            f"The images are of several modalities ({kinds}), which are scaled in different ways. Put each into a "
-            "folder of its own, or choose one scaling for all: --modality ct, or --modality mr."
-        )
-    return next(iter(found))
-
-
-def _unit_warnings(items: Sequence[Item], modality: str, reader: VolumeReader) -> list[str]:
-    """Images whose numbers are of another unit than their modality has."""
-    warnings = []
-    for item in items:
-        voxels = reader.load(item["image"]).voxels
-        problem = no_hounsfield_units(voxels) if modality == "ct" else hounsfield_units(voxels)
-        if problem:
-            warnings.append(
-                f"Warning: '{item['image']}': {problem}, with --modality {'mr' if modality == 'ct' else 'ct'}."
-            )
-    return warnings

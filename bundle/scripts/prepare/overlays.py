@@ -55,6 +55,11 @@ def cases_with_organs(train: Sequence[str], summaries: Sequence[CaseSummary], st
     return chosen
 
 
+def stated_settings(**settings: str | None) -> dict[str, str]:
+    """How files are read, for the overlay: those of the settings that were stated."""
+    return {name: value for name, value in settings.items() if value}
+
+
 def write_overlay(
     target: Target,
     files: Mapping[str, str],

@@ -13,6 +13,7 @@ FOLDER = {
     r"(--)?\bimage_pattern\b": "--image",
     r"(--)?\blabel_pattern\b": "--label",
     r"(--)?\blabel_map\b": "--label_map",
+    r"(--)?\bbackground_values\b": "--background_values",
     r"Set it with --dataset_dir;[^\n]*--config_file\.": "Correct the path of the folder.",
     r"--dataset_dir": "the folder",
     r", or name other cases in train_cases or test_cases": "",
@@ -21,7 +22,7 @@ FOLDER = {
 DECATHLON = {
     r", or make image_pattern and label_pattern name different files": "",
     r"\blabel_map\b": 'the "labels" of dataset.json',
-    r", in background_values if not": "",
+    r"(--)?\bbackground_values\b": "--background_values",
     **{key: FOLDER[key] for key in FOLDER if "cases" in key},
 }
 
