@@ -155,7 +155,9 @@ def check_output(path: str | Path, items: Sequence[Item], output: str | Path) ->
         return
     folder = os.path.realpath(output)
     if folder == os.path.realpath(path) or any(
-        folder in (os.path.realpath(item["image"]), os.path.realpath(Path(item["image"]).parent)) for item in items
+        folder in (os.path.realpath(item["image"]), os.path.realpath(Path(item["image"]).parent))
+        for item in items
+        if "problem" not in item
     ):
         raise DatasetError(
             f"The output folder '{output}' is the one that the images are read from, so results would be taken for "
@@ -369,7 +371,7 @@ def _say_what_is_left(found: Found) -> None:
     if found.others:
         logger.info("No images, and not looked into: %s.", listed(found.others))
     if found.results:
-        logger.info("Results of an inference, and not looked into: %s.", listed(found.results))
+        logger.info("Results of an inference, of which no image is taken: %s.", listed(found.results))
 
 
 def _nothing_at(path: Path) -> str:
