@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from scripts.command.layouts import layout_of, organ_named
+from scripts.command.layouts import layout_of
+from scripts.data.organ_names import organ_named
 from scripts.errors import DatasetError
 from scripts.prepare.folder import prepare_folder
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..data.file_names import IMAGE_SUFFIXES
+from ..data.organ_names import organ_named
 from ..errors import DatasetError, MissingFileError, count, listed
 from ..files import json_of
 
@@ -29,13 +30,6 @@ _LABELS = ("labelstr", "labels", "label", "lbl", "masks", "mask", "segmentations
 _IMAGE_WORDS = ("image", "img", "scan", "volume", "vol", "ct", "mr", "mri", "t1", "t2", "imaging")
 _LABEL_WORDS = ("label", "labels", "lbl", "mask", "seg", "segmentation", "gt", "ground_truth")
 _MASKS = "segmentations"  # TotalSegmentator's, a mask an organ
-# the organs that ship with the bundle, as others call them
-_SAME = {
-    "kidney right": "right kidney",
-    "kidney left": "left kidney",
-    "r kidney": "right kidney",
-    "l kidney": "left kidney",
-}
 SHIPPED = ("spleen", "right kidney", "left kidney", "liver")
 
 logger = logging.getLogger(__name__)
@@ -248,12 +242,6 @@ def _dataset_json(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DatasetError(f"'{path}' holds a {type(content).__name__}, expected an object. Mend it, or move it away.")
     return content
-
-
-def organ_named(name: str) -> str:
-    """An organ's name as the bundle's own are: ``kidney_right`` is the right kidney."""
-    plain = re.sub(r"[_\s]+", " ", name).strip().lower()
-    return _SAME.get(plain, plain)
 
 
 def _label_map(about: Mapping[str, Any]) -> dict[str, int] | None:
