@@ -17,6 +17,8 @@ from scripts.errors import DatasetError
 from scripts.files import whole_file
 from scripts.inference.case_records import CaseRecords, FailedCases
 
+from tests.helpers.results import write_label_map
+
 VOXELS = np.arange(4 * 5 * 3, dtype=np.int16).reshape(4, 5, 3)
 
 
@@ -234,7 +236,8 @@ class Runs:
         items = records.pending(inference_inputs(self.folder / name))
         for item in items:
             records.begin(item)
-            (self.folder / "out" / f"{item['case']}_seg.nii.gz").write_text(Path(item["image"]).read_text())
+            label_map = self.folder / "out" / f"{item['case']}_seg.nii.gz"
+            write_label_map(label_map, Path(item["image"]).read_text())
             records.complete(item, seconds=1.0, shape=(1, 1, 1))
         return [item["case"] for item in items]
 
@@ -245,8 +248,9 @@ def test_results_of_two_patients_of_one_name_are_told_apart(tmp_path, options):
 
     assert (run("one"), run("two", **options)) == (["a"], ["two_a"])
 
-    results = {path.name: path.read_text() for path in (tmp_path / "out").glob("*_seg.nii.gz")}
-    assert results == {"a_seg.nii.gz": "one", "two_a_seg.nii.gz": "two"}
+    maps = (tmp_path / "out").glob("*_seg.nii.gz")
+    results = {path.name: nib.load(path).header["descrip"].item() for path in maps}
+    assert results == {"a_seg.nii.gz": b"one", "two_a_seg.nii.gz": b"two"}
     assert (run("one"), run("two")) == ([], [])
 
 
@@ -363,6 +367,32 @@ def test_a_slice_of_a_hashed_name_that_is_empty_or_something_else_is_missed(
         (series / name).write_bytes(content)
     with pytest.raises(DatasetError, match=f"without DICOM in them: {last}. Expected every slice"):
         load_volume(series)
+
+
+def test_a_series_in_several_folders_is_said(tmp_path, write_dicom_series, caplog):
+    whole = write_dicom_series(tmp_path / "in" / "A", VOXELS)
+    other = write_dicom_series(tmp_path / "in" / "other", VOXELS)
+    (tmp_path / "in" / "B").mkdir()
+    (whole / "0002.dcm").rename(tmp_path / "in" / "B" / "0002.dcm")
+    (tmp_path / "prior.pt").touch()
+    records = CaseRecords(tmp_path / "out", tmp_path / "prior.pt", settings={})
+
+    found = {item["case"]: item.get("remark") for item in records.pending(inference_inputs(tmp_path / "in"))}
+
+    assert found.keys() == {"A", "B", "other"} and found["other"] is None and other.name not in caplog.text
+    assert f"slices of its series lie in {tmp_path}/in/B too" in found["A"] and found["A"] in caplog.text
+    assert f"slices of its series lie in {tmp_path}/in/A too" in found["B"] and found["B"] in caplog.text
+
+
+@pytest.mark.parametrize("total, missing", [(3, False), (4, True), (None, False)])
+def test_an_object_of_which_parts_are_missing_is_refused(tmp_path, write_dicom_series, total, missing):
+    tags = {"ConcatenationUID": "1.2.3", "InConcatenationTotalNumber": total}
+    series = write_dicom_series(tmp_path / "series", VOXELS, InConcatenationNumber=lambda index: index + 1, **tags)
+    if missing:
+        with pytest.raises(DatasetError, match="3 of the 4 parts"):
+            load_volume(series)
+    else:
+        np.testing.assert_array_equal(load_volume(series).voxels, VOXELS)
 
 
 def test_a_text_beside_slices_without_suffix_is_no_slice(tmp_path, write_dicom_series):

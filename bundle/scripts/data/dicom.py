@@ -22,7 +22,7 @@ from ..errors import DatasetError, count, listed
 from .dicom_files import check_deflated, dicom_files, is_dicom_file, is_index
 from .dicom_grid import Slice, slices_of, stacked
 from .dicom_pixels import TAGS, Rescale, check_header, read_frames
-from .dicom_series import chosen_series, title
+from .dicom_series import Headers, chosen_series, title
 from .file_names import without_added
 
 _TAGS = [
@@ -31,6 +31,7 @@ _TAGS = [
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("EchoTime", "TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime"),
+    *("InConcatenationTotalNumber", "InConcatenationNumber", "ConcatenationUID"),
     *TAGS,
 ]
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -99,10 +100,28 @@ def _find_series(path: Path, series: str | None) -> _Series:
         )
     headers = chosen_series(path, headers, series)
     where = f"'{path}', series {title(headers)}"
+    _check_parts(where, headers)
     for file, header in headers.items():
         check_header(where, file, header)
     slices, affine = stacked(where, [each for file, header in headers.items() for each in slices_of(file, header)])
     return _Series(where, slices, _LPS_TO_RAS @ affine)
+
+
+def _check_parts(where: str, headers: Headers) -> None:
+    """Refuses an object that is stored in parts (a concatenation) of which some are not there: of the first or last,
+    nothing else would tell that it is missing.
+    """
+    parts: dict[str, list[pydicom.Dataset]] = {}
+    for header in headers.values():
+        parts.setdefault(str(header.get("ConcatenationUID")), []).append(header)
+    for found in parts.values():
+        total = max((int(each.get("InConcatenationTotalNumber") or 0) for each in found), default=0)
+        numbers = {int(each.get("InConcatenationNumber") or 0) for each in found}
+        if total > len(numbers):
+            raise DatasetError(
+                f"{where}: {len(numbers)} of the {total} parts (InConcatenationTotalNumber) that its frames are stored "
+                "in, expected all. Put the files of all parts into one folder, and give the folder."
+            )
 
 
 def _check_links(folder: Path) -> None:

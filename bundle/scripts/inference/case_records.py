@@ -19,7 +19,7 @@ from ..data.dicom_files import is_dicom_file
 from ..descriptions import describe
 from ..errors import RefusedError, count, listed, one_line
 from ..files import BUNDLE, sha256_of
-from .case_inputs import cheap_problem, digest_of, input_digest, told_apart
+from .case_inputs import cheap_problem, digest_of, has_header, input_digest, parts_of_series, told_apart
 from .record_files import RECORDS, RecordFiles
 from .shares import WHOLE, Share, gathered
 
@@ -49,9 +49,9 @@ class FailedCases(RefusedError):
 class CaseRecords:
     """Decides which cases this process is to segment, and keeps their records.
 
-    Results of a case are there already if it is recorded as done, from the same input files (by name, size and time
-    of change), with the same corrections, prior, settings and version of the bundle, and all files that are wanted now
-    are there.
+    Results of a case are there already if it is recorded as done, from the same input files (by name, size, time of
+    change and samples of their bytes), with the same corrections, prior, settings and version of the bundle, and all
+    files that are wanted now are there, and have a header that can be read.
 
     Args:
         output: folder of the results.
@@ -116,6 +116,10 @@ class CaseRecords:
         """Names the configuration; where the prior's file lies does not matter."""
         return digest_of({key: value for key, value in self.configuration.items() if key != "prior_file"})
 
+    def called(self, items: Sequence[Item]) -> list[Item]:
+        """The same cases, each called as its results are, or will be; see :func:`told_apart`."""
+        return told_apart(items, self.files.read()["cases"])
+
     def pending(self, items: Sequence[Item]) -> list[Item]:
         """The cases that this process is still to segment, which are then taken: no other process may work on them.
 
@@ -132,7 +136,14 @@ class CaseRecords:
         interrupted: list[Item] = []
         unreadable: list[tuple[Item, str]] = []
         self.there, self._finished = [], False
-        items = self.share.of(told_apart(items, cases))
+        everything = told_apart(items, cases)
+        items = self.share.of(everything)
+        for item in items:
+            if "named" in item:
+                logger.warning(
+                    "%s: results of '%s' bear this name here, so those of '%s' are called %s.",
+                    *(item["named"], cases[item["named"]]["image"], item["image"], item["case"]),
+                )
         for item in items:
             self._inputs[item["case"]] = input_digest(item)
             problem = item.get("problem") or cheap_problem(Path(item["image"]))
@@ -141,7 +152,7 @@ class CaseRecords:
                 continue
             record = cases.get(item["case"], {})
             same = record.get("configuration") == self.digest and record.get("input") == self._inputs[item["case"]]
-            same = same and record.get("corrections") == self.corrections.get(item.get("named", item["case"]))
+            same = same and record.get("corrections") == self.corrections.get(item["case"])
             if record.get("status") == "done" and not self.overwrite:
                 if same and self._has_results(item, record):
                     self.there.append(item["case"])
@@ -166,7 +177,15 @@ class CaseRecords:
             changed = "were made from another input, or with another prior, settings or version"
             logger.info("%d of %d %s: segmented again.", outdated, len(items), changed)
         # what ends the program itself, such as damaged pixels in a decoder, does not keep the others from their turn
-        return pending + interrupted
+        return self._remarked(pending + interrupted, everything)
+
+    def _remarked(self, items: list[Item], everything: Sequence[Item]) -> list[Item]:
+        """The same cases, with what is odd about one beside the others as ``"remark"``, which is said."""
+        remarks = parts_of_series(everything) if items else {}
+        for item in items:
+            if item["case"] in remarks:
+                logger.warning("%s: %s", item["case"], remarks[item["case"]])
+        return [{**item, "remark": remarks[item["case"]]} if item["case"] in remarks else item for item in items]
 
     def begin(self, item: Item) -> None:
         """Work on a case begins, before it is read: what results it has do not count any more."""
@@ -303,11 +322,11 @@ class CaseRecords:
             return False
         wanted, files = self._wanted(item), record.get("files", {})
         return all(
-            kind in files and (files[kind] is None or (self.output / name).is_file()) for kind, name in wanted.items()
+            kind in files and (files[kind] is None or has_header(self.output / name)) for kind, name in wanted.items()
         )
 
     def _record(self, item: Item, **record: Any) -> None:
-        corrections = self.corrections.get(item.get("named", item["case"]))
+        corrections = self.corrections.get(item["case"])
         content = {
             "image": item["image"],
             "input": self._inputs.get(item["case"], input_digest(item)),
