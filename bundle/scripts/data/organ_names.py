@@ -1,8 +1,13 @@
-"""What organs are called, in the bundle and elsewhere."""
+"""What organs are called, in the bundle and elsewhere, and in the headers of label maps."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from ..errors import listed, one_line
+from .itk_headers import header_fields, is_nrrd
 
 # the organs that ship with the bundle, as others call them
 _SAME = {
@@ -17,3 +22,36 @@ def organ_named(name: str) -> str:
     """An organ's name as the bundle's own are: ``kidney_right`` is the right kidney."""
     plain = re.sub(r"[_\s]+", " ", name).strip().lower()
     return _SAME.get(plain, plain)
+
+
+def segments_of(path: str | Path) -> dict[str, int]:
+    """The values of the segments that the header of a label map names, as 3D Slicer's ``.seg.nrrd`` does."""
+    if not is_nrrd(Path(path)):
+        return {}
+    fields = header_fields(Path(path))
+    found = {}
+    for key, name in fields.items():
+        part = re.fullmatch(r"(segment\d+)_name", key)
+        value = fields.get(f"{part[1]}_labelvalue", "") if part else ""
+        if re.fullmatch(r"\d{1,9}", value):
+            found[name.encode("latin-1").decode("utf-8", "replace")] = int(value)
+    return found
+
+
+def contradicted_names(segments: Mapping[str, Mapping[str, int]], organs: Mapping[str, Sequence[int]]) -> Iterator[str]:
+    """Where the names in the headers of label maps contradict the label map, or one another: organs would be swapped.
+
+    Args:
+        segments: value of each segment, by the path of the label, of those that have voxels.
+        organs: values of each organ.
+    """
+    meant = {organ_named(organ): (values, "label_map") for organ, values in organs.items()}
+    for path, found in segments.items():
+        for name, value in found.items():
+            values, where = meant.setdefault(organ_named(name), ((value,), f"'{path}'"))
+            if value not in values:
+                yield (
+                    f"'{path}': its header names the label value {value} '{one_line(name)}', expected "
+                    f"{listed(values)} as in {where}. Export the labels with the same value for an organ in all of "
+                    "them, or correct label_map."
+                )
