@@ -125,8 +125,8 @@ def _told_apart(items: Sequence[Item]) -> list[Item]:
             f"Several inputs have the same name, so their results would overwrite each other: {listed(clashing)}. List "
             "them in a CSV with the columns image and case."
         )
-    kept = [{key: item[key] for key in ("image", "problem") if key in item} for item in items]
-    return [{**item, "case": name} for item, name in zip(kept, names)]
+    kept = ("image", "problem")
+    return [{**{key: item[key] for key in kept if key in item}, "case": name} for item, name in zip(items, names)]
 
 
 def _is_csv(scan: str) -> bool:
