@@ -333,6 +333,15 @@ def test_the_exit_code_says_whether_some_have_failed(started, scan, tmp_path, co
     assert program(["segment", "scan.nii.gz", "-o", "out"]) == expected
 
 
+@pytest.mark.parametrize("cases", ['{"a": "done"}', '["a"]', "3", '{"a": null}'])
+def test_a_record_of_something_else_does_not_stand_in_the_way_of_the_exit_code(started, scan, tmp_path, cases):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.json").write_text(f'{{"configurations": {{}}, "cases": {cases}}}')
+    started.codes["inferring"] = 1
+
+    assert program(["segment", "scan.nii.gz", "-o", "out"]) == 1
+
+
 # ---- learn, evaluate, demo
 
 

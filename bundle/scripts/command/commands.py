@@ -343,8 +343,9 @@ def _name(text: str) -> str:
 def _records(folder: Path) -> dict[str, Any]:
     """The record of each case in a folder of results."""
     try:
-        return dict(json_of((folder / _RECORDS).read_text(encoding="utf-8"))["cases"])
-    except (OSError, ValueError, KeyError, TypeError):
+        cases = json_of((folder / _RECORDS).read_text(encoding="utf-8"))["cases"]
+        return {case: record for case, record in cases.items() if isinstance(record, dict)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
