@@ -13,6 +13,7 @@ inference does besides for a case: finding it, deciding that it is to be done, r
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import resource
@@ -134,6 +135,7 @@ def stubbed(number: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         scans, output, prior = Path(folder, "scans"), Path(folder, "out"), Path(folder, "prior.pt")
         volume = nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)).to_bytes()
+        label_map = gzip.compress(volume)
         prior.write_bytes(b"stub")
         for case in range(number):  # a hundred patients to a folder, as archives have them
             path = scans / f"{case // 100:03d}" / f"{case:05d}.nii"
@@ -153,7 +155,7 @@ def stubbed(number: int) -> None:
             for item in pending:
                 records.begin(item)
                 with whole_file(output / LABEL_MAP.format(case=item["case"])) as temporary:
-                    temporary.write_bytes(volume)
+                    temporary.write_bytes(label_map)
                 quality = {"organs": {organ: {"volume_ml": 100.0, "components": 1} for organ in ORGANS}, "flags": []}
                 records.complete(item, seconds=1.0, shape=(4, 4, 4), quality=quality)
             records.finish()

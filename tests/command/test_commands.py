@@ -15,6 +15,7 @@ import pytest
 from scripts.command import runs
 from scripts.command.program import COMMANDS, program
 from scripts.command.runs import INFERRING, workflow
+from scripts.data.datalists import inference_inputs
 from scripts.errors import RefusedError
 from scripts.inert import inert_json
 
@@ -181,9 +182,13 @@ def test_a_pattern_is_passed_on_where_its_files_have_names_of_their_own(started,
         ("\ufeffsep=\t\r\nimage\tcase\r\na.nii.gz\tx\r\n", ["x"]),
         ("image,case\ra.nii.gz,x\rb.nii.gz,y\r", ["x", "y"]),
         ("image,case\na.nii.gz,x\na.nii.gz,y\na.nii.gz,x\n", ["x", "y"]),
+        ("case,filename\np1,a.nii.gz\np2,b.nii.gz\n", ["p1", "p2"]),
+        ("Image Path,ID\na.nii.gz,p1\nb.nii.gz,p2\n", ["p1", "p2"]),
+        ("ID,file_name\np1,a.nii.gz\n", ["p1"]),
     ],
     ids=["columns", "semicolons", "no header", "a mark of Windows and an empty line", "empty lines before semicolons"]
-    + ["Excel's separator", "Excel's tabs", "ends of lines of old Macs", "one image of two names"],
+    + ["Excel's separator", "Excel's tabs", "ends of lines of old Macs", "one image of two names"]
+    + ["filename", "Image Path", "file_name"],
 )
 def test_a_csv_lists_scans_beside_it(started, tmp_path, text, cases):
     (tmp_path / "lists").mkdir()
@@ -212,15 +217,33 @@ def test_a_cell_of_a_csv_is_a_name_as_it_stands(started, tmp_path):
         ("case,image\nx\ny,a.nii.gz\n", "has the row 'x', expected what the header names: case,image"),
         ("image,image\na.nii.gz,b.nii.gz\n", "has the column 'image' twice"),
         ("image,case,Case\na.nii.gz,x,y\n", "has the column 'case' twice"),
+        ("case,where\np1,a.nii.gz\n", "has the columns case, where, expected one of images that is called image"),
+        ("Patient_ID;Scan no\n1;a.nii.gz\n", "has the columns Patient_ID, Scan no, expected one of images"),
+        ("image,case\na.nii.gz,x\nsub/a.nii.gz,x\n", "The case 'x' is listed with 2 images"),
     ],
     ids=["a long cell", "an open quote", "a comma in a name", "a row without an image"]
-    + ["two columns of images", "two columns of names"],
+    + ["two columns of images", "two columns of names", "no column of images", "no column of images, of patients"]
+    + ["one name of two images"],
 )
 def test_a_csv_that_may_mean_something_else_is_refused(started, tmp_path, capsys, text, said):
     (tmp_path / "scans.csv").write_text(text, encoding="utf-8")
 
     assert program(["segment", "scans.csv", "-o", "out"]) == 1
     assert said in capsys.readouterr().err and not started.words
+
+
+def test_reasons_of_what_cannot_be_taken_in_several_folders_are_kept(started, tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{folder}.nii.gz").touch()
+    (tmp_path / "one" / "more.zip").touch()
+
+    assert program(["segment", "one", "two", "-o", "out"]) == 0
+
+    items = inference_inputs(value(started.words[0], "--input"))
+    problems = {item["case"]: item.get("problem") for item in items}
+    said = f"'{tmp_path}/one/more.zip': an archive (.zip), which may hold images. Extract it."
+    assert problems == {"one": None, "two": None, "more.zip": said}
 
 
 # ---- wrong use, bad input, exit codes
@@ -467,6 +490,15 @@ def test_the_exit_code_says_whether_some_have_failed(started, scan, tmp_path, co
     started.effects["inferring"] = lambda words: record(tmp_path / "out", **after)
 
     assert program(["segment", "scan.nii.gz", "-o", "out"]) == expected
+
+
+@pytest.mark.parametrize("cases", ['{"a": "done"}', '["a"]', "3", '{"a": null}'])
+def test_a_record_of_something_else_does_not_stand_in_the_way_of_the_exit_code(started, scan, tmp_path, cases):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.json").write_text(f'{{"configurations": {{}}, "cases": {cases}}}')
+    started.codes["inferring"] = 1
+
+    assert program(["segment", "scan.nii.gz", "-o", "out"]) == 1
 
 
 # ---- learn, evaluate, demo

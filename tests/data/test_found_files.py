@@ -17,6 +17,8 @@ from scripts.errors import DatasetError
 from scripts.files import whole_file
 from scripts.inference.case_records import CaseRecords, FailedCases
 
+from tests.helpers.results import write_label_map
+
 VOXELS = np.arange(4 * 5 * 3, dtype=np.int16).reshape(4, 5, 3)
 
 
@@ -73,6 +75,19 @@ OTHERS = {
     "slices.dcm.gz": "format that is not read (.dcm.gz)",
     "dangling.nii.gz": "a link to",
     "pipe.nii.gz": "no regular file",
+    "brain+orig.HEAD": "format that is not read (.head)",
+    "brain+orig.BRIK": "format that is not read (.brik)",
+    "pet.v": "format that is not read (.v)",
+    "pet.h33": "format that is not read (.h33)",
+    "brain.minc": "format that is not read (.minc)",
+    "brain.mnc2": "format that is not read (.mnc2)",
+    "rat.fdf": "format that is not read (.fdf)",
+    "alone.raw": "voxels without a header (.raw), expected one such as 'alone.mhd'",
+    "alone.zraw": "voxels without a header (.zraw)",
+    "cut.dicom": "named like a DICOM file (.dicom), but without DICOM in it",
+    "cut.IMA": "named like a DICOM file (.ima)",
+    "cut.dcm.part": "called like an image, 'cut.dcm', but for its ending",
+    "old.mha.bak": "called like an image, 'old.mha', but for its ending",
 }
 
 
@@ -143,7 +158,46 @@ def test_each_folder_is_listed_once_and_each_match_of_a_pattern_looked_at_a_few_
     assert len(looks) < 20 * 60
 
 
+@pytest.mark.parametrize("name", ["DICOMDIR", "dicomdir"])
+def test_a_folder_is_no_index_of_a_medium(tmp_path, name):
+    touch(tmp_path, f"{name}/p1/1.dcm", "a.nii.gz")
+    assert taken(tmp_path) == {"a": "a.nii.gz", f"{name}_p1": f"{name}/p1"}
+
+
+def test_voxels_in_a_folder_below_their_header_are_no_image_of_their_own(tmp_path):
+    header = "NDims = 3\nDimSize = 1 1 1\nElementType = MET_SHORT\nElementDataFile = data/a.raw\n"
+    touch(tmp_path, "data/a.raw")
+    (tmp_path / "a.mhd").write_text(header)
+    assert taken(tmp_path) == {"a": "a.mhd"} and not refused(tmp_path)
+
+
+def test_a_second_name_of_a_folder_is_listed(tmp_path):
+    touch(tmp_path, "p1/CT/1.dcm", "p2/x.nii.gz", "notes/about.txt")
+    (tmp_path / "p2" / "CT").symlink_to(tmp_path / "p1" / "CT")
+    (tmp_path / "p2" / "notes").symlink_to(tmp_path / "notes")
+    (tmp_path / "p2" / "up").symlink_to(tmp_path)
+
+    assert list(taken(tmp_path)) == ["p1_CT", "p2_x"]
+    (reason,) = refused(tmp_path).values()
+    assert f"'{tmp_path}/p2/CT': a link to what was found as '{tmp_path}/p1/CT', which is taken once" in reason
+
+
 # ---- results among the images
+
+
+@pytest.mark.parametrize("options", [{}, {"leave_out": "out"}])
+def test_images_among_results_are_listed_and_results_are_not(tmp_path, options):
+    touch(tmp_path, "a.nii.gz", "out/scan.nii.gz", "out/deep/1.dcm", "out/scan.zip", "out/notes.txt")
+    touch(tmp_path, *(f"out/a_{kind}.nii.gz" for kind in ("seg", "seg_upright", "prob", "uncertainty")))
+    touch(tmp_path, "out/a_seg.dcm", "out/previews/a.png", "out/report.html")
+    (tmp_path / "out" / "results.json").write_text('{"configurations": {}, "cases": {}}')
+    options = {name: tmp_path / folder for name, folder in options.items()}
+
+    assert taken(tmp_path, **options) == {"a": "a.nii.gz"}
+    problems = refused(tmp_path, **options)
+    assert problems.keys() == {"out_scan.nii.gz", "out_deep", "out_scan.zip"}
+    assert f"results, '{tmp_path}/out', of which no image is taken" in problems["out_scan.nii.gz"]
+    check_output(tmp_path, inference_inputs(tmp_path, **options), tmp_path / "out")
 
 
 def test_results_below_the_images_are_not_segmented_again(tmp_path):
@@ -155,7 +209,7 @@ def test_results_below_the_images_are_not_segmented_again(tmp_path):
 def test_results_of_earlier_inferences_are_recognised(tmp_path):
     touch(tmp_path, "a.nii.gz", "out/a_seg.nii.gz")
     (tmp_path / "out" / "results.json").write_text('{"configurations": {}, "cases": {}}')
-    assert taken(tmp_path) == {"a": "a.nii.gz"}
+    assert taken(tmp_path) == {"a": "a.nii.gz"} and not refused(tmp_path)
 
 
 def test_results_may_not_go_where_images_are_looked_for(tmp_path):
@@ -182,7 +236,8 @@ class Runs:
         items = records.pending(inference_inputs(self.folder / name))
         for item in items:
             records.begin(item)
-            (self.folder / "out" / f"{item['case']}_seg.nii.gz").write_text(Path(item["image"]).read_text())
+            label_map = self.folder / "out" / f"{item['case']}_seg.nii.gz"
+            write_label_map(label_map, Path(item["image"]).read_text())
             records.complete(item, seconds=1.0, shape=(1, 1, 1))
         return [item["case"] for item in items]
 
@@ -193,8 +248,9 @@ def test_results_of_two_patients_of_one_name_are_told_apart(tmp_path, options):
 
     assert (run("one"), run("two", **options)) == (["a"], ["two_a"])
 
-    results = {path.name: path.read_text() for path in (tmp_path / "out").glob("*_seg.nii.gz")}
-    assert results == {"a_seg.nii.gz": "one", "two_a_seg.nii.gz": "two"}
+    maps = (tmp_path / "out").glob("*_seg.nii.gz")
+    results = {path.name: nib.load(path).header["descrip"].item() for path in maps}
+    assert results == {"a_seg.nii.gz": b"one", "two_a_seg.nii.gz": b"two"}
     assert (run("one"), run("two")) == ([], [])
 
 
@@ -298,6 +354,51 @@ def test_a_slice_without_suffix_that_is_empty_or_something_else_is_missed(tmp_pa
     (series / name).write_bytes(content)
     with pytest.raises(DatasetError, match=f"without DICOM in them: {name}. Expected every slice"):
         load_volume(series)
+
+
+@pytest.mark.parametrize("names", ["{index:d}D4C3B2A", "{index:d}D4C3B2A.IMA", "{index:d}D4C3B2A.dcm"])
+@pytest.mark.parametrize("content", [b"", bytes(100), gzip.compress(b"x")], ids=["empty", "cut off", "compressed"])
+def test_a_slice_of_a_hashed_name_that_is_empty_or_something_else_is_missed(
+    tmp_path, write_dicom_series, names, content
+):
+    series = write_dicom_series(tmp_path / "series", VOXELS, name=names)
+    last = "FEDCBA" + Path(names).suffix + (".part" if names.endswith(".dcm") else "")
+    for name in ("DICOMDIR", last):
+        (series / name).write_bytes(content)
+    with pytest.raises(DatasetError, match=f"without DICOM in them: {last}. Expected every slice"):
+        load_volume(series)
+
+
+def test_a_series_in_several_folders_is_said(tmp_path, write_dicom_series, caplog):
+    whole = write_dicom_series(tmp_path / "in" / "A", VOXELS)
+    other = write_dicom_series(tmp_path / "in" / "other", VOXELS)
+    (tmp_path / "in" / "B").mkdir()
+    (whole / "0002.dcm").rename(tmp_path / "in" / "B" / "0002.dcm")
+    (tmp_path / "prior.pt").touch()
+    records = CaseRecords(tmp_path / "out", tmp_path / "prior.pt", settings={})
+
+    found = {item["case"]: item.get("remark") for item in records.pending(inference_inputs(tmp_path / "in"))}
+
+    assert found.keys() == {"A", "B", "other"} and found["other"] is None and other.name not in caplog.text
+    assert f"slices of its series lie in {tmp_path}/in/B too" in found["A"] and found["A"] in caplog.text
+    assert f"slices of its series lie in {tmp_path}/in/A too" in found["B"] and found["B"] in caplog.text
+
+
+@pytest.mark.parametrize("total, missing", [(3, False), (4, True), (None, False)])
+def test_an_object_of_which_parts_are_missing_is_refused(tmp_path, write_dicom_series, total, missing):
+    tags = {"ConcatenationUID": "1.2.3", "InConcatenationTotalNumber": total}
+    series = write_dicom_series(tmp_path / "series", VOXELS, InConcatenationNumber=lambda index: index + 1, **tags)
+    if missing:
+        with pytest.raises(DatasetError, match="3 of the 4 parts"):
+            load_volume(series)
+    else:
+        np.testing.assert_array_equal(load_volume(series).voxels, VOXELS)
+
+
+def test_a_text_beside_slices_without_suffix_is_no_slice(tmp_path, write_dicom_series):
+    series = write_dicom_series(tmp_path / "series", VOXELS, name="{index:d}D4C3B2A")
+    (series / "README").write_text("Aufnahmen von Gästen, für Übungen")
+    np.testing.assert_array_equal(load_volume(series).voxels, VOXELS)
 
 
 @pytest.mark.parametrize("name", ["DICOMDIR", "dicomdir", "DicomDir"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,17 +15,20 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from monai.data import MetaTensor
 from monai.transforms import ScaleIntensityRanged, ScaleIntensityRangePercentilesd
 from nibabel.affines import apply_affine
 from scripts.data.datalists import inference_inputs
+from scripts.data.intensity import NOTES
 from scripts.errors import DatasetError, user_error
 from scripts.inference.case_records import CaseRecords, FailedCases
-from scripts.inference.cases import CaseProgress, FiniteVolumeReader, LogitsToProbabilitiesd
+from scripts.inference.cases import CaseDataset, CaseProgress, FiniteVolumeReader, LogitsToProbabilitiesd
 from scripts.inference.record_files import read_records
 from scripts.output.previews import PreviewSaver
 from scripts.segmentation.propagation import VolumetricInferer
 
 from tests.helpers import started
+from tests.helpers.results import write_label_map
 from tests.helpers.workflows import BUNDLE, SETTINGS, Killed, command_line, new_workflow, run, write_overlay
 
 # ---- a user's files: scans, a trained prior, an overlay
@@ -235,7 +240,7 @@ class Recorded:
         records = self.records(**options)
         for item in records.pending(self.items):
             records.begin(item)
-            (self.output / f"{item['case']}_seg.nii.gz").touch()
+            write_label_map(self.output / f"{item['case']}_seg.nii.gz")
             records.complete(item, seconds=1.5, shape=(4, 5, 6))
 
 
@@ -307,6 +312,31 @@ def test_a_removed_label_map_is_made_again(recorded):
     assert recorded.pending() == ["a"]
 
 
+@pytest.mark.parametrize("content", [b"", b"garbage", gzip.compress(b""), gzip.compress(bytes(400))])
+def test_a_label_map_without_a_header_is_made_again(recorded, content):
+    (recorded.output / "a_seg.nii.gz").write_bytes(content)
+    assert recorded.pending() == ["a"]
+
+
+@pytest.mark.parametrize("place", [0, 40_000, 79_999])
+def test_another_scan_of_the_same_name_size_and_time_is_segmented_again(recorded, place):
+    """As where one patient's folder takes another's place, and a program gave all files one time."""
+    for folder, voxel in (("one", 1), ("two", 2)):
+        (recorded.folder / folder).mkdir()
+        (recorded.folder / folder / "c.nii").write_bytes(bytes(place) + bytes([voxel]) + bytes(79_999 - place))
+        os.utime(recorded.folder / folder / "c.nii", (1e9, 1e9))
+    recorded.items = [{"image": str(recorded.folder / "one" / "c.nii"), "case": "c"}]
+    recorded.segment()
+    (recorded.folder / "one").rename(recorded.folder / "three")
+    recorded.items[0]["image"] = str(recorded.folder / "three" / "c.nii")
+    assert recorded.pending() == []
+
+    (recorded.folder / "three" / "c.nii").unlink()
+    recorded.items[0]["image"] = str(recorded.folder / "two" / "c.nii")
+
+    assert recorded.pending() == ["c"]
+
+
 def test_results_that_were_not_asked_for_before_are_made(recorded):
     assert recorded.pending(probabilities=True) == ["a", "b"]
 
@@ -316,7 +346,7 @@ def test_what_could_not_be_made_is_not_tried_again(recorded, write_dicom_series)
     for case in ("stripped", "removed"):
         series = write_dicom_series(recorded.folder / case, np.ones((4, 4, 2), np.int16))
         recorded.items.append({"image": str(series), "case": case})
-    (recorded.output / "removed_seg.dcm").touch()
+    (recorded.output / "removed_seg.dcm").write_bytes(bytes(128) + b"DICM")
     recorded.segment()
     assert recorded.pending() == []
 
@@ -360,6 +390,50 @@ def test_records_of_something_else_are_refused_in_words(tmp_path, content):
         read_records(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"files": None}, "files of case 'a' is None"),
+        ({"files": {"label_map": 7}}, "files.label_map of case 'a' is 7"),
+        ({"image": 7}, "image of case 'a' is 7"),
+        ({"image": ["x"]}, r"image of case 'a' is \['x'\]"),
+        ({"image": "a\0b"}, r"image of case 'a' is 'a\\x00b', which no file can be called"),
+        ({"configuration": ["x"]}, "configuration of case 'a' is"),
+        ({"configuration": {"x": 1}}, "configuration of case 'a' is"),
+        ({"status": 1}, "status of case 'a' is 1"),
+        ({"seconds": "long"}, "seconds of case 'a' is 'long'"),
+        ({"shape": 3}, "shape of case 'a' is 3"),
+        ({"warnings": [3]}, "warnings of case 'a' is 3"),
+        ({"quality": {"flags": {"x": 1}}}, "quality.flags of case 'a' is"),
+        ({"quality": {"organs": {"liver": 3}}}, "quality of case 'a' is 3"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("journal", [False, True])
+def test_fields_of_a_record_that_are_something_else_are_refused_in_words(recorded, fields, said, journal):
+    path, kind = recorded.output / "results.json", "record"
+    content = json.loads(path.read_text())
+    if journal:
+        path, kind = recorded.output / ".running" / "1.jsonl", "journal"
+        path.parent.mkdir()
+        path.write_text('{"cases": []}\n' + json.dumps(["a", {**content["cases"]["a"], **fields}]) + "\n")
+    else:
+        content["cases"]["a"] |= fields
+        path.write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match=rf"'{path}' is not the {kind} of an inference \(TypeError: {said}"):
+        recorded.pending()
+
+
+def test_settings_of_a_record_that_are_no_object_are_refused_in_words(recorded):
+    path = recorded.output / "results.json"
+    content = json.loads(path.read_text())
+    (configuration,) = content["configurations"].values()
+    configuration["settings"] = ["x"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match="settings of configuration"):
+        recorded.pending()
+
+
 def test_the_record_says_what_each_result_was_made_with(recorded):
     content = json.loads((recorded.output / "results.json").read_text())
     case = content["cases"]["a"]
@@ -382,6 +456,21 @@ def test_a_record_of_something_else_is_refused(recorded, content):
     (recorded.output / "results.json").write_text(content)
     with pytest.raises(DatasetError, match="is not the record of an inference.*Remove it"):
         recorded.pending()
+
+
+def test_what_is_odd_about_a_case_beside_the_others_is_a_remark_on_its_image():
+    def load(item: dict) -> dict:
+        return {
+            "image": MetaTensor(torch.zeros(1, 2, 2, 2), meta={NOTES: "grey values"} if item["case"] == "a" else {})
+        }
+
+    data = CaseDataset([{"case": case, "remark": "slices elsewhere"} for case in "ab"] + [{"case": "c"}], load)
+
+    assert [each["image"].meta.get(NOTES) for each in data] == [
+        "grey values\nslices elsewhere",
+        "slices elsewhere",
+        None,
+    ]
 
 
 # ---- what changes meanwhile

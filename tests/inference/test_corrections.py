@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -16,6 +18,7 @@ from nibabel.affines import apply_affine
 from scripts.data.grids import oriented_grid
 from scripts.data.volumes import VolumeReader
 from scripts.errors import DatasetError, user_error
+from scripts.inference.case_records import CaseRecords
 from scripts.inference.corrections import Corrections
 from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
@@ -25,6 +28,7 @@ from scripts.segmentation.corrected_slices import Corrector, SlicePrompt, correc
 from scripts.segmentation.propagation import VolumetricInferer
 
 from benchmarks.corrections import simulated_prompt
+from tests.helpers.results import write_label_map
 from tests.helpers.workflows import ORGANS, SIZE, new_workflow, run, write_overlay
 
 SHAPE = (6, 7, 5)
@@ -513,6 +517,45 @@ def test_a_prompt_on_a_part_of_its_slice_is_where_it_was():
     assert part.positive.tolist() == [[2, 3]] and part.negative.tolist() == [[1, 2]]
     assert part.box.tolist() == [[4, 4], [0, 0]]
     assert correct(0, 2, positive=[(4, 9)]).within((slice(5, 10), slice(6, 11))) is None
+
+
+@pytest.mark.parametrize(
+    "case, said",
+    [
+        ("p2_scan", None),
+        ("scan", "results of another image bear this name; those of '{}' are called 'p2_scan'. Correct the name."),
+        ("other", "no such image; the input has p2_scan"),
+    ],
+)
+def test_a_case_is_corrected_by_the_name_of_its_results(tmp_path, tiny_dataset, case, said):
+    """Results of two patients whose files are called alike are told apart, and so are their corrections."""
+    for folder, name in (("p1", "a"), ("p2", "b")):
+        (tmp_path / folder).mkdir()
+        shutil.copy(tiny_dataset / f"image_{name}.nii.gz", tmp_path / folder / "scan.nii.gz")
+    (tmp_path / "prior.pt").touch()
+    images = {folder: str(tmp_path / folder / "scan.nii.gz") for folder in ("p1", "p2")}
+    entries = [{"organ": ORGANS[0], "positive": [[1, 1, 1]]}]
+    corrections = Corrections(corrections_file(tmp_path, {case: entries}), ORGANS)
+
+    def records() -> CaseRecords:
+        return CaseRecords(tmp_path / "out", tmp_path / "prior.pt", settings={}, corrections=corrections.recorded())
+
+    for folder, called in (("p1", "scan"), ("p2", "p2_scan")):
+        run_of = records()
+        (item,) = run_of.pending([{"image": images[folder], "case": "scan"}])
+        assert item["case"] == called
+        run_of.begin(item)
+        write_label_map(tmp_path / "out" / f"{called}_seg.nii.gz")
+        run_of.complete(item, seconds=1.0, shape=(4, 5, 6))
+    recorded = json.loads((tmp_path / "out" / "results.json").read_text())["cases"]
+    assert {name for name, record in recorded.items() if "corrections" in record} == {case} - {"other"}
+
+    items = records().called([{"image": images["p2"], "case": "scan"}])
+    if said is None:
+        corrections.check(items, VolumeReader())
+    else:
+        with pytest.raises(DatasetError, match=re.escape(said.format(images["p2"]))):
+            corrections.check(items, VolumeReader())
 
 
 def test_corrections_of_an_unknown_case_end_the_run_before_anything_is_segmented(overlay, tmp_path):

@@ -19,6 +19,8 @@ from scripts.inference.case_records import LOST_SEG, CaseRecords, FailedCases
 from scripts.output.dicom_headers import mend_headers
 from scripts.output.dicom_seg import DicomSegSaver, UnsuitableSeries, make_segmentation
 
+from tests.helpers.results import write_label_map
+
 SHAPE = (12, 10, 4)
 WHOLE = {
     "SOPClassUID": CTImageStorage,
@@ -278,7 +280,7 @@ def test_a_lost_segmentation_changes_how_the_run_ends_every_time(write, tmp_path
     items = [{"image": str(series), "case": "a"}]
     records = CaseRecords(tmp_path / "out", tmp_path / "prior.pt", settings={})
     records.begin(items[0])
-    (tmp_path / "out" / "a_seg.nii.gz").touch()
+    write_label_map(tmp_path / "out" / "a_seg.nii.gz")
 
     records.complete(items[0], seconds=1.0, shape=SHAPE, lost_seg=output[LOST_SEG])
 

@@ -333,8 +333,9 @@ def _of_modality(modality: str | None, model: str | None) -> list[str]:
 def _records(folder: Path) -> dict[str, Any]:
     """The record of each case in a folder of results."""
     try:
-        return dict(json_of((folder / _RECORDS).read_text(encoding="utf-8"))["cases"])
-    except (OSError, ValueError, KeyError, TypeError):
+        cases = json_of((folder / _RECORDS).read_text(encoding="utf-8"))["cases"]
+        return {case: record for case, record in cases.items() if isinstance(record, dict)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..data.file_names import IMAGE_SUFFIXES
+from ..data.organ_names import SHIPPED, organ_named
 from ..errors import DatasetError, MissingFileError, count, listed, one_line
 from ..files import json_of
-from ..prepare.anatomy import SHIPPED, organ_named
 from ..prepare.configs import holds_preparation, modality_named
 
 CASE, ORGAN = "{case}", "{organ}"

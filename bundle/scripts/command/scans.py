@@ -22,8 +22,12 @@ from ..files import named_by_content
 from .runs import shown, typed
 
 LIST = "inputs.json"  # with a digest of its content in the name
-_IMAGE_COLUMNS = ("image", "path", "file", "scan", "input")
+_IMAGE_COLUMNS = (
+    *("image", "path", "file", "scan", "input"),
+    *("filename", "filepath", "file name", "file path", "image path", "image file", "scan path"),
+)
 _NAME_COLUMNS = ("case", "name", "id")
+_OTHER_COLUMNS = (*_NAME_COLUMNS, "case id", "patient", "patient id", "subject", "subject id", "series", "label")
 
 Item = dict[str, str]
 
@@ -50,7 +54,9 @@ def input_of(scans: Sequence[str], output: Path) -> str:
             return typed(scans[0])
     items = [item for scan in scans for item in _items(scan, output)]
     # an image that several patterns match counts once; one that a list gives two names has both
-    unique = list({(item["image"], item.pop("named", None)): item for item in items}.values())
+    named = {(item["image"], item.pop("named", None)): item for item in items}
+    _check_once(list(named))
+    unique = list(named.values())
     return shown(named_by_content(output, LIST, json.dumps(_told_apart(unique), indent=1) + "\n"))
 
 
@@ -65,7 +71,7 @@ def _items(scan: str, output: Path) -> list[Item]:
             from ..data.datalists import inference_inputs  # takes seconds
 
             below = inference_inputs(path, output)
-            items += [{"image": item["image"], "folder": str(path), "case": item["case"]} for item in below]
+            items += [{**item, "folder": str(path)} for item in below]
         else:
             items.append({"image": os.path.abspath(path), "case": case_name(path)})
     return items
@@ -83,8 +89,25 @@ def _found(scan: str) -> list[Path]:
     return matches
 
 
+def _check_once(named: Sequence[tuple[str, str | None]]) -> None:
+    """Refuses a name that lists give to several images: nobody could tell which of the results is meant by it."""
+    images: dict[str, list[Path]] = {}
+    for image, name in named:
+        if name is not None:
+            images.setdefault(name, []).append(Path(image))
+    for name, several in images.items():
+        if len(several) > 1:
+            raise DatasetError(
+                f"The case '{one_line(name)}' is listed with {len(several)} images: {listed(several)}. Give each a "
+                "name of its own, or leave the names out."
+            )
+
+
 def _told_apart(items: Sequence[Item]) -> list[Item]:
-    """The same images, each with a name that only it has: where several share one, with their folders in front."""
+    """The same images, each with a name that only it has: where several share one, with their folders in front.
+
+    What cannot be taken keeps the reason, as ``"problem"``.
+    """
     names = [item["case"] for item in items]
     for level in range(1, 4):
         shared = {name for name, number in Counter(names).items() if number > 1}
@@ -100,7 +123,8 @@ def _told_apart(items: Sequence[Item]) -> list[Item]:
             f"Several inputs have the same name, so their results would overwrite each other: {listed(clashing)}. List "
             "them in a CSV with the columns image and case."
         )
-    return [{"image": item["image"], "case": name} for item, name in zip(items, names)]
+    kept = ("image", "problem")
+    return [{**{key: item[key] for key in kept if key in item}, "case": name} for item, name in zip(items, names)]
 
 
 def _is_csv(scan: str) -> bool:
@@ -125,11 +149,16 @@ def _rows(path: Path) -> list[Item]:
             f"'{path}' cannot be read as a CSV ({error}). Save it as UTF-8, with a row a scan."
         ) from error
     rows = [row for row in rows if any(row)]
-    header = [cell.lower() for cell in rows[0]] if rows else []
+    header = [re.sub(r"[\s_-]+", " ", cell.lower()) for cell in rows[0]] if rows else []
     column = next((header.index(name) for name in _IMAGE_COLUMNS if name in header), None)
     names = next((header.index(name) for name in _NAME_COLUMNS if name in header), None) if column is not None else None
     if column is not None and (twice := sorted({name for name in header if name and header.count(name) > 1})):
         raise DatasetError(f"'{path}' has the column '{one_line(twice[0])}' twice, expected it once. Remove one.")
+    if column is None and set(header) & set(_OTHER_COLUMNS) and not (path.parent / rows[0][0]).exists():
+        raise DatasetError(
+            f"'{path}' has the columns {listed(rows[0])}, expected one of images that is called image, path or file. "
+            "Correct its first line."
+        )
     items = []
     for row in rows if column is None else rows[1:]:
         image = row[column or 0] if len(row) > (column or 0) else ""

@@ -155,7 +155,9 @@ def check_output(path: str | Path, items: Sequence[Item], output: str | Path) ->
         return
     folder = os.path.realpath(output)
     if folder == os.path.realpath(path) or any(
-        folder in (os.path.realpath(item["image"]), os.path.realpath(Path(item["image"]).parent)) for item in items
+        folder in (os.path.realpath(item["image"]), os.path.realpath(Path(item["image"]).parent))
+        for item in items
+        if "problem" not in item
     ):
         raise DatasetError(
             f"The output folder '{output}' is the one that the images are read from, so results would be taken for "
@@ -197,9 +199,12 @@ def _listed_inputs(path: Path) -> list[dict[str, str]]:
             raise DatasetError(f"Input '{path}' has the entry {json.dumps(entry)}; {expected}")
         image = os.path.abspath(path.parent / os.path.expanduser(image))
         case = case_name(image) if case is None else str(case)
-        problem = {} if _is_path(image) else {"problem": f"'{printable(image)}': {_NO_PATH.format(path)}"}
+        stated = entry.get("problem")  # of a list that was made of folders with what cannot be taken in them
+        problem = {"problem": stated} if isinstance(stated, str) and stated else {}
+        if not is_path(image):
+            problem = {"problem": f"'{printable(image)}': {_NO_PATH.format(path)}"}
         # which everything that follows can ask for
-        items.append({"image": printable(image) if problem else image, "case": case, **problem})
+        items.append({"image": image if is_path(image) else printable(image), "case": case, **problem})
     return items
 
 
@@ -253,7 +258,7 @@ def _check_alike(names: Iterable[str]) -> None:
     logger.warning("%s On macOS and Windows their results would be one file: do not copy them there together.", differ)
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
     try:
         return b"\0" not in os.fsencode(name)
     except UnicodeEncodeError:  # half of a pair of JSON's escapes, which no file system takes
@@ -261,7 +266,7 @@ def _is_path(name: str) -> bool:
 
 
 def _is_file_name(name: str) -> bool:
-    return name.strip() not in ("", "..") and _is_path(name) and Path(name).name == name
+    return name.strip() not in ("", "..") and is_path(name) and Path(name).name == name
 
 
 def _check_names(names: Iterable[str]) -> None:
@@ -369,7 +374,7 @@ def _say_what_is_left(found: Found) -> None:
     if found.others:
         logger.info("No images, and not looked into: %s.", listed(found.others))
     if found.results:
-        logger.info("Results of an inference, and not looked into: %s.", listed(found.results))
+        logger.info("Results of an inference, of which no image is taken: %s.", listed(found.results))
 
 
 def _nothing_at(path: Path) -> str:

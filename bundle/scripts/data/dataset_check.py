@@ -20,6 +20,7 @@ from nibabel.affines import apply_affine
 from ..console import counted
 from ..errors import SHOWN, DatasetError, count, listed
 from .datalists import Item, LabelMap
+from .organ_names import contradicted_names, segments_of
 from .volumes import Volume, VolumeReader, voxels_digest
 
 _LARGEST = 2**53  # of integers: no intensity, and no number that PyTorch would keep
@@ -132,12 +133,12 @@ def check_dataset(
     Raises:
         DatasetError: one error for all problems found. Checked are: volumes that
             :func:`scripts.data.volumes.load_volume` can read; finite voxels; a label on its image's grid, with integers
-            that ``label_map`` or ``background_values`` name, and not without any organ; no file twice; enough volumes.
-            Images of the same voxels are only said to be.
+            that ``label_map`` or ``background_values`` name, called in all headers alike, and not without any organ; no
+            file twice; enough volumes. Images of the same voxels are only said to be.
     """
     organs, background = _organ_values(label_map, background_values)
     problems = [*_too_few(items, minimum, purpose), *_listed_twice(items)]
-    summaries = []
+    summaries, segments = [], {}
     reader = reader or VolumeReader()
     for item in counted(items, f"checking the {purpose} data"):
         image = _check_image(item["image"], reader, problems)
@@ -145,6 +146,8 @@ def check_dataset(
         if "label" in item:
             counts = _check_label(item["label"], item["image"], image, reader, problems)
             problems += _unnamed_values(item["label"], counts, organs, background)
+            named = segments_of(item["label"]) if counts else {}
+            segments[item["label"]] = {name: value for name, value in named.items() if counts[value]}
             voxels = {organ: sum(counts[value] for value in values) for organ, values in organs.items()}
             if purpose == "training" and counts and not any(voxels.values()):
                 problems.append(_without_organs(item["label"], counts, organs))
@@ -153,6 +156,7 @@ def check_dataset(
         if image is not None:
             summaries.append(CaseSummary(item["case"], image.voxels.shape, image.spacing, voxels, voxels_digest(image)))
     _say_what_is_one_scan(summaries, purpose)
+    problems += contradicted_names(segments, organs)
     if purpose == "training" and not problems:
         problems += _absent_organs(summaries)
     if problems:

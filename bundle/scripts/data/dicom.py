@@ -19,10 +19,11 @@ import numpy as np
 import pydicom
 
 from ..errors import DatasetError, count, listed
-from .dicom_files import check_deflated, dicom_files, is_dicom_file
+from .dicom_files import check_deflated, dicom_files, is_dicom_file, is_index
 from .dicom_grid import Slice, slices_of, stacked
 from .dicom_pixels import TAGS, Rescale, check_header, read_frames
-from .dicom_series import chosen_series, title
+from .dicom_series import Headers, chosen_series, title
+from .file_names import without_added
 
 _TAGS = [
     *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "ImageType", "SOPClassUID"),
@@ -30,9 +31,9 @@ _TAGS = [
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("EchoTime", "TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime"),
+    *("InConcatenationTotalNumber", "InConcatenationNumber", "ConcatenationUID"),
     *TAGS,
 ]
-_ADDED = re.compile(r"(\.(gz|bz2|xz|zst|zip|z|part|partial|tmp|bak|old|download|crdownload)|~)+$")
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 logger = logging.getLogger(__name__)
@@ -99,10 +100,28 @@ def _find_series(path: Path, series: str | None) -> _Series:
         )
     headers = chosen_series(path, headers, series)
     where = f"'{path}', series {title(headers)}"
+    _check_parts(where, headers)
     for file, header in headers.items():
         check_header(where, file, header)
     slices, affine = stacked(where, [each for file, header in headers.items() for each in slices_of(file, header)])
     return _Series(where, slices, _LPS_TO_RAS @ affine)
+
+
+def _check_parts(where: str, headers: Headers) -> None:
+    """Refuses an object that is stored in parts (a concatenation) of which some are not there: of the first or last,
+    nothing else would tell that it is missing.
+    """
+    parts: dict[str, list[pydicom.Dataset]] = {}
+    for header in headers.values():
+        parts.setdefault(str(header.get("ConcatenationUID")), []).append(header)
+    for found in parts.values():
+        total = max((int(each.get("InConcatenationTotalNumber") or 0) for each in found), default=0)
+        numbers = {int(each.get("InConcatenationNumber") or 0) for each in found}
+        if total > len(numbers):
+            raise DatasetError(
+                f"{where}: {len(numbers)} of the {total} parts (InConcatenationTotalNumber) that its frames are stored "
+                "in, expected all. Put the files of all parts into one folder, and give the folder."
+            )
 
 
 def _check_links(folder: Path) -> None:
@@ -127,12 +146,17 @@ def _check_links(folder: Path) -> None:
 def _check_lost_slices(folder: Path) -> None:
     """Refuses a folder in which a file is named like the slices and is none: cut off, empty, or compressed.
 
-    Of the last slice nothing else would tell that it is missing.
+    Of the last slice nothing else would tell that it is missing. Names of hexadecimal digits, or hashes, have no more
+    than their ending in common, often none: of these, text such as a README is the only thing that is no lost slice.
     """
     files = [each for each in sorted(folder.iterdir()) if each.name[0] != "."] if folder.is_dir() else []
     slices = {each for each in files if is_dicom_file(each)}
+    others = [each for each in files if each not in slices and each.is_file() and not is_index(each)]
     shapes = {_shape(each.name) for each in slices if re.search("[0-9]", each.name)}
-    lost = [each for each in files if each not in slices and each.is_file() and _shape(each.name) in shapes]
+    endings = {_ending(each.name) for each in slices}
+    lost = [
+        each for each in others if _shape(each.name) in shapes or (_ending(each.name) in endings and not _is_text(each))
+    ]
     if lost:
         raise DatasetError(
             f"'{folder}': {count(len(lost), 'file')} named like the slices beside, but without DICOM in them: "
@@ -143,7 +167,19 @@ def _check_lost_slices(folder: Path) -> None:
 
 def _shape(name: str) -> str:
     """The name of a file without its numbers, and without what copying and compressing add."""
-    return re.sub("[0-9]+", "#", _ADDED.sub("", name.lower()))
+    return re.sub("[0-9]+", "#", without_added(name))
+
+
+def _ending(name: str) -> str:
+    """What follows the last point in the name of a file; nothing where that is a number, as in a UID."""
+    return re.sub(r"^\.[0-9]+$", "", Path(without_added(name)).suffix)
+
+
+def _is_text(file: Path) -> bool:
+    """Whether a file begins with text; an empty one is none."""
+    with open(file, "rb") as stream:
+        start = stream.read(512)
+    return bool(start) and not re.search(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]", start)
 
 
 def _read_header(file: Path) -> pydicom.Dataset:

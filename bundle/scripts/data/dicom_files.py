@@ -10,6 +10,7 @@ import pydicom
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from ..errors import DatasetError
+from .file_names import IMAGE_SUFFIXES
 
 MOST_INFLATED = 1 << 30  # bytes of one file
 _META = 4096  # bytes that hold the first group of any file
@@ -69,12 +70,22 @@ def check_deflated(file: Path) -> None:
 
 def modality_of(path: str | Path) -> str | None:
     """The Modality that an image states, such as ``"CT"``, by the first of its DICOM files; None in other formats."""
+    return _stated(path, "Modality")
+
+
+def series_of(path: str | Path) -> str | None:
+    """The UID of the series that an image is of, by the first of its DICOM files; None in other formats."""
+    return None if str(path).lower().endswith(IMAGE_SUFFIXES) else _stated(path, "SeriesInstanceUID")
+
+
+def _stated(path: str | Path, keyword: str) -> str | None:
+    """What the first of an image's DICOM files has for an element."""
     path = Path(path)
     file = next(dicom_files(path), None) if path.is_dir() else path if path.is_file() and is_dicom_file(path) else None
     if file is None:
         return None
-    header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=["Modality"])
-    return str(header.get("Modality") or "").strip() or None
+    header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=[keyword])
+    return str(header.get(keyword) or "").strip() or None
 
 
 def dicom_files(folder: Path) -> Iterator[Path]:

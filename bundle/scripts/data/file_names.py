@@ -5,6 +5,7 @@ that reads them.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
@@ -12,6 +13,10 @@ NRRD_SUFFIXES = (".nrrd", ".nhdr")
 HEADER_SUFFIXES = {".hdr.gz": ".img.gz", ".hdr": ".img"}  # of a pair, and those of its voxels
 MGH_SUFFIXES = (".mgz", ".mgh", ".mgh.gz")
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *NRRD_SUFFIXES, ".mha", ".mhd", *HEADER_SUFFIXES, *MGH_SUFFIXES)
+DICOM_SUFFIXES = (".dcm", ".dicom", ".dic", ".ima", ".acr")  # by which slices are called, where they are called so
+_PACKED = "gz|bz2|xz|zst|zip|z"
+_COPIED = "part|partial|filepart|tmp|bak|backup|old|orig|download|crdownload"
+_ADDED = re.compile(rf"(\.({_PACKED}|{_COPIED})|~)+$")
 
 
 def case_name(path: str | os.PathLike) -> str:
@@ -25,6 +30,16 @@ def case_name(path: str | os.PathLike) -> str:
     suffixes = () if path.is_dir() else (*IMAGE_SUFFIXES, ".dcm")
     suffix = next((suffix for suffix in suffixes if path.name.lower().endswith(suffix)), "")
     return path.name[: len(path.name) - len(suffix)]
+
+
+def without_added(name: str) -> str:
+    """The name of a file, in lower case, without what compressing, copying and broken downloads add to it.
+
+    Example:
+        >>> without_added("0002.DCM.part")
+        '0002.dcm'
+    """
+    return _ADDED.sub("", name.lower())
 
 
 def is_image_file(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,21 +12,29 @@ from pathlib import Path
 from ..errors import DatasetError
 from ..files import json_of
 from .dicom_files import is_dicom_file, is_index
-from .file_names import HEADER_SUFFIXES, IMAGE_SUFFIXES, is_image_file
+from .file_names import DICOM_SUFFIXES, HEADER_SUFFIXES, IMAGE_SUFFIXES, is_image_file, without_added
 from .volumes import files_beside
 
 # volumes, or pictures, in formats that are not read
 OTHER_FORMATS = (
-    *(".img", ".img.gz", ".mnc", ".nii.bz2", ".nii.xz", ".nii.zst", ".par", ".rec"),
-    *(".gipl", ".gipl.gz", ".vtk", ".vti", ".tif", ".tiff", ".nrrd.gz", ".ima.gz", ".dcm.gz", ".brik"),
-    *(".mif", ".mif.gz", ".mih", ".isq"),
+    *(".img", ".img.gz", ".mnc", ".mnc.gz", ".mnc2", ".minc", ".nii.bz2", ".nii.xz", ".nii.zst", ".par", ".rec"),
+    *(".gipl", ".gipl.gz", ".vtk", ".vti", ".tif", ".tiff", ".nrrd.gz", ".ima.gz", ".dcm.gz"),
+    *(".brik", ".brik.gz", ".head", ".v", ".h33", ".i33", ".hv", ".fdf", ".vff", ".nia", ".jnii", ".bnii"),
+    *(".mif", ".mif.gz", ".mih", ".isq", ".vol", ".vgi"),
 )
+_RAW = (".raw", ".zraw", ".raw.gz")  # voxels whose header is another file
 ARCHIVES = (
     *(".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"),
     *(".tbz2", ".txz", ".tzst", ".lz4", ".lzma", ".z", ".cab", ".iso"),
 )
 # what files begin with, from a place on, that are volumes or archives whatever they are called
-_VOLUMES = {"NIfTI": ((344, b"n+1\0"), (4, b"n+2\0")), "NRRD": ((0, b"NRRD000"),), "MetaImage": ((0, b"ObjectType"),)}
+_VOLUMES = {
+    "NIfTI": ((344, b"n+1\0"), (4, b"n+2\0")),
+    "NRRD": ((0, b"NRRD000"),),
+    "MetaImage": ((0, b"ObjectType"), (0, b"NDims")),
+    "ECAT": ((0, b"MATRIX7"),),
+    "Interfile": ((0, b"!INTERFILE"),),
+}
 _PACKED = {
     "gzip": ((0, b"\x1f\x8b"),),
     "bzip2": ((0, b"BZh"),),
@@ -44,6 +53,8 @@ _ZIPPED = (
     *(".pt", ".pth", ".ckpt", ".pkl", ".npz"),
 )
 _RECORDS = "results.json"  # of an inference
+_RESULT = re.compile(r".*_(seg|prob|uncertainty)(_upright)?\.nii\.gz|.*_seg\.dcm")  # what an inference calls its images
+_PREVIEWS = "previews"  # and the folder of its pictures
 
 
 @dataclass
@@ -55,12 +66,14 @@ class Found:
         problems: reasons by path, of what may be an image but cannot be taken.
         others: files that are no images.
         results: folders that an inference wrote.
+        voxels: files with the voxels of headers, which are not images by themselves.
     """
 
     images: list[Path] = field(default_factory=list)
     problems: dict[Path, str] = field(default_factory=dict)
     others: list[Path] = field(default_factory=list)
     results: list[Path] = field(default_factory=list)
+    voxels: set[Path] = field(default_factory=set)
 
 
 def found_below(folder: Path, leave_out: Path | None = None) -> Found:
@@ -68,28 +81,62 @@ def found_below(folder: Path, leave_out: Path | None = None) -> Found:
 
     Args:
         folder: to look into.
-        leave_out: a folder in it that is not looked into, such as the one that results go to.
+        leave_out: a folder in it that no image is taken from, such as the one that results go to.
     """
     found = Found()
-    seen: set[str] = set()
-    pending = deque([folder])
+    seen: dict[str, Path] = {}
+    again: dict[Path, Path] = {}  # links to folders that were seen, and under which name they were
+    pending: deque[tuple[Path, Path | None]] = deque([(folder, None)])  # each with the folder of results it lies in
     while pending:
-        each = pending.popleft()
+        each, results = pending.popleft()
         real = os.path.realpath(each)
-        if real in seen:  # a link to a folder above would lead round and round
+        if real in seen:
+            # a link to a folder above leads round and round
+            if real not in (os.path.realpath(parent) for parent in each.parents):
+                again[each] = seen[real]
             continue
-        seen.add(real)
+        seen[real] = each
         if each != folder and (leave_out is not None and real == os.path.realpath(leave_out) or _is_output(each)):
             found.results.append(each)
-            continue
+            results = each
         try:
             entries = [entry for entry in sorted(each.iterdir()) if not _is_clutter(entry)]
         except OSError as error:
             found.problems[each] = f"'{each}': cannot be opened ({error.strerror}). Ask for permission to read it."
             continue
-        _sort_into(found, each, entries)
-        pending += filter(is_folder, entries)
+        if results is None:
+            _sort_into(found, each, entries)
+        else:
+            entries = [entry for entry in entries if entry.name != _PREVIEWS and not _RESULT.fullmatch(entry.name)]
+            _sort_among_results(found, each, entries, results)
+        pending += ((entry, results) for entry in entries if is_folder(entry))
+    _say_again(found, again)
     return found
+
+
+def _sort_among_results(found: Found, folder: Path, entries: list[Path], results: Path) -> None:
+    """Lists what somebody has put into a folder of results: nothing there is taken for an image."""
+    there = Found(voxels=found.voxels)
+    _sort_into(there, folder, entries)
+    found.problems |= there.problems
+    for image in there.images:
+        found.problems[image] = (
+            f"'{image}': in the folder of an inference's results, '{results}', of which no image is taken. Move it to "
+            "another folder."
+        )
+
+
+def _say_again(found: Found, again: Mapping[Path, Path]) -> None:
+    """Lists the links to folders that were seen by another name, if any image is there."""
+    images = {top for each in (*found.images, *found.problems) for top in (each, *each.parents)}
+    for link, first in again.items():
+        if first in images:
+            found.problems[link] = (
+                f"'{link}': a link to what was found as '{first}', which is taken once, by that name. Remove the link, "
+                "or copy the folder."
+            )
+        else:
+            found.others.append(link)
 
 
 def found_at(paths: list[Path], leave_out: Path | None = None) -> Found:
@@ -123,7 +170,7 @@ def is_folder(path: Path) -> bool:
 def _sort_into(found: Found, folder: Path | None, entries: list[Path]) -> None:
     """Sorts the files of one folder; None for files that a pattern names, of which each DICOM file is an image."""
     files = [entry for entry in entries if not is_folder(entry)]
-    named = {path for file in files for path in _named_by(file)}
+    found.voxels.update(path for file in files for path in _named_by(file))  # those of folders below too
     slices = False
     for file in files:
         try:
@@ -137,7 +184,7 @@ def _sort_into(found: Found, folder: Path | None, entries: list[Path]) -> None:
                 slices = True
                 if folder is None:
                     found.images.append(file)
-            elif file.resolve() not in named:
+            elif file.resolve() not in found.voxels:
                 _sort_other(found, file)
         except OSError as error:
             found.problems[file] = f"'{file}': cannot be opened ({error.strerror}). Ask for permission to read it."
@@ -163,8 +210,19 @@ def _sort_other(found: Found, file: Path) -> None:
             f"'{file}': an image in a format that is not read ({suffix}), expected a file ending in "
             f"{', '.join(IMAGE_SUFFIXES)}, or DICOM. Convert it."
         )
-    elif name.endswith(".raw.gz"):  # of a header that is elsewhere, or damaged
-        found.others.append(file)
+    elif suffix := next((suffix for suffix in _RAW if name.endswith(suffix)), None):
+        stem = file.name[: -len(suffix)]
+        if any(file.with_name(stem + header).exists() for header in (".mhd", ".nhdr")):  # which is damaged
+            found.others.append(file)
+        else:
+            found.problems[file] = (
+                f"'{file}': voxels without a header ({suffix}), expected one such as '{stem}.mhd' that names the file. "
+                "Copy it as well."
+            )
+    elif suffix := next((suffix for suffix in DICOM_SUFFIXES if name.endswith(suffix)), None):
+        found.problems[file] = (
+            f"'{file}': named like a DICOM file ({suffix}), but without DICOM in it. Copy or export it again."
+        )
     elif suffix := next((suffix for suffix in ARCHIVES if name.endswith(suffix)), None):
         found.problems[file] = f"'{file}': an archive ({suffix}), which may hold images. Extract it."
     elif kind := _kind_of(file, _VOLUMES):
@@ -176,6 +234,11 @@ def _sort_other(found: Found, file: Path) -> None:
         found.problems[file] = (
             f"'{file}': compressed by its content ({kind}), but not by its name, and may hold images. Complete its "
             "name, extract it, or move it elsewhere."
+        )
+    elif (plain := without_added(name)) != name and plain.endswith((*IMAGE_SUFFIXES, *OTHER_FORMATS, *DICOM_SUFFIXES)):
+        found.problems[file] = (
+            f"'{file}': called like an image, '{plain}', but for its ending, as copies and broken downloads are. Copy "
+            "it again, complete or correct its name, or move it elsewhere."
         )
     else:
         found.others.append(file)
@@ -210,4 +273,4 @@ def _is_output(folder: Path) -> bool:
 
 
 def _is_clutter(path: Path) -> bool:
-    return path.name.startswith(".") or path.name == "__MACOSX" or is_index(path)
+    return path.name.startswith(".") or path.name == "__MACOSX" or (is_index(path) and not is_folder(path))

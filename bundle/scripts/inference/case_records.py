@@ -6,7 +6,6 @@ or ``failed``, with the reason as ``error``. :mod:`scripts.inference.record_file
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -17,10 +16,10 @@ from typing import Any
 
 from ..data.datalists import Item
 from ..data.dicom_files import is_dicom_file
-from ..data.volumes import files_of
 from ..descriptions import describe
 from ..errors import RefusedError, count, listed, one_line
 from ..files import BUNDLE, sha256_of
+from .case_inputs import cheap_problem, digest_of, has_header, input_digest, parts_of_series, told_apart
 from .record_files import RECORDS, RecordFiles
 from .shares import WHOLE, Share, gathered
 
@@ -50,9 +49,9 @@ class FailedCases(RefusedError):
 class CaseRecords:
     """Decides which cases this process is to segment, and keeps their records.
 
-    Results of a case are there already if it is recorded as done, from the same input files (by name, size and time
-    of change), with the same corrections, prior, settings and version of the bundle, and all files that are wanted now
-    are there.
+    Results of a case are there already if it is recorded as done, from the same input files (by name, size, time of
+    change and samples of their bytes), with the same corrections, prior, settings and version of the bundle, and all
+    files that are wanted now are there, and have a header that can be read.
 
     Args:
         output: folder of the results.
@@ -115,7 +114,11 @@ class CaseRecords:
     @cached_property
     def digest(self) -> str:
         """Names the configuration; where the prior's file lies does not matter."""
-        return _digest({key: value for key, value in self.configuration.items() if key != "prior_file"})
+        return digest_of({key: value for key, value in self.configuration.items() if key != "prior_file"})
+
+    def called(self, items: Sequence[Item]) -> list[Item]:
+        """The same cases, each called as its results are, or will be; see :func:`told_apart`."""
+        return told_apart(items, self.files.read()["cases"])
 
     def pending(self, items: Sequence[Item]) -> list[Item]:
         """The cases that this process is still to segment, which are then taken: no other process may work on them.
@@ -133,16 +136,23 @@ class CaseRecords:
         interrupted: list[Item] = []
         unreadable: list[tuple[Item, str]] = []
         self.there, self._finished = [], False
-        items = self.share.of(self._told_apart(items, cases))
+        everything = told_apart(items, cases)
+        items = self.share.of(everything)
         for item in items:
-            self._inputs[item["case"]] = _input_digest(item)
-            problem = item.get("problem") or _cheap_problem(Path(item["image"]))
+            if "named" in item:
+                logger.warning(
+                    "%s: results of '%s' bear this name here, so those of '%s' are called %s.",
+                    *(item["named"], cases[item["named"]]["image"], item["image"], item["case"]),
+                )
+        for item in items:
+            self._inputs[item["case"]] = input_digest(item)
+            problem = item.get("problem") or cheap_problem(Path(item["image"]))
             if problem:
                 unreadable.append((item, problem))
                 continue
             record = cases.get(item["case"], {})
             same = record.get("configuration") == self.digest and record.get("input") == self._inputs[item["case"]]
-            same = same and record.get("corrections") == self.corrections.get(item.get("named", item["case"]))
+            same = same and record.get("corrections") == self.corrections.get(item["case"])
             if record.get("status") == "done" and not self.overwrite:
                 if same and self._has_results(item, record):
                     self.there.append(item["case"])
@@ -167,32 +177,19 @@ class CaseRecords:
             changed = "were made from another input, or with another prior, settings or version"
             logger.info("%d of %d %s: segmented again.", outdated, len(items), changed)
         # what ends the program itself, such as damaged pixels in a decoder, does not keep the others from their turn
-        return pending + interrupted
+        return self._remarked(pending + interrupted, everything)
 
-    def _told_apart(self, items: Sequence[Item], cases: Mapping[str, Mapping[str, Any]]) -> list[Item]:
-        """The same cases; one whose name the results of another image bear already is named after its folder too.
-
-        Files of two patients have the same name in many an archive, and results of the first are not to be lost.
-        """
-        apart, taken = [], {item["case"] for item in items}
+    def _remarked(self, items: list[Item], everything: Sequence[Item]) -> list[Item]:
+        """The same cases, with what is odd about one beside the others as ``"remark"``, which is said."""
+        remarks = parts_of_series(everything) if items else {}
         for item in items:
-            name, folder = item["case"], Path(item["image"]).parent
-            place = hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]
-            for candidate in (name, f"{folder.name}_{name}", f"{name}_{place}"):
-                if _is_of(item, cases.get(candidate, {})) and (candidate == name or candidate not in taken):
-                    break
-            if candidate != name:
-                other = cases[name]["image"]
-                logger.warning(
-                    "%s: results of '%s' bear this name here, so those of '%s' are called %s.",
-                    *(name, other, item["image"], candidate),
-                )
-            apart.append(item if candidate == name else {**item, "case": candidate, "named": name})
-        return apart
+            if item["case"] in remarks:
+                logger.warning("%s: %s", item["case"], remarks[item["case"]])
+        return [{**item, "remark": remarks[item["case"]]} if item["case"] in remarks else item for item in items]
 
     def begin(self, item: Item) -> None:
         """Work on a case begins, before it is read: what results it has do not count any more."""
-        self._inputs.setdefault(item["case"], _input_digest(item))
+        self._inputs.setdefault(item["case"], input_digest(item))
         self._record(item, status="running")
 
     def complete(
@@ -217,7 +214,7 @@ class CaseRecords:
 
         A case whose input has changed meanwhile fails: nobody knows which of the two was segmented.
         """
-        if self._inputs.get(item["case"], _input_digest(item)) != _input_digest(item):
+        if self._inputs.get(item["case"], input_digest(item)) != input_digest(item):
             del self._inputs[item["case"]]
             self.fail(item, "its input changed while it was segmented; the results may be of either.")
             return
@@ -325,14 +322,14 @@ class CaseRecords:
             return False
         wanted, files = self._wanted(item), record.get("files", {})
         return all(
-            kind in files and (files[kind] is None or (self.output / name).is_file()) for kind, name in wanted.items()
+            kind in files and (files[kind] is None or has_header(self.output / name)) for kind, name in wanted.items()
         )
 
     def _record(self, item: Item, **record: Any) -> None:
-        corrections = self.corrections.get(item.get("named", item["case"]))
+        corrections = self.corrections.get(item["case"])
         content = {
             "image": item["image"],
-            "input": self._inputs.get(item["case"], _input_digest(item)),
+            "input": self._inputs.get(item["case"], input_digest(item)),
             "configuration": self.digest,
             **({"corrections": corrections} if corrections else {}),
             **record,
@@ -353,34 +350,3 @@ def bundle_version() -> str:
     """The version that ``metadata.json`` declares."""
     metadata = BUNDLE / "configs" / "metadata.json"
     return json.loads(metadata.read_text(encoding="utf-8"))["version"]
-
-
-def _cheap_problem(path: Path) -> str | None:
-    """What can be said against an input without reading it."""
-    try:
-        if not path.exists():
-            return f"'{path}': the file is not there. Restore it, or take it out of the input."
-        if path.is_file() and not path.stat().st_size:
-            return f"'{path}': the file is empty. Copy or export it again."
-    except OSError as error:  # in a folder that may not be entered
-        return f"'{path}': cannot be opened ({error.strerror}). Ask for permission to read it."
-    return None
-
-
-def _is_of(item: Item, record: Mapping[str, Any]) -> bool:
-    """Whether a record is of the image of an item, of an image that is gone, as when it was moved, or of none."""
-    image = record.get("image")
-    return image is None or os.path.realpath(image) == os.path.realpath(item["image"]) or not os.path.lexists(image)
-
-
-def _input_digest(item: Item) -> str | None:
-    """Names, sizes and times of change: reading gigabytes to see that they are the same would take too long."""
-    try:
-        stats = [(path.name, path.stat()) for path in files_of(item["image"])]
-    except OSError:  # which reading the case will put into words
-        return None
-    return _digest([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

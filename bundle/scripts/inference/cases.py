@@ -82,6 +82,9 @@ class CaseDataset(Dataset):
         except Exception as error:  # of any kind: the other cases do not depend on it
             return {"item": item, "error": reason(error)}
         data["image"].meta["case"] = item["case"]
+        if "remark" in item:
+            notes = [data["image"].meta.get(NOTES, ""), item["remark"]]
+            data["image"].meta[NOTES] = "\n".join(filter(None, notes))
         return {**data, "item": item}
 
 

@@ -93,15 +93,22 @@ class Corrections:
         """Compares the corrections with the images, before any of them is segmented.
 
         Args:
-            items: of :func:`scripts.data.datalists.inference_inputs`.
+            items: of :meth:`scripts.inference.case_records.CaseRecords.called`.
             reader: that will read the images.
 
         Raises:
             DatasetError: a case that is not in the input, or see :meth:`prompts`; the message lists every problem.
         """
         images = {item["case"]: item["image"] for item in items}
+        called = {item["named"]: item["case"] for item in items if "named" in item}
         problems = []
         for case in self.entries:
+            if case not in images and case in called:
+                problems.append(
+                    f"case '{case}': in the output, results of another image bear this name; those of "
+                    f"'{images[called[case]]}' are called '{called[case]}'. Correct the name."
+                )
+                continue
             if case not in images:
                 problems.append(
                     f"case '{case}': no such image; the input has {listed(images)}, called by the file's name without "
@@ -138,7 +145,7 @@ class Corrections:
         """``prepare_batch`` of a :class:`~scripts.inference.cases.CaseEvaluator`: it brings the corrections."""
         image, label = default_prepare_batch(batchdata, *args, **kwargs)
         item = batchdata["item"]
-        case = item.get("named", item["case"])[0]  # by which a case is corrected that results are not called by
+        case = item["case"][0]
         if case not in self.entries:
             return image, label
         volume = batchdata["image"][0]

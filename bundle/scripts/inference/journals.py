@@ -22,6 +22,7 @@ from typing import Any
 
 from ..errors import DatasetError, RefusedError, listed
 from ..files import UMASK, fcntl, json_of
+from .record_fields import check_kind, check_record
 
 FOLDER = ".running"
 
@@ -184,7 +185,11 @@ def _parsed(path: Path, alive: bool, content: bytes) -> Found:
     lines = content.split(b"\n")[:-1]  # what follows the last line break was not written to its end
     try:
         about, *records = [json_of(line) for line in lines] or [{}]
-        return Found(path, alive, {"cases": [], "configurations": {}, **about}, dict(records))
+        found = Found(path, alive, {"cases": [], "configurations": {}, **about}, dict(records))
+        check_kind("configurations", found.about["configurations"], dict)
+        for case, record in found.records.items():
+            check_record(case, record)
+        return found
     except (ValueError, TypeError) as error:
         raise DatasetError(
             f"'{path}' is not the journal of an inference ({type(error).__name__}: {error}). Remove it, and its cases "

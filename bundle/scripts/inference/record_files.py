@@ -23,6 +23,7 @@ from ..data.datalists import natural_order
 from ..errors import DatasetError, RefusedError
 from ..files import json_of, locked, whole_file
 from .journals import Found, Journal, end_own, found_journals, refuse_taken
+from .record_fields import check_kind, check_record
 
 RECORDS = "results.json"
 
@@ -135,7 +136,12 @@ def _results(output: Path) -> Content:
         return {"configurations": {}, "cases": {}}
     try:
         content = json_of(path.read_text(encoding="utf-8"))
-        return {key: {name: dict(each) for name, each in content[key].items()} for key in ("configurations", "cases")}
+        found = {key: {name: dict(each) for name, each in content[key].items()} for key in ("configurations", "cases")}
+        for name, each in found["configurations"].items():
+            check_kind(f"settings of configuration '{name}'", each.get("settings", {}), dict)
+        for name, each in found["cases"].items():
+            check_record(name, each)
+        return found
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(
             f"'{path}' is not the record of an inference ({type(error).__name__}: {error}). Remove it, and "

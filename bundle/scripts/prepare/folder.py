@@ -12,9 +12,9 @@ from ..data.case_patterns import case_path
 from ..data.datalists import Item, LabelMap, find_cases
 from ..data.dataset_check import check_dataset, label_values
 from ..data.file_names import NIFTI_SUFFIXES
+from ..data.organ_names import with_known_names
 from ..data.volumes import VolumeReader
 from ..errors import DatasetError, listed
-from .anatomy import with_known_names
 from .configs import background_of, holds_preparation, intensity_of
 from .masks import LABELS, ORGAN, merged
 from .modalities import common_modality, unit_warnings
@@ -141,8 +141,8 @@ def _labelled(source: str, image: str, label: str, target: Target) -> tuple[list
     without = [case for case in cases if case not in with_label]
     remarks = [f"Left out, since they have no label: {listed(without)}."] if without else []
     known = {*map(str, labels.values()), *(item["image"] for item in images)}
-    alone = [item for item in find_cases(folder, label) if item["image"] not in known]
-    alone = [item["case"] for item in alone if not _is_own(Path(item["image"]), folder, target)]
+    others = [item for item in find_cases(folder, label) if item["image"] not in known]
+    alone = [item["case"] for item in others if not _is_own(Path(item["image"]), folder, target)]
     remarks += [f"Left out, since they are labels without an image: {listed(alone)}."] if alone else []
     items = find_cases(source, image, label, cases=with_label)
     if target.folder == folder and not _are_nifti(items):

@@ -1,0 +1,90 @@
+"""What organs are called, in the bundle and elsewhere, and in the headers of label maps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from ..errors import DatasetError, listed, one_line
+from .itk_headers import header_fields, is_nrrd
+
+# the organs of the model that ships, as others call them, and as it does
+_SAME = {
+    "kidney right": "right kidney",
+    "kidney left": "left kidney",
+    "r kidney": "right kidney",
+    "l kidney": "left kidney",
+    "kidney r": "right kidney",
+    "kidney l": "left kidney",
+}
+SHIPPED = ("spleen", "right kidney", "left kidney", "liver")
+
+T = TypeVar("T")
+
+
+def organ_named(name: str) -> str:
+    """An organ's name as the bundle's own are: ``kidney_right`` is the right kidney."""
+    plain = re.sub(r"[_\s]+", " ", name).strip().lower()
+    return _SAME.get(plain, plain)
+
+
+def with_known_names(organs: Mapping[str, T]) -> tuple[dict[str, T], list[str]]:
+    """The same, with the names that the organs of the model that ships have there, and a remark on what was renamed.
+
+    By other names they would be learned from nothing, have no code in DICOM SEG, and not be looked at for exchanged
+    sides. Other organs keep their names.
+
+    Args:
+        organs: such as a label map.
+
+    Raises:
+        DatasetError: two names of one organ.
+    """
+    known: dict[str, list[str]] = {}
+    for organ in organs:
+        name = organ_named(str(organ))
+        known.setdefault(name if name in SHIPPED else str(organ), []).append(str(organ))
+    twice = [f"{name} ({listed(map(repr, names), 4)})" for name, names in known.items() if len(names) > 1]
+    if twice:
+        raise DatasetError(
+            f"--label_map names one organ more than once: {listed(twice)}. Give each one name; several values of an "
+            "organ are a list."
+        )
+    renamed = [f"{names[0]!r} is called {name}" for name, names in known.items() if names != [name]]
+    remarks = [f"As in the model that ships, {', '.join(renamed)}."] if renamed else []
+    return dict(zip(known, organs.values(), strict=True)), remarks
+
+
+def segments_of(path: str | Path) -> dict[str, int]:
+    """The values of the segments that the header of a label map names, as 3D Slicer's ``.seg.nrrd`` does."""
+    if not is_nrrd(Path(path)):
+        return {}
+    fields = header_fields(Path(path))
+    found = {}
+    for key, name in fields.items():
+        part = re.fullmatch(r"(segment\d+)_name", key)
+        value = fields.get(f"{part[1]}_labelvalue", "") if part else ""
+        if re.fullmatch(r"\d{1,9}", value):
+            found[name.encode("latin-1").decode("utf-8", "replace")] = int(value)
+    return found
+
+
+def contradicted_names(segments: Mapping[str, Mapping[str, int]], organs: Mapping[str, Sequence[int]]) -> Iterator[str]:
+    """Where the names in the headers of label maps contradict the label map, or one another: organs would be swapped.
+
+    Args:
+        segments: value of each segment, by the path of the label, of those that have voxels.
+        organs: values of each organ.
+    """
+    meant = {organ_named(organ): (values, "label_map") for organ, values in organs.items()}
+    for path, found in segments.items():
+        for name, value in found.items():
+            values, where = meant.setdefault(organ_named(name), ((value,), f"'{path}'"))
+            if value not in values:
+                yield (
+                    f"'{path}': its header names the label value {value} '{one_line(name)}', expected "
+                    f"{listed(values)} as in {where}. Export the labels with the same value for an organ in all of "
+                    "them, or correct label_map."
+                )
