@@ -1,4 +1,4 @@
-"""Names of organs, and of segments in the headers of label maps: one organ has one value in all of them, and in the label map."""
+"""Names of organs, and of segments in the headers of label maps: one organ has one value in all of them."""
 
 from __future__ import annotations
 
