@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from pathlib import Path
 
@@ -152,6 +153,108 @@ def test_a_damaged_table_is_refused(tmp_path):
     table.add_new("LUTDescriptor", "US", [4096, 0, 16])
     table.add_new("LUTData", "US", [1, 2, 3])
     assert "ModalityLUTSequence" in refusal(ct(tmp_path / "a", ModalityLUTSequence=[table]))
+
+
+WIDE = {  # beyond what integers of 32 bits and a sign hold
+    "no slope": {"RescaleSlope": None, "RescaleIntercept": None},
+    "a slope of 1": {"RescaleIntercept": 0},
+    "inverted": {"RescaleIntercept": 0, "Modality": "MR", "PhotometricInterpretation": "MONOCHROME1"},
+    "an offset": {"RescaleIntercept": -1024},
+    "a fraction": {"RescaleSlope": 0.5, "RescaleIntercept": 0},
+}
+
+
+@pytest.mark.parametrize("start", [None, "preamble", "nothing"])
+@pytest.mark.parametrize("tags", WIDE.values(), ids=WIDE)
+@pytest.mark.parametrize("value", [2**31 - 1, 2**31, 2**32 - 1])
+def test_numbers_of_32_bits_without_a_sign_stay_above_0(tmp_path, start, tags, value):
+    """In either order of bytes, which :func:`other_order` tells more of."""
+    stored = (HU + 1024).astype(np.uint32)
+    stored[:4, :, 1:] = value
+    order = ">" if start else "<"
+    series = ct(
+        tmp_path / "a", stored, PixelData=lambda index: stored[..., index].T.astype(f"{order}u4").tobytes(), **tags
+    )
+
+    voxels = read(other_order(series, start) if start else series)
+
+    meant = stored.astype(np.int64)
+    meant = 2**32 - 1 - meant if "PhotometricInterpretation" in tags else meant
+    slope, intercept = tags.get("RescaleSlope", 1) or 1, tags.get("RescaleIntercept") or 0
+    np.testing.assert_array_equal(voxels, (meant * slope + intercept).astype(voxels.dtype))
+    assert voxels.dtype.kind == "i" or (slope, intercept) != (1, 0)
+
+
+def test_padding_of_all_bits_of_32_becomes_the_darkest_voxel(tmp_path):
+    stored = (HU + 1024).astype(np.uint32)
+    stored[:4] = 2**32 - 1
+    series = ct(tmp_path / "a", stored, RescaleIntercept=0)
+    for file in series.iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.add_new("PixelPaddingValue", "SS", -1)
+        dataset.save_as(file)
+
+    voxels = read(series)
+
+    np.testing.assert_array_equal(voxels[4:], HU[4:] + 1024)
+    assert (voxels[:4] == HU[4:].min() + 1024).all() and voxels.dtype == np.int16
+
+
+# ---- numbers that begin with their higher byte, in files that do not say so
+
+
+def other_order(series: Path, start: str) -> Path:
+    """The same files with their numbers in the other order, pixels being so already.
+
+    Args:
+        series: of files in explicit little endian.
+        start: of each file: "nothing", "preamble", with a transfer syntax, or "no syntax", a preamble without one.
+    """
+    for file in series.iterdir():
+        dataset = pydicom.dcmread(file)
+        list(dataset.iterall())  # numbers, no longer bytes
+        dataset.set_original_encoding(is_implicit_vr=False, is_little_endian=False)
+        del dataset.file_meta, dataset.preamble
+        content = io.BytesIO()
+        dataset.save_as(content, implicit_vr=False, little_endian=False, enforce_file_format=False)
+        syntax = ExplicitVRBigEndian.encode().ljust(20, b"\0")
+        group = b"\2\0\x12\0UI\4\x001.2\0" if start == "no syntax" else b"\2\0\x10\0UI\x14\0" + syntax
+        head = bytes(128) + b"DICM\2\0\0\0UL\4\0" + len(group).to_bytes(4, "little") + group
+        file.write_bytes((b"" if start == "nothing" else head) + content.getvalue())
+    return series
+
+
+@pytest.mark.parametrize("start", ["nothing", "no syntax", "preamble"])
+@pytest.mark.parametrize("kind", ["u1 as bytes", "u1 as words", "u2", "i2", "u4", "i4"])
+def test_the_other_order_of_bytes_need_not_be_stated(tmp_path, kind, start):
+    dtype = np.dtype(kind[:2])
+    stored = (np.abs(HU // 8) if dtype.itemsize == 1 else HU + 1024).astype(dtype)
+
+    def pixels(index: int) -> bytes:
+        plane = stored[..., index].T
+        return (
+            np.frombuffer(plane.tobytes(), "u2").byteswap()
+            if kind == "u1 as words"
+            else plane.astype(dtype.newbyteorder(">"))
+        ).tobytes()
+
+    series = ct(tmp_path / "a", stored, RescaleIntercept=-24, PixelData=pixels)
+    for file in series.iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset["PixelData"].VR = "OB" if kind == "u1 as bytes" else "OW"
+        dataset.save_as(file)
+    np.testing.assert_array_equal(read(other_order(series, start)), stored.astype(int) - 24)
+
+
+@pytest.mark.parametrize("start", ["nothing", "no syntax", "preamble"])
+def test_nor_that_of_a_table(tmp_path, start):
+    table = Dataset()
+    table.add_new("LUTDescriptor", "US", [4096, 0, 16])
+    table.add_new("LUTData", "OW", np.arange(0, 8192, 2).astype(">u2").tobytes())
+    tags = {"RescaleSlope": None, "RescaleIntercept": None, "ModalityLUTSequence": [table]}
+    stored = (HU + 1024).astype(np.uint16)
+    series = ct(tmp_path / "a", stored, PixelData=lambda index: stored[..., index].T.astype(">u2").tobytes(), **tags)
+    np.testing.assert_array_equal(read(other_order(series, start)), 2 * stored.astype(int))
 
 
 # ---- frames

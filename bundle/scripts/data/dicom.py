@@ -158,7 +158,7 @@ def _read_header(file: Path) -> pydicom.Dataset:
 
 
 def _read_pixels(where: str, slices: Sequence[Slice]) -> np.ndarray:
-    """Voxels ``(columns, rows, slices)``; integers of 16 bits where these will do, else of 32, or float32."""
+    """Voxels ``(columns, rows, slices)``; integers of 16 bits where these will do, else of 32 or 64, or float32."""
     rows, columns = slices[0].shape
     voxels = np.empty((columns, rows, len(slices)), np.int16, order="F")
     rescales: dict[Path, dict[int, Rescale]] = {}
@@ -176,8 +176,8 @@ def _read_pixels(where: str, slices: Sequence[Slice]) -> np.ndarray:
             padding[index] = padded[each.frame].T
         if plane.dtype.kind == "f":
             voxels = voxels.astype(np.float32, copy=False)
-        elif voxels.dtype == np.int16 and not -(2**15) <= plane.min() <= plane.max() < 2**15:
-            voxels = voxels.astype(np.int32)
+        elif voxels.dtype.kind == "i":
+            voxels = voxels.astype(np.promote_types(voxels.dtype, _integers_for(plane.min(), plane.max())), copy=False)
         voxels[..., index] = plane
     return _without_bright_padding(where, voxels, padding) if padding else voxels
 
@@ -202,6 +202,11 @@ def _without_bright_padding(where: str, voxels: np.ndarray, padding: Mapping[int
     for index, mask in padding.items():
         voxels[..., index][mask] = low
     logger.warning("%s: its padding of %g, brighter than the image, is read as %g.", where, found, low)
-    return (
-        voxels.astype(np.int16, order="F") if voxels.dtype == np.int32 and -(2**15) <= low <= high < 2**15 else voxels
+    return voxels.astype(_integers_for(low, high), order="F", copy=False) if voxels.dtype.kind == "i" else voxels
+
+
+def _integers_for(low: int, high: int) -> type[np.signedinteger]:
+    """The shortest that hold these, of 16 bits or more."""
+    return next(
+        kind for kind in (np.int16, np.int32, np.int64) if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max
     )

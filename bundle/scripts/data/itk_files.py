@@ -129,10 +129,10 @@ def _check_axes(path: Path, fields: dict[str, str]) -> None:
         stated = {name: fields[name] for name in names if name in fields}
         numbers = [[float(value) for value in text.split()] for text in stated.values()]
         if not all(np.allclose(each, numbers[0], rtol=0, atol=_SAME_NUMBER) for each in numbers):
+            texts = [f"{name} {text}" for name, text in stated.items()]
             raise DatasetError(
-                f"'{path}': its header says in {len(stated)} ways where voxels lie, differently "
-                f"({listed(f'{name} {text}' for name, text in stated.items())}), expected one, or the same. Remove what "
-                "is wrong, or export the file again."
+                f"'{path}': its header says in {len(stated)} ways where voxels lie, differently ({listed(texts)}), "
+                "expected one, or the same. Remove what is wrong, or export the file again."
             )
 
 
