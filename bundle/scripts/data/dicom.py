@@ -29,7 +29,8 @@ _TAGS = [
     *("RescaleSlope", "RescaleIntercept", "RealWorldValueMappingSequence", "PatientID", "PatientName"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
-    *("EchoTime", "TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime"),
+    *("StudyInstanceUID", "FrameOfReferenceUID", "EchoTime", "TemporalPositionIdentifier", "AcquisitionNumber"),
+    *("TriggerTime", "ComplexImageComponent", "DiffusionBValue"),
     *TAGS,
 ]
 _ADDED = re.compile(r"(\.(gz|bz2|xz|zst|zip|z|part|partial|tmp|bak|old|download|crdownload)|~)+$")
