@@ -346,6 +346,37 @@ def test_the_same_numbers_as_of_itk(tmp_path, stored, tags):
     assert (voxels.dtype.kind == "f") == (expected.dtype.kind == "f")
 
 
+TWELVE = {"BitsStored": 12, "HighBit": 11}
+BELOW = (HU + 1024).clip(0, 4095).astype(np.uint16)
+SIGNED = HU.clip(-2048, 2047)
+MORE_BITS = {  # whether they are told
+    "none": (BELOW, TWELVE, False),
+    "numbers above": (BELOW + np.uint16(4096), TWELVE, True),
+    "numbers above, of 8 bits": ((BELOW // 16).astype(np.uint8), {"BitsStored": 7, "HighBit": 6}, True),
+    "signs that are extended": (SIGNED, TWELVE, False),
+    "signs that are not": ((SIGNED & 0xFFF).astype(np.int16), TWELVE, False),
+    "numbers above and below": (SIGNED * np.int16(4), TWELVE, True),
+    "an overlay that is named": (BELOW | np.uint16(0x4000), TWELVE | {"OverlayBitPosition": 14}, False),
+    "an overlay that is not": (BELOW | np.uint16(0x4000), TWELVE, True),
+    "padding": (np.where(HU == -1000, 63536, BELOW).astype(np.uint16), TWELVE | {"PixelPaddingValue": 63536}, False),
+}
+
+
+@pytest.mark.parametrize("stored, tags, told", MORE_BITS.values(), ids=MORE_BITS)
+def test_bits_that_are_not_declared_are_told_once(tmp_path, caplog, stored, tags, told):
+    position = tags.get("OverlayBitPosition")
+    series = ct(tmp_path / "a", stored, **{key: value for key, value in tags.items() if key != "OverlayBitPosition"})
+    for file in series.iterdir() if position else ():
+        dataset = pydicom.dcmread(file)
+        dataset.add_new((0x6000, 0x0102), "US", position)
+        dataset.save_as(file)
+
+    read(series)
+
+    said = f"pixels in {SHAPE[2]} files have more bits than their headers declare (HighBit): 0000.dcm"
+    assert caplog.text.count("more bits than") == caplog.text.count(said) == told
+
+
 # ---- refused before a decoder is asked
 
 

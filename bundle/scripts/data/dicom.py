@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pydicom
@@ -21,7 +20,7 @@ import pydicom
 from ..errors import DatasetError, count, listed
 from .dicom_files import check_deflated, dicom_files, is_dicom_file
 from .dicom_grid import Slice, slices_of, stacked
-from .dicom_pixels import TAGS, Rescale, check_header, read_frames
+from .dicom_pixels import TAGS, Frames, Rescale, check_header, read_frames
 from .dicom_series import chosen_series, title
 
 _TAGS = [
@@ -165,21 +164,28 @@ def _read_pixels(where: str, slices: Sequence[Slice]) -> np.ndarray:
     rescales: dict[Path, dict[int, Rescale]] = {}
     for each in slices:
         rescales.setdefault(each.file, {})[each.frame] = each.rescale
-    file, padded = None, None
-    frames: Any = None
+    file, frames = None, Frames(voxels)
     padding: dict[int, np.ndarray] = {}
+    cut: list[str] = []
     for index, each in enumerate(slices):
         if each.file != file:
             file, by_frame = each.file, rescales[each.file]
-            frames, padded = read_frames(where, file, [by_frame[frame] for frame in sorted(by_frame)])
-        plane = frames[each.frame].T
-        if padded is not None and padded[each.frame].any():
-            padding[index] = padded[each.frame].T
+            frames = read_frames(where, file, [by_frame[frame] for frame in sorted(by_frame)])
+            cut += [file.name] * frames.is_cut
+        plane = frames.values[each.frame].T
+        if frames.padded is not None and frames.padded[each.frame].any():
+            padding[index] = frames.padded[each.frame].T
         if plane.dtype.kind == "f":
             voxels = voxels.astype(np.float32, copy=False)
         elif voxels.dtype.kind == "i":
             voxels = voxels.astype(np.promote_types(voxels.dtype, _integers_for(plane.min(), plane.max())), copy=False)
         voxels[..., index] = plane
+    if cut:
+        logger.warning(
+            "%s: pixels in %s have more bits than their headers declare (HighBit): %s. These bits are left out, as "
+            "overlays are; if they belong to the numbers, export the series again.",
+            *(where, count(len(cut), "file"), listed(cut, 4)),
+        )
     return _without_bright_padding(where, voxels, padding) if padding else voxels
 
 

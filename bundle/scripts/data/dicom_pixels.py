@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pydicom
@@ -137,8 +137,22 @@ def check_header(where: str, file: Path, header: pydicom.Dataset) -> None:
         )
 
 
-def read_frames(where: str, file: Path, rescales: Sequence[Rescale]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Frames ``(frames, rows, columns)`` of one file in real units, and which pixels are padding, if any.
+class Frames(NamedTuple):
+    """Frames ``(frames, rows, columns)`` of one file.
+
+    Attributes:
+        values: in real units.
+        padded: which pixels are padding, if any.
+        is_cut: whether pixels had more bits than their header declares, which are not in the values.
+    """
+
+    values: np.ndarray
+    padded: np.ndarray | None = None
+    is_cut: bool = False
+
+
+def read_frames(where: str, file: Path, rescales: Sequence[Rescale]) -> Frames:
+    """The frames of one file.
 
     Args:
         where: names the series in messages.
@@ -163,7 +177,7 @@ def read_frames(where: str, file: Path, rescales: Sequence[Rescale]) -> tuple[np
         try:
             frames, known = _decoded(where, file.name, file, header)
             if known == rescales[0]:
-                return frames, None
+                return Frames(frames)
         except DatasetError:  # of RLE there is another decoder
             if _syntax(header) != RLELossless:
                 raise
@@ -177,7 +191,7 @@ def read_frames(where: str, file: Path, rescales: Sequence[Rescale]) -> tuple[np
         values = rescales[0](values)
     else:  # as in PET
         values = np.stack([rescale(plane) for rescale, plane in zip(rescales, values, strict=True)])
-    return values, padded
+    return Frames(values, padded, _has_more_bits(header, stored, padded))
 
 
 def _syntax(header: pydicom.Dataset) -> Any:
@@ -302,6 +316,21 @@ def _meant(header: pydicom.Dataset, stored: np.ndarray) -> np.ndarray:
     if inverted and header.get("Modality") not in _QUANTITIES and header.get("RescaleType") != "HU":
         values = (-1 if signed else 2**bits - 1) - values.astype(np.int64)
     return values
+
+
+def _has_more_bits(header: pydicom.Dataset, stored: np.ndarray, padded: np.ndarray | None) -> bool:
+    """Whether pixels have bits above those that are declared, other than padding, signs and overlays that are named."""
+    allocated, high = int(header.BitsAllocated), header.get("HighBit")
+    beyond = 1 + (int(header.get("BitsStored") or allocated) - 1 if high is None else int(high))
+    overlays = [(group, 0x0102) for group in range(0x6000, 0x6020, 2)]  # in which bit
+    named = any(each in header and header[each].value for each in overlays)
+    if beyond == allocated or named:
+        return False
+    above = stored >> beyond
+    odd = above != 0
+    if header.get("PixelRepresentation"):
+        odd &= above != 2 ** (allocated - beyond) - 1
+    return bool((odd if padded is None else odd & ~padded).any())
 
 
 def _padding(header: pydicom.Dataset, stored: np.ndarray) -> np.ndarray | None:
