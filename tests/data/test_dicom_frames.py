@@ -99,6 +99,18 @@ READ = {
         {"of_frame": lambda index: {"FrameContentSequence": sequence(StackID=str(index // 3))}},
         1,
     ),
+    "acquired by turns": (
+        {"of_frame": lambda index: {"FrameContentSequence": sequence(FrameAcquisitionNumber=1 + index % 2)}},
+        1,
+    ),
+    "a time for each": (
+        {
+            "of_frame": lambda index: {
+                "TemporalPositionSequence": sequence(TemporalPositionTimeOffset=float((5 * index) % 7))
+            }
+        },
+        1,
+    ),
 }
 
 
@@ -168,16 +180,35 @@ REFUSED = {
     ),
     "stacks between one another": (
         {"of_frame": between("StackID")},
-        "2 volumes lie between one another, of StackID A, B",
+        "2 volumes lie between one another, of StackID 'A' in 3 slices, 'B' in 3 slices",
     ),
-    "times between one another": ({"of_frame": between("TemporalPositionIndex")}, "of TemporalPositionIndex 1, 2"),
+    "times between one another": (
+        {"of_frame": between("TemporalPositionIndex")},
+        "of TemporalPositionIndex '1' in 3 slices, '2' in 3 slices",
+    ),
+    "times between one another, by seconds": (
+        {
+            "of_frame": lambda index: {
+                "TemporalPositionSequence": sequence(TemporalPositionTimeOffset=1.5 * (index % 2))
+            }
+        },
+        "of TemporalPositionTimeOffset '0' in 3 slices, '1.5' in 3 slices",
+    ),
     "phases between magnitudes": (
         {
             "of_frame": lambda index: {
                 "MRImageFrameTypeSequence": sequence(ComplexImageComponent=("MAGNITUDE", "PHASE")[index % 2])
             }
         },
-        "of ComplexImageComponent MAGNITUDE, PHASE",
+        "of ComplexImageComponent 'MAGNITUDE' in 3 slices, 'PHASE' in 3 slices",
+    ),
+    "water and fat between one another": (
+        {
+            "of_frame": lambda index: {
+                "MRImageFrameTypeSequence": sequence(FrameType=["DERIVED", "PRIMARY", "DIXON", "WF"[index % 2]])
+            }
+        },
+        "of FrameType 'DIXON\\W' in 3 slices, 'DIXON\\F' in 3 slices",
     ),
     "more groups than frames": ({"number": 5}, "NumberOfFrames 5, and 6 items in its PerFrameFunctionalGroupsSequence"),
     "fewer groups than frames": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from pathlib import Path
 
@@ -154,6 +155,108 @@ def test_a_damaged_table_is_refused(tmp_path):
     assert "ModalityLUTSequence" in refusal(ct(tmp_path / "a", ModalityLUTSequence=[table]))
 
 
+WIDE = {  # beyond what integers of 32 bits and a sign hold
+    "no slope": {"RescaleSlope": None, "RescaleIntercept": None},
+    "a slope of 1": {"RescaleIntercept": 0},
+    "inverted": {"RescaleIntercept": 0, "Modality": "MR", "PhotometricInterpretation": "MONOCHROME1"},
+    "an offset": {"RescaleIntercept": -1024},
+    "a fraction": {"RescaleSlope": 0.5, "RescaleIntercept": 0},
+}
+
+
+@pytest.mark.parametrize("start", [None, "preamble", "nothing"])
+@pytest.mark.parametrize("tags", WIDE.values(), ids=WIDE)
+@pytest.mark.parametrize("value", [2**31 - 1, 2**31, 2**32 - 1])
+def test_numbers_of_32_bits_without_a_sign_stay_above_0(tmp_path, start, tags, value):
+    """In either order of bytes, which :func:`other_order` tells more of."""
+    stored = (HU + 1024).astype(np.uint32)
+    stored[:4, :, 1:] = value
+    order = ">" if start else "<"
+    series = ct(
+        tmp_path / "a", stored, PixelData=lambda index: stored[..., index].T.astype(f"{order}u4").tobytes(), **tags
+    )
+
+    voxels = read(other_order(series, start) if start else series)
+
+    meant = stored.astype(np.int64)
+    meant = 2**32 - 1 - meant if "PhotometricInterpretation" in tags else meant
+    slope, intercept = tags.get("RescaleSlope", 1) or 1, tags.get("RescaleIntercept") or 0
+    np.testing.assert_array_equal(voxels, (meant * slope + intercept).astype(voxels.dtype))
+    assert voxels.dtype.kind == "i" or (slope, intercept) != (1, 0)
+
+
+def test_padding_of_all_bits_of_32_becomes_the_darkest_voxel(tmp_path):
+    stored = (HU + 1024).astype(np.uint32)
+    stored[:4] = 2**32 - 1
+    series = ct(tmp_path / "a", stored, RescaleIntercept=0)
+    for file in series.iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.add_new("PixelPaddingValue", "SS", -1)
+        dataset.save_as(file)
+
+    voxels = read(series)
+
+    np.testing.assert_array_equal(voxels[4:], HU[4:] + 1024)
+    assert (voxels[:4] == HU[4:].min() + 1024).all() and voxels.dtype == np.int16
+
+
+# ---- numbers that begin with their higher byte, in files that do not say so
+
+
+def other_order(series: Path, start: str) -> Path:
+    """The same files with their numbers in the other order, pixels being so already.
+
+    Args:
+        series: of files in explicit little endian.
+        start: of each file: "nothing", "preamble", with a transfer syntax, or "no syntax", a preamble without one.
+    """
+    for file in series.iterdir():
+        dataset = pydicom.dcmread(file)
+        list(dataset.iterall())  # numbers, no longer bytes
+        dataset.set_original_encoding(is_implicit_vr=False, is_little_endian=False)
+        del dataset.file_meta, dataset.preamble
+        content = io.BytesIO()
+        dataset.save_as(content, implicit_vr=False, little_endian=False, enforce_file_format=False)
+        syntax = ExplicitVRBigEndian.encode().ljust(20, b"\0")
+        group = b"\2\0\x12\0UI\4\x001.2\0" if start == "no syntax" else b"\2\0\x10\0UI\x14\0" + syntax
+        head = bytes(128) + b"DICM\2\0\0\0UL\4\0" + len(group).to_bytes(4, "little") + group
+        file.write_bytes((b"" if start == "nothing" else head) + content.getvalue())
+    return series
+
+
+@pytest.mark.parametrize("start", ["nothing", "no syntax", "preamble"])
+@pytest.mark.parametrize("kind", ["u1 as bytes", "u1 as words", "u2", "i2", "u4", "i4"])
+def test_the_other_order_of_bytes_need_not_be_stated(tmp_path, kind, start):
+    dtype = np.dtype(kind[:2])
+    stored = (np.abs(HU // 8) if dtype.itemsize == 1 else HU + 1024).astype(dtype)
+
+    def pixels(index: int) -> bytes:
+        plane = stored[..., index].T
+        return (
+            np.frombuffer(plane.tobytes(), "u2").byteswap()
+            if kind == "u1 as words"
+            else plane.astype(dtype.newbyteorder(">"))
+        ).tobytes()
+
+    series = ct(tmp_path / "a", stored, RescaleIntercept=-24, PixelData=pixels)
+    for file in series.iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset["PixelData"].VR = "OB" if kind == "u1 as bytes" else "OW"
+        dataset.save_as(file)
+    np.testing.assert_array_equal(read(other_order(series, start)), stored.astype(int) - 24)
+
+
+@pytest.mark.parametrize("start", ["nothing", "no syntax", "preamble"])
+def test_nor_that_of_a_table(tmp_path, start):
+    table = Dataset()
+    table.add_new("LUTDescriptor", "US", [4096, 0, 16])
+    table.add_new("LUTData", "OW", np.arange(0, 8192, 2).astype(">u2").tobytes())
+    tags = {"RescaleSlope": None, "RescaleIntercept": None, "ModalityLUTSequence": [table]}
+    stored = (HU + 1024).astype(np.uint16)
+    series = ct(tmp_path / "a", stored, PixelData=lambda index: stored[..., index].T.astype(">u2").tobytes(), **tags)
+    np.testing.assert_array_equal(read(other_order(series, start)), 2 * stored.astype(int))
+
+
 # ---- frames
 
 
@@ -243,6 +346,37 @@ def test_the_same_numbers_as_of_itk(tmp_path, stored, tags):
     assert (voxels.dtype.kind == "f") == (expected.dtype.kind == "f")
 
 
+TWELVE = {"BitsStored": 12, "HighBit": 11}
+BELOW = (HU + 1024).clip(0, 4095).astype(np.uint16)
+SIGNED = HU.clip(-2048, 2047)
+MORE_BITS = {  # whether they are told
+    "none": (BELOW, TWELVE, False),
+    "numbers above": (BELOW + np.uint16(4096), TWELVE, True),
+    "numbers above, of 8 bits": ((BELOW // 16).astype(np.uint8), {"BitsStored": 7, "HighBit": 6}, True),
+    "signs that are extended": (SIGNED, TWELVE, False),
+    "signs that are not": ((SIGNED & 0xFFF).astype(np.int16), TWELVE, False),
+    "numbers above and below": (SIGNED * np.int16(4), TWELVE, True),
+    "an overlay that is named": (BELOW | np.uint16(0x4000), TWELVE | {"OverlayBitPosition": 14}, False),
+    "an overlay that is not": (BELOW | np.uint16(0x4000), TWELVE, True),
+    "padding": (np.where(HU == -1000, 63536, BELOW).astype(np.uint16), TWELVE | {"PixelPaddingValue": 63536}, False),
+}
+
+
+@pytest.mark.parametrize("stored, tags, told", MORE_BITS.values(), ids=MORE_BITS)
+def test_bits_that_are_not_declared_are_told_once(tmp_path, caplog, stored, tags, told):
+    position = tags.get("OverlayBitPosition")
+    series = ct(tmp_path / "a", stored, **{key: value for key, value in tags.items() if key != "OverlayBitPosition"})
+    for file in series.iterdir() if position else ():
+        dataset = pydicom.dcmread(file)
+        dataset.add_new((0x6000, 0x0102), "US", position)
+        dataset.save_as(file)
+
+    read(series)
+
+    said = f"pixels in {SHAPE[2]} files have more bits than their headers declare (HighBit): 0000.dcm"
+    assert caplog.text.count("more bits than") == caplog.text.count(said) == told
+
+
 # ---- refused before a decoder is asked
 
 
@@ -316,11 +450,6 @@ def test_what_is_no_number_is_named(tmp_path):
     assert "PixelSpacing is wide, wide, expected finite numbers" in refusal(series)
 
 
-def test_series_of_one_uid_in_other_frames_of_reference_are_told(tmp_path):
-    series = ct(tmp_path / "a", SeriesInstanceUID=generate_uid())
-    assert read(series).shape == SHAPE
-
-
 @pytest.mark.parametrize("spacing", [[-2, 2], [2, -2], [0, 2]])
 def test_a_spacing_that_is_not_above_0_is_refused(tmp_path, spacing):
     """Negative, it would put left where right is."""
@@ -369,15 +498,15 @@ def test_what_the_standard_calls_no_image_is_no_slice_though_it_has_pixels(tmp_p
 @pytest.mark.parametrize(
     "tags, said",
     [
-        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "SOPClassUID): CT Image Storage in 0000.dcm, 0001.dcm and"),
-        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.30"}, "Parametric Map Storage in other.dcm"),
-        ({"Modality": "OT"}, "(by their Modality): CT in 0000.dcm, 0001.dcm and"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "SOPClassUID): CT Image Storage in 4 files (0000.dcm, 0001.dcm"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.30"}, "Parametric Map Storage in 1 file (other.dcm)"),
+        ({"Modality": "OT"}, "(by their Modality): CT in 4 files (0000.dcm, 0001.dcm"),
     ],
     ids=["a screen's picture", "a map", "another modality"],
 )
 def test_a_series_is_of_one_kind(tmp_path, tags, said):
     message = refusal(beside(ct(tmp_path / "a"), **tags))
-    assert "files of 2 kinds" in message and said in message
+    assert "files of 2 kinds" in message and said in message and "Move those of each" in message
 
 
 def test_a_series_of_a_scanners_own_class_is_read(tmp_path):

@@ -97,12 +97,24 @@ def test_voxels_may_be_compressed_alone(tmp_path):
     np.testing.assert_array_equal(load_volume(path).voxels, VOXELS)
 
 
-def test_names_in_capitals(tmp_path):
+@pytest.mark.parametrize("header", ["A.HDR", "A.hdr", "A.HDR.GZ", "A.hdr.gz"])
+@pytest.mark.parametrize("voxels", ["A.IMG", "A.img", "A.IMG.GZ", "A.img.gz"])
+def test_names_in_capitals(tmp_path, header, voxels):
+    """Of one of the two, or of both, as whoever renamed them left them."""
     save(IMAGE, tmp_path / "a.hdr")
-    for suffix in ("hdr", "img"):
-        (tmp_path / f"a.{suffix}").rename(tmp_path / f"A.{suffix.upper()}")
+    for old, name in (("a.hdr", header), ("a.img", voxels)):
+        content = (tmp_path / old).read_bytes()
+        (tmp_path / old).unlink()
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.lower().endswith(".gz") else content)
 
-    np.testing.assert_array_equal(load_volume(tmp_path / "A.HDR").voxels, VOXELS)
+    np.testing.assert_array_equal(load_volume(tmp_path / header).voxels, VOXELS)
+
+
+def test_a_header_prefers_voxels_that_are_called_like_it(tmp_path):
+    save(IMAGE, tmp_path / "A.hdr")
+    for name in ("A.IMG", "A.img.gz", "A.IMG.GZ"):
+        (tmp_path / name).write_bytes(b"of something else")
+    np.testing.assert_array_equal(load_volume(tmp_path / "A.hdr").voxels, VOXELS)
 
 
 # ---- Analyze, which does not say where left is

@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pydicom
@@ -21,7 +20,7 @@ import pydicom
 from ..errors import DatasetError, count, listed
 from .dicom_files import check_deflated, dicom_files, is_dicom_file, is_index
 from .dicom_grid import Slice, slices_of, stacked
-from .dicom_pixels import TAGS, Rescale, check_header, read_frames
+from .dicom_pixels import TAGS, Frames, Rescale, check_header, read_frames
 from .dicom_series import Headers, chosen_series, title
 from .file_names import without_added
 
@@ -30,7 +29,8 @@ _TAGS = [
     *("RescaleSlope", "RescaleIntercept", "RealWorldValueMappingSequence", "PatientID", "PatientName"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
-    *("EchoTime", "TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime"),
+    *("StudyInstanceUID", "FrameOfReferenceUID", "EchoTime", "TemporalPositionIdentifier", "AcquisitionNumber"),
+    *("TriggerTime", "ComplexImageComponent", "DiffusionBValue"),
     *("InConcatenationTotalNumber", "InConcatenationNumber", "ConcatenationUID"),
     *TAGS,
 ]
@@ -194,27 +194,34 @@ def _read_header(file: Path) -> pydicom.Dataset:
 
 
 def _read_pixels(where: str, slices: Sequence[Slice]) -> np.ndarray:
-    """Voxels ``(columns, rows, slices)``; integers of 16 bits where these will do, else of 32, or float32."""
+    """Voxels ``(columns, rows, slices)``; integers of 16 bits where these will do, else of 32 or 64, or float32."""
     rows, columns = slices[0].shape
     voxels = np.empty((columns, rows, len(slices)), np.int16, order="F")
     rescales: dict[Path, dict[int, Rescale]] = {}
     for each in slices:
         rescales.setdefault(each.file, {})[each.frame] = each.rescale
-    file, padded = None, None
-    frames: Any = None
+    file, frames = None, Frames(voxels)
     padding: dict[int, np.ndarray] = {}
+    cut: list[str] = []
     for index, each in enumerate(slices):
         if each.file != file:
             file, by_frame = each.file, rescales[each.file]
-            frames, padded = read_frames(where, file, [by_frame[frame] for frame in sorted(by_frame)])
-        plane = frames[each.frame].T
-        if padded is not None and padded[each.frame].any():
-            padding[index] = padded[each.frame].T
+            frames = read_frames(where, file, [by_frame[frame] for frame in sorted(by_frame)])
+            cut += [file.name] * frames.is_cut
+        plane = frames.values[each.frame].T
+        if frames.padded is not None and frames.padded[each.frame].any():
+            padding[index] = frames.padded[each.frame].T
         if plane.dtype.kind == "f":
             voxels = voxels.astype(np.float32, copy=False)
-        elif voxels.dtype == np.int16 and not -(2**15) <= plane.min() <= plane.max() < 2**15:
-            voxels = voxels.astype(np.int32)
+        elif voxels.dtype.kind == "i":
+            voxels = voxels.astype(np.promote_types(voxels.dtype, _integers_for(plane.min(), plane.max())), copy=False)
         voxels[..., index] = plane
+    if cut:
+        logger.warning(
+            "%s: pixels in %s have more bits than their headers declare (HighBit): %s. These bits are left out, as "
+            "overlays are; if they belong to the numbers, export the series again.",
+            *(where, count(len(cut), "file"), listed(cut, 4)),
+        )
     return _without_bright_padding(where, voxels, padding) if padding else voxels
 
 
@@ -238,6 +245,11 @@ def _without_bright_padding(where: str, voxels: np.ndarray, padding: Mapping[int
     for index, mask in padding.items():
         voxels[..., index][mask] = low
     logger.warning("%s: its padding of %g, brighter than the image, is read as %g.", where, found, low)
-    return (
-        voxels.astype(np.int16, order="F") if voxels.dtype == np.int32 and -(2**15) <= low <= high < 2**15 else voxels
+    return voxels.astype(_integers_for(low, high), order="F", copy=False) if voxels.dtype.kind == "i" else voxels
+
+
+def _integers_for(low: int, high: int) -> type[np.signedinteger]:
+    """The shortest that hold these, of 16 bits or more."""
+    return next(
+        kind for kind in (np.int16, np.int32, np.int64) if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max
     )

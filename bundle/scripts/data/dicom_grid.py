@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from nibabel.affines import apply_affine
+from pydicom.multival import MultiValue
 
 from ..errors import DatasetError, count, listed
 from .dicom_pixels import Rescale, frames_of
@@ -19,14 +21,22 @@ from .dicom_series import is_localizer
 DISTANCE_TOLERANCE = 0.05  # of the usual distance between slices: above rounding in headers, below a missing slice
 PLACE_TOLERANCE = 0.5  # of a voxel, by which a slice may lie beside its place in an even grid
 DIRECTION_TOLERANCE = 1e-3  # of direction cosines, and relatively of pixel spacings
-# by which volumes that share a series can be told apart: elements of files, and of frames in their groups
-_OF_FILES = ("EchoTime", "TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime", "ImageType")
-_OF_FRAMES = (
+# by which volumes that share a series can be told apart: elements of files, and of frames in these groups
+_APART = (
+    *((None, tag) for tag in ("EchoTime", "TemporalPositionIdentifier", "ImageType", "ComplexImageComponent")),
+    *((None, "DiffusionBValue"), ("MRDiffusionSequence", "DiffusionBValue"), ("MREchoSequence", "EffectiveEchoTime")),
     *(("FrameContentSequence", tag) for tag in ("StackID", "TemporalPositionIndex")),
-    *(("MREchoSequence", "EffectiveEchoTime"), ("MRDiffusionSequence", "DiffusionBValue")),
+    ("TemporalPositionSequence", "TemporalPositionTimeOffset"),
     *(("MRImageFrameTypeSequence", tag) for tag in ("ComplexImageComponent", "FrameType")),
-    ("CTImageFrameTypeSequence", "FrameType"),
+    *((f"{modality}ImageFrameTypeSequence", "FrameType") for modality in ("CT", "PET")),
 )
+# the same, where each slice of one volume may have its own, as of slices that are acquired by turns
+_OWN = (
+    *((None, tag) for tag in ("AcquisitionNumber", "TriggerTime")),
+    ("FrameContentSequence", "FrameAcquisitionNumber"),
+)
+_TIMES = {"EchoTime": 0.1, "EffectiveEchoTime": 0.1, "TemporalPositionTimeOffset": 1e-3}  # what is one, by rounding
+_TYPES = ("ImageType", "FrameType")  # whose first two values say how an image was made, not of what
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class Slice:
     thickness: float | None
     rescale: Rescale
     is_rescaled: bool  # by its header, which may well say so with a slope of 1
-    kinds: Mapping[str, str]  # of :data:`_OF_FRAMES`, in a file of several
+    kinds: Mapping[str, str]  # what it says for :data:`_APART` and :data:`_OWN`
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -109,14 +119,23 @@ def slices_of(file: Path, header: pydicom.Dataset) -> Iterator[Slice]:
                 0.0 if intercept is None else float(intercept[0]),
             ),
             stated or mapped is not None,
-            {
-                tag: str(item[tag].value)
-                for groups in by_frame[frame : frame + 1]
-                for group, tag in _OF_FRAMES
-                for item in (groups.get(group) or ())[:1]
-                if tag in item
-            },
+            _kinds(header, by_frame[frame : frame + 1]),
         )
+
+
+def _kinds(header: pydicom.Dataset, groups: Sequence[pydicom.Dataset]) -> dict[str, str]:
+    """What a slice says for each element of :data:`_APART` and :data:`_OWN`, a frame before its file."""
+    kinds: dict[str, str] = {}
+    for group, tag in (*_APART, *_OWN):
+        for item in [header] if group is None else [item for each in groups for item in (each.get(group) or ())[:1]]:
+            try:
+                value = item.get(tag)
+            except (TypeError, ValueError, OverflowError):  # no number in place of one: no volume is known by it
+                continue
+            values = value if isinstance(value, (list, MultiValue)) else [value]
+            if text := "\\".join(str(each) for each in values if each is not None):
+                kinds[tag] = text
+    return kinds
 
 
 def _in_hounsfield(file: Path, header: pydicom.Dataset, holders: Sequence[pydicom.Dataset]) -> Rescale | None:
@@ -274,22 +293,40 @@ def _check_distances(where: str, slices: Sequence[Slice]) -> None:
 
 
 def _check_mixture(where: str, slices: Sequence[Slice]) -> None:
-    """Refuses frames of several volumes that lie between one another, in order, as if they were one."""
-    for _, tag in _OF_FRAMES:
-        values = [each.kinds.get(tag) for each in slices]
+    """Refuses slices of several volumes that lie between one another, in order, as if they were one."""
+    for tag in dict.fromkeys(tag for _, tag in _APART):
+        values = [each.kinds.get(tag, "") for each in slices]
+        if tag in _TYPES:
+            values = ["\\".join(value.split("\\")[2:]) for value in values]
+        values = [value for value in values if value]  # what is not stated contradicts nothing
+        values = _rounded(values, _TIMES[tag]) if tag in _TIMES else values
+        counts = Counter(values)
         runs = 1 + sum(value != following for value, following in pairwise(values))
-        if runs > len(set(values)) and len(set(values)) <= len(slices) // 2:
+        if 1 < len(counts) < runs and len(counts) <= len(values) // 2:
+            texts = [f"'{value}' in {count(number, 'slice')}" for value, number in counts.items()]
             raise DatasetError(
-                f"{where}: frames of {len(set(values))} volumes lie between one another, of {tag} "
-                f"{listed(dict.fromkeys(values), 4)}. Expected one volume. Export each as a series of its own."
+                f"{where}: slices of {len(counts)} volumes lie between one another, of {tag} {listed(texts, 4)}. "
+                "Expected one volume. Move the files of each to a folder of its own, or export each as a series of its "
+                "own."
             )
+
+
+def _rounded(texts: Sequence[str], tolerance: float) -> list[str]:
+    """The same numbers, of which those that lie together, as far as this from the next, are the first of them."""
+    try:
+        numbers = [float(text.replace(",", ".")) for text in texts]
+    except ValueError:
+        return list(texts)
+    first: dict[float, float] = {}
+    for below, number in pairwise([-np.inf, *sorted(set(numbers))]):
+        first[number] = first[below] if number - below <= tolerance + 1e-9 else number
+    return [f"{first[number]:g}" for number in numbers]
 
 
 def _what_differs(slices: Sequence[Slice]) -> str:
     """By which element the volumes that share a series can be told apart, if by any."""
-    told = [(tag, [str(each.header.get(tag)) for each in slices]) for tag in _OF_FILES]
-    told += [(tag, [each.kinds.get(tag, "None") for each in slices]) for _, tag in _OF_FRAMES]
-    for tag, values in told:
+    for tag in dict.fromkeys(tag for _, tag in (*_APART, *_OWN)):
+        values = [each.kinds.get(tag, "None") for each in slices]
         if 1 < len(set(values)) <= len(slices) // 2:
             return f", but there are several volumes in this series, of {tag} {listed(dict.fromkeys(values), 4)}"
     return ""

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pydicom
@@ -42,7 +42,6 @@ _GREYS = ("MONOCHROME1", "MONOCHROME2")
 _MOST_DEFLATED = 1032  # times smaller: no more is possible
 _MOST_COMPRESSED = 100_000  # times smaller: an empty slice shrinks far less
 _QUANTITIES = ("CT", "PT")  # modalities whose numbers mean the same however they are displayed
-_BYTE_ORDER = {ExplicitVRBigEndian: ">"}
 
 
 @dataclass(frozen=True)
@@ -138,8 +137,22 @@ def check_header(where: str, file: Path, header: pydicom.Dataset) -> None:
         )
 
 
-def read_frames(where: str, file: Path, rescales: Sequence[Rescale]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Frames ``(frames, rows, columns)`` of one file in real units, and which pixels are padding, if any.
+class Frames(NamedTuple):
+    """Frames ``(frames, rows, columns)`` of one file.
+
+    Attributes:
+        values: in real units.
+        padded: which pixels are padding, if any.
+        is_cut: whether pixels had more bits than their header declares, which are not in the values.
+    """
+
+    values: np.ndarray
+    padded: np.ndarray | None = None
+    is_cut: bool = False
+
+
+def read_frames(where: str, file: Path, rescales: Sequence[Rescale]) -> Frames:
+    """The frames of one file.
 
     Args:
         where: names the series in messages.
@@ -157,15 +170,14 @@ def read_frames(where: str, file: Path, rescales: Sequence[Rescale]) -> tuple[np
         check_streams(where, file, header, len(rescales))
     table = _table(where, file, header)
     inverted = str(header.get("PhotometricInterpretation")) == _GREYS[0]
-    swapped = _syntax(header) == ExplicitVRBigEndian and header.BitsAllocated == 8  # bytes are exchanged in pairs
-    by_itk = _syntax(header) not in UNCOMPRESSED or swapped
+    by_itk = _syntax(header) not in UNCOMPRESSED
     padding = header.get("PixelPaddingValue")
     alike = len(set(rescales)) == 1
     if by_itk and table is None and not inverted and padding in (None, "") and alike:
         try:
             frames, known = _decoded(where, file.name, file, header)
             if known == rescales[0]:
-                return frames, None
+                return Frames(frames)
         except DatasetError:  # of RLE there is another decoder
             if _syntax(header) != RLELossless:
                 raise
@@ -179,11 +191,16 @@ def read_frames(where: str, file: Path, rescales: Sequence[Rescale]) -> tuple[np
         values = rescales[0](values)
     else:  # as in PET
         values = np.stack([rescale(plane) for rescale, plane in zip(rescales, values, strict=True)])
-    return values, padded
+    return Frames(values, padded, _has_more_bits(header, stored, padded))
 
 
 def _syntax(header: pydicom.Dataset) -> Any:
     return getattr(header, "file_meta", pydicom.Dataset()).get("TransferSyntaxUID")
+
+
+def _byte_order(dataset: pydicom.Dataset) -> str:
+    """The order in which pydicom found numbers: a file need not state it, where it states no transfer syntax."""
+    return ">" if dataset.original_encoding[1] is False else "<"
 
 
 # ---- stored values, of all bits that are allocated
@@ -199,7 +216,7 @@ def _stored(where: str, file: Path) -> np.ndarray:
             "says that they are not. Export the series again."
         )
     shape = (frames_of(file, header), int(header.Rows), int(header.Columns))
-    kind = f"{_BYTE_ORDER.get(_syntax(header), '<')}u{header.BitsAllocated // 8}"
+    kind = f"{_byte_order(header)}u{header.BitsAllocated // 8}"
     expected, row = int(np.prod(shape, dtype=object)) * header.BitsAllocated // 8, shape[2] * header.BitsAllocated // 8
     if data is None or len(data) < expected:
         raise DatasetError(
@@ -211,6 +228,8 @@ def _stored(where: str, file: Path) -> np.ndarray:
             f"{where}: more pixel data in '{file.name}' than its header declares, {len(data)} bytes in place of "
             f"{expected}. Its header may be damaged: copy or export the series again."
         )
+    if header.BitsAllocated == 8 and _byte_order(header) == ">" and header["PixelData"].VR == "OW":
+        data = np.frombuffer(data[: len(data) // 2 * 2], "u2").byteswap()  # two pixels make a word
     return np.frombuffer(data, kind, count=expected // (header.BitsAllocated // 8)).reshape(shape)
 
 
@@ -299,6 +318,21 @@ def _meant(header: pydicom.Dataset, stored: np.ndarray) -> np.ndarray:
     return values
 
 
+def _has_more_bits(header: pydicom.Dataset, stored: np.ndarray, padded: np.ndarray | None) -> bool:
+    """Whether pixels have bits above those that are declared, other than padding, signs and overlays that are named."""
+    allocated, high = int(header.BitsAllocated), header.get("HighBit")
+    beyond = 1 + (int(header.get("BitsStored") or allocated) - 1 if high is None else int(high))
+    overlays = [(group, 0x0102) for group in range(0x6000, 0x6020, 2)]  # in which bit
+    named = any(each in header and header[each].value for each in overlays)
+    if beyond == allocated or named:
+        return False
+    above = stored >> beyond
+    odd = above != 0
+    if header.get("PixelRepresentation"):
+        odd &= above != 2 ** (allocated - beyond) - 1
+    return bool((odd if padded is None else odd & ~padded).any())
+
+
 def _padding(header: pydicom.Dataset, stored: np.ndarray) -> np.ndarray | None:
     """Where there is no image, but a number that says so."""
     value, limit = header.get("PixelPaddingValue"), header.get("PixelPaddingRangeLimit")
@@ -326,8 +360,11 @@ def _table(where: str, file: Path, header: pydicom.Dataset) -> tuple[int, np.nda
         number, first, bits = (int(value) for value in item.LUTDescriptor)
         number = number or 2**16
         data = item["LUTData"].value
-        order = _BYTE_ORDER.get(_syntax(header), "<")
-        entries = np.frombuffer(data, f"{order}u2") if isinstance(data, bytes) else np.atleast_1d(np.array(data))
+        entries = (
+            np.frombuffer(data, f"{_byte_order(header)}u2")
+            if isinstance(data, bytes)
+            else np.atleast_1d(np.array(data))
+        )
         if header.get("PixelRepresentation") and first >= 2**15:
             first -= 2**16
         if not 0 < number == len(entries) or bits > 16:

@@ -44,6 +44,7 @@ def chosen_series(path: Path, headers: Headers, series: str | None) -> Headers:
             f"{listed(file.name for file in others)}. Expected image slices only. Move the others elsewhere."
         )
     _check_kinds(f"'{path}', series {title(chosen)}", chosen)
+    _check_tiles(f"'{path}', series {title(chosen)}", chosen)
     _check_patients(f"'{path}', series {title(chosen)}", chosen)
     colour = [file.name for file, header in chosen.items() if (header.get("SamplesPerPixel") or 1) != 1]
     if colour:
@@ -55,18 +56,34 @@ def chosen_series(path: Path, headers: Headers, series: str | None) -> Headers:
 
 
 def _check_kinds(where: str, headers: Headers) -> None:
-    """A series is of one modality and of one kind of object: a picture of a report may fit in where a slice would."""
-    for keyword, name in (("SOPClassUID", _class_name), ("Modality", str)):
+    """A series is of one modality and of one kind of object: a picture of a report may fit in where a slice would. So
+    may a slice of another examination, or of another frame of reference, in which positions mean other places.
+    """
+    kinds = (("SOPClassUID", _class_name), ("Modality", str), ("StudyInstanceUID", str), ("FrameOfReferenceUID", str))
+    for keyword, name in kinds:
         groups: dict[str, list[str]] = {}
         for file, header in headers.items():
             if value := header.get(keyword):
                 groups.setdefault(str(value), []).append(file.name)
         if len(groups) > 1:
-            texts = [f"{name(value)} in {listed(files, 2)}" for value, files in groups.items()]
+            texts = [
+                f"{name(value)} in {count(len(files), 'file')} ({listed(files, 2)})" for value, files in groups.items()
+            ]
             raise DatasetError(
-                f"{where}: files of {len(groups)} kinds (by their {keyword}): {'; '.join(texts)}. Expected the slices "
-                "of one image. Move the others elsewhere."
+                f"{where}: files of {len(groups)} kinds (by their {keyword}): {listed(texts, 4)}. Expected the slices "
+                "of one image. Move those of each to a folder of their own."
             )
+
+
+def _check_tiles(where: str, headers: Headers) -> None:
+    """Refuses what Siemens calls a mosaic: the slices of a volume, side by side in one image."""
+    tiled = [file.name for file, header in headers.items() if "MOSAIC" in (header.get("ImageType") or ())]
+    if tiled:
+        raise DatasetError(
+            f"{where}: {count(len(tiled), 'file')} with the slices of a volume side by side, as tiles of one image "
+            f"(MOSAIC, by the ImageType): {listed(tiled, 4)}. Expected one slice an image. Convert the series to "
+            "NIfTI, by dcm2niix for example, or export it as single slices."
+        )
 
 
 def _check_patients(where: str, headers: Headers) -> None:

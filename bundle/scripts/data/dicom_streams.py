@@ -49,6 +49,7 @@ class Stream(NamedTuple):
 
     bits: int
     components: int
+    signed: bool | None = None  # None where streams of its kind do not say it
 
 
 def check_streams(where: str, file: Path, header: pydicom.Dataset, frames: int) -> None:
@@ -61,7 +62,8 @@ def check_streams(where: str, file: Path, header: pydicom.Dataset, frames: int) 
         frames: that it declares.
 
     Raises:
-        DatasetError: pixels that are not compressed after all; other bits or colours than are declared, or more frames.
+        DatasetError: pixels that are not compressed after all; other bits, signs or colours than are declared, or more
+            frames.
     """
     remedy = "Export the series again, uncompressed, or convert it to NIfTI."
     with open(file, "rb") as stream:
@@ -91,6 +93,12 @@ def check_streams(where: str, file: Path, header: pydicom.Dataset, frames: int) 
                 f"{where}: the pixels of '{file.name}' are compressed as {each.components} x {each.bits} bits, its "
                 f"header declares 1 x {header.BitsAllocated}. {remedy}"
             )
+        if each.signed not in (None, bool(header.get("PixelRepresentation"))):
+            kinds = ("below 0 as well", "from 0 on")
+            raise DatasetError(
+                f"{where}: the pixels of '{file.name}' are compressed as numbers {kinds[not each.signed]}, its header "
+                f"declares numbers {kinds[each.signed]} (PixelRepresentation). {remedy}"
+            )
 
 
 def _streams(file: BinaryIO, places: list[int]) -> Iterator[Stream]:
@@ -103,7 +111,10 @@ def _streams(file: BinaryIO, places: list[int]) -> Iterator[Stream]:
         elif start[:4] in (_JPEG_2000, _BOX):
             size = start.find(_JPEG_2000) + 2
             if size > 1 and len(start) > size + 40:  # behind its length, capabilities and eight numbers of 4 bytes
-                yield Stream((start[size + 40] & 0x7F) + 1, int.from_bytes(start[size + 38 : size + 40], "big"))
+                depth = start[size + 40]  # less 1, and whether there are signs in its highest bit
+                yield Stream(
+                    (depth & 0x7F) + 1, int.from_bytes(start[size + 38 : size + 40], "big"), signed=depth > 0x7F
+                )
         elif start[1:8] == _RUNS and 1 <= start[0] <= 15:  # a segment for each byte of a pixel
             yield Stream(8 * start[0], 1)
 

@@ -42,6 +42,11 @@ _AXES = {  # of a MetaImage header, numbers for each axis, or for each pair of a
     **dict.fromkeys(["elementspacing", "elementsize", "offset", "position", "origin", "centerofrotation"], 1),
     **dict.fromkeys(["transformmatrix", "rotation", "orientation"], 2),
 }
+_ONE_MEANING = (  # of a MetaImage header, keys of which ITK takes one, whatever another says
+    ("transformmatrix", "rotation", "orientation"),
+    ("offset", "position", "origin"),
+)
+_SAME_NUMBER = 1e-4  # as which two of them are written
 
 
 def load_itk(path: Path, default_axcodes: str | None) -> tuple[np.ndarray, np.ndarray]:
@@ -119,6 +124,15 @@ def _check_axes(path: Path, fields: dict[str, str]) -> None:
             raise DatasetError(
                 f"'{path}': cannot be read (its header has '{fields[name]}' for {name}), expected {axes**power} finite "
                 "numbers. Its header may be damaged: copy or download it again."
+            )
+    for names in _ONE_MEANING:
+        stated = {name: fields[name] for name in names if name in fields}
+        numbers = [[float(value) for value in text.split()] for text in stated.values()]
+        if not all(np.allclose(each, numbers[0], rtol=0, atol=_SAME_NUMBER) for each in numbers):
+            texts = [f"{name} {text}" for name, text in stated.items()]
+            raise DatasetError(
+                f"'{path}': its header says in {len(stated)} ways where voxels lie, differently ({listed(texts)}), "
+                "expected one, or the same. Remove what is wrong, or export the file again."
             )
 
 
@@ -232,34 +246,71 @@ def _available(
         for _ in range(int(fields.get("line skip", fields.get("lineskip", 0)))):
             if not stream.readline():  # a header may state any number
                 break
-        skipped = int(
-            fields.get("byte skip", fields.get("byteskip", 0)) if is_nrrd(path) else fields.get("headersize", 0)
-        )
+        skipped = _bytes_before(path, fields, start)
         if encoding == "raw":
             rest = file.stat().st_size - stream.tell()
             # from -1 on counted from the end, whatever stands before
             return min(rest + skipped + 1, expected) if skipped < 0 else rest - skipped
         if encoding == "text":
-            return _written_out(path, stream) * voxel
+            return _written_out(path, file, stream) * voxel
         if encoding == "hex":
             return len(b"".join(stream.read().split())) // 2
         if not is_nrrd(path) and skipped > 0:
             stream.seek(skipped, 1)
         found, packed = _decompressed(stream, encoding, at_most=expected + max(0, skipped) + ENOUGH)
+    if encoding == "zlib" and found <= expected:
+        _check_packed(path, fields, packed, alone=file != path and not skipped)
+    return found - (max(0, skipped) if is_nrrd(path) else 0)
+
+
+def _bytes_before(path: Path, fields: dict[str, str], start: int) -> int:
+    """Bytes to leave out before the voxels, or, of those that are not compressed, -1 for all that are too many."""
+    if is_nrrd(path):
+        return int(fields.get("byte skip", fields.get("byteskip", 0)))
+    stated = int(fields.get("headersize", 0))
+    if start and stated > 0 and stated != start:  # ITK counts from the beginning of the file, which is the header's own
+        raise DatasetError(
+            f"'{path}': its header states a size of {stated} bytes (HeaderSize), expected {start}, behind which its "
+            "voxels begin. Remove that line, or export the file again."
+        )
+    return 0 if start and stated > 0 else stated
+
+
+def _check_packed(path: Path, fields: dict[str, str], packed: int, *, alone: bool) -> None:
+    """Compares the size of compressed voxels with the one in a MetaImage header.
+
+    ITK reads as many bytes as that says, and without it a whole file from its beginning, whatever stands there before
+    the voxels. Where it cannot decompress these, the voxels are what it found in memory.
+
+    Args:
+        path: of the file with the header.
+        fields: of it.
+        packed: bytes that there are.
+        alone: whether the voxels are all that their file holds.
+    """
     stated = fields.get("compresseddatasize")
-    if (
-        encoding == "zlib" and found <= expected and stated is not None and stated.lstrip("0") != str(packed)
-    ):  # ITK reads so many, and takes what else is in memory
+    if stated is None and not alone:
+        raise DatasetError(
+            f"'{path}': its header does not state how many bytes its compressed voxels take, without which they cannot "
+            f"be told from the header, expected 'CompressedDataSize = {packed}'. Write that line into it, before "
+            "ElementDataFile, or export the file again."
+        )
+    if stated is not None and stated.lstrip("0") != str(packed):
         raise DatasetError(
             f"'{path}': its header states {stated} bytes of compressed voxels (CompressedDataSize), of which there are "
             f"{packed}. Its header may be damaged: copy or download it again."
         )
-    return found - (max(0, skipped) if is_nrrd(path) else 0)
 
 
-def _written_out(path: Path, stream: BinaryIO) -> int:
+def _written_out(path: Path, file: Path, stream: BinaryIO) -> int:
     """Counts the numbers of a text."""
-    texts = stream.read().replace(b",", b" ").split()
+    content = stream.read()
+    if not is_nrrd(path) and content and not content[-1:].isspace():  # in which ITK does not find the last number
+        raise DatasetError(
+            f"'{path}': the voxels, written out as text, end within a line in '{file.name}', expected a line break "
+            "behind the last. Add one, or export the file again: the end may be missing."
+        )
+    texts = content.replace(b",", b" ").split()
     try:
         return len(np.array(texts, dtype=float))
     except ValueError as error:

@@ -37,6 +37,10 @@ def header_fields(path: Path) -> dict[str, str]:
                 break
             name, _, value = (part.decode("latin-1").strip() for part in raw.partition(separator))
             key = name.lower()
+            if separator == b":" and value.startswith(
+                "="
+            ):  # of somebody's own, whatever it is called: no field of NRRD
+                continue
             if separator == b":" and key == "data file" and value.upper().startswith("LIST"):
                 fields[key] = value + "\n" + file.read(_HEADER_BYTES).decode("latin-1")  # names follow to the end
                 break
@@ -47,7 +51,7 @@ def header_fields(path: Path) -> dict[str, str]:
                 )
             if separator == b"=" and fields.get(key, value) != value and key != "comment":
                 raise DatasetError(f"'{path}': its header states {name} twice, differently. Export the file again.")
-            fields[key] = value.removeprefix("=").strip() if separator == b":" else value
+            fields[key] = value
             if key == "elementdatafile":  # MetaImage: the data follow, or the names of files
                 if value.upper().startswith("LIST"):
                     fields[key] = value + "\n" + file.read(_HEADER_BYTES).decode("latin-1")

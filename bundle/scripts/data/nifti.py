@@ -41,6 +41,7 @@ _HEADERS = {348: nib.Nifti1Image, 540: nib.Nifti2Image}  # by the size that a he
 _PAIRS = {348: nib.Nifti1Pair, 540: nib.Nifti2Pair}  # the same of a header beside its voxels
 _MAGIC_AT = {348: 344, 540: 4}  # where a NIfTI header of either size says that it is one
 _DEFLATED_AT_MOST = 1032  # times smaller: no more is possible in the compression of gzip
+_EXTENSION = 16  # bytes of the smallest one of a header
 _KIND, _VOXELS = "NIfTI file", "file of voxels"
 _BLOCK = 512  # bytes to which archives and tapes fill up files with zeros
 _FORM_TOLERANCE = 0.5  # of a voxel, between the places of the corners: far above rounding in quaternions
@@ -78,7 +79,8 @@ def load_nifti(path: Path, default_axcodes: str | None, trusted_form: str | None
         affine, space = _placed(path, image, default_axcodes, trusted_form, stream)
         _check_scale(path, type(header), stream)
         if beside is None:
-            voxels = stored_voxels(path, data, stream, compressed=compressed, kind=_KIND)
+            crowded = _is_crowded(header, stream, data.offset)
+            voxels = stored_voxels(path, data, stream, compressed=compressed, kind=_KIND, exact=crowded)
     if beside is not None:
         try:
             with opened(beside) as (stream, compressed):
@@ -106,11 +108,11 @@ def voxels_beside(header: Path) -> Path | None:
     suffix = next((suffix for suffix in HEADER_SUFFIXES if name.lower().endswith(suffix)), None)
     if suffix is None:
         return None
-    stem, endings = name[: -len(suffix)], HEADER_SUFFIXES.values()
-    wanted = [f"{stem}{ending.upper() if name[-len(suffix) :].isupper() else ending}" for ending in endings]
-    # a compressed header may stand beside plain voxels, and the other way round
-    for each in sorted(wanted, key=lambda each: each.lower().endswith(".gz") != suffix.endswith(".gz")):
-        if (beside := header.with_name(each)).is_file():
+    stem, capitals = name[: -len(suffix)], name[-len(suffix) :].isupper()
+    # a compressed header may stand beside plain voxels, and the other way round; so may one in capitals
+    endings = sorted(HEADER_SUFFIXES.values(), key=lambda each: each.endswith(".gz") != suffix.endswith(".gz"))
+    for each in (change(ending) for change in (str.upper, str.lower)[:: 1 if capitals else -1] for ending in endings):
+        if (beside := header.with_name(stem + each)).is_file():
             return beside
     raise DatasetError(
         f"'{header}': the file with its voxels, '{stem}{HEADER_SUFFIXES[suffix]}', is not there. Copy it as well."
@@ -166,7 +168,7 @@ def _header_of_pair(path: Path, stream: BinaryIO) -> Any:
 
 
 def stored_voxels(
-    path: Path, data: Any, stream: BinaryIO, *, compressed: bool, kind: str, footer: bool = False
+    path: Path, data: Any, stream: BinaryIO, *, compressed: bool, kind: str, footer: bool = False, exact: bool = False
 ) -> np.ndarray:
     """The voxels as they are stored, with nothing missing and nothing left behind them.
 
@@ -177,6 +179,8 @@ def stored_voxels(
         compressed: whether it is.
         kind: of file, for messages.
         footer: whether more may follow, as in formats that put a part of their header there.
+        exact: whether not even zeros may follow, by which archives fill up files: they are voxels, moved there by what
+            stands before them.
 
     Raises:
         DatasetError: fewer or more voxels than the header declares.
@@ -199,9 +203,24 @@ def stored_voxels(
         rest, filling = rest + len(piece), filling and not any(piece)
         if rest > ENOUGH:  # which may go on for a thousand times the size of the file
             check_amount(path, expected + rest, expected, kind=kind, where=" at least")
-    if rest and not footer and not (filling and rest < _BLOCK):
+    if rest and not footer and (exact or not (filling and rest < _BLOCK)):
         check_amount(path, expected + rest, expected, kind=kind)
     return voxels
+
+
+def _is_crowded(header: Any, stream: BinaryIO, begin: int) -> bool:
+    """Whether a header announces an extension, for which there is no room before the voxels.
+
+    Of one for which there is some, and not enough, nibabel finds no end.
+
+    Args:
+        header: as nibabel reads it.
+        stream: of the file.
+        begin: where voxels do, as the header says (vox_offset).
+    """
+    size = int(header["sizeof_hdr"])
+    stream.seek(size)
+    return stream.read(1) not in (b"", b"\0") and begin < size + 4 + _EXTENSION
 
 
 def _check_scale(path: Path, kind: Any, stream: BinaryIO) -> None:

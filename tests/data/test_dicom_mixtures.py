@@ -1,0 +1,142 @@
+"""Files of several images that share a series: refused by what tells them apart; what varies in one image is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom.uid import generate_uid
+from scripts.data.volumes import load_volume
+from scripts.errors import DatasetError
+
+from tests.conftest import save_dicom_series
+
+SLICES = 8
+STORED = np.random.default_rng(0).integers(0, 2000, (12, 10, SLICES)).astype(np.uint16)
+UIDS = [generate_uid() for _ in range(SLICES)]
+
+
+def by_turns(*values) -> Callable:
+    """A value for the first slice, another for the second, and so on, from the first again."""
+    return lambda index: values[index % len(values)]
+
+
+def refusal(series: Path) -> str:
+    with pytest.raises(DatasetError) as caught:
+        load_volume(series)
+    return str(caught.value)
+
+
+# ---- what says that slices are of one image
+
+
+@pytest.mark.parametrize("keyword", ["FrameOfReferenceUID", "StudyInstanceUID"])
+@pytest.mark.parametrize(
+    "value, kinds, said",
+    [
+        (by_turns(*UIDS[:2]), 2, f"{UIDS[0]} in 4 files (0000.dcm, 0002.dcm and 2 more)"),
+        (lambda index: UIDS[index // 4], 2, f"{UIDS[1]} in 4 files (0004.dcm, 0005.dcm and 2 more)"),
+        (lambda index: UIDS[index == 7], 2, f"{UIDS[1]} in 1 file (0007.dcm)"),
+        (lambda index: UIDS[index], 8, f"{UIDS[0]} in 1 file (0000.dcm)"),
+    ],
+    ids=["by turns", "one after the other", "one slice", "each its own"],
+)
+def test_slices_of_several_examinations_or_frames_of_reference_are_told(tmp_path, keyword, value, kinds, said):
+    """In another frame of reference the same position is another place."""
+    message = refusal(save_dicom_series(tmp_path / "a", STORED, **{keyword: value}))
+    assert f"files of {kinds} kinds (by their {keyword}): " in message and said in message
+    assert "Move those of each to a folder of their own" in message and str(tmp_path / "a") in message
+
+
+MIXED = {
+    "echoes": ({"EchoTime": by_turns("2.3", "4.6")}, "EchoTime '2.3' in 4 slices, '4.6' in 4 slices"),
+    "three echoes": ({"EchoTime": by_turns("1.2", "2.3", "4.6")}, "EchoTime '1.2' in 3 slices, '2.3' in 3 slices"),
+    "echoes, two slices each": (
+        {"EchoTime": lambda index: ("2.3", "4.6")[index // 2 % 2]},
+        "EchoTime '2.3' in 4 slices, '4.6' in 4 slices",
+    ),
+    "water and fat": (
+        {"ImageType": by_turns(*(["DERIVED", "PRIMARY", "DIXON", each] for each in ("WATER", "FAT")))},
+        "ImageType 'DIXON\\WATER' in 4 slices, 'DIXON\\FAT' in 4 slices",
+    ),
+    "magnitude, and one of phases": (
+        {"ImageType": lambda index: ["ORIGINAL", "PRIMARY", "P" if index == 4 else "M"]},
+        "ImageType 'M' in 7 slices, 'P' in 1 slice",
+    ),
+    "times": (
+        {"TemporalPositionIdentifier": by_turns(1, 2)},
+        "TemporalPositionIdentifier '1' in 4 slices, '2' in 4 slices",
+    ),
+    "diffusion": ({"DiffusionBValue": by_turns(0.0, 50.0)}, "DiffusionBValue '0.0' in 4 slices, '50.0' in 4 slices"),
+    "real and imaginary": (
+        {"ComplexImageComponent": by_turns("REAL", "IMAGINARY")},
+        "ComplexImageComponent 'REAL' in 4 slices, 'IMAGINARY' in 4 slices",
+    ),
+    "echoes, of which a slice states none": (
+        {"EchoTime": lambda index: None if index == 3 else ("2.3", "4.6")[index % 2]},
+        "EchoTime '2.3' in 4 slices, '4.6' in 3 slices",
+    ),
+}
+
+
+@pytest.mark.parametrize("tags, said", MIXED.values(), ids=MIXED)
+def test_slices_of_several_volumes_between_one_another_are_told(tmp_path, tags, said):
+    message = refusal(save_dicom_series(tmp_path / "a", STORED, **tags))
+    assert f"volumes lie between one another, of {said}" in message and str(tmp_path / "a") in message
+    assert "Move the files of each to a folder of its own" in message
+
+
+ONE = {  # elements that vary in good series
+    "acquisitions by turns": {"AcquisitionNumber": by_turns(1, 2)},
+    "tube voltage and exposure": {"KVP": by_turns("100", "120"), "Exposure": by_turns(90, 91, 95)},
+    "times of contents": {
+        "ContentTime": lambda index: f"10101{index}",
+        "AcquisitionTime": by_turns("101010", "101011"),
+    },
+    "windows": {"WindowCenter": by_turns(40, 50), "WindowWidth": by_turns(400, 350)},
+    "places": {"SliceLocation": lambda index: str(5.0 * index)},
+    "trigger times": {"TriggerTime": by_turns("10", "12", "10")},
+    "echoes that are rounded": {"EchoTime": by_turns("2.38", "2.39", "2.4")},
+    "echoes that are rounded to a digit": {"EchoTime": by_turns("1.1", "1.2")},
+    "echoes one after the other": {"EchoTime": lambda index: ("2.3", "4.6")[index // 4]},
+    "nothing stated in some": {
+        "EchoTime": by_turns("2.3", None),
+        "ImageType": by_turns(["ORIGINAL", "PRIMARY", "M"], None, ["ORIGINAL", "PRIMARY"]),
+        "TemporalPositionIdentifier": by_turns(1, None),
+        "FrameOfReferenceUID": by_turns(UIDS[0], None),
+        "StudyInstanceUID": by_turns(UIDS[1], None),
+    },
+    "slices that were edited": {
+        "ImageType": by_turns(["ORIGINAL", "PRIMARY", "AXIAL"], ["DERIVED", "SECONDARY", "AXIAL"])
+    },
+    "a time for each": {"TemporalPositionIdentifier": lambda index: 1 + 3 * index % SLICES},
+}
+
+
+@pytest.mark.parametrize("tags", ONE.values(), ids=ONE)
+def test_what_may_vary_in_one_image_is_read(tmp_path, tags):
+    np.testing.assert_array_equal(load_volume(save_dicom_series(tmp_path / "a", STORED, **tags)).voxels, STORED)
+
+
+@pytest.mark.parametrize("other, said", [(b"2,32", None), (b"4,62", "of EchoTime '2.31' in 4 slices, '4.62' in 4")])
+def test_a_comma_in_place_of_the_decimal_point_of_an_echo(tmp_path, other, said):
+    series = save_dicom_series(tmp_path / "a", STORED, EchoTime=by_turns("1.11", "2.22"))
+    for file in series.iterdir():
+        content = file.read_bytes().replace(b"DS\x04\x001.11", b"DS\x04\x002,31")
+        file.write_bytes(content.replace(b"DS\x04\x002.22", b"DS\x04\x00" + other))
+    if said is None:
+        np.testing.assert_array_equal(load_volume(series).voxels, STORED)
+    else:
+        assert said in refusal(series)
+
+
+# ---- several slices in one image
+
+
+@pytest.mark.parametrize("slices", [1, SLICES])
+@pytest.mark.parametrize("kind", [["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"], "MOSAIC"], ids=["last", "alone"])
+def test_tiles_of_a_volume_are_no_slice(tmp_path, slices, kind):
+    message = refusal(save_dicom_series(tmp_path / "a", STORED[..., :slices], ImageType=kind))
+    assert f"{slices} file" in message and "as tiles of one image (MOSAIC, by the ImageType): 0000.dcm" in message
