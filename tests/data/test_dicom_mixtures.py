@@ -39,15 +39,22 @@ def refusal(series: Path) -> str:
         (by_turns(*UIDS[:2]), 2, f"{UIDS[0]} in 4 files (0000.dcm, 0002.dcm and 2 more)"),
         (lambda index: UIDS[index // 4], 2, f"{UIDS[1]} in 4 files (0004.dcm, 0005.dcm and 2 more)"),
         (lambda index: UIDS[index == 7], 2, f"{UIDS[1]} in 1 file (0007.dcm)"),
-        (lambda index: UIDS[index], 8, f"{UIDS[0]} in 1 file (0000.dcm)"),
     ],
-    ids=["by turns", "one after the other", "one slice", "each its own"],
+    ids=["by turns", "one after the other", "one slice"],
 )
 def test_slices_of_several_examinations_or_frames_of_reference_are_told(tmp_path, keyword, value, kinds, said):
     """In another frame of reference the same position is another place."""
     message = refusal(save_dicom_series(tmp_path / "a", STORED, **{keyword: value}))
     assert f"files of {kinds} kinds (by their {keyword}): " in message and said in message
     assert "Move those of each to a folder of their own" in message and str(tmp_path / "a") in message
+
+
+@pytest.mark.parametrize("keyword", ["FrameOfReferenceUID", "StudyInstanceUID"])
+def test_identifiers_of_each_file_are_only_said(tmp_path, caplog, keyword):
+    series = save_dicom_series(tmp_path / "a", STORED, **{keyword: lambda index: UIDS[index]})
+
+    assert load_volume(series).voxels.shape == STORED.shape
+    assert f"each file has a {keyword} of its own, expected one" in caplog.text
 
 
 MIXED = {

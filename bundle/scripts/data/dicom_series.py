@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pydicom
@@ -13,7 +14,12 @@ from .dicom_pixels import frames_of
 _NO_IMAGE = ("SEG", "RTDOSE")  # modalities with pixels that are not the patient's image
 _IMAGE_CLASS = "Image Storage"  # in the standard's names of the classes of images
 
+# identifiers of which some who make files anonymous give each file another
+_OF_FILES = ("StudyInstanceUID", "FrameOfReferenceUID")
+
 Headers = dict[Path, pydicom.Dataset]
+
+logger = logging.getLogger(__name__)
 
 
 def chosen_series(path: Path, headers: Headers, series: str | None) -> Headers:
@@ -57,7 +63,8 @@ def chosen_series(path: Path, headers: Headers, series: str | None) -> Headers:
 
 def _check_kinds(where: str, headers: Headers) -> None:
     """A series is of one modality and of one kind of object: a picture of a report may fit in where a slice would. So
-    may a slice of another examination, or of another frame of reference, in which positions mean other places.
+    may a slice of another examination, or of another frame of reference, in which positions mean other places. Where
+    each file has one of its own, whoever made the files anonymous gave it to them, which is only said.
     """
     kinds = (("SOPClassUID", _class_name), ("Modality", str), ("StudyInstanceUID", str), ("FrameOfReferenceUID", str))
     for keyword, name in kinds:
@@ -65,7 +72,12 @@ def _check_kinds(where: str, headers: Headers) -> None:
         for file, header in headers.items():
             if value := header.get(keyword):
                 groups.setdefault(str(value), []).append(file.name)
-        if len(groups) > 1:
+        if keyword in _OF_FILES and 1 < len(groups) == sum(map(len, groups.values())):
+            logger.warning(
+                "%s: each file has a %s of its own, expected one. They are read as one image, by their series.",
+                *(where, keyword),
+            )
+        elif len(groups) > 1:
             texts = [
                 f"{name(value)} in {count(len(files), 'file')} ({listed(files, 2)})" for value, files in groups.items()
             ]
