@@ -23,10 +23,14 @@ _KEYS = (  # by which MetaIO reads an image, in these capitals alone
 _SPELLINGS = {key.lower(): key for key in _KEYS}
 _FLAGS = {**dict.fromkeys(["true", "t", "1"], True), **dict.fromkeys(["false", "f", "0"], False)}  # of a MetaImage
 _HEADER_BYTES = 1 << 20  # a header that is longer is none
+OWN = ":"  # which no name of a field begins with
 
 
 def header_fields(path: Path) -> dict[str, str]:
-    """Names, in lower case, and values of an NRRD or MetaImage header; ``""`` holds the bytes that it takes."""
+    """Names, in lower case, and values of an NRRD or MetaImage header; ``""`` holds the bytes that it takes.
+
+    What NRRD has as ``key:=value`` is no field of its own, and has :data:`OWN` before its name.
+    """
     separator = b":" if is_nrrd(path) else b"="
     fields: dict[str, str] = {}
     with open(path, "rb") as file:
@@ -37,9 +41,8 @@ def header_fields(path: Path) -> dict[str, str]:
                 break
             name, _, value = (part.decode("latin-1").strip() for part in raw.partition(separator))
             key = name.lower()
-            if separator == b":" and value.startswith(
-                "="
-            ):  # of somebody's own, whatever it is called: no field of NRRD
+            if separator == b":" and value.startswith("="):  # of somebody's own, whatever it is called
+                fields[OWN + key] = value[1:]
                 continue
             if separator == b":" and key == "data file" and value.upper().startswith("LIST"):
                 fields[key] = value + "\n" + file.read(_HEADER_BYTES).decode("latin-1")  # names follow to the end

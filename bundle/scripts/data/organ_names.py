@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import DatasetError, listed, one_line
-from .itk_headers import header_fields, is_nrrd
+from .itk_headers import OWN, header_fields, is_nrrd
 
 # the organs of the model that ships, as others call them, and as it does
 _SAME = {
@@ -64,8 +64,8 @@ def segments_of(path: str | Path) -> dict[str, int]:
     fields = header_fields(Path(path))
     found = {}
     for key, name in fields.items():
-        part = re.fullmatch(r"(segment\d+)_name", key)
-        value = fields.get(f"{part[1]}_labelvalue", "") if part else ""
+        part = re.fullmatch(rf"{OWN}(segment\d+)_name", key)
+        value = fields.get(f"{OWN}{part[1]}_labelvalue", "") if part else ""
         if re.fullmatch(r"\d{1,9}", value):
             found[name.encode("latin-1").decode("utf-8", "replace")] = int(value)
     return found
