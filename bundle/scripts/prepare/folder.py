@@ -52,11 +52,9 @@ def prepare_folder(
         output: folder for ``overlay.json``, and for the converted files if there are any.
         label_map: organ to its label value, or values: ``"{'spleen': 1, 'liver': 6}"``. Other values become background.
             Without it, every value that is found is an organ, named ``organ 1`` ... in the overlay. Of masks, organ to
-            the name of its mask: ``"{'right kidney': 'kidney_right'}"``. Other names of the organs that the model which
-            ships knows, such as ``kidney_right``, become its own.
+            the name of its mask. ``kidney_right`` and the like become ``right kidney``, as in the model that ships.
         background_values: label values of no organ, all of them: others that ``label_map`` lacks are then an error.
-        modality: ``ct`` or ``mr``: intensities are scaled as in configs/ct.json or configs/mr.json. ``auto`` takes what
-            the images say of themselves, DICOM in its header and other CT by its Hounsfield units.
+        modality: ``ct`` or ``mr``, scaled as in configs/ct.json or configs/mr.json; ``auto`` is what the images say.
         train_cases: cases to train on; without it, the first three. The others are evaluated.
         series: which of several DICOM series in one folder; see :func:`~scripts.data.volumes.load_volume`.
         default_axcodes, trusted_form: where axes point of files that do not say it, or that say two things; see there.
@@ -85,8 +83,8 @@ def prepare_folder(
     train = cases_with_organs(train, summaries, train_cases is not None)
     remarks = [*renamed, *left_out, *told, *unit_warnings(items, modality, reader)]
     files = _as_they_are(source, image, label) if _are_nifti(items) else convert(items, target, reader)
-    meanings = {"label_map": dict(organs), "background_values": background, **intensity}
-    meanings |= stated_settings(default_axcodes=default_axcodes, trusted_form=trusted_form)
+    stated = stated_settings(default_axcodes=default_axcodes, trusted_form=trusted_form)
+    meanings = {"label_map": dict(organs), "background_values": background, **intensity, **stated}
     return write_overlay(target, files, items, summaries, train, meanings=meanings, reader=reader, remarks=remarks)
 
 
