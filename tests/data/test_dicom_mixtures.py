@@ -32,7 +32,6 @@ def refusal(series: Path) -> str:
 # ---- what says that slices are of one image
 
 
-@pytest.mark.parametrize("keyword", ["FrameOfReferenceUID", "StudyInstanceUID"])
 @pytest.mark.parametrize(
     "value, kinds, said",
     [
@@ -42,19 +41,26 @@ def refusal(series: Path) -> str:
     ],
     ids=["by turns", "one after the other", "one slice"],
 )
-def test_slices_of_several_examinations_or_frames_of_reference_are_told(tmp_path, keyword, value, kinds, said):
+def test_slices_of_several_frames_of_reference_are_told(tmp_path, value, kinds, said):
     """In another frame of reference the same position is another place."""
-    message = refusal(save_dicom_series(tmp_path / "a", STORED, **{keyword: value}))
-    assert f"files of {kinds} kinds (by their {keyword}): " in message and said in message
+    message = refusal(save_dicom_series(tmp_path / "a", STORED, FrameOfReferenceUID=value))
+    assert f"files of {kinds} kinds (by their FrameOfReferenceUID): " in message and said in message
     assert "Move those of each to a folder of their own" in message and str(tmp_path / "a") in message
 
 
-@pytest.mark.parametrize("keyword", ["FrameOfReferenceUID", "StudyInstanceUID"])
-def test_identifiers_of_each_file_are_only_said(tmp_path, caplog, keyword):
-    series = save_dicom_series(tmp_path / "a", STORED, **{keyword: lambda index: UIDS[index]})
+@pytest.mark.parametrize(
+    "keyword, value, kinds",
+    [
+        ("FrameOfReferenceUID", lambda index: UIDS[index], 8),
+        ("StudyInstanceUID", lambda index: UIDS[index], 8),
+        ("StudyInstanceUID", lambda index: UIDS[index // 4], 2),
+    ],
+)
+def test_identifiers_by_which_slices_lie_as_they_say_are_only_told(tmp_path, caplog, keyword, value, kinds):
+    series = save_dicom_series(tmp_path / "a", STORED, **{keyword: value})
 
     assert load_volume(series).voxels.shape == STORED.shape
-    assert f"each file has a {keyword} of its own, expected one" in caplog.text
+    assert f"the files have {kinds} values of {keyword}, expected one" in caplog.text
 
 
 MIXED = {
@@ -67,10 +73,6 @@ MIXED = {
     "water and fat": (
         {"ImageType": by_turns(*(["DERIVED", "PRIMARY", "DIXON", each] for each in ("WATER", "FAT")))},
         "ImageType 'DIXON\\WATER' in 4 slices, 'DIXON\\FAT' in 4 slices",
-    ),
-    "magnitude, and one of phases": (
-        {"ImageType": lambda index: ["ORIGINAL", "PRIMARY", "P" if index == 4 else "M"]},
-        "ImageType 'M' in 7 slices, 'P' in 1 slice",
     ),
     "times": (
         {"TemporalPositionIdentifier": by_turns(1, 2)},
@@ -147,3 +149,18 @@ def test_a_comma_in_place_of_the_decimal_point_of_an_echo(tmp_path, other, said)
 def test_tiles_of_a_volume_are_no_slice(tmp_path, slices, kind):
     message = refusal(save_dicom_series(tmp_path / "a", STORED[..., :slices], ImageType=kind))
     assert f"{slices} file" in message and "as tiles of one image (MOSAIC, by the ImageType): 0000.dcm" in message
+
+
+ODD = {
+    "another way of reconstruction": {
+        "ImageType": lambda index: ["ORIGINAL", "PRIMARY", "M", *["NORM"] * (index == 4)]
+    },
+    "two recompressed slices": {"ImageType": lambda index: ["DERIVED", "SECONDARY", ("A", "LOSSY")[index in (2, 5)]]},
+    "an echo time": {"EchoTime": lambda index: "81" if index == 3 else "80"},
+    "a diffusion": {"DiffusionBValue": lambda index: 799.5 if index == 3 else 800.0},
+}
+
+
+@pytest.mark.parametrize("tags", ODD.values(), ids=ODD)
+def test_a_slice_or_two_that_say_another_thing_are_no_other_volume(tmp_path, tags):
+    assert load_volume(save_dicom_series(tmp_path / "a", STORED, **tags)).voxels.shape == STORED.shape

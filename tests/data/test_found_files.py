@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from scripts.data.datalists import check_output, inference_inputs
+from scripts.data.found_files import found_below
 from scripts.data.volumes import load_volume
 from scripts.errors import DatasetError
 from scripts.files import whole_file
@@ -367,6 +368,25 @@ def test_a_slice_of_a_hashed_name_that_is_empty_or_something_else_is_missed(
         (series / name).write_bytes(content)
     with pytest.raises(DatasetError, match=f"without DICOM in them: {last}. Expected every slice"):
         load_volume(series)
+
+
+@pytest.mark.parametrize("name", ["LOCKFILE", "VERSION", "done", "_SUCCESS", "Icon\r", "INDEX"])
+@pytest.mark.parametrize("content", [b"", bytes(100)], ids=["empty", "binary"])
+def test_what_has_no_number_beside_slices_with_numbers_is_none(tmp_path, write_dicom_series, name, content):
+    series = write_dicom_series(tmp_path / "series", VOXELS, name="{index:d}D4C3B2A")
+    (series / name).write_bytes(content)
+    assert load_volume(series).voxels.shape == VOXELS.shape
+
+
+def test_a_corrected_label_map_among_results_is_no_scan(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "results.json").write_text('{"configurations": {}, "cases": {}}')
+    for name in ("a_seg.nii.gz", "a_seg_corrected.nii.gz", "a_seg.seg.nrrd"):
+        nib.save(nib.Nifti1Image(VOXELS, np.eye(4)), tmp_path / "label.nii.gz")
+        (tmp_path / "label.nii.gz").rename(out / name)
+
+    assert not found_below(tmp_path).problems
 
 
 def test_a_series_in_several_folders_is_said(tmp_path, write_dicom_series, caplog):

@@ -117,3 +117,15 @@ def test_the_organs_of_the_shipped_model_get_its_names(given, names, said):
 def test_two_names_of_one_organ_are_refused(names):
     with pytest.raises(DatasetError, match=re.escape(f"({names[0]!r}, {names[1]!r}). Give each one name")):
         with_known_names({name: value for value, name in enumerate(names, 1)})
+
+
+OTHER_NAMES = {
+    "background": ({"spleen": 1}, [{"spleen": 1, "tumor": 2, "cyst": 3}, {"spleen": 1, "tumor": 3, "cyst": 2}]),
+    "numbers": ({"organ 1": 1, "organ 2": 2, "organ 3": 3}, [{"Segment_2": 2}, {"Segment_2": 3}]),
+}
+
+
+@pytest.mark.parametrize("label_map, named", OTHER_NAMES.values(), ids=OTHER_NAMES)
+def test_names_that_mean_no_organ_are_not_compared(tmp_path, label_map, named):
+    background = [0, *({1, 2, 3} - set(label_map.values()))]
+    check_dataset(cases(tmp_path, *named, values=(1, 2, 3)), label_map, background_values=background)

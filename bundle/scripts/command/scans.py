@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data.file_names import case_name
+from ..data.file_names import CANNOT_BE_TAKEN, case_name
 from ..errors import DatasetError, MissingFileError, listed, one_line
 from ..files import named_by_content
 from .runs import shown, typed
@@ -106,7 +106,7 @@ def _check_once(named: Sequence[tuple[str, str | None]]) -> None:
 def _told_apart(items: Sequence[Item]) -> list[Item]:
     """The same images, each with a name that only it has: where several share one, with their folders in front.
 
-    What cannot be taken keeps the reason, as ``"problem"``.
+    What cannot be taken keeps the reason.
     """
     names = [item["case"] for item in items]
     for level in range(1, 4):
@@ -123,8 +123,8 @@ def _told_apart(items: Sequence[Item]) -> list[Item]:
             f"Several inputs have the same name, so their results would overwrite each other: {listed(clashing)}. List "
             "them in a CSV with the columns image and case."
         )
-    kept = ("image", "problem")
-    return [{**{key: item[key] for key in kept if key in item}, "case": name} for item, name in zip(items, names)]
+    reasons = [{CANNOT_BE_TAKEN: item["problem"]} if "problem" in item else {} for item in items]
+    return [{"image": item["image"], **said, "case": name} for item, name, said in zip(items, names, reasons)]
 
 
 def _is_csv(scan: str) -> bool:
@@ -170,7 +170,8 @@ def _rows(path: Path) -> list[Item]:
             )
         image = os.path.abspath(path.parent / Path(image).expanduser())
         named = row[names] if names is not None and len(row) > names else ""
-        items.append({"image": image, "case": named or case_name(image), **({"named": named} if named else {})})
+        own = {"named": named} if named and header[names or 0] != "id" else {}  # a patient has one ID for all images
+        items.append({"image": image, "case": named or case_name(image), **own})
     if not items:
         raise DatasetError(f"'{path}' names no image, expected one a line, or a column called image. Correct the list.")
     return items

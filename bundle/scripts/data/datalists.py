@@ -22,7 +22,7 @@ from ..errors import SHOWN, DatasetError, MissingFileError, count, listed, print
 from ..files import json_of
 from .case_patterns import case_path, cases_matching, check_patterns
 from .dicom_files import is_dicom_file
-from .file_names import IMAGE_SUFFIXES, case_name, is_image_file
+from .file_names import CANNOT_BE_TAKEN, IMAGE_SUFFIXES, case_name, is_image_file
 from .found_files import Found, found_at, found_below, is_folder, outermost
 
 # bytes in the name of a case: with what results add to it, such as "_uncertainty_upright.nii.gz", a file's 255
@@ -199,7 +199,7 @@ def _listed_inputs(path: Path) -> list[dict[str, str]]:
             raise DatasetError(f"Input '{path}' has the entry {json.dumps(entry)}; {expected}")
         image = os.path.abspath(path.parent / os.path.expanduser(image))
         case = case_name(image) if case is None else str(case)
-        stated = entry.get("problem")  # of a list that was made of folders with what cannot be taken in them
+        stated = entry.get(CANNOT_BE_TAKEN)
         problem = {"problem": stated} if isinstance(stated, str) and stated else {}
         if not is_path(image):
             problem = {"problem": f"'{printable(image)}': {_NO_PATH.format(path)}"}

@@ -153,6 +153,8 @@ def _check_lost_slices(folder: Path) -> None:
     slices = {each for each in files if is_dicom_file(each)}
     others = [each for each in files if each not in slices and each.is_file() and not is_index(each)]
     shapes = {_shape(each.name) for each in slices if re.search("[0-9]", each.name)}
+    if all(re.search("[0-9]", each.name) for each in slices):  # which LOCKFILE and VERSION have not
+        others = [each for each in others if re.search("[0-9]|^[a-f]+$", Path(without_added(each.name)).stem)]
     endings = {_ending(each.name) for each in slices}
     lost = [
         each for each in others if _shape(each.name) in shapes or (_ending(each.name) in endings and not _is_text(each))

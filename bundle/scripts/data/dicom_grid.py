@@ -30,6 +30,7 @@ _APART = (
     *(("MRImageFrameTypeSequence", tag) for tag in ("ComplexImageComponent", "FrameType")),
     *((f"{modality}ImageFrameTypeSequence", "FrameType") for modality in ("CT", "PET")),
 )
+_OF_FILES = {tag for sequence, tag in _APART if sequence is None}
 # the same, where each slice of one volume may have its own, as of slices that are acquired by turns
 _OWN = (
     *((None, tag) for tag in ("AcquisitionNumber", "TriggerTime")),
@@ -302,7 +303,9 @@ def _check_mixture(where: str, slices: Sequence[Slice]) -> None:
         values = _rounded(values, _TIMES[tag]) if tag in _TIMES else values
         counts = Counter(values)
         runs = 1 + sum(value != following for value, following in pairwise(values))
-        if 1 < len(counts) < runs and len(counts) <= len(values) // 2:
+        # of files, volumes have about as many slices each, and a slice or two that say another thing are none
+        alike = tag not in _OF_FILES or 2 * min(counts.values(), default=0) >= max(counts.values(), default=0)
+        if 1 < len(counts) < runs and len(counts) <= len(values) // 2 and alike:
             texts = [f"'{value}' in {count(number, 'slice')}" for value, number in counts.items()]
             raise DatasetError(
                 f"{where}: slices of {len(counts)} volumes lie between one another, of {tag} {listed(texts, 4)}. "

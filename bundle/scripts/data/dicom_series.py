@@ -14,9 +14,6 @@ from .dicom_pixels import frames_of
 _NO_IMAGE = ("SEG", "RTDOSE")  # modalities with pixels that are not the patient's image
 _IMAGE_CLASS = "Image Storage"  # in the standard's names of the classes of images
 
-# identifiers of which some who make files anonymous give each file another
-_OF_FILES = ("StudyInstanceUID", "FrameOfReferenceUID")
-
 Headers = dict[Path, pydicom.Dataset]
 
 logger = logging.getLogger(__name__)
@@ -63,8 +60,8 @@ def chosen_series(path: Path, headers: Headers, series: str | None) -> Headers:
 
 def _check_kinds(where: str, headers: Headers) -> None:
     """A series is of one modality and of one kind of object: a picture of a report may fit in where a slice would. So
-    may a slice of another examination, or of another frame of reference, in which positions mean other places. Where
-    each file has one of its own, whoever made the files anonymous gave it to them, which is only said.
+    may a slice of another frame of reference, in which positions mean other places. Where each file has one of its own,
+    whoever made the files anonymous gave it to them, which is only said, as are several studies.
     """
     kinds = (("SOPClassUID", _class_name), ("Modality", str), ("StudyInstanceUID", str), ("FrameOfReferenceUID", str))
     for keyword, name in kinds:
@@ -72,10 +69,11 @@ def _check_kinds(where: str, headers: Headers) -> None:
         for file, header in headers.items():
             if value := header.get(keyword):
                 groups.setdefault(str(value), []).append(file.name)
-        if keyword in _OF_FILES and 1 < len(groups) == sum(map(len, groups.values())):
+        own = 1 < len(groups) == sum(map(len, groups.values()))
+        if len(groups) > 1 and (keyword == "StudyInstanceUID" or (keyword == "FrameOfReferenceUID" and own)):
             logger.warning(
-                "%s: each file has a %s of its own, expected one. They are read as one image, by their series.",
-                *(where, keyword),
+                "%s: the files have %d values of %s, expected one. They are read as one image, by their series.",
+                *(where, len(groups), keyword),
             )
         elif len(groups) > 1:
             texts = [

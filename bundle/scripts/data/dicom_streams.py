@@ -93,11 +93,12 @@ def check_streams(where: str, file: Path, header: pydicom.Dataset, frames: int) 
                 f"{where}: the pixels of '{file.name}' are compressed as {each.components} x {each.bits} bits, its "
                 f"header declares 1 x {header.BitsAllocated}. {remedy}"
             )
-        if each.signed not in (None, bool(header.get("PixelRepresentation"))):
-            kinds = ("below 0 as well", "from 0 on")
+        if each.signed and not header.get(
+            "PixelRepresentation"
+        ):  # the other way round both are read as the header says
             raise DatasetError(
-                f"{where}: the pixels of '{file.name}' are compressed as numbers {kinds[not each.signed]}, its header "
-                f"declares numbers {kinds[each.signed]} (PixelRepresentation). {remedy}"
+                f"{where}: the pixels of '{file.name}' are compressed as numbers below 0 as well, its header declares "
+                f"numbers from 0 on (PixelRepresentation). {remedy}"
             )
 
 

@@ -32,6 +32,10 @@ def case_name(path: str | os.PathLike) -> str:
     return path.name[: len(path.name) - len(suffix)]
 
 
+# in a list that `diffusam` made of folders, the reason of what is left out: no key that a list of a user's has
+CANNOT_BE_TAKEN = "cannot_be_taken"
+
+
 def without_added(name: str) -> str:
     """The name of a file, in lower case, without what compressing, copying and broken downloads add to it.
 

@@ -53,7 +53,9 @@ _ZIPPED = (
     *(".pt", ".pth", ".ckpt", ".pkl", ".npz"),
 )
 _RECORDS = "results.json"  # of an inference
-_RESULT = re.compile(r".*_(seg|prob|uncertainty)(_upright)?\.nii\.gz|.*_seg\.dcm")  # what an inference calls its images
+_RESULT = re.compile(
+    r".*_(seg|prob|uncertainty)([._].*)?"
+)  # what an inference calls its images, or a user who mends one
 _PREVIEWS = "previews"  # and the folder of its pictures
 
 

@@ -128,7 +128,7 @@ def _check_axes(path: Path, fields: dict[str, str]) -> None:
     for names in _ONE_MEANING:
         stated = {name: fields[name] for name in names if name in fields}
         numbers = [[float(value) for value in text.split()] for text in stated.values()]
-        if not all(np.allclose(each, numbers[0], rtol=0, atol=_SAME_NUMBER) for each in numbers):
+        if not all(np.allclose(each, numbers[0], rtol=1e-5, atol=_SAME_NUMBER) for each in numbers):
             texts = [f"{name} {text}" for name, text in stated.items()]
             raise DatasetError(
                 f"'{path}': its header says in {len(stated)} ways where voxels lie, differently ({listed(texts)}), "

@@ -58,17 +58,20 @@ def with_known_names(organs: Mapping[str, T]) -> tuple[dict[str, T], list[str]]:
 
 
 def segments_of(path: str | Path) -> dict[str, int]:
-    """The values of the segments that the header of a label map names, as 3D Slicer's ``.seg.nrrd`` does."""
+    """The values of the segments that the header of a label map names, as 3D Slicer's ``.seg.nrrd`` does; without names
+    that it gives twice.
+    """
     if not is_nrrd(Path(path)):
         return {}
     fields = header_fields(Path(path))
-    found = {}
+    found: dict[str, int | None] = {}
     for key, name in fields.items():
         part = re.fullmatch(rf"{OWN}(segment\d+)_name", key)
         value = fields.get(f"{OWN}{part[1]}_labelvalue", "") if part else ""
         if re.fullmatch(r"\d{1,9}", value):
-            found[name.encode("latin-1").decode("utf-8", "replace")] = int(value)
-    return found
+            text = name.encode("latin-1").decode("utf-8", "replace")
+            found[text] = None if text in found else int(value)
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def contradicted_names(segments: Mapping[str, Mapping[str, int]], organs: Mapping[str, Sequence[int]]) -> Iterator[str]:
@@ -76,12 +79,16 @@ def contradicted_names(segments: Mapping[str, Mapping[str, int]], organs: Mappin
 
     Args:
         segments: value of each segment, by the path of the label, of those that have voxels.
-        organs: values of each organ.
+        organs: values of each organ. Other segments are background, and may be called anything; only where no organ
+            has a name yet are the headers of several files compared, except for names that are numbers.
     """
     meant = {organ_named(organ): (values, "label_map") for organ, values in organs.items()}
+    nameless = all(re.fullmatch(r"organ \d+", organ) for organ in meant)
     for path, found in segments.items():
         for name, value in found.items():
-            values, where = meant.setdefault(organ_named(name), ((value,), f"'{path}'"))
+            if nameless and not re.fullmatch(r"segment \d+", organ_named(name)):
+                meant.setdefault(organ_named(name), ((value,), f"'{path}'"))
+            values, where = meant.get(organ_named(name), ((value,), ""))
             if value not in values:
                 yield (
                     f"'{path}': its header names the label value {value} '{one_line(name)}', expected "

@@ -59,15 +59,20 @@ def parts_of_series(items: Sequence[Item]) -> dict[str, str]:
             continue
         if uid is not None:
             series.setdefault(uid, []).append(item)
-    return {
-        item["case"]: (
-            f"slices of its series lie in {listed([each['image'] for each in group if each is not item], 3)} too, of "
-            "which each counts as an image of its own. If they are parts of one image, put them into one folder."
-        )
-        for group in series.values()
-        if len(group) > 1
-        for item in group
-    }
+    remarks = {}
+    for group in series.values():
+        for item in group:
+            others = [each["image"] for each in group if _place(each) != _place(item)]
+            if others:
+                remarks[item["case"]] = (
+                    f"slices of its series lie in {listed(others, 3)} too, of which each counts as an image of its "
+                    "own. If they are parts of one image, put them into one folder."
+                )
+    return remarks
+
+
+def _place(item: Item) -> str:
+    return os.path.realpath(item["image"])
 
 
 def cheap_problem(path: Path) -> str | None:

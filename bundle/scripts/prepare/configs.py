@@ -14,7 +14,10 @@ CASE = "{case}"
 OVERLAY = "overlay.json"
 _CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # words by which files name a modality; of all others nothing is concluded
-_WORDS = {"ct": r"CT|CTA|CECT|NCCT|LDCT", "mr": r"MRI?|MRA|[MB]PMRI|T[12]\w*|FLAIR|DWI|ADC"}
+_WORDS = {
+    "ct": r"CTS?\d*|CTA|CTPA|CECT|NCCT|LDCT|HRCT|DECT|4DCT|COMPUTED",
+    "mr": r"\w*MRI?\d*|MRT|MRA|T[12]\w*|FLAIR|DWI|ADC|PD\w?|DCE|SWI|LGE|DIXON|MAGNETIC",
+}
 _OTHERS = r"PET|SPECT|NM|PT|US|CBCT"  # which beside a word of CT or MR leave open what is meant
 
 

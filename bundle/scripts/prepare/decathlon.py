@@ -13,6 +13,7 @@ import nibabel as nib
 from ..data.datalists import Item, find_cases
 from ..data.dataset_check import check_dataset
 from ..data.file_names import case_name
+from ..data.organ_names import with_known_names
 from ..data.volumes import VolumeReader
 from ..errors import DatasetError, listed, one_line
 from ..files import json_of
@@ -60,14 +61,15 @@ def prepare_decathlon(
     """
     reader = VolumeReader(series, default_axcodes=default_axcodes, trusted_form=trusted_form)
     described = _decathlon_content(source)
-    path, label_map = described.path, described.label_map
+    path = described.path
+    label_map, renamed = with_known_names(described.label_map)
     modalities = described.content.get("modality")
     items, files = _listed_files(described)
     channel = _chosen_channel(path, items, channel, modalities)
     named = _named_modality(path, modalities, channel, modality)
     train = chosen_train_cases([item["case"] for item in items], train_cases)
     target = Target(output, overwrite)
-    remarks = _outside(path.parent, [item[key] for item in items for key in ("image", "label")])
+    remarks = [*renamed, *_outside(path.parent, [item[key] for item in items for key in ("image", "label")])]
     if files is None or channel is not None:
         files = convert(items, target, reader, channel)
         items = find_cases(**files, cases=[item["case"] for item in items])
