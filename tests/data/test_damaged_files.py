@@ -340,6 +340,7 @@ NO_SLICE_EACH = {
     "all slices in a file": ("LIST\nall.raw", "names 1 file by 'LIST' for 9 slices"),
     "three slices a file": ("LIST\npart0.raw\npart1.raw\npart2.raw", "names 3 files by 'LIST' for 9 slices"),
     "three slices a file, by number": ("part%d.raw 0 2 1", "names 3 files by 'part%d.raw 0 2 1' for 9 slices"),
+    "a number too many": ("plane%d.raw 0 8 1 2", "by 'plane%d.raw 0 8 1 2', expected a pattern such as"),
     "numbers that go down": ("part%d.raw 2 0 -1", "counts the files with its voxels down"),
     "volumes": ("LIST 3\nall.raw", "names the files with its voxels by 'LIST 3', expected 'LIST'"),
     "a stated dimension that is none": ("LIST x\nall.raw", "names the files with its voxels by 'LIST x'"),

@@ -113,6 +113,8 @@ def _names(path: Path, stated: str) -> Iterator[str]:
             numbers = range(low, high + (1 if step > 0 else -1), step)
             if numbers[100_000:] or not re.fullmatch(r"[^%]*%0?\d{0,3}[du][^%]*", parts[0]):
                 raise ValueError
+            if len(parts) > (5 if is_nrrd(path) else 4):  # of more MetaIO leaves the voxels as they are in memory
+                raise ValueError
         except ValueError as error:
             raise DatasetError(
                 f"'{path}': its header names the files with its voxels by '{first}', expected a pattern such as "
