@@ -202,9 +202,9 @@ def _listed_inputs(path: Path) -> list[dict[str, str]]:
         stated = entry.get(CANNOT_BE_TAKEN)
         problem = {"problem": stated} if isinstance(stated, str) and stated else {}
         if not is_path(image):
-            problem = {"problem": f"'{printable(image)}': {_NO_PATH.format(path)}"}
-        # which everything that follows can ask for
-        items.append({"image": image if is_path(image) else printable(image), "case": case, **problem})
+            image = printable(image)  # which everything that follows can ask for
+            problem = {"problem": f"'{image}': {_NO_PATH.format(path)}"}
+        items.append({"image": image, "case": case, **problem})
     return items
 
 

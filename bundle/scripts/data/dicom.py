@@ -147,7 +147,8 @@ def _check_lost_slices(folder: Path) -> None:
     """Refuses a folder in which a file is named like the slices and is none: cut off, empty, or compressed.
 
     Of the last slice nothing else would tell that it is missing. Names of hexadecimal digits, or hashes, have no more
-    than their ending in common, often none: of these, text such as a README is the only thing that is no lost slice.
+    than their ending in common, often none: of these, text such as a README is no lost slice, nor is a LOCKFILE, whose
+    name has no digit where all slices' names have one.
     """
     files = [each for each in sorted(folder.iterdir()) if each.name[0] != "."] if folder.is_dir() else []
     slices = {each for each in files if is_dicom_file(each)}

@@ -93,9 +93,8 @@ def check_streams(where: str, file: Path, header: pydicom.Dataset, frames: int) 
                 f"{where}: the pixels of '{file.name}' are compressed as {each.components} x {each.bits} bits, its "
                 f"header declares 1 x {header.BitsAllocated}. {remedy}"
             )
-        if each.signed and not header.get(
-            "PixelRepresentation"
-        ):  # the other way round both are read as the header says
+        # numbers without a sign are read as the header says
+        if each.signed and not header.get("PixelRepresentation"):
             raise DatasetError(
                 f"{where}: the pixels of '{file.name}' are compressed as numbers below 0 as well, its header declares "
                 f"numbers from 0 on (PixelRepresentation). {remedy}"

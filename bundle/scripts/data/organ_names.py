@@ -86,10 +86,11 @@ def contradicted_names(segments: Mapping[str, Mapping[str, int]], organs: Mappin
     nameless = all(re.fullmatch(r"organ \d+", organ) for organ in meant)
     for path, found in segments.items():
         for name, value in found.items():
-            if nameless and not re.fullmatch(r"segment \d+", organ_named(name)):
-                meant.setdefault(organ_named(name), ((value,), f"'{path}'"))
-            values, where = meant.get(organ_named(name), ((value,), ""))
-            if value not in values:
+            organ = organ_named(name)
+            if nameless and not re.fullmatch(r"segment \d+", organ):
+                meant.setdefault(organ, ((value,), f"'{path}'"))
+            if organ in meant and value not in meant[organ][0]:
+                values, where = meant[organ]
                 yield (
                     f"'{path}': its header names the label value {value} '{one_line(name)}', expected "
                     f"{listed(values)} as in {where}. Export the labels with the same value for an organ in all of "
