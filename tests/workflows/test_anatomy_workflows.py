@@ -38,6 +38,22 @@ def run(run_id: str, *configs: str, **overrides) -> None:
     workflow.finalize()
 
 
+@pytest.mark.parametrize("configs", [("pretrain_anatomy.json",), ("pretrain_anatomy.json", "pretrain_encoder.json")])
+def test_pretraining_begins_with_the_network_that_it_is_told(configs, tmp_path):
+    """With a learning rate of 0 what it writes is what it began with."""
+    options = {"patients_dir": str(tmp_path / "patients"), "iterations_per_epoch": 1, "shapes_every": 0}
+    options |= {"num_workers": 0, "stages": STAGES}
+    run("pretraining", *configs, output_dir=str(tmp_path / "first"), seed=1, **options)
+    start = {"start_network": str(tmp_path / "first" / "checkpoint.pt"), "learning_rate": 0.0}
+    run("pretraining", *configs, output_dir=str(tmp_path / "second"), **start, **options)
+
+    first, second = (
+        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["model"] for name in ("first", "second")
+    )
+    trained = {key for key in first if key.startswith(("head.", "backbone.model."))}
+    assert trained and all(torch.equal(first[key], second[key]) for key in trained)
+
+
 def test_backbone_and_prior_are_pretrained_one_after_the_other(tmp_path):
     patients = str(tmp_path / "patients")
     run(
