@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from benchmarks.configuration import parse
 
 # settings that are every row's
-COMMON = ("image_size", "seed", "largest_component")
+COMMON = ("image_size", "seed", "largest_component", "solid_organs")
 # of the configuration, what a network depends on that is trained on slices
 AUGMENTATION = ("variants", "organ_contrast")
 CHANNELS = (16, 32, 64, 128, 256)  # widths of the UNet's levels

@@ -86,6 +86,7 @@ INFERENCE = {
     "skip_absent": False,
     "views": [[5, 1]],
     "largest_component": True,
+    "solid_organs": ["liver"],
     "organ_codes": {"spleen": "10200004"},
     "amp": True,
     "inferer_class": "scripts.automedsam.network.SliceInferer",
@@ -115,7 +116,7 @@ PLACES = {
 }
 # a training takes up any number of iterations, and its prior is not changed by how it is used
 NO_TRAINING = PLACES | {"iterations", "snapshots", "test_cases", "inference_steps", "eta", "memory_samples", "amp"}
-NO_TRAINING |= {"largest_component", "phantoms"}  # files count by their content
+NO_TRAINING |= {"largest_component", "solid_organs", "phantoms"}  # files count by their content
 # what each case records for itself, or its own files show
 NO_INFERENCE = PLACES | {
     *(

@@ -133,6 +133,28 @@ def place_within(affine: np.ndarray, shape: Sequence[int], whole: np.ndarray) ->
     return tuple(slice(start, start + size) for start, size in zip(first, shape))
 
 
+def seen_on(voxels: np.ndarray, affine: np.ndarray, onto: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """The voxels of a grid as another sees them that is a part of it, whose axes may be in another order or turned.
+
+    Args:
+        voxels: ``(I, J, K)``.
+        affine: of theirs.
+        onto: affine of the other grid.
+        shape: of the other grid.
+
+    Returns:
+        A view of ``voxels``, of that shape.
+    """
+    steps = np.rint(np.linalg.solve(affine, onto)).astype(int)  # along the axes of ``voxels``, for one of the other's
+    order = np.abs(steps[:3, :3]).argmax(0)
+    taken = []
+    for axis, (along, size) in enumerate(zip(order, shape)):
+        step, first = int(np.sign(steps[along, axis])), int(steps[along, 3])
+        last = first + step * size
+        taken.append(slice(first, last if last >= 0 else None, step))
+    return voxels.transpose(order)[tuple(taken)]
+
+
 def is_usable(affine: np.ndarray) -> bool:
     """Whether an affine is finite and has three independent axes."""
     if affine.shape != (4, 4) or not np.isfinite(affine).all():

@@ -1,0 +1,110 @@
+"""What a volume says of a solid organ that no slice does: that it is one piece, and of one grey.
+
+A network that sees slices takes a lung for a liver that is black with iron, where the liver itself is not in the slice
+to compare with; and what touches an organ and looks like it, for a part of it. Spleen, liver and kidneys are of one
+piece, which nothing thin holds together, and even across a poor coil their grey varies by less than a factor of two or
+three. Of hollow organs none of that is true. Not in the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from nibabel.affines import voxel_sizes
+from scipy import ndimage
+
+from ..errors import SettingError, listed
+from .bridges import bridged
+from .components import Pieces, organ_boxes
+from .grids import seen_on
+from .stored import scaled
+
+DARK, BRIGHT = 0.5, 3.0  # of the organ's median: what is darker or brighter is none of it
+AROUND = 8.0  # mm to either side in a slice, over which greys are averaged
+
+
+class KeepSolidOrgansd(MapTransform):
+    """Takes away from solid organs what is darker than :data:`DARK` of their median grey or brighter than
+    :data:`BRIGHT`, on an average of what lies around; then all but the largest piece; then what hangs on it by a bridge
+    (:func:`.bridges.bridged`).
+
+    Args:
+        keys: label maps ``(1, I, J, K)`` of integers; changed in place.
+        organs: names of the values 1...K.
+        solid: those of them that are solid.
+        image_key: the image ``(1, H, W, slices)`` in [0, 1], or with a note in its meta by which
+            :func:`.stored.scaled` makes it so; on the grid of the label maps or a part of it, its axes in any order.
+
+    Raises:
+        SettingError: ``solid`` names something else.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, organs: Sequence[str], *, solid: Sequence[str], image_key: str = "image"
+    ) -> None:
+        super().__init__(keys)
+        if unknown := [organ for organ in solid if organ not in organs]:
+            raise SettingError(
+                f"`solid_organs` names {_quoted(unknown)}, expected some of the organs {_quoted(organs)}. Correct it."
+            )
+        self.values = [organs.index(organ) + 1 for organ in solid]
+        self.image_key = image_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        image: MetaTensor = result[self.image_key]
+        onto = np.asarray(image.affine, float)
+        for key in self.key_iterator(result):
+            volume: MetaTensor = result[key]
+            (labels,) = volume.as_tensor().numpy()
+            seen = seen_on(labels, np.asarray(volume.affine, float), onto, image.shape[1:])
+            for value in self.values:
+                self._keep_solid(seen, value, image)
+        return result
+
+    def _keep_solid(self, labels: np.ndarray, value: int, image: MetaTensor) -> None:
+        """As the class says, of one organ."""
+        spacing = voxel_sizes(np.asarray(image.affine, float))
+        box = organ_boxes(labels, value)[value - 1]
+        if box is None:
+            return
+        part = labels[box]
+        part[_other_greys(part == value, image.as_tensor()[(0, *box)].cpu(), image, spacing)] = 0
+        if (box := organ_boxes(part, value)[value - 1]) is None:
+            return
+        part = part[box]
+        Pieces(part, value).keep_largest()
+        (box,) = organ_boxes(part, value)[value - 1 :]
+        part[box][bridged(part[box] == value, spacing)] = 0
+
+
+def _other_greys(organ: np.ndarray, stored: torch.Tensor, image: MetaTensor, spacing: np.ndarray) -> np.ndarray:
+    """Where an organ ``(H, W, slices)`` is too dark or too bright to be it.
+
+    Args:
+        organ: bool.
+        stored: the image where the organ is, as it is stored.
+        image: the whole of it, for :func:`.stored.scaled`.
+        spacing: of the voxels in mm.
+    """
+    held = torch.from_numpy(organ)
+    median = float(scaled(stored[held], image).median())
+    sizes = [2 * int(AROUND / step) + 1 for step in spacing[:2]]
+    other = np.zeros_like(organ)
+    for index in np.flatnonzero(organ.any((0, 1))):  # slice by slice: copies of the whole would be large
+        inside = organ[..., index].astype(np.float32)
+        grey = inside * scaled(stored[..., index], image).numpy()
+        around, share = (ndimage.uniform_filter(each, sizes, mode="constant") for each in (grey, inside))
+        mean = around / np.maximum(share, np.finfo(np.float32).tiny)
+        other[..., index] = organ[..., index] & ((mean < DARK * median) | (mean > BRIGHT * median))
+    return other
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return listed(f"'{name}'" for name in names)

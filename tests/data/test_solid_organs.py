@@ -1,0 +1,123 @@
+"""Of a solid organ nothing stays that its own grey, its largest piece and its thickness speak against."""
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Orientation, SpatialCrop
+from scripts.data.grids import seen_on
+from scripts.data.solid_organs import KeepSolidOrgansd
+from scripts.data.stored import WINDOW
+from scripts.errors import SettingError
+
+ORGANS = ["spleen", "liver"]
+SHAPE = (60, 50, 24)
+SPACING = (1.5, 1.5, 4.0)
+LIVER = 2
+
+
+def scan(grey=0.5, other=0.1, *, noise=0.03):
+    """A liver, and above it something that was taken for it; a spleen; and where liver and the other are."""
+    labels, image = np.zeros(SHAPE, np.uint8), np.full(SHAPE, 0.3)
+    liver, lung, spleen = (np.zeros(SHAPE, bool) for _ in range(3))
+    liver[10:40, 10:40, 4:16], lung[10:40, 10:40, 16:20], spleen[45:55, 20:35, 6:14] = True, True, True
+    labels[liver | lung], labels[spleen] = LIVER, 1
+    for part, value in ((liver, grey), (lung, other), (spleen, grey)):
+        image[part] = value
+    image += np.random.default_rng(0).normal(0, noise, SHAPE)
+    affine = np.diag([*SPACING, 1.0])
+    data = {"pred": MetaTensor(torch.from_numpy(labels)[None], affine=affine)}
+    return data | {"image": MetaTensor(torch.from_numpy(image.clip(0, 1))[None].float(), affine=affine)}, liver, lung
+
+
+def kept(data, **options):
+    before = data["pred"].clone()
+    result = KeepSolidOrgansd("pred", ORGANS, **{"solid": ["liver"], **options})(data)
+    changed = (result["pred"] != before)[0].numpy()
+    assert not result["pred"][0].numpy()[changed].any()  # nothing but taken away
+    return changed
+
+
+@pytest.mark.parametrize(("grey", "other"), [(0.5, 0.1), (0.3, 0.98), (0.9, 0.2)])
+def test_what_is_much_darker_or_brighter_than_the_organ_is_none_of_it(grey, other):
+    data, liver, lung = scan(grey, other)
+
+    changed = kept(data)
+
+    assert changed[lung].mean() > 0.97
+    assert changed[liver].mean() < 0.03
+
+
+def test_shading_vessels_and_noise_stay():
+    """A factor of three from one side of the body to the other, and vessels three times as bright as the organ."""
+    data, liver, _ = scan(0.3, 0.3, noise=0.05)
+    image = data["image"].as_tensor()
+    image *= torch.from_numpy(3 ** np.linspace(-0.5, 0.5, SHAPE[0]))[:, None, None]
+    image[:, 15:38:6, 12:38:8] *= 3
+
+    assert not kept(data).any()
+
+
+def test_only_solid_organs_are_looked_at():
+    data, _, _ = scan()
+
+    assert not kept(data, solid=["spleen"]).any()
+    assert not kept(data, solid=[]).any()
+
+
+def test_an_organ_that_is_nowhere_or_black():
+    data, _, _ = scan()
+    data["pred"][data["pred"] == LIVER] = 0
+    assert not kept(data).any()
+
+    data, _, _ = scan(0.0, 0.0, noise=0.0)
+    assert not kept(data).any()
+
+
+def test_of_pieces_the_largest_stays():
+    data, _, _ = scan(0.5, 0.5)
+    data["pred"][0, 50:55, 40:45, 20:22] = LIVER
+
+    changed = kept(data)
+
+    assert changed[50:55, 40:45, 20:22].all() and changed.sum() == 50
+
+
+@pytest.mark.parametrize("axcodes", ["RAS", "PLS", "SAR", "IPL", "LAI"])
+def test_images_are_seen_turned_and_cropped_as_preprocessing_does(axcodes):
+    """The same voxels go whatever way the file's axes point, on an image that was turned and cropped since."""
+    expected = kept(scan()[0])
+    data, _, _ = scan()
+    data = {key: Orientation(axcodes=axcodes)(value) for key, value in data.items()}
+    data["image"] = SpatialCrop(roi_start=(5, 5, 0), roi_end=(58, 48, 24))(Orientation(axcodes="RAS")(data["image"]))
+
+    changed = kept(data)
+
+    back = MetaTensor(torch.from_numpy(changed[None].astype(np.uint8)), affine=data["pred"].affine)
+    assert (Orientation(axcodes="RAS")(back)[0].numpy().astype(bool) == expected).all()
+
+
+def test_images_as_they_are_stored_are_scaled_by_their_note():
+    expected = kept(scan()[0])
+    data, _, _ = scan()
+    data["image"] = (data["image"] * 400 - 125).round().to(torch.int16)
+    data["image"].meta[WINDOW] = torch.tensor([-125.0, 275.0, 0.0, 1.0, 1.0]).double()
+
+    assert (kept(data) != expected).mean() < 1e-3
+
+
+def test_a_grid_is_seen_from_another_as_a_view():
+    voxels = np.arange(24).reshape(2, 3, 4)
+    onto = np.array([[0, 0, -1, 1], [0, 1.0, 0, 1], [-1, 0, 0, 3], [0, 0, 0, 1]])  # from k, j, i, reversed, from j = 1
+
+    seen = seen_on(voxels, np.eye(4), onto, (4, 2, 2))
+
+    assert seen.base is not None and (seen == voxels.transpose(2, 1, 0)[::-1, 1:, ::-1]).all()
+    seen[0, 0, 0] = -5
+    assert voxels[1, 1, 3] == -5
+
+
+def test_organs_that_are_none_are_refused():
+    expected = r"`solid_organs` names 'kidney', expected some of the organs 'spleen', 'liver'"
+    with pytest.raises(SettingError, match=expected):
+        KeepSolidOrgansd("pred", ORGANS, solid=["liver", "kidney"])
