@@ -224,15 +224,30 @@ def test_other_peculiarities_cost_no_segmentation(write, tags):
     assert segmentation.SeriesDescription.isprintable() and len(segmentation.SeriesDescription) <= 64
 
 
-def test_decimal_commas_are_mended(write):
-    series = write()
+@pytest.mark.parametrize(
+    ("kind", "keyword", "stated", "mended"),
+    [
+        ("LO", "PixelSpacing", ["0,75", "0,75"], [0.75, 0.75]),
+        ("DS", "PixelSpacing", ["0,75", "0,75"], [0.75, 0.75]),
+        ("DS", "SliceThickness", "2,5", [2.5]),
+        ("DS", "ImageOrientationPatient", ["1,0", "0", "0", "0", "1,0", "0"], [1, 0, 0, 0, 1, 0]),
+        ("DS", "PatientWeight", "75,5", [75.5]),
+    ],
+)
+def test_decimal_commas_are_mended_in_one_value_and_in_several(write, kind, keyword, stated, mended, caplog):
+    placeholder = "X" * len("\\".join(np.atleast_1d(stated)))
+    series = write(**{keyword: None})
     for file in series.iterdir():
         dataset = pydicom.dcmread(file)
-        del dataset.PixelSpacing
-        dataset.add_new("PixelSpacing", "LO", ["0,75", "0,75"])
+        dataset.add_new(keyword, "LO", placeholder)
         dataset.save_as(file)
-    measures = segment(series).SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
-    assert [float(size) for size in measures.PixelSpacing] == [0.75, 0.75]
+    old, new = placeholder.encode(), "\\".join(np.atleast_1d(stated)).encode()
+    size = (len(old) + len(old) % 2).to_bytes(2, "little")
+    rewritten(series, b"LO" + size + old, kind.encode() + size + new)
+    segmentation = segment(series)
+    found = [each for each in segmentation.iterall() if each.keyword == keyword]
+    assert found and all(np.allclose(np.atleast_1d(each.value).astype(float), mended) for each in found)
+    assert f"{keyword} '" in caplog.text
 
 
 def test_the_series_itself_is_not_changed(write):

@@ -36,6 +36,8 @@ _DECIMALS = (
     "SpacingBetweenSlices",
     "ImagePositionPatient",
     "ImageOrientationPatient",
+    "PatientSize",
+    "PatientWeight",
 )
 _LINES, _PARAGRAPHS = ("LO", "SH", "CS", "PN"), ("ST", "LT", "UT")  # texts without and with line breaks
 _BREAKS = "\r\n\f\t"  # in a paragraph: carriage return, line feed, form feed and tabulator
@@ -113,7 +115,8 @@ def _mended(file: Path, header: pydicom.Dataset) -> Iterator[str]:
                 del header[keyword]
                 if numbers is not None:
                     setattr(header, keyword, numbers if len(numbers) > 1 else numbers[0])
-                yield f"{keyword} {_shown(held.value)} is {numbers}"
+                if held.value not in (None, "", b""):
+                    yield f"{keyword} {_shown(held.value)} is {numbers}"
     frames = str(header.get("NumberOfFrames", "many"))
     if frames in ("1", "None", "") and "PerFrameFunctionalGroupsSequence" not in header:
         del header.NumberOfFrames  # which makes a file with one slice one of many
@@ -194,7 +197,9 @@ def _time(value: Any) -> str:
 
 
 def _has_comma(value: Any) -> bool:
-    return (b"," if isinstance(value, bytes) else ",") in value if isinstance(value, (bytes, str)) else False
+    """Of one number, or of any of several."""
+    values = value if isinstance(value, (list, MultiValue)) else [value]
+    return any((b"," if isinstance(each, bytes) else ",") in each for each in values if isinstance(each, (bytes, str)))
 
 
 def _shown(value: Any) -> str:
