@@ -179,6 +179,16 @@ def test_slices_that_share_their_uid_have_no_segmentation(write):
         ("StudyTime", "101112.123456", "101112.123456"),
         ("StudyTime", "25:00:00", ""),
         ("PatientID", "a\nb", "a/nb"),
+        ("PatientID", "a\\b", "a/b"),
+        ("PatientID", "1" * 64, "1" * 64),
+        ("PatientID", "1" * 65, ""),
+        ("PatientName", "x" * 200, "x" * 64),
+        ("PatientName", f"{'x' * 64}={'y' * 65}", f"{'x' * 64}={'y' * 64}"),
+        ("PatientName", "a=b=c=d", "a=b=c"),
+        ("AccessionNumber", "1" * 17, ""),
+        ("AccessionNumber", "1\\2", "1/2"),
+        ("StudyID", "STUDY 12345678901234567890", ""),
+        ("StudyDescription", "d" * 90, "d" * 64),
     ],
 )
 def test_what_the_standard_forbids_is_mended_or_emptied_and_named(write, keyword, stated, mended, caplog):
@@ -248,6 +258,33 @@ def test_decimal_commas_are_mended_in_one_value_and_in_several(write, kind, keyw
     found = [each for each in segmentation.iterall() if each.keyword == keyword]
     assert found and all(np.allclose(np.atleast_1d(each.value).astype(float), mended) for each in found)
     assert f"{keyword} '" in caplog.text
+
+
+@pytest.mark.parametrize("uid", ["1.2.03.4", "1.2.abc", "1." + "2" * 80])
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"])
+def test_a_uid_that_is_none_is_kept_and_named(write, keyword, uid, caplog):
+    segmentation = segment(write(**{keyword: uid}))
+    stated = [each.value for each in segmentation.iterall() if each.keyword == keyword]
+    assert uid in stated
+    assert f"{keyword} '{uid}' is kept" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("stated", "written", "said"),
+    [
+        ("FOO", b"Doe", "SpecificCharacterSet 'FOO' is not known"),
+        ("ISO_IR 192", b"D\xf6e", "PatientName has lost characters"),
+    ],
+)
+def test_names_that_cannot_be_decoded_are_named(write, stated, written, said, caplog):
+    series = write(SpecificCharacterSet=stated, PatientName="NNN")
+    segment(rewritten(series, b"NNN ", written + b" "))
+    assert said in caplog.text
+
+
+def test_what_pydicom_says_without_a_name_reaches_no_log(write, caplog):
+    segment(write(StudyInstanceUID="1.2.03.4", AccessionNumber="1" * 40, SpecificCharacterSet="FOO"))
+    assert not [each for each in caplog.records if each.name.startswith("pydicom")]
 
 
 def test_the_series_itself_is_not_changed(write):

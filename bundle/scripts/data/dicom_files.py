@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,10 @@ from .file_names import IMAGE_SUFFIXES
 MOST_INFLATED = 1 << 30  # bytes of one file
 _META = 4096  # bytes that hold the first group of any file
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # of elements, at the beginning of a file without preamble
+
+# what is odd in a file is said here, by its name, which pydicom's own warnings, and the stacks in its log, do not tell
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+warnings.filterwarnings("ignore", module=r"pydicom\b")
 
 
 def is_dicom_file(path: Path) -> bool:

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
+from pydicom.charset import python_encoding
+from pydicom.datadict import dictionary_VM
 from pydicom.multival import MultiValue
 from pydicom.uid import (
+    UID,
     CTImageStorage,
     MRImageStorage,
     PositronEmissionTomographyImageStorage,
@@ -39,6 +42,10 @@ _DECIMALS = (
     "PatientSize",
     "PatientWeight",
 )
+_LONGEST = {"SH": 16, "LO": 64, "PN": 64}  # characters, of names in each way of writing
+# what a segmentation copies beside all of the patient's group
+_OF_STUDY = ("AccessionNumber", "StudyID", "StudyDescription", "ReferringPhysicianName", "AdmissionID")
+_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")
 _LINES, _PARAGRAPHS = ("LO", "SH", "CS", "PN"), ("ST", "LT", "UT")  # texts without and with line breaks
 _BREAKS = "\r\n\f\t"  # in a paragraph: carriage return, line feed, form feed and tabulator
 _TEXTS = (*_LINES, *_PARAGRAPHS)
@@ -97,6 +104,11 @@ def _mended(file: Path, header: pydicom.Dataset) -> Iterator[str]:
             mended = [_shown_as(element.VR, each) for each in _texts_of(value)]
             setattr(header, keyword, mended if len(mended) > 1 else mended[0])
             yield f"{keyword} {_shown(value)} is {listed(mended)}"
+        is_copied = element.tag.group == 0x10 or keyword in _OF_STUDY
+        if is_copied and element.VR in _LONGEST and keyword and dictionary_VM(element.tag) == "1":
+            yield from _changed(header, keyword, header[keyword].value, _fitting(header[keyword]))
+        elif keyword in _UIDS and value and not UID(str(value)).is_valid:  # another one would part it from its series
+            yield f"{keyword} {_shown(value)} is kept, though it is no valid UID"
         elif element.VR == "DA" and keyword:
             yield from _changed(header, keyword, value, _date(value))
         elif element.VR == "TM" and keyword:
@@ -141,8 +153,12 @@ def _to_unicode(header: pydicom.Dataset) -> Iterator[str]:
         if meant != stated:
             header.SpecificCharacterSet = meant
             yield f"SpecificCharacterSet {_shown(stated)} is {listed(meant)}"
+        if unknown := [each for each in meant if each not in python_encoding]:
+            yield f"SpecificCharacterSet '{listed(unknown)}' is not known, and read as the default one"
     header.decode()
     for element in header.iterall():
+        if element.VR in _TEXTS and "\ufffd" in str(element.value):
+            yield f"{element.keyword or element.tag} has lost characters that its SpecificCharacterSet does not have"
         if element.VR in _TEXTS and element.value:
             plain = [_DESIGNATION.sub("", each) for each in _texts_of(element.value)]
             if element.VR == "PN" or plain != _texts_of(element.value):
@@ -172,8 +188,19 @@ def _is_shown(kind: str, value: str) -> bool:
     return value.isprintable() if kind in _LINES else _shown_as(kind, value) == value
 
 
+def _fitting(element: pydicom.DataElement) -> str:
+    """The text of an element that has one value by the standard, no longer than it may be. An identifier that is cut
+    off would be another one, and becomes empty.
+    """
+    parts = "/".join(_texts_of(element.value)).split("=" if element.VR == "PN" else "\0")
+    longest = _LONGEST[element.VR]
+    if max(map(len, parts)) > longest and element.keyword.endswith(("ID", "Number")):
+        return ""
+    return "=".join(part[:longest] for part in parts[:3])  # letters of one script, of another, and by sound
+
+
 def _changed(header: pydicom.Dataset, keyword: str, old: Any, new: str) -> Iterator[str]:
-    old = "" if old is None else str(old)
+    old = "" if old is None else "\\".join(_texts_of(old))
     if old != new:
         setattr(header, keyword, new)
         yield f"{keyword} {_shown(old)} is {new or 'empty'}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -45,8 +46,9 @@ _MADE_BY = {
 }
 
 logger = logging.getLogger(__name__)
-# it tells of every group of elements that it copies
-logging.getLogger("highdicom").setLevel(logging.WARNING)
+# it tells of every group of elements that it copies, of label maps without an organ, and of names of one word
+logging.getLogger("highdicom").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", "(?s)The string .* is unlikely to represent the intended person name")
 
 OrganCodes = Mapping[str, "str | Sequence[str]"]
 
