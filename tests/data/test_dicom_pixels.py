@@ -496,6 +496,24 @@ def test_what_the_standard_calls_no_image_is_no_slice_though_it_has_pixels(tmp_p
 
 
 @pytest.mark.parametrize(
+    "keyword, kind, said",
+    [
+        ("FloatPixelData", "f4", "are FloatPixelData, as those of parametric maps are"),
+        ("DoubleFloatPixelData", "f8", "has 64 bits a pixel (BitsAllocated)"),
+    ],
+)
+def test_a_map_of_fractions_is_called_one(tmp_path, keyword, kind, said):
+    series = ct(tmp_path / "a", SOPClassUID="1.2.840.10008.5.1.4.1.1.30")
+    for file in series.iterdir():
+        dataset = pydicom.dcmread(file)
+        setattr(dataset, keyword, dataset.pixel_array.astype(kind).tobytes())
+        del dataset.PixelData
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = (8 * int(kind[1]), None, None)
+        dataset.save_as(file)
+    assert said in refusal(series)
+
+
+@pytest.mark.parametrize(
     "tags, said",
     [
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "SOPClassUID): CT Image Storage in 4 files (0000.dcm, 0001.dcm"),

@@ -260,6 +260,12 @@ def test_decimal_commas_are_mended_in_one_value_and_in_several(write, kind, keyw
     assert f"{keyword} '" in caplog.text
 
 
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "FrameOfReferenceUID"])
+def test_what_differs_between_slices_is_named(write, keyword):
+    with pytest.raises(UnsuitableSeries, match=f"4 values of {keyword} in the slices"):
+        segment(write(**{keyword: lambda index: f"1.2.3.{index}"}))
+
+
 @pytest.mark.parametrize("uid", ["1.2.03.4", "1.2.abc", "1." + "2" * 80])
 @pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"])
 def test_a_uid_that_is_none_is_kept_and_named(write, keyword, uid, caplog):

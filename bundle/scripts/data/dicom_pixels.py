@@ -38,6 +38,7 @@ TAGS = (  # of a header, for all that is decided here
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "ModalityLUTSequence"),
 )
 _WHOLE = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel")
+_FLOATS = ("FloatPixelData", "DoubleFloatPixelData")  # which a file has in place of PixelData
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
 _MOST_DEFLATED = 1032  # times smaller: no more is possible
 _MOST_COMPRESSED = 100_000  # times smaller: an empty slice shrinks far less
@@ -208,8 +209,13 @@ def _byte_order(dataset: pydicom.Dataset) -> str:
 
 def _stored(where: str, file: Path) -> np.ndarray:
     """Of what is not compressed."""
-    header = pydicom.dcmread(file, force=True, specific_tags=["PixelData", *TAGS])
+    header = pydicom.dcmread(file, force=True, specific_tags=["PixelData", *_FLOATS, *TAGS])
     data = header.get("PixelData")
+    if data is None and (floats := [each for each in _FLOATS if each in header]):
+        raise DatasetError(
+            f"{where}: the pixels of '{file.name}' are {floats[0]}, as those of parametric maps are, expected whole "
+            "numbers (PixelData). Take the images that the map was made of, or convert it to NIfTI."
+        )
     if data is not None and header["PixelData"].is_undefined_length:  # as only compressed pixels have it
         raise DatasetError(
             f"{where}: the pixels of '{file.name}' are in pieces, as only compressed ones are, and its transfer syntax "

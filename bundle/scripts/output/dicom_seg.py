@@ -279,6 +279,12 @@ def _check_headers(source: Path, headers: Mapping[Path, pydicom.Dataset]) -> Non
             f"'{source}': no {listed(sorted(missing))} in the series, without which no DICOM SEG can belong to it. "
             "Export the original series, or do without it: --dicom_seg False."
         )
+    for keyword in ("StudyInstanceUID", "FrameOfReferenceUID"):
+        if (found := len({header[keyword].value for header in headers.values()})) > 1:
+            raise UnsuitableSeries(
+                f"'{source}': {found} values of {keyword} in the slices of one series, of which a DICOM SEG can have "
+                "one. Export the original series, or do without it: --dicom_seg False."
+            )
     if len({header.SOPInstanceUID for header in headers.values()}) < len(headers):
         raise UnsuitableSeries(
             f"'{source}': slices with the SOPInstanceUID of another, by which a DICOM SEG refers to each. Export the "
