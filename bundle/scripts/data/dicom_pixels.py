@@ -26,7 +26,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from ..errors import DatasetError
+from ..errors import DatasetError, one_line
 from .dicom_decoder import DecodingError, FileRefusedError, decode
 from .dicom_streams import DECODED, check_streams
 
@@ -78,7 +78,7 @@ def frames_of(file: Path, header: pydicom.Dataset) -> int:
     except (TypeError, ValueError, OverflowError):
         frames, whole = 0, False
     if frames < 1 or not whole:
-        raise DatasetError(f"'{file}': NumberOfFrames {stated}, expected a whole number above 0. Export it again.")
+        raise DatasetError(f"'{file}': NumberOfFrames {one_line(stated)}, expected a whole number above 0. Export it again.")
     return frames
 
 
@@ -102,7 +102,7 @@ def check_header(where: str, file: Path, header: pydicom.Dataset) -> None:
     photometric = str(header.get("PhotometricInterpretation") or _GREYS[1])
     if photometric not in _GREYS:
         raise DatasetError(
-            f"{where}: '{file.name}' is stored in colours ({photometric}), expected one real number a voxel "
+            f"{where}: '{file.name}' is stored in colours ({one_line(photometric)}), expected one real number a voxel "
             "(MONOCHROME2). Convert the series to greyscale, or take the original one."
         )
     bits = header.get("BitsAllocated")
@@ -251,7 +251,7 @@ def _decoded(where: str, name: str, file: Path, header: pydicom.Dataset) -> tupl
         if values.shape != shape:
             raise DecodingError(f"they hold {values.shape} frames, rows and columns, its header says {shape}")
     except DecodingError as error:
-        stored = getattr(_syntax(header), "name", "nothing known")
+        stored = one_line(getattr(_syntax(header), "name", "nothing known"))
         expected = "expected a complete file. Copy it again, or convert the series to NIfTI."
         if _syntax(header) not in (*DECODED, *UNCOMPRESSED):
             expected = "for which there is no decoder here. Export the series uncompressed, or convert it to NIfTI."

@@ -8,7 +8,7 @@ from pathlib import Path
 import pydicom
 from pydicom.uid import UID, ParametricMapStorage
 
-from ..errors import DatasetError, count, listed
+from ..errors import DatasetError, count, listed, one_line
 from .dicom_pixels import frames_of
 
 _NO_IMAGE = ("SEG", "RTDOSE")  # modalities with pixels that are not the patient's image
@@ -149,15 +149,15 @@ def _names(headers: Headers) -> set[str]:
 
 def title(headers: Headers) -> str:
     """A series in messages: its description and UID."""
-    return f"'{_description(headers)}' ({_first(headers).get('SeriesInstanceUID') or 'no UID'})"
+    return one_line(f"'{_description(headers)}' ({_first(headers).get('SeriesInstanceUID') or 'no UID'})")
 
 
 def _summary(headers: Headers) -> str:
     header = _first(headers)
-    number = header.get("SeriesNumber")
+    number, modality = header.get("SeriesNumber"), one_line(header.get("Modality", "no modality"))
     slices = sum(frames_of(file, each) for file, each in headers.items() if _is_image(each))
     kind = " (localizer)" if any(map(is_localizer, headers.values())) else ""
     return (
-        f"{title(headers)}, number {'unknown' if number is None else number}, {header.get('Modality', 'no modality')}, "
+        f"{title(headers)}, number {'unknown' if number is None else one_line(number)}, {modality}, "
         + (count(slices, "slice") + kind if slices else "no image")
     )
