@@ -78,7 +78,9 @@ def frames_of(file: Path, header: pydicom.Dataset) -> int:
     except (TypeError, ValueError, OverflowError):
         frames, whole = 0, False
     if frames < 1 or not whole:
-        raise DatasetError(f"'{file}': NumberOfFrames {one_line(stated)}, expected a whole number above 0. Export it again.")
+        raise DatasetError(
+            f"'{file}': NumberOfFrames {one_line(stated)}, expected a whole number above 0. Export it again."
+        )
     return frames
 
 
