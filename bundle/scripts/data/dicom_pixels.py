@@ -28,7 +28,7 @@ from pydicom.uid import (
 
 from ..errors import DatasetError, one_line
 from .dicom_decoder import DecodingError, FileRefusedError, decode
-from .dicom_streams import DECODED, check_streams
+from .dicom_streams import DECODED, check_streams, in_one_piece_each
 
 DEFLATED = DeflatedExplicitVRLittleEndian  # the file as a whole, which pydicom undoes
 UNCOMPRESSED = (None, ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DEFLATED)
@@ -169,14 +169,13 @@ def read_frames(where: str, file: Path, rescales: Sequence[Rescale]) -> Frames:
         header = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
         if file.stat().st_size == stream.tell() and _syntax(header) != DEFLATED:
             raise DatasetError(f"{where}: no pixel data in '{file.name}'. Copy or export the series again.")
-    if _syntax(header) in DECODED:
-        check_streams(where, file, header, len(rescales))
+    whole = _syntax(header) not in DECODED or check_streams(where, file, header, len(rescales))
     table = _table(where, file, header)
     inverted = str(header.get("PhotometricInterpretation")) == _GREYS[0]
     by_itk = _syntax(header) not in UNCOMPRESSED
     padding = header.get("PixelPaddingValue")
     alike = len(set(rescales)) == 1
-    if by_itk and table is None and not inverted and padding in (None, "") and alike:
+    if by_itk and whole and table is None and not inverted and padding in (None, "") and alike:
         try:
             frames, known = _decoded(where, file.name, file, header)
             if known == rescales[0]:
@@ -184,7 +183,7 @@ def read_frames(where: str, file: Path, rescales: Sequence[Rescale]) -> Frames:
         except DatasetError:  # of RLE there is another decoder
             if _syntax(header) != RLELossless:
                 raise
-    stored = _decoded_plainly(where, file, header) if by_itk else _stored(where, file)
+    stored = _decoded_plainly(where, file, header, whole) if by_itk else _stored(where, file)
     padded = _padding(header, stored)
     values = _meant(header, stored)
     if table is not None:
@@ -263,9 +262,17 @@ def _decoded(where: str, name: str, file: Path, header: pydicom.Dataset) -> tupl
     return values, Rescale(*rescale)
 
 
-def _decoded_plainly(where: str, file: Path, header: pydicom.Dataset) -> np.ndarray:
-    """Stored values of a compressed file, as ITK decodes them when its header asks for nothing more."""
+def _decoded_plainly(where: str, file: Path, header: pydicom.Dataset, whole: bool) -> np.ndarray:
+    """Stored values of a compressed file, as ITK decodes them when its header asks for nothing more, and each frame is
+    in one piece: ``whole`` says whether they are.
+    """
     plain = pydicom.dcmread(file, force=True)
+    pieces = None
+    if not whole:
+        try:
+            in_one_piece_each(where, file, plain, frames_of(file, header))
+        except DatasetError as error:  # of some kinds of streams, ITK finds where frames begin
+            pieces = error
     for keyword in ("RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence", "PixelPaddingValue"):
         if keyword in plain:
             delattr(plain, keyword)
@@ -284,6 +291,8 @@ def _decoded_plainly(where: str, file: Path, header: pydicom.Dataset) -> np.ndar
         try:
             values, known = _decoded(where, file.name, copy, header)
         except RefusedPixelsError as refused:
+            if pieces is not None:
+                raise pieces from None
             if _syntax(header) != RLELossless:
                 raise
             try:

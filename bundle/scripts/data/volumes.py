@@ -101,8 +101,7 @@ def load_volume(
     name = path.name.lower()
     try:
         if name.endswith((*NIFTI_SUFFIXES, *HEADER_SUFFIXES)) and path.is_file():
-            stored = load_nifti(path, default_axcodes, trusted_form)
-            volume = Volume(stored.voxels, stored.affine, stored.space)
+            volume = Volume(*load_nifti(path, default_axcodes, trusted_form))
         elif name.endswith(MGH_SUFFIXES) and path.is_file():
             volume = Volume(*load_mgh(path))
         elif name.endswith(IMAGE_SUFFIXES) and path.is_file():
