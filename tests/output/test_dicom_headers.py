@@ -262,7 +262,7 @@ def test_decimal_commas_are_mended_in_one_value_and_in_several(write, kind, keyw
 
 @pytest.mark.parametrize("keyword", ["StudyInstanceUID", "FrameOfReferenceUID"])
 def test_what_differs_between_slices_is_named(write, keyword):
-    with pytest.raises(UnsuitableSeries, match=f"4 values of {keyword} in the slices"):
+    with pytest.raises(UnsuitableSeries, match=f"4 values of {keyword} in place of one"):
         segment(write(**{keyword: lambda index: f"1.2.3.{index}"}))
 
 

@@ -282,8 +282,8 @@ def _check_headers(source: Path, headers: Mapping[Path, pydicom.Dataset]) -> Non
     for keyword in ("StudyInstanceUID", "FrameOfReferenceUID"):
         if (found := len({header[keyword].value for header in headers.values()})) > 1:
             raise UnsuitableSeries(
-                f"'{source}': {found} values of {keyword} in the slices of one series, of which a DICOM SEG can have "
-                "one. Export the original series, or do without it: --dicom_seg False."
+                f"'{source}': no DICOM SEG can be made of this series, whose slices have {found} values of {keyword} "
+                "in place of one. Export the original series, or do without: --dicom_seg False."
             )
     if len({header.SOPInstanceUID for header in headers.values()}) < len(headers):
         raise UnsuitableSeries(
