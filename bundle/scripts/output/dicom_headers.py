@@ -113,6 +113,8 @@ def _mended(file: Path, header: pydicom.Dataset) -> Iterator[str]:
             yield from _changed(header, keyword, value, _date(value))
         elif element.VR == "TM" and keyword:
             yield from _changed(header, keyword, value, _time(value))
+        elif element.VR == "AS" and keyword:
+            yield from _changed(header, keyword, value, _age(value))
     if "PatientSex" in header:
         sex = str(header.PatientSex or "")
         yield from _changed(header, "PatientSex", sex, _SEXES.get(sex.strip().upper(), ""))
@@ -221,6 +223,12 @@ def _time(value: Any) -> str:
     digits = str(value or "").strip().replace(":", "")
     found = re.fullmatch(r"([01]\d|2[0-3])([0-5]\d([0-5]\d|60)?)?(\.\d{1,6})?", digits)
     return digits if found and ("." not in digits or len(digits.split(".")[0]) == 6) else ""
+
+
+def _age(value: Any) -> str:
+    """An age as three digits and a letter; empty if it is none."""
+    found = re.fullmatch(r"(\d{1,3})([DWMY])", str(value or "").strip().upper())
+    return f"{found[1]:0>3}{found[2]}" if found else ""
 
 
 def _has_comma(value: Any) -> bool:
