@@ -201,9 +201,21 @@ def test_frames_may_be_in_pieces_and_lie_where_any_table_says(tmp_path, name, wr
     np.testing.assert_array_equal(load_volume(series).voxels, FRAMES[..., :frames])
 
 
-def test_pieces_of_which_nothing_says_where_frames_begin_are_refused(tmp_path):
-    series = in_one_file(tmp_path / "a", RLELossless, RUNS, pieces(2, False), 3)
-    assert "are in pieces, of which nothing says where each of 3 frames begins" in refusal(series)
+def without_the_last(dataset: Dataset, streams: list[bytes]) -> None:
+    dataset.PixelData = encapsulate(streams[:-1])
+
+
+@pytest.mark.parametrize(
+    "name, write, said",
+    [
+        ("RLE", pieces(2, False), "are in pieces, of which nothing says where each of 3 frames begins"),
+        ("RLE", without_the_last, "holds 2 pieces of pixels for 3 frames"),
+        ("JPEG 2000", without_the_last, "holds 2 pieces of pixels for 3 frames"),
+    ],
+)
+def test_frames_that_are_not_to_be_told_apart_or_missing_are_refused(tmp_path, name, write, said):
+    _, syntax, encode, _ = ALIKE[name]
+    assert said in refusal(in_one_file(tmp_path / "a", syntax, encode, write, 3))
 
 
 @pytest.mark.parametrize(

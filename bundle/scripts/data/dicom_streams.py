@@ -123,6 +123,12 @@ def in_one_piece_each(where: str, file: Path, dataset: pydicom.Dataset, frames: 
         found = list(generate_frames(dataset.PixelData, number_of_frames=frames))
     except (ValueError, EOFError, struct.error):
         found = []
+    fragments = parse_fragments(dataset.PixelData)[0] - 1  # without the table of places
+    if fragments < frames:
+        raise DatasetError(
+            f"{where}: '{file.name}' holds {count(fragments, 'piece')} of pixels for {count(frames, 'frame')}, "
+            "expected one or more for each. Copy or export the series again."
+        )
     if len(found) != frames or not all(found):
         raise DatasetError(
             f"{where}: the pixels of '{file.name}' are in pieces, of which nothing says where each of {frames} frames "
