@@ -316,6 +316,16 @@ def test_names_that_a_terminal_has_no_letters_for_are_escaped():
     assert result.stdout == "WARNING:root:\\u5c71\n\\u5c71\n" and not result.stderr
 
 
+def test_a_name_breaks_no_line_of_the_log_and_a_reason_may():
+    program = (
+        "import logging; from pathlib import Path; logging.basicConfig(stream=sys.stdout, format='%(message)s')\n"
+        "log = logging.getLogger('scripts.a').warning\n"
+        "log('%s: %s', 'a\\nb', 'one\\ntwo'); log(\"The report is '%s'.\", Path('a\\nb')); log('%d of %s', 1, 'a')"
+    )
+    result = run(program)
+    assert result.stdout == "a\\nb: one\n  two\nThe report is 'a\\nb'.\n1 of a\n" and not result.stderr
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 def test_a_log_that_cannot_be_written_is_said_once():
     program = (

@@ -327,13 +327,20 @@ def _lost_line(handle: Callable[..., None]) -> Callable[..., None]:
 
 
 def _escape_logs() -> None:
-    """Makes every message of a log printable, with its further lines set in, whoever writes it and wherever it goes."""
+    """Makes every message of a log printable, with its further lines set in, whoever writes it and wherever it goes.
+
+    Of the bundle's own, lines are broken by what ends a message, such as a reason or a table, and by no name before it.
+    """
     make = logging.getLogRecordFactory()
     if getattr(make, "escapes", False):
         return
 
     def record(*args: Any, **kwargs: Any) -> logging.LogRecord:
         made = make(*args, **kwargs)
+        if made.name.startswith("scripts.") and isinstance(made.args, tuple):
+            names = len(made.args) - str(made.msg).endswith("%s")
+            values = [one_line(each) if isinstance(each, (str, Path)) else each for each in made.args[:names]]
+            made.args = (*values, *made.args[names:])
         with suppress(TypeError, ValueError, KeyError):  # a message and values that do not fit, as logging itself says
             made.msg, made.args = indented(printable(made.getMessage())), None
         return made

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
+from monai.transforms import LoadImage
 from pydicom.uid import generate_uid
-from scripts.data.volumes import load_volume
+from scripts.data.intensity import NOTES
+from scripts.data.volumes import VolumeReader, load_volume
 from scripts.errors import DatasetError
 
 from tests.conftest import save_dicom_series
@@ -144,6 +147,22 @@ def test_a_comma_in_place_of_the_decimal_point_of_an_echo(tmp_path, other, said)
 # ---- several slices in one image
 
 
+def siemens(series: Path, images: int, creator: str = "SIEMENS MR HEADER") -> Path:
+    for file in series.iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.private_block(0x0019, creator, create=True).add_new(0x0A, "US", images)
+        dataset.save_as(file)
+    return series
+
+
+def test_tiles_are_known_by_their_number(tmp_path):
+    message = refusal(siemens(save_dicom_series(tmp_path / "a", STORED), 36))
+    assert "as tiles of one image (by Siemens' NumberOfImagesInMosaic): 0000.dcm" in message
+    for folder, images, creator in (("b", 1, "SIEMENS MR HEADER"), ("c", 36, "GEMS_ACQU_01")):
+        series = siemens(save_dicom_series(tmp_path / folder, STORED), images, creator)
+        np.testing.assert_array_equal(load_volume(series).voxels, STORED)
+
+
 @pytest.mark.parametrize("slices", [1, SLICES])
 @pytest.mark.parametrize("kind", [["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"], "MOSAIC"], ids=["last", "alone"])
 def test_tiles_of_a_volume_are_no_slice(tmp_path, slices, kind):
@@ -164,3 +183,62 @@ ODD = {
 @pytest.mark.parametrize("tags", ODD.values(), ids=ODD)
 def test_a_slice_or_two_that_say_another_thing_are_no_other_volume(tmp_path, tags):
     assert load_volume(save_dicom_series(tmp_path / "a", STORED, **tags)).voxels.shape == STORED.shape
+
+
+# ---- what headers say against the slices that are there: said, not refused
+
+APART = "of 2 slices may be missing"
+COUNTED = "its files hold 5 slices, and its headers count 6 ({name})"
+LOCALIZER = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+REMARKS = {
+    "every second is missing": (slice(0, 6, 2), {"SpacingBetweenSlices": 5}, APART),
+    "two of three are missing": (slice(0, 6, 3), {"SpacingBetweenSlices": 5}, "2 of 3 slices may be missing"),
+    "none is missing": (slice(6), {"SpacingBetweenSlices": 5}, None),
+    "a distance to the other side": (slice(6), {"SpacingBetweenSlices": -5}, None),
+    "a gap in place of a distance": (slice(6), {"SpacingBetweenSlices": 0.5, "SliceThickness": 4.5}, None),
+    "slices that touch": (slice(6), {"SpacingBetweenSlices": 0.5}, None),
+    "overlapping slices": (slice(6), {"SpacingBetweenSlices": 2.5, "SliceThickness": 4}, APART),
+    "no thickness": (slice(6), {"SpacingBetweenSlices": 2.5, "SliceThickness": None}, APART),
+    "no whole number of times": (slice(6), {"SpacingBetweenSlices": 2.1}, None),
+    "a wider distance": (slice(6), {"SpacingBetweenSlices": 10}, None),
+    "several distances": (slice(0, 6, 2), {"SpacingBetweenSlices": by_turns(5, 6)}, None),
+    "no distance in one": (slice(0, 6, 2), {"SpacingBetweenSlices": by_turns(5, None)}, None),
+    "the last is missing": (slice(5), {"ImagesInAcquisition": 6}, COUNTED.format(name="ImagesInAcquisition")),
+    "one of a volume": (slice(5), {"NumberOfSlices": 6}, COUNTED.format(name="NumberOfSlices")),
+    "half of a volume": (slice(3), {"NumberOfSlices": 6}, "count 6 (NumberOfSlices)"),
+    "all are there": (slice(6), {"ImagesInAcquisition": 6, "NumberOfSlices": 6}, None),
+    "more than are counted": (slice(6), {"ImagesInAcquisition": 5}, None),
+    "two echoes": (slice(3), {"ImagesInAcquisition": 6}, None),
+    "several acquisitions": (slice(5), {"ImagesInAcquisition": 6, "AcquisitionNumber": lambda index: index}, None),
+    "other counts": (slice(5), {"ImagesInAcquisition": lambda index: 6 + index}, None),
+    "made of others": (slice(5), {"ImagesInAcquisition": 6, "ImageType": ["DERIVED", "SECONDARY"]}, None),
+    "a localizer": (slice(5), {"ImageType": LOCALIZER}, "a localizer, by its ImageType"),
+}
+
+
+@pytest.mark.parametrize("taken, tags, said", REMARKS.values(), ids=REMARKS)
+def test_what_headers_say_against_the_slices_is_told(tmp_path, caplog, taken, tags, said):
+    affine = np.diag([-2.0, -2.0, 5.0 * (taken.step or 1), 1.0])
+    series = save_dicom_series(tmp_path / "a", STORED[..., taken], affine, **({"SliceThickness": 5} | tags))
+    image = LoadImage(reader=VolumeReader())(series)
+    np.testing.assert_array_equal(image, STORED[..., taken])
+    notes = image.meta.get(NOTES, "")
+    assert said in notes and said in caplog.text if said else not notes and not caplog.text
+
+
+@pytest.mark.parametrize("taken, said", [(5, COUNTED.format(name="Philips' NumberOfSlicesMR")), (6, None), (3, None)])
+def test_slices_that_philips_counts_are_told(tmp_path, taken, said):
+    series = save_dicom_series(tmp_path / "a", STORED[..., :taken])
+    for file in series.iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.private_block(0x2001, "Philips Imaging DD 001", create=True).add_new(0x18, "SL", 6)
+        dataset.save_as(file)
+    notes = load_volume(series).notes
+    assert len(notes) == 1 and said in notes[0] if said else not notes
+
+
+def test_what_other_series_of_the_folder_make_up_is_not_missing(tmp_path):
+    save_dicom_series(tmp_path, STORED[..., :5], SeriesNumber=1, ImagesInAcquisition=6)
+    assert COUNTED.format(name="ImagesInAcquisition") in load_volume(tmp_path).notes[0]
+    save_dicom_series(tmp_path, STORED[..., :1], name="other{index}.dcm", SeriesNumber=2, ImagesInAcquisition=6)
+    assert not load_volume(tmp_path, series="1").notes

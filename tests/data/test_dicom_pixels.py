@@ -11,6 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
@@ -115,6 +116,17 @@ def test_run_lengths_that_itk_refuses_are_read(tmp_path, signed):
     noise = np.random.default_rng(1).integers(-1000, 1000, (9, 8, 2)).astype(np.int16)
     stored, intercept = (noise, 0) if signed else ((noise + 1024).astype(np.uint16), -1024)
     np.testing.assert_array_equal(read(ct(tmp_path / "a", stored, RLELossless, RescaleIntercept=intercept)), noise)
+
+
+def test_run_lengths_that_are_cut_off_are_one_line_and_no_stack_in_a_log(tmp_path, caplog, capfd):
+    noise = np.random.default_rng(1).integers(0, 4000, (90, 80, 1)).astype(np.uint16)
+    series = ct(tmp_path / "a", noise, RLELossless)
+    dataset = pydicom.dcmread(series / "0000.dcm")
+    stream = next(generate_frames(dataset.PixelData, number_of_frames=1))
+    dataset.PixelData = encapsulate([stream[: len(stream) // 4 * 2]])
+    dataset.save_as(series / "0000.dcm")
+    assert "cannot be decoded (stored as RLE Lossless" in refusal(series)
+    assert not caplog.text and not "".join(capfd.readouterr())
 
 
 def test_padding_below_the_image_stays_as_it_is(tmp_path):
@@ -493,6 +505,24 @@ def beside(series: Path, **tags) -> Path:
 def test_what_the_standard_calls_no_image_is_no_slice_though_it_has_pixels(tmp_path, number, modality):
     series = beside(ct(tmp_path / "a"), SOPClassUID=f"1.2.840.10008.5.1.4.1.1.{number}", Modality=modality)
     assert f"1 file without an image ({modality}): other.dcm" in refusal(series)
+
+
+@pytest.mark.parametrize(
+    "keyword, kind, said",
+    [
+        ("FloatPixelData", "f4", "are FloatPixelData, as those of parametric maps are"),
+        ("DoubleFloatPixelData", "f8", "has 64 bits a pixel (BitsAllocated)"),
+    ],
+)
+def test_a_map_of_fractions_is_called_one(tmp_path, keyword, kind, said):
+    series = ct(tmp_path / "a", SOPClassUID="1.2.840.10008.5.1.4.1.1.30")
+    for file in series.iterdir():
+        dataset = pydicom.dcmread(file)
+        setattr(dataset, keyword, dataset.pixel_array.astype(kind).tobytes())
+        del dataset.PixelData
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = (8 * int(kind[1]), None, None)
+        dataset.save_as(file)
+    assert said in refusal(series)
 
 
 @pytest.mark.parametrize(

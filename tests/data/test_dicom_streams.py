@@ -12,7 +12,8 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
-from pydicom.encaps import encapsulate, generate_frames
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
 from pydicom.uid import (
     JPEG2000,
     UID,
@@ -31,6 +32,8 @@ from scripts.data.volumes import load_volume
 from scripts.errors import DatasetError
 
 from tests.conftest import save_dicom_series
+from tests.data.test_dicom_frames import STORED as FRAMES
+from tests.data.test_dicom_frames import enhanced
 
 SHAPE = (40, 36, 3)
 SLOPES = np.add.outer(np.add.outer(np.arange(40) * 30, np.arange(36) * 25), np.arange(3) * 100)  # 0 ... 2245
@@ -160,6 +163,59 @@ def test_a_frame_may_be_in_pieces(tmp_path, syntax, encode, pieces):
     """Even in such small ones that what a stream says of itself is in several."""
     series = compressed(tmp_path / "a", STORED, syntax, encode, fragments=pieces)
     np.testing.assert_array_equal(load_volume(series).voxels, STORED)
+
+
+def in_one_file(folder: Path, syntax: str, encode: Encoder, write: Callable, frames: int) -> Path:
+    """:data:`FRAMES` in one file; ``write`` puts their streams into it."""
+    series = enhanced(folder, range(frames), shared=None)
+    dataset = pydicom.dcmread(series / "0000.dcm")
+    write(dataset, [encode(np.ascontiguousarray(FRAMES[..., index].T)) for index in range(frames)])
+    dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+    dataset.file_meta.TransferSyntaxUID = UID(syntax)
+    dataset.save_as(series / "0000.dcm", enforce_file_format=True)
+    return series
+
+
+def pieces(number: int, table: bool) -> Callable:
+    def write(dataset: Dataset, streams: list[bytes]) -> None:
+        dataset.PixelData = encapsulate(streams, fragments_per_frame=number, has_bot=table)
+
+    return write
+
+
+def with_long_table(dataset: Dataset, streams: list[bytes]) -> None:
+    extended = encapsulate_extended(streams)
+    dataset.PixelData, dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths = extended
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize(
+    "write",
+    [pieces(1, True), pieces(1, False), pieces(3, True), pieces(3, False), with_long_table],
+    ids=["a table", "no table", "pieces", "pieces without a table", "a table of long numbers"],
+)
+@pytest.mark.parametrize("name", ["JPEG without loss", "JPEG 2000", "JPEG-LS"])
+def test_frames_may_be_in_pieces_and_lie_where_any_table_says(tmp_path, name, write, frames):
+    _, syntax, encode, _ = ALIKE[name]
+    series = in_one_file(tmp_path / "a", syntax, encode, write, frames)
+    np.testing.assert_array_equal(load_volume(series).voxels, FRAMES[..., :frames])
+
+
+def without_the_last(dataset: Dataset, streams: list[bytes]) -> None:
+    dataset.PixelData = encapsulate(streams[:-1])
+
+
+@pytest.mark.parametrize(
+    "name, write, said",
+    [
+        ("RLE", pieces(2, False), "are in pieces, of which nothing says where each of 3 frames begins"),
+        ("RLE", without_the_last, "holds 2 pieces of pixels for 3 frames"),
+        ("JPEG 2000", without_the_last, "holds 2 pieces of pixels for 3 frames"),
+    ],
+)
+def test_frames_that_are_not_to_be_told_apart_or_missing_are_refused(tmp_path, name, write, said):
+    _, syntax, encode, _ = ALIKE[name]
+    assert said in refusal(in_one_file(tmp_path / "a", syntax, encode, write, 3))
 
 
 @pytest.mark.parametrize(

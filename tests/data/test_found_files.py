@@ -404,6 +404,21 @@ def test_a_series_in_several_folders_is_said(tmp_path, write_dicom_series, caplo
     assert f"slices of its series lie in {tmp_path}/in/A too" in found["B"] and found["B"] in caplog.text
 
 
+@pytest.mark.parametrize(("name", "said"), [("0001.dcm", True), ("alone.dcm", False), ("more", False)])
+def test_a_slice_that_is_given_without_its_folder_is_said(tmp_path, write_dicom_series, caplog, name, said):
+    folder = write_dicom_series(tmp_path / "in", VOXELS)
+    write_dicom_series(folder, VOXELS[..., :1], name="alone.dcm")
+    write_dicom_series(folder / "more", VOXELS)
+    (tmp_path / "prior.pt").touch()
+    records = CaseRecords(tmp_path / "out", tmp_path / "prior.pt", settings={})
+
+    (item,) = records.pending(inference_inputs(folder / name))
+
+    remark = f"it is one of {VOXELS.shape[2]} files of its series in '{folder}', and segmented without the others"
+    assert (remark in item.get("remark", "")) == (remark in caplog.text) == said
+    assert said or "remark" not in item
+
+
 @pytest.mark.parametrize("total, missing", [(3, False), (4, True), (None, False)])
 def test_an_object_of_which_parts_are_missing_is_refused(tmp_path, write_dicom_series, total, missing):
     tags = {"ConcatenationUID": "1.2.3", "InConcatenationTotalNumber": total}

@@ -16,6 +16,7 @@ from monai.transforms import LoadImage, SaveImage
 from nibabel.affines import apply_affine
 from nibabel.eulerangles import euler2mat
 from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, RLELossless
+from scripts.data.dicom_files import modality_of
 from scripts.data.file_names import case_name
 from scripts.data.volumes import VolumeReader, VolumeWriter, files_of, load_volume, output_name
 from scripts.errors import DatasetError, user_error
@@ -591,6 +592,27 @@ def test_several_series_are_listed(study):
     assert "- 'Topogram' (1.2.1), number 1, CT, 1 slice (localizer)" in message
     assert "- 'Abdomen portal venous' (1.2.3), number 3, CT, 4 slices" in message
     assert "- 'Report' (1.2.99), number 99, SR, no image" in message
+
+
+@pytest.mark.parametrize(("number", "modality"), [("88.67", "SR"), ("11.1", "PR"), ("88.59", "KO"), ("66.4", "SEG")])
+@pytest.mark.parametrize("name", ["a{index}.dcm", "z{index}.dcm"])  # before the images, and behind them
+def test_what_holds_no_image_is_no_second_one(tmp_path, write_dicom_series, caplog, number, modality, name):
+    caplog.set_level("INFO")
+    write_dicom_series(tmp_path, VOXELS, name="m{index}.dcm", SOPClassUID=CTImageStorage, Modality="CT")
+    nothing = {} if modality == "SEG" else dict.fromkeys(("Rows", "Columns", "PixelData"))
+    write_dicom_series(
+        tmp_path,
+        VOXELS[..., :1],
+        name=name,
+        SOPClassUID=f"1.2.840.10008.5.1.4.1.1.{number}",
+        Modality=modality,
+        SeriesInstanceUID="1.2.9",
+        SeriesDescription="Dose",
+        **nothing,
+    )
+    np.testing.assert_array_equal(load_volume(tmp_path).voxels, VOXELS)
+    assert f"beside the images there is 'Dose' (1.2.9), number unknown, {modality}, no image" in caplog.text
+    assert modality_of(tmp_path) == "CT"
 
 
 @pytest.mark.parametrize("series", ["1.2.3", "3", "portal", "abdomen PORTAL venous"])

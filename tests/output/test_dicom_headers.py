@@ -178,7 +178,20 @@ def test_slices_that_share_their_uid_have_no_segmentation(write):
         ("StudyTime", "1011", "1011"),
         ("StudyTime", "101112.123456", "101112.123456"),
         ("StudyTime", "25:00:00", ""),
+        ("PatientAge", "045Y", "045Y"),
+        ("PatientAge", "45y", "045Y"),
+        ("PatientAge", "45", ""),
         ("PatientID", "a\nb", "a/nb"),
+        ("PatientID", "a\\b", "a/b"),
+        ("PatientID", "1" * 64, "1" * 64),
+        ("PatientID", "1" * 65, ""),
+        ("PatientName", "x" * 200, "x" * 64),
+        ("PatientName", f"{'x' * 64}={'y' * 65}", f"{'x' * 64}={'y' * 64}"),
+        ("PatientName", "a=b=c=d", "a=b=c"),
+        ("AccessionNumber", "1" * 17, ""),
+        ("AccessionNumber", "1\\2", "1/2"),
+        ("StudyID", "STUDY 12345678901234567890", ""),
+        ("StudyDescription", "d" * 90, "d" * 64),
     ],
 )
 def test_what_the_standard_forbids_is_mended_or_emptied_and_named(write, keyword, stated, mended, caplog):
@@ -224,15 +237,63 @@ def test_other_peculiarities_cost_no_segmentation(write, tags):
     assert segmentation.SeriesDescription.isprintable() and len(segmentation.SeriesDescription) <= 64
 
 
-def test_decimal_commas_are_mended(write):
-    series = write()
+@pytest.mark.parametrize(
+    ("kind", "keyword", "stated", "mended"),
+    [
+        ("LO", "PixelSpacing", ["0,75", "0,75"], [0.75, 0.75]),
+        ("DS", "PixelSpacing", ["0,75", "0,75"], [0.75, 0.75]),
+        ("DS", "SliceThickness", "2,5", [2.5]),
+        ("DS", "ImageOrientationPatient", ["1,0", "0", "0", "0", "1,0", "0"], [1, 0, 0, 0, 1, 0]),
+        ("DS", "PatientWeight", "75,5", [75.5]),
+    ],
+)
+def test_decimal_commas_are_mended_in_one_value_and_in_several(write, kind, keyword, stated, mended, caplog):
+    placeholder = "X" * len("\\".join(np.atleast_1d(stated)))
+    series = write(**{keyword: None})
     for file in series.iterdir():
         dataset = pydicom.dcmread(file)
-        del dataset.PixelSpacing
-        dataset.add_new("PixelSpacing", "LO", ["0,75", "0,75"])
+        dataset.add_new(keyword, "LO", placeholder)
         dataset.save_as(file)
-    measures = segment(series).SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
-    assert [float(size) for size in measures.PixelSpacing] == [0.75, 0.75]
+    old, new = placeholder.encode(), "\\".join(np.atleast_1d(stated)).encode()
+    size = (len(old) + len(old) % 2).to_bytes(2, "little")
+    rewritten(series, b"LO" + size + old, kind.encode() + size + new)
+    segmentation = segment(series)
+    found = [each for each in segmentation.iterall() if each.keyword == keyword]
+    assert found and all(np.allclose(np.atleast_1d(each.value).astype(float), mended) for each in found)
+    assert f"{keyword} '" in caplog.text
+
+
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "FrameOfReferenceUID"])
+def test_what_differs_between_slices_is_named(write, keyword):
+    with pytest.raises(UnsuitableSeries, match=f"4 values of {keyword} in place of one"):
+        segment(write(**{keyword: lambda index: f"1.2.3.{index}"}))
+
+
+@pytest.mark.parametrize("uid", ["1.2.03.4", "1.2.abc", "1." + "2" * 80])
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"])
+def test_a_uid_that_is_none_is_kept_and_named(write, keyword, uid, caplog):
+    segmentation = segment(write(**{keyword: uid}))
+    stated = [each.value for each in segmentation.iterall() if each.keyword == keyword]
+    assert uid in stated
+    assert f"{keyword} '{uid}' is kept" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("stated", "written", "said"),
+    [
+        ("FOO", b"Doe", "SpecificCharacterSet 'FOO' is not known"),
+        ("ISO_IR 192", b"D\xf6e", "PatientName has lost characters"),
+    ],
+)
+def test_names_that_cannot_be_decoded_are_named(write, stated, written, said, caplog):
+    series = write(SpecificCharacterSet=stated, PatientName="NNN")
+    segment(rewritten(series, b"NNN ", written + b" "))
+    assert said in caplog.text
+
+
+def test_what_pydicom_says_without_a_name_reaches_no_log(write, caplog):
+    segment(write(StudyInstanceUID="1.2.03.4", AccessionNumber="1" * 40, SpecificCharacterSet="FOO"))
+    assert not [each for each in caplog.records if each.name.startswith("pydicom")]
 
 
 def test_the_series_itself_is_not_changed(write):

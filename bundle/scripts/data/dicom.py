@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -21,10 +22,11 @@ from ..errors import DatasetError, count, listed
 from .dicom_files import check_deflated, dicom_files, is_dicom_file, is_index
 from .dicom_grid import Slice, slices_of, stacked
 from .dicom_pixels import TAGS, Frames, Rescale, check_header, read_frames
-from .dicom_series import Headers, chosen_series, title
+from .dicom_remarks import COUNTS, remarks
+from .dicom_series import Headers, chosen_series, is_image, title, without_images
 from .file_names import without_added
 
-_TAGS = [
+_TAGS: list[Any] = [
     *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "ImageType", "SOPClassUID"),
     *("RescaleSlope", "RescaleIntercept", "RealWorldValueMappingSequence", "PatientID", "PatientName"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
@@ -32,7 +34,9 @@ _TAGS = [
     *("StudyInstanceUID", "FrameOfReferenceUID", "EchoTime", "TemporalPositionIdentifier", "AcquisitionNumber"),
     *("TriggerTime", "ComplexImageComponent", "DiffusionBValue"),
     *("InConcatenationTotalNumber", "InConcatenationNumber", "ConcatenationUID"),
+    *(0x00190010, 0x0019100A),  # in which Siemens says how many slices lie side by side in an image
     *TAGS,
+    *COUNTS,
 ]
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -47,14 +51,16 @@ class _Series:
         where: what messages call it.
         slices: in the order of their positions.
         affine: ``(4, 4)``, to millimetres, RAS+.
+        headers: of all series in the folder.
     """
 
     where: str
     slices: list[Slice]
     affine: np.ndarray
+    headers: Headers
 
 
-def load_series(path: Path, series: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+def load_series(path: Path, series: str | None = None) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Reads the slices of one series.
 
     Args:
@@ -62,14 +68,20 @@ def load_series(path: Path, series: str | None = None) -> tuple[np.ndarray, np.n
         series: see :func:`scripts.data.volumes.load_volume`.
 
     Returns:
-        Voxels ``(columns, rows, slices)`` in real units, slices in the order of their positions, and the affine
-        ``(4, 4)`` to millimetres, RAS+.
+        Voxels ``(columns, rows, slices)`` in real units, slices in the order of their positions, the affine ``(4, 4)``
+        to millimetres, RAS+, and what is odd about the series, which is said.
 
     Raises:
         DatasetError: see :func:`scripts.data.volumes.load_volume`.
     """
     found = _find_series(path, series)
-    return _read_pixels(found.where, found.slices), found.affine
+    if no_image := without_images(found.headers):
+        logger.info("'%s': beside the images there is %s.", path, listed(no_image))
+    others = sum(map(is_image, found.headers.values())) - len({each.file for each in found.slices})
+    notes = remarks(found.slices, others)
+    for note in notes:
+        logger.warning("%s: %s", found.where, note)
+    return _read_pixels(found.where, found.slices), found.affine, notes
 
 
 def series_slices(path: Path, series: str | None = None) -> tuple[list[tuple[Path, int]], np.ndarray]:
@@ -98,13 +110,13 @@ def _find_series(path: Path, series: str | None) -> _Series:
             f"'{path}': no DICOM file in this folder, expected the slices of one series. Give the folder that holds "
             "them, or an image file."
         )
-    headers = chosen_series(path, headers, series)
+    everything, headers = headers, chosen_series(path, headers, series)
     where = f"'{path}', series {title(headers)}"
     _check_parts(where, headers)
     for file, header in headers.items():
         check_header(where, file, header)
     slices, affine = stacked(where, [each for file, header in headers.items() for each in slices_of(file, header)])
-    return _Series(where, slices, _LPS_TO_RAS @ affine)
+    return _Series(where, slices, _LPS_TO_RAS @ affine, everything)
 
 
 def _check_parts(where: str, headers: Headers) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +14,14 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from ..errors import DatasetError
 from .file_names import IMAGE_SUFFIXES
 
+NO_IMAGE = ("SEG", "RTDOSE")  # modalities with pixels that are not the patient's image
 MOST_INFLATED = 1 << 30  # bytes of one file
 _META = 4096  # bytes that hold the first group of any file
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # of elements, at the beginning of a file without preamble
+
+# what is odd in a file is said here, by its name, which pydicom's own warnings, and the stacks in its log, do not tell
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+warnings.filterwarnings("ignore", module=r"pydicom\b")
 
 
 def is_dicom_file(path: Path) -> bool:
@@ -79,13 +86,15 @@ def series_of(path: str | Path) -> str | None:
 
 
 def _stated(path: str | Path, keyword: str) -> str | None:
-    """What the first of an image's DICOM files has for an element."""
+    """What the first of an image's DICOM files has for an element; a report that lies beside has no say."""
     path = Path(path)
-    file = next(dicom_files(path), None) if path.is_dir() else path if path.is_file() and is_dicom_file(path) else None
-    if file is None:
-        return None
-    header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=[keyword])
-    return str(header.get(keyword) or "").strip() or None
+    files = dicom_files(path) if path.is_dir() else filter(is_dicom_file, [path])
+    tags = ["Rows", "Modality", keyword]
+    for file in files:
+        header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=tags)
+        if "Rows" in header and header.get("Modality") not in NO_IMAGE:
+            return str(header.get(keyword) or "").strip() or None
+    return None
 
 
 def dicom_files(folder: Path) -> Iterator[Path]:

@@ -26,9 +26,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from ..errors import DatasetError
+from ..errors import DatasetError, one_line
 from .dicom_decoder import DecodingError, FileRefusedError, decode
-from .dicom_streams import DECODED, check_streams
+from .dicom_streams import DECODED, check_streams, in_one_piece_each
 
 DEFLATED = DeflatedExplicitVRLittleEndian  # the file as a whole, which pydicom undoes
 UNCOMPRESSED = (None, ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DEFLATED)
@@ -38,6 +38,7 @@ TAGS = (  # of a header, for all that is decided here
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "ModalityLUTSequence"),
 )
 _WHOLE = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel")
+_FLOATS = ("FloatPixelData", "DoubleFloatPixelData")  # which a file has in place of PixelData
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
 _MOST_DEFLATED = 1032  # times smaller: no more is possible
 _MOST_COMPRESSED = 100_000  # times smaller: an empty slice shrinks far less
@@ -77,7 +78,9 @@ def frames_of(file: Path, header: pydicom.Dataset) -> int:
     except (TypeError, ValueError, OverflowError):
         frames, whole = 0, False
     if frames < 1 or not whole:
-        raise DatasetError(f"'{file}': NumberOfFrames {stated}, expected a whole number above 0. Export it again.")
+        raise DatasetError(
+            f"'{file}': NumberOfFrames {one_line(stated)}, expected a whole number above 0. Export it again."
+        )
     return frames
 
 
@@ -101,7 +104,7 @@ def check_header(where: str, file: Path, header: pydicom.Dataset) -> None:
     photometric = str(header.get("PhotometricInterpretation") or _GREYS[1])
     if photometric not in _GREYS:
         raise DatasetError(
-            f"{where}: '{file.name}' is stored in colours ({photometric}), expected one real number a voxel "
+            f"{where}: '{file.name}' is stored in colours ({one_line(photometric)}), expected one real number a voxel "
             "(MONOCHROME2). Convert the series to greyscale, or take the original one."
         )
     bits = header.get("BitsAllocated")
@@ -166,14 +169,13 @@ def read_frames(where: str, file: Path, rescales: Sequence[Rescale]) -> Frames:
         header = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
         if file.stat().st_size == stream.tell() and _syntax(header) != DEFLATED:
             raise DatasetError(f"{where}: no pixel data in '{file.name}'. Copy or export the series again.")
-    if _syntax(header) in DECODED:
-        check_streams(where, file, header, len(rescales))
+    whole = _syntax(header) not in DECODED or check_streams(where, file, header, len(rescales))
     table = _table(where, file, header)
     inverted = str(header.get("PhotometricInterpretation")) == _GREYS[0]
     by_itk = _syntax(header) not in UNCOMPRESSED
     padding = header.get("PixelPaddingValue")
     alike = len(set(rescales)) == 1
-    if by_itk and table is None and not inverted and padding in (None, "") and alike:
+    if by_itk and whole and table is None and not inverted and padding in (None, "") and alike:
         try:
             frames, known = _decoded(where, file.name, file, header)
             if known == rescales[0]:
@@ -181,7 +183,7 @@ def read_frames(where: str, file: Path, rescales: Sequence[Rescale]) -> Frames:
         except DatasetError:  # of RLE there is another decoder
             if _syntax(header) != RLELossless:
                 raise
-    stored = _decoded_plainly(where, file, header) if by_itk else _stored(where, file)
+    stored = _decoded_plainly(where, file, header, whole) if by_itk else _stored(where, file)
     padded = _padding(header, stored)
     values = _meant(header, stored)
     if table is not None:
@@ -208,8 +210,13 @@ def _byte_order(dataset: pydicom.Dataset) -> str:
 
 def _stored(where: str, file: Path) -> np.ndarray:
     """Of what is not compressed."""
-    header = pydicom.dcmread(file, force=True, specific_tags=["PixelData", *TAGS])
+    header = pydicom.dcmread(file, force=True, specific_tags=["PixelData", *_FLOATS, *TAGS])
     data = header.get("PixelData")
+    if data is None and (floats := [each for each in _FLOATS if each in header]):
+        raise DatasetError(
+            f"{where}: the pixels of '{file.name}' are {floats[0]}, as those of parametric maps are, expected whole "
+            "numbers (PixelData). Take the images that the map was made of, or convert it to NIfTI."
+        )
     if data is not None and header["PixelData"].is_undefined_length:  # as only compressed pixels have it
         raise DatasetError(
             f"{where}: the pixels of '{file.name}' are in pieces, as only compressed ones are, and its transfer syntax "
@@ -245,7 +252,7 @@ def _decoded(where: str, name: str, file: Path, header: pydicom.Dataset) -> tupl
         if values.shape != shape:
             raise DecodingError(f"they hold {values.shape} frames, rows and columns, its header says {shape}")
     except DecodingError as error:
-        stored = getattr(_syntax(header), "name", "nothing known")
+        stored = one_line(getattr(_syntax(header), "name", "nothing known"))
         expected = "expected a complete file. Copy it again, or convert the series to NIfTI."
         if _syntax(header) not in (*DECODED, *UNCOMPRESSED):
             expected = "for which there is no decoder here. Export the series uncompressed, or convert it to NIfTI."
@@ -255,9 +262,17 @@ def _decoded(where: str, name: str, file: Path, header: pydicom.Dataset) -> tupl
     return values, Rescale(*rescale)
 
 
-def _decoded_plainly(where: str, file: Path, header: pydicom.Dataset) -> np.ndarray:
-    """Stored values of a compressed file, as ITK decodes them when its header asks for nothing more."""
+def _decoded_plainly(where: str, file: Path, header: pydicom.Dataset, whole: bool) -> np.ndarray:
+    """Stored values of a compressed file, as ITK decodes them when its header asks for nothing more, and each frame is
+    in one piece: ``whole`` says whether they are.
+    """
     plain = pydicom.dcmread(file, force=True)
+    pieces = None
+    if not whole:
+        try:
+            in_one_piece_each(where, file, plain, frames_of(file, header))
+        except DatasetError as error:  # of some kinds of streams, ITK finds where frames begin
+            pieces = error
     for keyword in ("RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence", "PixelPaddingValue"):
         if keyword in plain:
             delattr(plain, keyword)
@@ -276,6 +291,8 @@ def _decoded_plainly(where: str, file: Path, header: pydicom.Dataset) -> np.ndar
         try:
             values, known = _decoded(where, file.name, copy, header)
         except RefusedPixelsError as refused:
+            if pieces is not None:
+                raise pieces from None
             if _syntax(header) != RLELossless:
                 raise
             try:

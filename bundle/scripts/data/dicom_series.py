@@ -8,10 +8,11 @@ from pathlib import Path
 import pydicom
 from pydicom.uid import UID, ParametricMapStorage
 
-from ..errors import DatasetError, count, listed
+from ..errors import DatasetError, count, listed, one_line
+from .dicom_files import NO_IMAGE
 from .dicom_pixels import frames_of
 
-_NO_IMAGE = ("SEG", "RTDOSE")  # modalities with pixels that are not the patient's image
+_SIEMENS = ("SIEMENS MR HEADER", 0x0019, 0x0A)  # where it says how many slices lie side by side in an image
 _IMAGE_CLASS = "Image Storage"  # in the standard's names of the classes of images
 
 Headers = dict[Path, pydicom.Dataset]
@@ -20,26 +21,25 @@ logger = logging.getLogger(__name__)
 
 
 def chosen_series(path: Path, headers: Headers, series: str | None) -> Headers:
-    """The headers of the one series that is there or that is asked for."""
-    groups: dict[str, Headers] = {}
-    for file, header in headers.items():
-        groups.setdefault(str(header.get("SeriesInstanceUID") or ""), {})[file] = header
-    candidates = list(groups.values())
+    """The headers of the one series with images that is there, or of the one that is asked for."""
+    groups = _by_series(headers)
+    with_images = [group for group in groups if any(map(is_image, group.values()))]
+    candidates = with_images if len(with_images) == 1 else groups
     if series:
-        images = [group for group in candidates if all(map(_is_image, group.values()))]
+        images = [group for group in groups if all(map(is_image, group.values()))]
         named = [group for group in images if series.casefold() in _names(group)]
         candidates = named or [group for group in images if series.casefold() in _description(group).casefold()]
     if len(candidates) != 1:
         found = f"{count(len(groups), 'DICOM series', 'DICOM series')} in one folder, expected one"
         if series:
             found = f"{len(candidates) or 'none'} of the DICOM series in it match series '{series}', expected one"
-        lines = "".join(f"\n     - {_summary(group)}" for group in groups.values())
+        lines = "".join(f"\n     - {_summary(group)}" for group in groups)
         raise DatasetError(
             f"'{path}': {found}. Set --series to the UID, number, modality or description of one of them, or move each "
             f"to a folder of its own:{lines}"
         )
     (chosen,) = candidates
-    others = {file: header for file, header in chosen.items() if not _is_image(header)}
+    others = {file: header for file, header in chosen.items() if not is_image(header)}
     if others:
         kinds = sorted({str(header.get("Modality", "of no modality")) for header in others.values()})
         raise DatasetError(
@@ -56,6 +56,27 @@ def chosen_series(path: Path, headers: Headers, series: str | None) -> Headers:
             "real number a voxel. Convert them to greyscale, or take the original series."
         )
     return chosen
+
+
+def without_images(headers: Headers) -> list[str]:
+    """The series in a folder that hold no image, such as reports, as messages call them."""
+    return [_summary(group) for group in _by_series(headers) if not any(map(is_image, group.values()))]
+
+
+def _by_series(headers: Headers) -> list[Headers]:
+    groups: dict[str, Headers] = {}
+    for file, header in headers.items():
+        groups.setdefault(str(header.get("SeriesInstanceUID") or ""), {})[file] = header
+    return list(groups.values())
+
+
+def private_number(header: pydicom.Dataset, creator: str, group: int, element: int) -> int | None:
+    """A whole number that a manufacturer keeps in an element of its own."""
+    try:
+        value = header.private_block(group, creator)[element].value
+        return int.from_bytes(value, "little") if isinstance(value, bytes) else int(value)
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _check_kinds(where: str, headers: Headers) -> None:
@@ -87,11 +108,13 @@ def _check_kinds(where: str, headers: Headers) -> None:
 
 def _check_tiles(where: str, headers: Headers) -> None:
     """Refuses what Siemens calls a mosaic: the slices of a volume, side by side in one image."""
-    tiled = [file.name for file, header in headers.items() if "MOSAIC" in (header.get("ImageType") or ())]
+    by_type = [file.name for file, header in headers.items() if "MOSAIC" in (header.get("ImageType") or ())]
+    tiled = by_type or [file.name for file, header in headers.items() if (private_number(header, *_SIEMENS) or 0) > 1]
+    said_by = "MOSAIC, by the ImageType" if by_type else "by Siemens' NumberOfImagesInMosaic"
     if tiled:
         raise DatasetError(
             f"{where}: {count(len(tiled), 'file')} with the slices of a volume side by side, as tiles of one image "
-            f"(MOSAIC, by the ImageType): {listed(tiled, 4)}. Expected one slice an image. Convert the series to "
+            f"({said_by}): {listed(tiled, 4)}. Expected one slice an image. Convert the series to "
             "NIfTI, by dcm2niix for example, or export it as single slices."
         )
 
@@ -109,11 +132,12 @@ def _check_patients(where: str, headers: Headers) -> None:
             return
 
 
-def _is_image(header: pydicom.Dataset) -> bool:
+def is_image(header: pydicom.Dataset) -> bool:
+    """Whether a file holds what may be a slice, or several, and no report, plan, dose or segmentation."""
     return (
         "Rows" in header
         and "Columns" in header
-        and header.get("Modality") not in _NO_IMAGE
+        and header.get("Modality") not in NO_IMAGE
         and not _is_other_object(str(header.get("SOPClassUID") or ""))
     )
 
@@ -149,15 +173,14 @@ def _names(headers: Headers) -> set[str]:
 
 def title(headers: Headers) -> str:
     """A series in messages: its description and UID."""
-    return f"'{_description(headers)}' ({_first(headers).get('SeriesInstanceUID') or 'no UID'})"
+    return one_line(f"'{_description(headers)}' ({_first(headers).get('SeriesInstanceUID') or 'no UID'})")
 
 
 def _summary(headers: Headers) -> str:
     header = _first(headers)
-    number = header.get("SeriesNumber")
-    slices = sum(frames_of(file, each) for file, each in headers.items() if _is_image(each))
+    number, modality = header.get("SeriesNumber"), one_line(header.get("Modality", "no modality"))
+    slices = sum(frames_of(file, each) for file, each in headers.items() if is_image(each))
     kind = " (localizer)" if any(map(is_localizer, headers.values())) else ""
-    return (
-        f"{title(headers)}, number {'unknown' if number is None else number}, {header.get('Modality', 'no modality')}, "
-        + (count(slices, "slice") + kind if slices else "no image")
+    return f"{title(headers)}, number {'unknown' if number is None else one_line(number)}, {modality}, " + (
+        count(slices, "slice") + kind if slices else "no image"
     )

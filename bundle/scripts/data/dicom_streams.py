@@ -7,12 +7,13 @@ declares it leaves out, without a word.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import pydicom
-from pydicom.encaps import parse_fragments
+from pydicom.encaps import encapsulate, generate_frames, parse_fragments
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
@@ -52,7 +53,7 @@ class Stream(NamedTuple):
     signed: bool | None = None  # None where streams of its kind do not say it
 
 
-def check_streams(where: str, file: Path, header: pydicom.Dataset, frames: int) -> None:
+def check_streams(where: str, file: Path, header: pydicom.Dataset, frames: int) -> bool:
     """Refuses compressed pixels that are other ones than the header declares.
 
     Args:
@@ -60,6 +61,10 @@ def check_streams(where: str, file: Path, header: pydicom.Dataset, frames: int) 
         file: compressed, by its transfer syntax.
         header: of it.
         frames: that it declares.
+
+    Returns:
+        Whether ITK can tell one frame from the next: all in one piece each, and where they lie, if at all, said in the
+        usual table. See :func:`in_one_piece_each`.
 
     Raises:
         DatasetError: pixels that are not compressed after all; other bits, signs or colours than are declared, or more
@@ -99,6 +104,40 @@ def check_streams(where: str, file: Path, header: pydicom.Dataset, frames: int) 
                 f"{where}: the pixels of '{file.name}' are compressed as numbers below 0 as well, its header declares "
                 f"numbers from 0 on (PixelRepresentation). {remedy}"
             )
+    return "ExtendedOffsetTable" not in header and (frames == 1 or len(places) == frames + 1)
+
+
+def in_one_piece_each(where: str, file: Path, dataset: pydicom.Dataset, frames: int) -> None:
+    """Puts the pieces of each frame together, in place, for ITK, which takes each for a frame where there are several.
+
+    Args:
+        where: names the series in messages.
+        file: compressed.
+        dataset: of it, with its pixels.
+        frames: that it declares.
+
+    Raises:
+        DatasetError: nothing says where frames begin, or there are others than declared.
+    """
+    try:
+        found = list(generate_frames(dataset.PixelData, number_of_frames=frames))
+    except (ValueError, EOFError, struct.error):
+        found = []
+    fragments = parse_fragments(dataset.PixelData)[0] - 1  # without the table of places
+    if fragments < frames:
+        raise DatasetError(
+            f"{where}: '{file.name}' holds {count(fragments, 'piece')} of pixels for {count(frames, 'frame')}, "
+            "expected one or more for each. Copy or export the series again."
+        )
+    if len(found) != frames or not all(found):
+        raise DatasetError(
+            f"{where}: the pixels of '{file.name}' are in pieces, of which nothing says where each of {frames} frames "
+            "begins. Export the series again, uncompressed, or convert it to NIfTI."
+        )
+    for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
+        if keyword in dataset:
+            delattr(dataset, keyword)
+    dataset.PixelData = encapsulate(found)
 
 
 def _streams(file: BinaryIO, places: list[int]) -> Iterator[Stream]:

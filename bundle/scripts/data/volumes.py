@@ -33,6 +33,7 @@ from .dicom import load_series
 from .dicom_files import dicom_files, is_dicom_file
 from .file_names import HEADER_SUFFIXES, IMAGE_SUFFIXES, MGH_SUFFIXES, NIFTI_SUFFIXES, case_name
 from .grids import is_mistake, is_sheared, is_usable, oriented, unreadable, upright_grid
+from .intensity import NOTES
 from .itk_files import load_itk
 from .itk_headers import data_files, header_fields
 from .mgh import load_mgh
@@ -58,11 +59,13 @@ class Volume:
         affine: ``(4, 4)``, from voxel indices to millimetres towards the patient's right, front and top (RAS+).
         space: NIfTI's code for what these coordinates mean: 1 the scanner's, 2 aligned to another image, 3 Talairach,
             4 MNI. Always 1 in other formats.
+        notes: what is odd about it, as its header says.
     """
 
     voxels: np.ndarray
     affine: np.ndarray
     space: int = SCANNER
+    notes: tuple[str, ...] = ()
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -98,14 +101,14 @@ def load_volume(
     name = path.name.lower()
     try:
         if name.endswith((*NIFTI_SUFFIXES, *HEADER_SUFFIXES)) and path.is_file():
-            stored = load_nifti(path, default_axcodes, trusted_form)
-            volume = Volume(stored.voxels, stored.affine, stored.space)
+            volume = Volume(*load_nifti(path, default_axcodes, trusted_form))
         elif name.endswith(MGH_SUFFIXES) and path.is_file():
             volume = Volume(*load_mgh(path))
         elif name.endswith(IMAGE_SUFFIXES) and path.is_file():
             volume = Volume(*load_itk(path, default_axcodes))
         elif path.is_dir() or is_dicom_file(path):
-            volume = Volume(*load_series(path, series))
+            voxels, affine, notes = load_series(path, series)
+            volume = Volume(voxels, affine, notes=tuple(notes))
         else:
             raise DatasetError(
                 f"'{path}': no image in a supported format, expected a file ending in {', '.join(IMAGE_SUFFIXES)}, a "
@@ -200,6 +203,8 @@ class VolumeReader(Described, ImageReader):
             MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),  # MONAI's word for "no channels"
             "nifti_space": volume.space,
         }
+        if volume.notes:
+            meta[NOTES] = "\n".join(volume.notes)
         return volume.voxels, meta
 
 

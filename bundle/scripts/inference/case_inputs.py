@@ -10,14 +10,16 @@ import json
 import os
 import stat
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 
 from ..data.datalists import Item
-from ..data.dicom_files import series_of
+from ..data.dicom_files import dicom_files, series_of
 from ..data.volumes import files_of
 from ..errors import listed
 
@@ -49,26 +51,40 @@ def _is_of(item: Item, record: Mapping[str, Any]) -> bool:
 
 def parts_of_series(items: Sequence[Item]) -> dict[str, str]:
     """A remark on each case whose DICOM series is that of another case too, by the first of its files: the slices of
-    one image in several folders would be several images, of which none is whole.
+    one image in several folders would be several images, of which none is whole. Nor is one of the slices of a folder.
     """
     series: dict[str, list[Item]] = {}
     for item in items:
-        try:
-            uid = None if "problem" in item else series_of(item["image"])
-        except Exception:  # of any kind: reading the case will put it into words
-            continue
-        if uid is not None:
+        if "problem" not in item and (uid := _series(item["image"])):
             series.setdefault(uid, []).append(item)
-    remarks = {}
-    for group in series.values():
+    remarks: dict[str, str] = {}
+    folders: dict[Path, Counter[str | None]] = {}
+    for uid, group in series.items():
         for item in group:
+            image = Path(item["image"])
             others = [each["image"] for each in group if _place(each) != _place(item)]
             if others:
                 remarks[item["case"]] = (
                     f"slices of its series lie in {listed(others, 3)} too, of which each counts as an image of its "
                     "own. If they are parts of one image, put them into one folder."
                 )
+            elif image.is_file():
+                if image.parent not in folders:
+                    with suppress(OSError):  # a folder that may not be listed
+                        folders[image.parent] = Counter(map(_series, dicom_files(image.parent)))
+                if (found := folders.get(image.parent, Counter())[uid]) > 1:
+                    remarks[item["case"]] = (
+                        f"it is one of {found} files of its series in '{image.parent}', and segmented without the "
+                        "others. If they are slices of one image, give their folder in its place."
+                    )
     return remarks
+
+
+def _series(image: str | Path) -> str | None:
+    try:
+        return series_of(image)
+    except Exception:  # of any kind: reading the case will put it into words
+        return None
 
 
 def _place(item: Item) -> str:

@@ -21,7 +21,7 @@ from ..data.components import Pieces, organ_boxes
 from ..data.dataset_check import CaseSummary
 from ..data.volumes import result_name
 from ..descriptions import Described
-from ..errors import SettingError, count, listed
+from ..errors import SettingError, count, listed, one_line
 from .calibration import Calibration
 from .orientation import OrientationCheck, orientation_flags, slice_spacing
 
@@ -209,7 +209,7 @@ def find_flags(
     flags = []
     for organ, each in measures.items():
         for flag, message in _problems(each, thresholds, (training_volumes or {}).get(organ)):
-            flags.append({"organ": organ, "flag": flag, "message": f"{organ}: {message}."})
+            flags.append({"organ": organ, "flag": flag, "message": f"{one_line(organ)}: {message}."})
     return flags
 
 

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
+from pydicom.charset import python_encoding
+from pydicom.datadict import dictionary_VM
 from pydicom.multival import MultiValue
 from pydicom.uid import (
+    UID,
     CTImageStorage,
     MRImageStorage,
     PositronEmissionTomographyImageStorage,
@@ -36,7 +39,13 @@ _DECIMALS = (
     "SpacingBetweenSlices",
     "ImagePositionPatient",
     "ImageOrientationPatient",
+    "PatientSize",
+    "PatientWeight",
 )
+_LONGEST = {"SH": 16, "LO": 64, "PN": 64}  # characters, of names in each way of writing
+# what a segmentation copies beside all of the patient's group
+_OF_STUDY = ("AccessionNumber", "StudyID", "StudyDescription", "ReferringPhysicianName", "AdmissionID")
+_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")
 _LINES, _PARAGRAPHS = ("LO", "SH", "CS", "PN"), ("ST", "LT", "UT")  # texts without and with line breaks
 _BREAKS = "\r\n\f\t"  # in a paragraph: carriage return, line feed, form feed and tabulator
 _TEXTS = (*_LINES, *_PARAGRAPHS)
@@ -95,10 +104,17 @@ def _mended(file: Path, header: pydicom.Dataset) -> Iterator[str]:
             mended = [_shown_as(element.VR, each) for each in _texts_of(value)]
             setattr(header, keyword, mended if len(mended) > 1 else mended[0])
             yield f"{keyword} {_shown(value)} is {listed(mended)}"
+        is_copied = element.tag.group == 0x10 or keyword in _OF_STUDY
+        if is_copied and element.VR in _LONGEST and keyword and dictionary_VM(element.tag) == "1":
+            yield from _changed(header, keyword, header[keyword].value, _fitting(header[keyword]))
+        elif keyword in _UIDS and value and not UID(str(value)).is_valid:  # another one would part it from its series
+            yield f"{keyword} {_shown(value)} is kept, though it is no valid UID"
         elif element.VR == "DA" and keyword:
             yield from _changed(header, keyword, value, _date(value))
         elif element.VR == "TM" and keyword:
             yield from _changed(header, keyword, value, _time(value))
+        elif element.VR == "AS" and keyword:
+            yield from _changed(header, keyword, value, _age(value))
     if "PatientSex" in header:
         sex = str(header.PatientSex or "")
         yield from _changed(header, "PatientSex", sex, _SEXES.get(sex.strip().upper(), ""))
@@ -113,7 +129,8 @@ def _mended(file: Path, header: pydicom.Dataset) -> Iterator[str]:
                 del header[keyword]
                 if numbers is not None:
                     setattr(header, keyword, numbers if len(numbers) > 1 else numbers[0])
-                yield f"{keyword} {_shown(held.value)} is {numbers}"
+                if held.value not in (None, "", b""):
+                    yield f"{keyword} {_shown(held.value)} is {numbers}"
     frames = str(header.get("NumberOfFrames", "many"))
     if frames in ("1", "None", "") and "PerFrameFunctionalGroupsSequence" not in header:
         del header.NumberOfFrames  # which makes a file with one slice one of many
@@ -138,8 +155,12 @@ def _to_unicode(header: pydicom.Dataset) -> Iterator[str]:
         if meant != stated:
             header.SpecificCharacterSet = meant
             yield f"SpecificCharacterSet {_shown(stated)} is {listed(meant)}"
+        if unknown := [each for each in meant if each not in python_encoding]:
+            yield f"SpecificCharacterSet '{listed(unknown)}' is not known, and read as the default one"
     header.decode()
     for element in header.iterall():
+        if element.VR in _TEXTS and "\ufffd" in str(element.value):
+            yield f"{element.keyword or element.tag} has lost characters that its SpecificCharacterSet does not have"
         if element.VR in _TEXTS and element.value:
             plain = [_DESIGNATION.sub("", each) for each in _texts_of(element.value)]
             if element.VR == "PN" or plain != _texts_of(element.value):
@@ -169,8 +190,19 @@ def _is_shown(kind: str, value: str) -> bool:
     return value.isprintable() if kind in _LINES else _shown_as(kind, value) == value
 
 
+def _fitting(element: pydicom.DataElement) -> str:
+    """The text of an element that has one value by the standard, no longer than it may be. An identifier that is cut
+    off would be another one, and becomes empty.
+    """
+    parts = "/".join(_texts_of(element.value)).split("=" if element.VR == "PN" else "\0")
+    longest = _LONGEST[element.VR]
+    if max(map(len, parts)) > longest and element.keyword.endswith(("ID", "Number")):
+        return ""
+    return "=".join(part[:longest] for part in parts[:3])  # letters of one script, of another, and by sound
+
+
 def _changed(header: pydicom.Dataset, keyword: str, old: Any, new: str) -> Iterator[str]:
-    old = "" if old is None else str(old)
+    old = "" if old is None else "\\".join(_texts_of(old))
     if old != new:
         setattr(header, keyword, new)
         yield f"{keyword} {_shown(old)} is {new or 'empty'}"
@@ -193,8 +225,16 @@ def _time(value: Any) -> str:
     return digits if found and ("." not in digits or len(digits.split(".")[0]) == 6) else ""
 
 
+def _age(value: Any) -> str:
+    """An age as three digits and a letter; empty if it is none."""
+    found = re.fullmatch(r"(\d{1,3})([DWMY])", str(value or "").strip().upper())
+    return f"{found[1]:0>3}{found[2]}" if found else ""
+
+
 def _has_comma(value: Any) -> bool:
-    return (b"," if isinstance(value, bytes) else ",") in value if isinstance(value, (bytes, str)) else False
+    """Of one number, or of any of several."""
+    values = value if isinstance(value, (list, MultiValue)) else [value]
+    return any((b"," if isinstance(each, bytes) else ",") in each for each in values if isinstance(each, (bytes, str)))
 
 
 def _shown(value: Any) -> str:

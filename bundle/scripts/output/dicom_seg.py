@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -45,8 +46,9 @@ _MADE_BY = {
 }
 
 logger = logging.getLogger(__name__)
-# it tells of every group of elements that it copies
-logging.getLogger("highdicom").setLevel(logging.WARNING)
+# it tells of every group of elements that it copies, of label maps without an organ, and of names of one word
+logging.getLogger("highdicom").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", "(?s)The string .* is unlikely to represent the intended person name")
 
 OrganCodes = Mapping[str, "str | Sequence[str]"]
 
@@ -277,6 +279,12 @@ def _check_headers(source: Path, headers: Mapping[Path, pydicom.Dataset]) -> Non
             f"'{source}': no {listed(sorted(missing))} in the series, without which no DICOM SEG can belong to it. "
             "Export the original series, or do without it: --dicom_seg False."
         )
+    for keyword in ("StudyInstanceUID", "FrameOfReferenceUID"):
+        if (found := len({header[keyword].value for header in headers.values()})) > 1:
+            raise UnsuitableSeries(
+                f"'{source}': no DICOM SEG can be made of this series, whose slices have {found} values of {keyword} "
+                "in place of one. Export the original series, or do without: --dicom_seg False."
+            )
     if len({header.SOPInstanceUID for header in headers.values()}) < len(headers):
         raise UnsuitableSeries(
             f"'{source}': slices with the SOPInstanceUID of another, by which a DICOM SEG refers to each. Export the "
