@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,20 +12,12 @@ import itk
 import numpy as np
 from monai.data import ITKReader
 from monai.utils import MetaKeys
-from nibabel.affines import voxel_sizes
 
 from ..errors import DatasetError, count, listed, one_line
-from .grids import ENOUGH, check_amount, check_components, check_dimensions, check_spacing, unplaced
+from .grids import ENOUGH, check_amount, check_components, check_dimensions
+from .itk_grids import check_axes, placed
 from .itk_headers import data_files, flag_in, header_fields, is_nrrd, shape_in
 
-# the NRRD spaces that ITK converts; the others do not say where the patient's left is
-_NRRD_SPACES = ("right-anterior-superior", "ras", "left-anterior-superior", "las", "left-posterior-superior", "lps")
-_MILLIMETRES = {
-    **dict.fromkeys(["", "mm", "millimeter", "millimeters", "millimetre", "millimetres"], 1.0),
-    **dict.fromkeys(["cm", "centimeter", "centimeters", "centimetre", "centimetres"], 10.0),
-    **dict.fromkeys(["m", "meter", "meters", "metre", "metres"], 1000.0),
-    **dict.fromkeys(["um", "µm", "μm", "micron", "microns", "micrometer", "micrometers", "micrometre"], 0.001),
-}
 _BYTES = {  # of one voxel, by the names of types in either format
     **dict.fromkeys(["met_char", "met_uchar", "signed char", "int8", "int8_t", "uchar", "unsigned char"], 1),
     **dict.fromkeys(["uint8", "uint8_t"], 1),
@@ -38,15 +29,6 @@ _BYTES = {  # of one voxel, by the names of types in either format
     **dict.fromkeys(["signed long long", "signed long long int", "int64_t", "ulonglong", "unsigned long long"], 8),
     **dict.fromkeys(["unsigned long long int", "uint64", "uint64_t", "met_double", "double"], 8),
 }
-_AXES = {  # of a MetaImage header, numbers for each axis, or for each pair of axes
-    **dict.fromkeys(["elementspacing", "elementsize", "offset", "position", "origin", "centerofrotation"], 1),
-    **dict.fromkeys(["transformmatrix", "rotation", "orientation"], 2),
-}
-_ONE_MEANING = (  # of a MetaImage header, keys of which ITK takes one, whatever another says
-    ("transformmatrix", "rotation", "orientation"),
-    ("offset", "position", "origin"),
-)
-_SAME_NUMBER = 1e-4  # as which two of them are written
 
 
 def load_itk(path: Path, default_axcodes: str | None) -> tuple[np.ndarray, np.ndarray]:
@@ -63,7 +45,7 @@ def load_itk(path: Path, default_axcodes: str | None) -> tuple[np.ndarray, np.nd
     """
     fields = header_fields(path)
     if not is_nrrd(path):
-        _check_axes(path, fields)
+        check_axes(path, fields)
     check_components(path, _components(path, fields))
     _check_data(path, fields)
     slope, offset = _numbers(path, fields, "elementtointensityfunctionslope", "elementtointensityfunctionoffset")
@@ -84,56 +66,7 @@ def load_itk(path: Path, default_axcodes: str | None) -> tuple[np.ndarray, np.nd
     voxels = voxels.reshape(voxels.shape[:3], order="A")
     if (slope, offset) != (1, 0):  # which ITK passes over
         voxels = (voxels * np.float64(slope) + offset).astype(np.float32)
-    affine = np.asarray(meta[MetaKeys.AFFINE], dtype=float)
-    affine[:3] *= _millimetres(path, fields)
-    if is_nrrd(path):
-        spaced = "space directions" in fields or "nan" not in fields.get("spacings", "nan").lower()
-        directions = re.findall(r"\([^)]*\)", fields.get("space directions", ""))
-        if "space directions" in fields and len(directions) != 3:  # ITK takes any direction for one that is missing
-            raise DatasetError(
-                f"'{path}': its header has '{fields['space directions']}' for 'space directions', expected three of "
-                "three numbers each. Export the file again."
-            )
-        placed = "space directions" in fields and fields.get("space", "").lower() in _NRRD_SPACES
-        found = "its header names no space such as 'left-posterior-superior' with 'space directions'"
-    else:
-        spaced = "elementspacing" in fields or "elementsize" in fields
-        placed = any(key in fields for key in ("transformmatrix", "rotation", "orientation"))
-        found = "its header has no TransformMatrix"
-    check_spacing(path, voxel_sizes(affine) if spaced else (0, 0, 0))
-    if not placed:
-        affine = unplaced(path, default_axcodes, spacing=voxel_sizes(affine), found=found)
-    return voxels, affine
-
-
-def _check_axes(path: Path, fields: dict[str, str]) -> None:
-    """Compares the numbers of a MetaImage header with its number of axes, by which ITK reads them: of -1 it hangs."""
-    axes = len(shape_in(path, fields))
-    if fields.get("ndims") != str(axes):
-        raise DatasetError(
-            f"'{path}': cannot be read (its header states NDims {fields.get('ndims', 'nowhere')}, and the sizes of "
-            f"{axes} axes), expected the same number. Its header may be damaged: copy or download it again."
-        )
-    for name, power in _AXES.items():
-        values = fields.get(name, "").split()
-        try:
-            finite = bool(np.isfinite([float(value) for value in values]).all())
-        except ValueError:
-            finite = False
-        if name in fields and not (finite and len(values) == axes**power):
-            raise DatasetError(
-                f"'{path}': cannot be read (its header has '{fields[name]}' for {name}), expected {axes**power} finite "
-                "numbers. Its header may be damaged: copy or download it again."
-            )
-    for names in _ONE_MEANING:
-        stated = {name: fields[name] for name in names if name in fields}
-        numbers = [[float(value) for value in text.split()] for text in stated.values()]
-        if not all(np.allclose(each, numbers[0], rtol=1e-5, atol=_SAME_NUMBER) for each in numbers):
-            texts = [f"{name} {text}" for name, text in stated.items()]
-            raise DatasetError(
-                f"'{path}': its header says in {len(stated)} ways where voxels lie, differently ({listed(texts)}), "
-                "expected one, or the same. Remove what is wrong, or export the file again."
-            )
+    return voxels, placed(path, fields, meta[MetaKeys.AFFINE], default_axcodes)
 
 
 def _components(path: Path, fields: dict[str, str]) -> int:
@@ -353,21 +286,3 @@ def _encoding(path: Path, fields: dict[str, str]) -> str:
     if stated not in known:
         raise DatasetError(f"'{path}': encoding '{stated}', expected raw or gzip. Convert the file.")
     return known[stated]
-
-
-def _millimetres(path: Path, fields: dict[str, str]) -> float:
-    """What the header's unit is in millimetres, which is what a header without a unit means."""
-    if not is_nrrd(path):
-        stated = [fields.get("distanceunits", "")]
-    elif "space directions" in fields:
-        stated = re.findall(r'"([^"]*)"', fields.get("space units", ""))
-    else:
-        stated = re.findall(r'"([^"]*)"', fields.get("units", ""))
-    found = {unit.strip().lower() for unit in stated if unit.strip() and unit.strip() != "?"} or {""}
-    factors = {_MILLIMETRES.get(unit) for unit in found}
-    if None in factors or len(factors) > 1:
-        raise DatasetError(
-            f"'{path}': its header measures in {listed(sorted(found))}, expected mm, cm, m or um, the same along all "
-            "axes. Correct the header, or export the file again."
-        )
-    return factors.pop()  # type: ignore[return-value]
