@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import math
 import os
 import time
 import zlib
@@ -414,6 +415,7 @@ def test_a_scale_in_a_metaimage_header_is_applied(tmp_path):
     volume = load_volume(metaimage(tmp_path / "a.mha", **scale))
     np.testing.assert_array_equal(volume.voxels, VOXELS * 2.0 - 1024)
     assert "expected finite numbers" in outcome(metaimage(tmp_path / "a.mha", ElementToIntensityFunctionSlope="x"))
+    assert outcome(metaimage(tmp_path / "a.mha", ElementToIntensityFunctionSlope=0)) == "same"  # none, as in NIfTI
 
 
 def test_two_orders_of_bytes_are_refused(tmp_path):
@@ -423,16 +425,19 @@ def test_two_orders_of_bytes_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "fields, said",
     [
-        ({"dimension": 4, "sizes": "2 12 11 9", "kinds": "list domain domain domain"}, "voxels of 2 values"),
+        ({"dimension": 4, "sizes": "2 12 11 9", "kinds": "vector domain domain domain"}, "voxels of 2 values"),
+        (
+            {"dimension": 4, "sizes": "12 11 9 2", "kinds": "domain domain domain list"},
+            "one of its axes is a list of 2",
+        ),
         ({"dimension": 4, "sizes": "12 11 9 3", "kinds": "domain domain domain RGB-color"}, "voxels of 3 values"),
-        ({"type": "int64"}, "ITK has no images of 3 dimensions of 'int64'"),
+        ({"dimension": 4, "sizes": "12 11 9 1", "kinds": "domain domain domain list"}, "no images of 4 dimensions"),
     ],
 )
 def test_what_itk_cannot_hold_is_told_in_words(tmp_path, fields, said):
-    data = RAW * {"voxels of 2 values": 2, "voxels of 3 values": 3}.get(said, 4)
+    data = bytes(2 * math.prod(map(int, fields["sizes"].split())))
     directions = "(2,0,0) (0,2,0) (0,0,5)"
-    if "dimension" in fields:
-        directions = f"none {directions}" if fields["kinds"].startswith("list") else f"{directions} none"
+    directions = f"none {directions}" if fields["kinds"].startswith("vector") else f"{directions} none"
     assert said in outcome(nrrd(tmp_path / "a.nrrd", data, **{"space directions": directions}, **fields))
 
 

@@ -6,7 +6,7 @@ import gzip
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import itk
 import numpy as np
@@ -29,6 +29,11 @@ _BYTES = {  # of one voxel, by the names of types in either format
     **dict.fromkeys(["signed long long", "signed long long int", "int64_t", "ulonglong", "unsigned long long"], 8),
     **dict.fromkeys(["unsigned long long int", "uint64", "uint64_t", "met_double", "double"], 8),
 }
+_SIGNED = {  # those of which ITK, as it is built for Python, has no images, by the same bytes
+    1: ("met_char", "signed char", "int8", "int8_t"),
+    8: ("met_long_long", "longlong", "long long", "long long int", "int64", "int64_t", "signed long long")
+    + ("signed long long int",),
+}
 
 
 def load_itk(path: Path, default_axcodes: str | None) -> tuple[np.ndarray, np.ndarray]:
@@ -44,29 +49,46 @@ def load_itk(path: Path, default_axcodes: str | None) -> tuple[np.ndarray, np.nd
         Exception: whatever else reading raises.
     """
     fields = header_fields(path)
-    if not is_nrrd(path):
-        check_axes(path, fields)
+    check_axes(path, fields)
     check_components(path, _components(path, fields))
     _check_data(path, fields)
     slope, offset = _numbers(path, fields, "elementtointensityfunctionslope", "elementtointensityfunctionoffset")
-    reader = ITKReader()
-    try:
-        # of which ITK knows no file whose name ends in capitals
-        image = reader.read(path) if is_nrrd(path) else reader.read(path, imageio=itk.MetaImageIO.New())
-    except itk.TemplateTypeError as error:
-        kind = fields.get("type" if is_nrrd(path) else "elementtype", "")
-        raise DatasetError(
-            f"'{path}': cannot be read (ITK has no images of {len(shape_in(path, fields))} dimensions of '{kind}'), "
-            "expected three dimensions of short, int or float. Convert it."
-        ) from error
-    voxels, meta = reader.get_data(image)
+    image = _read(path, fields)
+    voxels, meta = ITKReader().get_data(image)
     voxels = np.asarray(voxels)  # of ITK's own kind of array, which keeps the image it is a view of
     check_components(path, image.GetNumberOfComponentsPerPixel())
     check_dimensions(path, voxels.shape)
     voxels = voxels.reshape(voxels.shape[:3], order="A")
-    if (slope, offset) != (1, 0):  # which ITK passes over
+    if voxels.dtype == np.uint64 and _type_of(path, fields) in _SIGNED[8]:
+        voxels = voxels.view(np.int64)  # which `_read` could not ask for
+    if slope and (slope, offset) != (1, 0):  # which ITK passes over; 0 means none, as in NIfTI
         voxels = (voxels * np.float64(slope) + offset).astype(np.float32)
     return voxels, placed(path, fields, meta[MetaKeys.AFFINE], default_axcodes)
+
+
+def _read(path: Path, fields: dict[str, str]) -> Any:
+    """The image as ITK has it: integers of 8 and of 64 bits with a sign as others that hold the same bits."""
+    # without which ITK knows no MetaImage whose name ends in capitals
+    options = {} if is_nrrd(path) else {"imageio": itk.MetaImageIO.New()}
+    try:
+        return ITKReader().read(path, **options)
+    except itk.TemplateTypeError as error:
+        kind, dimensions = _type_of(path, fields), len(shape_in(path, fields))
+        held = next((held for size, held in ((1, itk.SS), (8, itk.ULL)) if kind in _SIGNED[size]), None)
+        if held is None or dimensions != 3:
+            raise DatasetError(
+                f"'{path}': cannot be read (ITK has no images of {dimensions} dimensions of '{kind}'), expected three "
+                "dimensions of integers or of float. Convert it."
+            ) from error
+    reader = itk.ImageFileReader[itk.Image[held, 3]].New(FileName=str(path))
+    if not is_nrrd(path):
+        reader.SetImageIO(itk.MetaImageIO.New())
+    reader.Update()
+    return reader.GetOutput()
+
+
+def _type_of(path: Path, fields: dict[str, str]) -> str:
+    return fields.get("type" if is_nrrd(path) else "elementtype", "").lower()
 
 
 def _components(path: Path, fields: dict[str, str]) -> int:
@@ -77,6 +99,12 @@ def _components(path: Path, fields: dict[str, str]) -> int:
     kinds, sizes = fields.get("kinds", "").lower().split(), shape_in(path, fields)
     if len(kinds) != len(sizes):
         return 1
+    lists = [size for kind, size in zip(kinds, sizes) if kind == "list" and size != 1]
+    if lists:
+        raise DatasetError(
+            f"'{path}': one of its axes is a list of {lists[0]} (kinds '{fields['kinds']}'), expected one volume of "
+            "three dimensions. Store each of them as a file of its own."
+        )
     return int(np.prod([size for kind, size in zip(kinds, sizes) if kind not in ("domain", "space", "time", "???")]))
 
 
@@ -105,7 +133,7 @@ def _check_data(path: Path, fields: dict[str, str]) -> None:
     """
     files = data_files(path, fields)
     shape = shape_in(path, fields)
-    kind = fields.get("type" if is_nrrd(path) else "elementtype", "").lower()
+    kind = _type_of(path, fields)
     if kind not in _BYTES:
         known = "a numeric type, such as short or float" if is_nrrd(path) else "such as MET_SHORT"
         raise DatasetError(f"'{path}': voxels of type '{kind}', expected {known}. Convert the file.")

@@ -20,19 +20,21 @@ _MILLIMETRES = {
     **dict.fromkeys(["m", "meter", "meters", "metre", "metres"], 1000.0),
     **dict.fromkeys(["um", "µm", "μm", "micron", "microns", "micrometer", "micrometers", "micrometre"], 0.001),
 }
+_PLACES = ("offset", "position", "origin", "imageposition")
+_DIRECTIONS = ("transformmatrix", "rotation", "orientation")
 _AXES = {  # of a MetaImage header, numbers for each axis, or for each pair of axes
-    **dict.fromkeys(["elementspacing", "elementsize", "offset", "position", "origin", "centerofrotation"], 1),
-    **dict.fromkeys(["transformmatrix", "rotation", "orientation"], 2),
+    **dict.fromkeys([*_PLACES, "elementspacing", "elementsize", "centerofrotation"], 1),
+    **dict.fromkeys(_DIRECTIONS, 2),
 }
-_ONE_MEANING = (  # of a MetaImage header, keys of which ITK takes one, whatever another says
-    ("transformmatrix", "rotation", "orientation"),
-    ("offset", "position", "origin"),
-)
+_ONE_MEANING = (_DIRECTIONS, _PLACES)  # of which ITK takes one, whatever another says
 _SAME_NUMBER = 1e-4  # as which two of them are written
 
 
 def check_axes(path: Path, fields: dict[str, str]) -> None:
-    """Compares the numbers of a MetaImage header with its number of axes, by which ITK reads them: of -1 it hangs."""
+    """Refuses axes of which ITK would hang, or make up what is not stated, or turn round what is negative."""
+    if is_nrrd(path):
+        _check_directions(path, fields)
+        return
     axes = len(shape_in(path, fields))
     if fields.get("ndims") != str(axes):
         raise DatasetError(
@@ -50,6 +52,10 @@ def check_axes(path: Path, fields: dict[str, str]) -> None:
                 f"'{path}': cannot be read (its header has '{fields[name]}' for {name}), expected {axes**power} finite "
                 "numbers. Its header may be damaged: copy or download it again."
             )
+    for name in _DIRECTIONS:
+        _check_independent(path, fields.get(name), np.reshape(fields.get(name, "").split(), (-1, axes)).astype(float))
+    if spacing := fields.get("elementspacing", fields.get("elementsize")):
+        check_spacing(path, list(map(float, spacing.split()))[:3])
     for names in _ONE_MEANING:
         stated = {name: fields[name] for name in names if name in fields}
         numbers = [[float(value) for value in text.split()] for text in stated.values()]
@@ -59,6 +65,37 @@ def check_axes(path: Path, fields: dict[str, str]) -> None:
                 f"'{path}': its header says in {len(stated)} ways where voxels lie, differently ({listed(texts)}), "
                 "expected one, or the same. Remove what is wrong, or export the file again."
             )
+
+
+def _check_directions(path: Path, fields: dict[str, str]) -> None:
+    """The same of NRRD. ITK takes any direction, of 1 mm, for one that is missing, or NaN, which means the same."""
+    stated = fields.get("space directions")
+    if stated is None:
+        try:
+            spacing = [float(value) for value in fields.get("spacings", "").split()]
+        except ValueError:  # of which ITK has words
+            return
+        check_spacing(path, spacing if len(spacing) == 3 else ())
+        return
+    try:
+        directions = [[float(value) for value in each.split(",")] for each in re.findall(r"\(([^)]*)\)", stated)]
+        numbers = np.array(directions, dtype=float)
+    except ValueError:
+        numbers = np.empty(0)
+    if numbers.shape != (3, 3) or not np.isfinite(numbers).all():
+        raise DatasetError(
+            f"'{path}': its header has '{stated}' for 'space directions', expected three of three finite numbers each. "
+            "Export the file again."
+        )
+    _check_independent(path, stated, numbers)
+
+
+def _check_independent(path: Path, stated: str | None, directions: np.ndarray) -> None:
+    if stated is not None and np.linalg.matrix_rank(directions) < len(directions):
+        raise DatasetError(
+            f"'{path}': the directions of its axes do not span space ({stated}), expected independent ones. Export the "
+            "file again from the original series."
+        )
 
 
 def placed(path: Path, fields: dict[str, str], affine: np.ndarray, default_axcodes: str | None) -> np.ndarray:
@@ -77,17 +114,11 @@ def placed(path: Path, fields: dict[str, str], affine: np.ndarray, default_axcod
     affine[:3] *= _millimetres(path, fields)
     if is_nrrd(path):
         spaced = "space directions" in fields or "nan" not in fields.get("spacings", "nan").lower()
-        directions = re.findall(r"\([^)]*\)", fields.get("space directions", ""))
-        if "space directions" in fields and len(directions) != 3:  # ITK takes any direction for one that is missing
-            raise DatasetError(
-                f"'{path}': its header has '{fields['space directions']}' for 'space directions', expected three of "
-                "three numbers each. Export the file again."
-            )
         is_placed = "space directions" in fields and fields.get("space", "").lower() in _NRRD_SPACES
         found = "its header names no space such as 'left-posterior-superior' with 'space directions'"
     else:
         spaced = "elementspacing" in fields or "elementsize" in fields
-        is_placed = any(key in fields for key in ("transformmatrix", "rotation", "orientation"))
+        is_placed = any(key in fields for key in _DIRECTIONS)
         found = "its header has no TransformMatrix"
     check_spacing(path, voxel_sizes(affine) if spaced else (0, 0, 0))
     if not is_placed:
