@@ -723,8 +723,9 @@ def test_an_input_that_is_no_file_is_called_so(tmp_path, name):
 @pytest.mark.parametrize(
     "voxels, said",
     [
-        (np.float64([0, 1e300]), "1 of 8 voxels are NaN or infinite"),
-        (np.float64([0, -3.5e38]), "1 of 8 voxels are NaN or infinite"),
+        (np.float64([0, 1e300]), "1 of 8 voxels are beyond 3.4e38"),
+        (np.float64([0, -3.5e38]), "1 of 8 voxels are beyond 3.4e38"),
+        (np.float64([0, -np.inf]), "1 of 8 voxels are NaN or infinite"),
         (np.float32([0, np.nan]), "1 of 8 voxels are NaN or infinite"),
         (np.uint64([0, 2**63]), "1 of 8 voxels are beyond 9,007,199,254,740,992"),
         (np.int64([0, -(2**60)]), "1 of 8 voxels are beyond"),
