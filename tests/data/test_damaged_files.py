@@ -441,6 +441,15 @@ def test_what_itk_cannot_hold_is_told_in_words(tmp_path, fields, said):
     assert said in outcome(nrrd(tmp_path / "a.nrrd", data, **{"space directions": directions}, **fields))
 
 
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_voxels_do_not_begin_within_the_header(tmp_path, compress):
+    """An image that ends in zeros would be moved by the length of the header, with nothing left but zeros."""
+    path = tmp_path / ("a.nii" if compress is bytes else "a.nii.gz")
+    data = np.where(np.arange(VOXELS.size) < VOXELS.size - 352, VOXELS.ravel(order="F"), 0).astype("<i2").tobytes()
+    path.write_bytes(compress(nifti(vox_offset=0)[:352] + data))
+    assert "voxels begin at byte 0 (vox_offset), which is within the header, expected 352 at least" in outcome(path)
+
+
 # ---- units, and two statements of one place
 
 
@@ -477,9 +486,28 @@ SHEARED = AFFINE + np.array([[0, 0, 0, 0], [0, 0, 1.2, 0], [0, 0, 0, 0], [0, 0, 
 WIDER = AFFINE @ np.diag([1.1, 1, 1, 1])
 
 
-@pytest.mark.parametrize("qform", [FLIPPED, SHIFTED, WIDER], ids=["flipped", "shifted", "wider"])
-def test_forms_that_contradict_each_other_are_refused_unless_one_is_trusted(tmp_path, qform):
-    path = forms(tmp_path / "a.nii.gz", AFFINE, qform)
+FEET_FIRST = np.diag([-1.0, 1, -1, 1]) @ AFFINE
+PRONE = np.diag([-1.0, -1, 1, 1]) @ AFFINE
+CORONAL = AFFINE[[0, 2, 1, 3]]
+
+
+def turned(degrees: float) -> np.ndarray:
+    """The grid, nodding."""
+    cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    return np.array([[1, 0, 0, 0], [0, cos, -sin, 0], [0, sin, cos, 0], [0, 0, 0, 1]]) @ AFFINE
+
+
+@pytest.mark.parametrize(
+    "qform, codes",
+    [
+        *((qform, (1, 1)) for qform in (FLIPPED, SHIFTED, WIDER)),
+        *((qform, (2, 1)) for qform in (FLIPPED, FEET_FIRST, PRONE, CORONAL, turned(90), turned(60), WIDER)),
+        *((qform, (4, 1)) for qform in (FLIPPED, FEET_FIRST, PRONE, CORONAL, turned(90))),
+        *((qform, (1, 2)) for qform in (PRONE, WIDER)),
+    ],
+)
+def test_forms_that_contradict_each_other_are_refused_unless_one_is_trusted(tmp_path, qform, codes):
+    path = forms(tmp_path / "a.nii.gz", AFFINE, qform, codes)
 
     message = outcome(path)
     assert "its sform" in message and "its qform" in message and "--trusted_form" in message
@@ -491,7 +519,12 @@ def test_forms_that_contradict_each_other_are_refused_unless_one_is_trusted(tmp_
     "sform, qform, codes",
     [
         (AFFINE, AFFINE, (1, 1)),
-        (SHIFTED, AFFINE, (4, 1)),  # the place in an atlas
+        *((SHIFTED, AFFINE, (space, 1)) for space in (2, 3, 4)),  # the place in another image, or an atlas
+        *((WIDER, AFFINE, (space, 1)) for space in (3, 4)),  # and its size
+        (AFFINE @ np.diag([1.04, 1, 1, 1]), AFFINE, (2, 1)),
+        *((turned(30), AFFINE, (space, 1)) for space in (2, 4)),
+        (turned(50), turned(40), (2, 1)),  # to each side of where names of axes change
+        (SHEARED @ np.diag([1, 1.2, 1, 1]), AFFINE, (2, 1)),  # an alignment that is no movement
         (SHEARED, AFFINE, (1, 1)),  # a qform holds no shear
         (FLIPPED, AFFINE, (1, 0)),  # not stated
     ],
