@@ -566,10 +566,22 @@ def test_working_folder_is_named(tmp_path, monkeypatch):
     assert inference_inputs(".") == [{"image": str(tmp_path / "series"), "case": "series"}]
 
 
-def test_dicom_slices_beside_image_files_are_refused(tmp_path):
-    touch(tmp_path, "1.dcm", "2.dcm", "seg.nii.gz")
-    with pytest.raises(DatasetError, match="holds DICOM slices.*seg.nii.gz.*a folder of its own"):
-        inference_inputs(tmp_path)
+def test_dicom_slices_beside_image_files_are_one_input_more(tmp_path, write_dicom_series):
+    for folder in ("in", "in/p2"):
+        touch(tmp_path, f"{folder}/a.nii.gz", f"{folder}/in.nrrd")
+        write_dicom_series(tmp_path / folder, np.zeros((4, 5, 3), np.int16))
+    found = {item["case"]: item["image"] for item in inference_inputs(tmp_path / "in")}
+    assert found == {
+        **{"a": f"{tmp_path}/in/a.nii.gz", "in": f"{tmp_path}/in", "in.nrrd": f"{tmp_path}/in/in.nrrd"},
+        **{"p2": f"{tmp_path}/in/p2", "p2_a": f"{tmp_path}/in/p2/a.nii.gz", "p2_in": f"{tmp_path}/in/p2/in.nrrd"},
+    }
+
+
+@pytest.mark.parametrize("pattern", ["", "*"])
+def test_files_of_one_name_are_told_apart_by_their_suffixes(tmp_path, pattern):
+    touch(tmp_path, "x.nii", "x.nii.gz", "x.nrrd", "x.mgz", "x.hdr", "x.img", "y.nii.gz", "x_1.nii", "x/1.dcm", "z.NII")
+    cases = ["x", "x.hdr", "x.mgz", "x.nii", "x.nii.gz", "x.nrrd", "x_1", "y", "z"]
+    assert sorted(cases_of(inference_inputs(str(tmp_path / pattern)))) == cases
 
 
 def test_missing_input_is_named(tmp_path):

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data.file_names import CANNOT_BE_TAKEN, case_name
+from ..data.file_names import CANNOT_BE_TAKEN, case_name, told_by_suffix
 from ..errors import DatasetError, MissingFileError, listed, one_line
 from ..files import named_by_content
 from .runs import shown, typed
@@ -108,14 +108,16 @@ def _told_apart(items: Sequence[Item]) -> list[Item]:
 
     What cannot be taken keeps the reason.
     """
-    names = [item["case"] for item in items]
+    images = [item["image"] for item in items]
+    names = told_by_suffix([item["case"] for item in items], images, list(map(os.path.dirname, images)))
+    within = list(names)
     for level in range(1, 4):
         shared = {name for name, number in Counter(names).items() if number > 1}
         for index, item in enumerate(items):
             if names[index] in shared:
                 # a series is named by its own folder already
                 folders = Path(item["image"]).parts[1:-1][-level:]
-                names[index] = "_".join([*folders, item["case"]])
+                names[index] = "_".join([*folders, within[index]])
     shared = {name for name, number in Counter(names).items() if number > 1}
     if shared:
         clashing = [Path(item["image"]) for item, name in zip(items, names) if name in shared]
