@@ -133,10 +133,16 @@ def test_cases_may_be_integers(tmp_path):
     assert cases_of(find_cases(tmp_path, PATTERNS[0], exclude=[8])) == ["7"]
 
 
-@pytest.mark.parametrize("pattern", ["image.nii.gz", "{case}/{case}.nii.gz"])
-def test_pattern_without_exactly_one_case_is_refused(tiny_dataset, pattern):
-    with pytest.raises(DatasetError, match="image_pattern is .*exactly once"):
-        find_cases(tiny_dataset, pattern)
+def test_pattern_without_a_case_is_refused(tiny_dataset):
+    with pytest.raises(DatasetError, match="image_pattern is .*expected it once at least"):
+        find_cases(tiny_dataset, "image.nii.gz")
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", "", ".*"])
+def test_a_case_that_a_pattern_names_several_times_is_the_same_each_time(tmp_path, ending):
+    touch(tmp_path, *(f"sub-{case}/ses-1/sub-{name}_T2w.nii.gz" for case, name in (("01", "01"), ("1.2", "1.2"))))
+    touch(tmp_path, "sub-02/ses-1/sub-01_T2w.nii.gz", "sub-/ses-1/sub-_T2w.nii.gz", "sub-03/ses-2/sub-03_T2w.nii.gz")
+    assert cases_of(find_cases(tmp_path, f"sub-{{case}}/ses-1/sub-{{case}}_T2w{ending}")) == ["01", "1.2"]
 
 
 def test_equal_patterns_are_refused(tiny_dataset):

@@ -49,7 +49,7 @@ def find_cases(
 
     Args:
         dataset_dir: folder of the data set; if nothing there matches, the one folder in it where something does.
-        image_pattern: path of an image relative to it, with ``{case}`` exactly once: ``"img/img{case}.nii.gz"``, or
+        image_pattern: path of an image relative to it, with ``{case}`` in it: ``"img/img{case}.nii.gz"``, or
             ``"{case}/T2_SPIR.*"``, whose ending may differ; see :mod:`scripts.data.case_patterns`.
         label_pattern: the same for labels, or None for a list without labels.
         cases: exactly these, in this order; None takes every case that has an image, in natural order (2 before 10).
@@ -60,7 +60,7 @@ def find_cases(
 
     Raises:
         FileNotFoundError: the folder, every image, or a file of a wanted case is missing.
-        DatasetError: a pattern without exactly one ``{case}``; a case that is named like a path.
+        DatasetError: a pattern without ``{case}``; a case that is named like a path.
 
     Example:
         >>> find_cases("/data/btcv", "img/img{case}.nii.gz", cases=["0001"])  # doctest: +SKIP

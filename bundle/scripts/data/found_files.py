@@ -52,6 +52,7 @@ _ZIPPED = (
     *(".docx", ".xlsx", ".pptx", ".odt", ".ods", ".odp", ".epub", ".jar", ".whl"),
     *(".pt", ".pth", ".ckpt", ".pkl", ".npz"),
 )
+_DROPPINGS = ("__macosx", "thumbs.db", "desktop.ini")  # of systems
 _RECORDS = "results.json"  # of an inference
 _RESULT = re.compile(
     r".*_(seg|prob|uncertainty)([._].*)?"
@@ -293,4 +294,4 @@ def _is_output(folder: Path) -> bool:
 
 
 def _is_clutter(path: Path) -> bool:
-    return path.name.startswith(".") or path.name == "__MACOSX" or (is_index(path) and not is_folder(path))
+    return path.name.startswith(".") or path.name.lower() in _DROPPINGS or (is_index(path) and not is_folder(path))
