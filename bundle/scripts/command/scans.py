@@ -104,8 +104,8 @@ def _check_once(named: Sequence[tuple[str, str | None]]) -> None:
 
 
 def _told_apart(items: Sequence[Item]) -> list[Item]:
-    """The same images, each with a name that only it has: where several share one, with their folders in front, and with
-    their suffixes, where they lie in one folder.
+    """The same images, each with a name that only it has: where several share one, with their folders in front, and
+    with their suffixes, where they lie in one folder.
 
     What cannot be taken keeps the reason.
     """
