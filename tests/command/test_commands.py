@@ -246,6 +246,18 @@ def test_reasons_of_what_cannot_be_taken_in_several_folders_are_kept(started, tm
     assert problems == {"one": None, "two": None, "more.zip": said}
 
 
+def test_scans_of_one_folder_and_name_are_told_apart_by_their_suffixes(started, tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        for name in ("x.nii", "x.nrrd", "y.nii"):
+            (tmp_path / folder / name).touch()
+
+    assert program(["segment", "one/x.nii", "one/x.nrrd", "one/y.nii", "two/x.nii", "-o", "out"]) == 0
+
+    items = inference_inputs(value(started.words[0], "--input"))
+    assert [item["case"] for item in items] == ["one_x.nii", "one_x.nrrd", "y", "two_x"]
+
+
 # ---- wrong use, bad input, exit codes
 
 

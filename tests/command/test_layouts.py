@@ -72,6 +72,18 @@ LAYOUTS = {
         ["a.nii.gz", "a_seg.nii.gz", "b.nii.gz", "b_seg.nii.gz"],
         ("{case}.nii.gz", "{case}_seg.nii.gz", ["a", "b"]),
     ),
+    "BIDS": (
+        [
+            *(f"sub-{n}/ses-1/anat/sub-{n}_ses-1_T2w.{end}" for n in ("01", "02") for end in ("nii.gz", "json")),
+            *(f"derivatives/manual/sub-{n}/ses-1/anat/sub-{n}_ses-1_desc-x_dseg.nii.gz" for n in ("01", "02")),
+            *("sub-03/ses-1/anat/sub-03_ses-1_T2w.nii.gz", "dataset_description.json", "participants.tsv", "README"),
+        ],
+        (
+            "sub-{case}/ses-1/anat/sub-{case}_ses-1_T2w.nii.gz",
+            "derivatives/manual/sub-{case}/ses-1/anat/sub-{case}_ses-1_desc-x_dseg.nii.gz",
+            ["01", "02"],
+        ),
+    ),
     "LiTS": (
         [f"{kind}-{n}.nii" for kind in ("volume", "segmentation") for n in (0, 1)],
         ("volume-{case}.nii", "segmentation-{case}.nii", ["0", "1"]),
@@ -228,8 +240,15 @@ def test_what_the_command_wrote_itself_is_no_source(tmp_path, name, left_out, be
             [f"{case}/{name}.nii.gz" for case in "ab" for name in ("ct", "mr", "label")],
             "can be read in 2 ways. Choose one: --image '{case}/ct.nii.gz'",
         ),
+        (
+            [
+                "derivatives/sub-1/anat/sub-1_dseg.nii.gz",
+                *(f"sub-1/anat/sub-1_{kind}.nii.gz" for kind in ("T1w", "T2w")),
+            ],
+            "--image 'sub-{case}/anat/sub-{case}_T2w.nii.gz' --label 'derivatives/sub-{case}/anat/sub-{case}_dseg.nii",
+        ),
     ],
-    ids=["empty", "something else", "two labels a case", "other names", "two images a case"],
+    ids=["empty", "something else", "two labels a case", "other names", "two images a case", "BIDS"],
 )
 def test_what_does_not_fit_in_one_way_is_asked_for(tmp_path, files, said):
     with pytest.raises(DatasetError) as caught:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import math
 import os
 import time
 import zlib
@@ -414,6 +415,7 @@ def test_a_scale_in_a_metaimage_header_is_applied(tmp_path):
     volume = load_volume(metaimage(tmp_path / "a.mha", **scale))
     np.testing.assert_array_equal(volume.voxels, VOXELS * 2.0 - 1024)
     assert "expected finite numbers" in outcome(metaimage(tmp_path / "a.mha", ElementToIntensityFunctionSlope="x"))
+    assert outcome(metaimage(tmp_path / "a.mha", ElementToIntensityFunctionSlope=0)) == "same"  # none, as in NIfTI
 
 
 def test_two_orders_of_bytes_are_refused(tmp_path):
@@ -423,17 +425,29 @@ def test_two_orders_of_bytes_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "fields, said",
     [
-        ({"dimension": 4, "sizes": "2 12 11 9", "kinds": "list domain domain domain"}, "voxels of 2 values"),
+        ({"dimension": 4, "sizes": "2 12 11 9", "kinds": "vector domain domain domain"}, "voxels of 2 values"),
+        (
+            {"dimension": 4, "sizes": "12 11 9 2", "kinds": "domain domain domain list"},
+            "one of its axes is a list of 2",
+        ),
         ({"dimension": 4, "sizes": "12 11 9 3", "kinds": "domain domain domain RGB-color"}, "voxels of 3 values"),
-        ({"type": "int64"}, "ITK has no images of 3 dimensions of 'int64'"),
+        ({"dimension": 4, "sizes": "12 11 9 1", "kinds": "domain domain domain list"}, "no images of 4 dimensions"),
     ],
 )
 def test_what_itk_cannot_hold_is_told_in_words(tmp_path, fields, said):
-    data = RAW * {"voxels of 2 values": 2, "voxels of 3 values": 3}.get(said, 4)
+    data = bytes(2 * math.prod(map(int, fields["sizes"].split())))
     directions = "(2,0,0) (0,2,0) (0,0,5)"
-    if "dimension" in fields:
-        directions = f"none {directions}" if fields["kinds"].startswith("list") else f"{directions} none"
+    directions = f"none {directions}" if fields["kinds"].startswith("vector") else f"{directions} none"
     assert said in outcome(nrrd(tmp_path / "a.nrrd", data, **{"space directions": directions}, **fields))
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_voxels_do_not_begin_within_the_header(tmp_path, compress):
+    """An image that ends in zeros would be moved by the length of the header, with nothing left but zeros."""
+    path = tmp_path / ("a.nii" if compress is bytes else "a.nii.gz")
+    data = np.where(np.arange(VOXELS.size) < VOXELS.size - 352, VOXELS.ravel(order="F"), 0).astype("<i2").tobytes()
+    path.write_bytes(compress(nifti(vox_offset=0)[:352] + data))
+    assert "voxels begin at byte 0 (vox_offset), which is within the header, expected 352 at least" in outcome(path)
 
 
 # ---- units, and two statements of one place
@@ -472,9 +486,28 @@ SHEARED = AFFINE + np.array([[0, 0, 0, 0], [0, 0, 1.2, 0], [0, 0, 0, 0], [0, 0, 
 WIDER = AFFINE @ np.diag([1.1, 1, 1, 1])
 
 
-@pytest.mark.parametrize("qform", [FLIPPED, SHIFTED, WIDER], ids=["flipped", "shifted", "wider"])
-def test_forms_that_contradict_each_other_are_refused_unless_one_is_trusted(tmp_path, qform):
-    path = forms(tmp_path / "a.nii.gz", AFFINE, qform)
+FEET_FIRST = np.diag([-1.0, 1, -1, 1]) @ AFFINE
+PRONE = np.diag([-1.0, -1, 1, 1]) @ AFFINE
+CORONAL = AFFINE[[0, 2, 1, 3]]
+
+
+def turned(degrees: float) -> np.ndarray:
+    """The grid, nodding."""
+    cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    return np.array([[1, 0, 0, 0], [0, cos, -sin, 0], [0, sin, cos, 0], [0, 0, 0, 1]]) @ AFFINE
+
+
+@pytest.mark.parametrize(
+    "qform, codes",
+    [
+        *((qform, (1, 1)) for qform in (FLIPPED, SHIFTED, WIDER)),
+        *((qform, (2, 1)) for qform in (FLIPPED, FEET_FIRST, PRONE, CORONAL, turned(90), turned(60), WIDER)),
+        *((qform, (4, 1)) for qform in (FLIPPED, FEET_FIRST, PRONE, CORONAL, turned(90))),
+        *((qform, (1, 2)) for qform in (PRONE, WIDER)),
+    ],
+)
+def test_forms_that_contradict_each_other_are_refused_unless_one_is_trusted(tmp_path, qform, codes):
+    path = forms(tmp_path / "a.nii.gz", AFFINE, qform, codes)
 
     message = outcome(path)
     assert "its sform" in message and "its qform" in message and "--trusted_form" in message
@@ -486,7 +519,12 @@ def test_forms_that_contradict_each_other_are_refused_unless_one_is_trusted(tmp_
     "sform, qform, codes",
     [
         (AFFINE, AFFINE, (1, 1)),
-        (SHIFTED, AFFINE, (4, 1)),  # the place in an atlas
+        *((SHIFTED, AFFINE, (space, 1)) for space in (2, 3, 4)),  # the place in another image, or an atlas
+        *((WIDER, AFFINE, (space, 1)) for space in (3, 4)),  # and its size
+        (AFFINE @ np.diag([1.04, 1, 1, 1]), AFFINE, (2, 1)),
+        *((turned(30), AFFINE, (space, 1)) for space in (2, 4)),
+        (turned(50), turned(40), (2, 1)),  # to each side of where names of axes change
+        (SHEARED @ np.diag([1, 1.2, 1, 1]), AFFINE, (2, 1)),  # an alignment that is no movement
         (SHEARED, AFFINE, (1, 1)),  # a qform holds no shear
         (FLIPPED, AFFINE, (1, 0)),  # not stated
     ],

@@ -133,10 +133,16 @@ def test_cases_may_be_integers(tmp_path):
     assert cases_of(find_cases(tmp_path, PATTERNS[0], exclude=[8])) == ["7"]
 
 
-@pytest.mark.parametrize("pattern", ["image.nii.gz", "{case}/{case}.nii.gz"])
-def test_pattern_without_exactly_one_case_is_refused(tiny_dataset, pattern):
-    with pytest.raises(DatasetError, match="image_pattern is .*exactly once"):
-        find_cases(tiny_dataset, pattern)
+def test_pattern_without_a_case_is_refused(tiny_dataset):
+    with pytest.raises(DatasetError, match="image_pattern is .*expected it once at least"):
+        find_cases(tiny_dataset, "image.nii.gz")
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", "", ".*"])
+def test_a_case_that_a_pattern_names_several_times_is_the_same_each_time(tmp_path, ending):
+    touch(tmp_path, *(f"sub-{case}/ses-1/sub-{name}_T2w.nii.gz" for case, name in (("01", "01"), ("1.2", "1.2"))))
+    touch(tmp_path, "sub-02/ses-1/sub-01_T2w.nii.gz", "sub-/ses-1/sub-_T2w.nii.gz", "sub-03/ses-2/sub-03_T2w.nii.gz")
+    assert cases_of(find_cases(tmp_path, f"sub-{{case}}/ses-1/sub-{{case}}_T2w{ending}")) == ["01", "1.2"]
 
 
 def test_equal_patterns_are_refused(tiny_dataset):
@@ -566,10 +572,22 @@ def test_working_folder_is_named(tmp_path, monkeypatch):
     assert inference_inputs(".") == [{"image": str(tmp_path / "series"), "case": "series"}]
 
 
-def test_dicom_slices_beside_image_files_are_refused(tmp_path):
-    touch(tmp_path, "1.dcm", "2.dcm", "seg.nii.gz")
-    with pytest.raises(DatasetError, match="holds DICOM slices.*seg.nii.gz.*a folder of its own"):
-        inference_inputs(tmp_path)
+def test_dicom_slices_beside_image_files_are_one_input_more(tmp_path, write_dicom_series):
+    for folder in ("in", "in/p2"):
+        touch(tmp_path, f"{folder}/a.nii.gz", f"{folder}/in.nrrd")
+        write_dicom_series(tmp_path / folder, np.zeros((4, 5, 3), np.int16))
+    found = {item["case"]: item["image"] for item in inference_inputs(tmp_path / "in")}
+    assert found == {
+        **{"a": f"{tmp_path}/in/a.nii.gz", "in": f"{tmp_path}/in", "in.nrrd": f"{tmp_path}/in/in.nrrd"},
+        **{"p2": f"{tmp_path}/in/p2", "p2_a": f"{tmp_path}/in/p2/a.nii.gz", "p2_in": f"{tmp_path}/in/p2/in.nrrd"},
+    }
+
+
+@pytest.mark.parametrize("pattern", ["", "*"])
+def test_files_of_one_name_are_told_apart_by_their_suffixes(tmp_path, pattern):
+    touch(tmp_path, "x.nii", "x.nii.gz", "x.nrrd", "x.mgz", "x.hdr", "x.img", "y.nii.gz", "x_1.nii", "x/1.dcm", "z.NII")
+    cases = ["x", "x.hdr", "x.mgz", "x.nii", "x.nii.gz", "x.nrrd", "x_1", "y", "z"]
+    assert sorted(cases_of(inference_inputs(str(tmp_path / pattern)))) == cases
 
 
 def test_missing_input_is_named(tmp_path):
@@ -723,8 +741,9 @@ def test_an_input_that_is_no_file_is_called_so(tmp_path, name):
 @pytest.mark.parametrize(
     "voxels, said",
     [
-        (np.float64([0, 1e300]), "1 of 8 voxels are NaN or infinite"),
-        (np.float64([0, -3.5e38]), "1 of 8 voxels are NaN or infinite"),
+        (np.float64([0, 1e300]), "1 of 8 voxels are beyond 3.4e38"),
+        (np.float64([0, -3.5e38]), "1 of 8 voxels are beyond 3.4e38"),
+        (np.float64([0, -np.inf]), "1 of 8 voxels are NaN or infinite"),
         (np.float32([0, np.nan]), "1 of 8 voxels are NaN or infinite"),
         (np.uint64([0, 2**63]), "1 of 8 voxels are beyond 9,007,199,254,740,992"),
         (np.int64([0, -(2**60)]), "1 of 8 voxels are beyond"),

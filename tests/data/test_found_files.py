@@ -183,6 +183,37 @@ def test_a_second_name_of_a_folder_is_listed(tmp_path):
     assert f"'{tmp_path}/p2/CT': a link to what was found as '{tmp_path}/p1/CT', which is taken once" in reason
 
 
+@pytest.mark.parametrize("name", ["report.dcm", "empty.dcm"])
+@pytest.mark.parametrize("folder", ["", "p1"])
+def test_what_is_called_like_a_slice_beside_images_ends_no_run(tmp_path, name, folder):
+    touch(tmp_path / folder, "a.nii.gz", "b.nii.gz")
+    (tmp_path / folder / name).write_text("Befund" * 100 if name == "report.dcm" else "")
+    prefix = f"{folder}_" if folder else ""
+    assert list(taken(tmp_path)) == [f"{prefix}a", f"{prefix}b"]
+    assert "named like a DICOM file (.dcm), but without DICOM in it" in refused(tmp_path)[prefix + name]
+
+
+DROPPINGS = ["._a.nii.gz", ".DS_Store", "Thumbs.db", "desktop.ini"]
+COPIES = ["a.nii.gz" + added for added in (".bak", "~", ".orig", ".tmp", ".part", ".crdownload", ".BAK", ".bak~")]
+
+
+@pytest.mark.parametrize("pattern", ["", "*"])
+def test_droppings_and_copies_of_what_is_taken_are_no_failure(tmp_path, caplog, pattern):
+    touch(tmp_path, "a.nii.gz")
+    for name in (*DROPPINGS, *COPIES):
+        (tmp_path / name).write_bytes(gzip.compress(b"x"))
+    with caplog.at_level("INFO"):
+        items = inference_inputs(str(tmp_path / pattern))
+    assert [item["case"] for item in items] == ["a"]
+    assert "Copies of files beside them, and not taken" in caplog.text and "a.nii.gz.bak" in caplog.text
+
+
+def test_a_copy_of_what_is_not_there_is_a_failure(tmp_path):
+    """Nobody else would say that a scan is missing."""
+    touch(tmp_path, "b.nii.gz", *COPIES)
+    assert refused(tmp_path).keys() == set(COPIES)
+
+
 # ---- results among the images
 
 
@@ -346,6 +377,13 @@ def test_a_last_slice_that_was_compressed_or_copied_half_is_missed(series, name)
     with pytest.raises(DatasetError, match="1 file named like the slices beside, but without DICOM in them"):
         load_volume(series)
     assert "series" in taken(series.parent)
+
+
+@pytest.mark.parametrize("name", ["0001.dcm.bak", "0001.dcm~"])
+@pytest.mark.parametrize("content", ["the same", "others"])
+def test_a_copy_of_a_slice_that_is_there_is_none(series, name, content):
+    (series / name).write_bytes((series / "0001.dcm").read_bytes() if content == "the same" else b"x" * 200)
+    np.testing.assert_array_equal(load_volume(series).voxels, VOXELS)
 
 
 @pytest.mark.parametrize("name", ["IM0003", "IM3"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import zlib
 from pathlib import Path
 
@@ -128,7 +129,7 @@ def test_text_that_ends_within_a_line_is_told(tmp_path, place, name):
 # ---- two keys for one thing
 
 
-SAME_THING = {"TransformMatrix": ("Rotation", "Orientation"), "Offset": ("Position", "Origin")}
+SAME_THING = {"TransformMatrix": ("Rotation", "Orientation"), "Offset": ("Position", "Origin", "ImagePosition")}
 
 
 @pytest.mark.parametrize("key, other", [(key, each) for key, others in SAME_THING.items() for each in others])
@@ -150,6 +151,94 @@ def test_each_of_these_keys_alone_counts(tmp_path, key):
     path = metaimage(tmp_path / "a.mha", **{key: TURNED})
     path.write_bytes(path.read_bytes().replace(b"TransformMatrix = 1 0 0 0 1 0 0 0 1\n", b"", 1))
     np.testing.assert_allclose(load_volume(path).affine, np.diag([-1, 1, 1, 1]) @ AFFINE)
+
+
+# ---- directions and spacings that are none
+
+
+@pytest.mark.parametrize(
+    "directions, said",
+    [
+        ("(nan,nan,nan) (0,2,0) (0,0,5)", "expected three of three finite numbers each"),
+        ("(2,0,0) (0,2,0) (nan,nan,nan)", "expected three of three finite numbers each"),
+        ("(2,0,0) (nan,nan,nan) (nan,nan,nan)", "expected three of three finite numbers each"),
+        ("(2,0,0) (nan,2,0) (0,0,5)", "expected three of three finite numbers each"),
+        ("(2,0,0) (0,inf,0) (0,0,5)", "expected three of three finite numbers each"),
+        ("(2,0,0) (0,2,0) none", "expected three of three finite numbers each"),
+        ("(2,0,0) (0,0,0) (0,0,5)", "do not span space"),
+        ("(2,0,0) (4,0,0) (0,0,5)", "do not span space"),
+    ],
+)
+def test_directions_that_an_nrrd_does_not_have_are_not_made_up(tmp_path, directions, said):
+    message = outcome(nrrd(tmp_path / "a.nrrd", **{"space directions": directions}))
+    assert said in message and directions in message
+
+
+@pytest.mark.parametrize("key", ["TransformMatrix", "Rotation", "Orientation"])
+def test_directions_of_a_metaimage_span_space(tmp_path, key):
+    message = outcome(metaimage(tmp_path / "a.mha", **{key: "1 0 0 0 0 0 0 0 1"}))
+    assert "do not span space (1 0 0 0 0 0 0 0 1)" in message
+
+
+@pytest.mark.parametrize("key", ["ElementSpacing", "ElementSize"])
+@pytest.mark.parametrize("spacing", ["2 -2 5", "-2 -2 -5", "0 2 5"])
+def test_spacings_of_a_metaimage_are_above_0(tmp_path, key, spacing):
+    """By one below it, ITK mirrors the image."""
+    path = metaimage(tmp_path / "a.mha", ElementSpacing=spacing)
+    path.write_bytes(path.read_bytes().replace(b"ElementSpacing", key.encode(), 1))
+    assert "does not say how far voxels are apart" in outcome(path)
+
+
+def test_the_size_of_voxels_that_have_a_spacing_is_no_spacing(tmp_path):
+    assert outcome(metaimage(tmp_path / "a.mha", ElementSize="1 -1 1")) == "same"
+
+
+def test_spacings_of_an_nrrd_are_above_0(tmp_path):
+    path = nrrd(tmp_path / "a.nrrd", spacings="2 -2 5")
+    path.write_bytes(path.read_bytes().replace(b"space directions: (2,0,0) (0,2,0) (0,0,5)\n", b""))
+    path.write_bytes(path.read_bytes().replace(b"space: left-posterior-superior\n", b""))
+    assert "does not say how far voxels are apart (spacing [2.0, -2.0, 5.0])" in outcome(path, default_axcodes="LPS")
+
+
+def test_words_of_itk_are_told_without_places_in_memory(tmp_path):
+    fields = {"dimension": 4, "sizes": "12 11 9 1", "space directions": "(2,0,0) (0,2,0) (0,0,5) none"}
+    message = outcome(nrrd(tmp_path / "a.nrrd", **fields))
+    assert "(RuntimeError: ReadImageInformation: number of domain axes" in message and "0x" not in message
+
+
+# ---- types of which ITK has no images
+
+
+TYPES = {
+    "int8": ("MET_CHAR", ["signed char", "int8", "int8_t"]),
+    "int64": ("MET_LONG_LONG", ["long long", "long long int", "longlong", "int64", "int64_t", "signed long long"]),
+}
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("kind", TYPES)
+def test_integers_of_8_and_64_bits_are_read(tmp_path, kind, order):
+    limits = np.iinfo(kind)
+    voxels = np.random.default_rng(0).integers(limits.min, limits.max, SHAPE, kind, endpoint=True)
+    voxels.flat[:4] = limits.min, limits.max, -1, 0
+    data = voxels.astype(np.dtype(kind).newbyteorder(order)).tobytes(order="F")
+    metaio, names = TYPES[kind]
+    stated = {"ElementType": metaio, "BinaryDataByteOrderMSB": order == ">"}
+    packed = zlib.compress(data)
+    (tmp_path / "b.raw").write_bytes(data)
+    paths = [
+        metaimage(tmp_path / "A.MHA", data, **stated),
+        metaimage(tmp_path / "b.mhd", place="b.raw", **stated),
+        metaimage(tmp_path / "c.mha", packed, CompressedData=True, CompressedDataSize=len(packed), **stated),
+    ]
+    for number, name in enumerate(names):
+        stated = {"type": name, "endian": "big" if order == ">" else "little"}
+        paths.append(nrrd(tmp_path / f"{number}.nrrd", data, **stated))
+        paths.append(nrrd(tmp_path / f"{number}.gz.nrrd", gzip.compress(data), encoding="gzip", **stated))
+    for path in paths:
+        volume = load_volume(path)
+        np.testing.assert_array_equal(volume.voxels, voxels, strict=kind == "int64")
+        np.testing.assert_allclose(volume.affine, AFFINE)
 
 
 # ---- pairs of keys and values that are called like fields

@@ -2,7 +2,7 @@
 
 Known are folders of images beside folders of labels (nnU-Net, the Decathlon, most others), a folder a case with an
 image and a label or with a mask an organ (TotalSegmentator), and images and labels in one folder. What fits in one way
-only is taken; everything else is asked for, with what was found.
+only is taken, such as the label maps of BIDS in ``derivatives``; everything else is asked for, with what was found.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ _LABELS = ("labelstr", "labels", "label", "lbl", "masks", "mask", "segmentations
 _IMAGE_WORDS = ("image", "img", "scan", "volume", "vol", "ct", "mr", "mri", "t1", "t2", "imaging")
 _LABEL_WORDS = ("label", "labels", "lbl", "mask", "seg", "segmentation", "gt", "ground_truth")
 _MASKS = "segmentations"  # TotalSegmentator's, a mask an organ
+_DERIVED = ("desc", "space", "res", "label", "seg", "atlas")  # of BIDS, in names of derivatives alone
 _IGNORED = "ignore"  # nnU-Net's name for what nobody has labelled
 
 logger = logging.getLogger(__name__)
@@ -163,6 +164,7 @@ def _candidates(folder: Path, listing: _Listing) -> Iterator[_Candidate]:
         for image, label, cases in _pairs(listing.entries(folder / images), listing.entries(folder / labels)):
             yield _Candidate(f"{images}/{image}", f"{labels}/{label}", cases)
     yield from _folders_of_cases(folder, {name: listing.entries(folder / name) for name in folders})
+    yield from _of_bids(folder)
     files = _volumes(folder)
     split = {True: [], False: []}  # type: dict[bool, list[str]]
     for name in files:
@@ -192,6 +194,23 @@ def _folders_of_cases(folder: Path, contents: Mapping[str, Sequence[str]]) -> It
         if both and (files := tuple(both.items())) not in known:
             known.add(files)
             yield _Candidate(image, label, list(both))
+
+
+def _of_bids(folder: Path) -> Iterator[_Candidate]:
+    """Images of BIDS, and label maps (dseg) among the derivatives, called like them but for words on their making."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for path in sorted(folder.glob("derivatives/**/sub-*_dseg.nii*")):
+        label, subject = path.relative_to(folder), path.name.split("_")[0]
+        if subject not in label.parts[:-1] or not path.is_file():
+            continue
+        place = Path(*label.parts[label.parts.index(subject) : -1])
+        words = {word for word in _stem(path.name).split("_")[:-1] if word.split("-")[0] not in _DERIVED}
+        for name in _volumes(folder / place) if (folder / place).is_dir() else ():
+            if words <= set(_stem(name).split("_")):
+                patterns = [text.as_posix().replace(subject, f"sub-{CASE}") for text in (place / name, label)]
+                found.setdefault((patterns[0], patterns[1]), []).append(subject.removeprefix("sub-"))
+    for (image, label_pattern), cases in found.items():
+        yield _Candidate(image, label_pattern, cases)
 
 
 def _opened(patterns: Mapping[str, Mapping[str, str]]) -> list[tuple[str, dict[str, str]]]:

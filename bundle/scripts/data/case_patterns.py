@@ -1,12 +1,14 @@
 """Patterns that say where the files of a case lie, such as ``img/img{case}.nii.gz`` or ``{case}/T2_SPIR.*``.
 
-``{case}`` stands for what differs between two cases, a folder's name too. An ending may be left out, or be ``.*``: the
-file may then have any that is read, or be a folder with the slices of a DICOM series, and of each case another one.
+``{case}`` stands for what differs between two cases, a folder's name too, and each time for the same. An ending may be
+left out, or be ``.*``: the file may then have any that is read, or be a folder with the slices of a DICOM series, and
+of each case another one.
 """
 
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 
@@ -29,10 +31,10 @@ def check_patterns(patterns: Mapping[str, str]) -> None:
         DatasetError: see above.
     """
     for key, pattern in patterns.items():
-        if pattern.count(CASE) != 1:
+        if CASE not in pattern:
             raise DatasetError(
-                f"{key}_pattern is '{pattern}', which has {pattern.count(CASE)} times '{CASE}'; expected it exactly "
-                "once, as in 'img/img{case}.nii.gz'. It stands for what differs between the files of two cases."
+                f"{key}_pattern is '{pattern}', which has no '{CASE}'; expected it once at least, as in "
+                "'img/img{case}.nii.gz'. It stands for what differs between the files of two cases."
             )
     if len(set(patterns.values())) < len(patterns):
         raise DatasetError(
@@ -43,19 +45,21 @@ def check_patterns(patterns: Mapping[str, str]) -> None:
 
 def cases_matching(folder: Path, pattern: str) -> list[str]:
     """Every case of which a pattern names something, in no order."""
-    before, after = PurePath(_without_ending(pattern)).as_posix().split(CASE)
+    parts = PurePath(_without_ending(pattern)).as_posix().split(CASE)
+    globbed = "*".join(map(glob.escape, parts))
+    first, *others = map(re.escape, parts)
+    of_case = re.compile(f"{first}([^/]+)" + r"\1".join(others))  # every time the same
     names = set()
-    for match in glob.glob(f"{glob.escape(before)}*{glob.escape(after)}", root_dir=folder):
+    for match in glob.glob(globbed, root_dir=folder):
         if not (_any_ending(pattern) and _ending_of(match)) and (
             not pattern.endswith(_ANY) or (folder / match).is_dir()
         ):
             names.add(PurePath(match).as_posix())
     if _any_ending(pattern):
-        for match in glob.glob(f"{glob.escape(before)}*{glob.escape(after)}.*", root_dir=folder):
+        for match in glob.glob(f"{globbed}.*", root_dir=folder):
             name = PurePath(match).as_posix()
-            if name.endswith(after + _ending_of(match), len(before)):
-                names.add(name.removesuffix(_ending_of(match)))
-    return [name[len(before) : len(name) - len(after)] for name in names if len(name) > len(before) + len(after)]
+            names.add(name.removesuffix(_ending_of(match)))
+    return [found[1] for found in map(of_case.fullmatch, names) if found]
 
 
 def case_path(folder: Path, pattern: str, case: str) -> Path:

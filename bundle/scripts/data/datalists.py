@@ -22,7 +22,7 @@ from ..errors import SHOWN, DatasetError, MissingFileError, count, listed, print
 from ..files import json_of
 from .case_patterns import case_path, cases_matching, check_patterns
 from .dicom_files import is_dicom_file
-from .file_names import CANNOT_BE_TAKEN, IMAGE_SUFFIXES, case_name, is_image_file
+from .file_names import CANNOT_BE_TAKEN, IMAGE_SUFFIXES, case_name, is_image_file, told_by_suffix
 from .found_files import Found, found_at, found_below, is_folder, outermost
 
 # bytes in the name of a case: with what results add to it, such as "_uncertainty_upright.nii.gz", a file's 255
@@ -49,7 +49,7 @@ def find_cases(
 
     Args:
         dataset_dir: folder of the data set; if nothing there matches, the one folder in it where something does.
-        image_pattern: path of an image relative to it, with ``{case}`` exactly once: ``"img/img{case}.nii.gz"``, or
+        image_pattern: path of an image relative to it, with ``{case}`` in it: ``"img/img{case}.nii.gz"``, or
             ``"{case}/T2_SPIR.*"``, whose ending may differ; see :mod:`scripts.data.case_patterns`.
         label_pattern: the same for labels, or None for a list without labels.
         cases: exactly these, in this order; None takes every case that has an image, in natural order (2 before 10).
@@ -60,7 +60,7 @@ def find_cases(
 
     Raises:
         FileNotFoundError: the folder, every image, or a file of a wanted case is missing.
-        DatasetError: a pattern without exactly one ``{case}``; a case that is named like a path.
+        DatasetError: a pattern without ``{case}``; a case that is named like a path.
 
     Example:
         >>> find_cases("/data/btcv", "img/img{case}.nii.gz", cases=["0001"])  # doctest: +SKIP
@@ -111,14 +111,15 @@ def inference_inputs(path: str | Path, leave_out: str | Path | None = None) -> l
 
     Returns:
         One ``{"image": path, "case": name}`` an image, in natural order, or in that of the list. Files are named
-        without their suffix, series by their folder, both after the folders in ``path`` that they lie in. What a list
+        without their suffix, unless it alone tells them apart, series by their folder, both after the folders in
+        ``path`` that they lie in. What a list
         names need not be there. Whatever is there and may be an image, but cannot be taken, has the reason as
         ``"problem"``; what is none is said in the log.
 
     Raises:
         FileNotFoundError: nothing is there, or nothing that can be read.
-        DatasetError: a file of another format; a JSON file without such a list; two images of one name, whose results
-            would share a file name; or DICOM slices and image files in one folder, of which only one kind can be meant.
+        DatasetError: a file of another format; a JSON file without such a list; or two images of one name, whose
+            results would share a file name.
     """
     path = Path(path).expanduser()
     if path.is_file() and path.suffix.lower() == ".json":
@@ -337,12 +338,6 @@ def _items_at(path: Path, leave_out: Path | None) -> list[dict[str, str]]:
     path = Path(os.path.abspath(path))
     if path.is_dir():
         found, root = found_below(path, leave_out), path
-        files = sorted((image for image in found.images if image.parent == path and image.is_file()), key=natural_order)
-        if path in found.images and files:
-            raise DatasetError(
-                f"Input '{path}' holds DICOM slices, which are one image, and image files: {listed(files)}. Move "
-                "either to a folder of its own, or give the files themselves, such as by a glob pattern in quotes."
-            )
     else:
         matches = outermost([Path(match) for match in glob.glob(str(path), recursive=True)])
         found, root = found_at(matches, leave_out), None
@@ -352,7 +347,10 @@ def _items_at(path: Path, leave_out: Path | None) -> list[dict[str, str]]:
         folders = set(filter(is_folder, matches))
         everything = (*found.images, *found.problems)
         tops = {image: top.parent for image in everything for top in image.parents if top in folders}
-    images = [{"image": str(image), "case": _name_below(image, tops.get(image))} for image in found.images]
+    places = [root or image.parent for image in found.images]
+    names = [_name_below(image, tops.get(image)) for image in found.images]
+    names = told_by_suffix(names, list(map(str, found.images)), places)
+    images = [{"image": str(image), "case": name} for image, name in zip(found.images, names)]
     problems = [
         {"image": str(file), "case": _name_below(file, tops.get(file, root), suffix=file.name), "problem": reason}
         for file, reason in found.problems.items()
@@ -373,6 +371,8 @@ def _say_what_is_left(found: Found) -> None:
         logger.warning("Not taken: %s", reason)
     if found.others:
         logger.info("No images, and not looked into: %s.", listed(found.others))
+    if found.copies:
+        logger.info("Copies of files beside them, and not taken: %s.", listed(found.copies))
     if found.results:
         logger.info("Results of an inference, of which no image is taken: %s.", listed(found.results))
 

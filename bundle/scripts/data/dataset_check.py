@@ -219,19 +219,23 @@ def voxel_problem(path: PathLike, image: Volume) -> str | None:
     kind, size = image.voxels.dtype.kind, image.voxels.dtype.itemsize
     if kind != "f" and size < 8:
         return None
+    bad = large = 0
     with np.errstate(over="ignore"):
-        usable = (
-            np.isfinite(plane.astype(np.float32)) if kind == "f" else (plane >= -_LARGEST) & (plane <= _LARGEST)
-            for plane in _planes(image)
-        )
-        bad = image.voxels.size - sum(int(np.count_nonzero(plane)) for plane in usable)
-    if not bad:
+        for plane in _planes(image):
+            finite = np.isfinite(plane)
+            held = np.isfinite(plane.astype(np.float32)) if kind == "f" else (plane >= -_LARGEST) & (plane <= _LARGEST)
+            bad += plane.size - int(np.count_nonzero(finite))
+            large += int(np.count_nonzero(finite & ~held))
+    if not bad and not large:
         return None
-    what = "NaN or infinite" if kind == "f" else f"beyond {_LARGEST:,}"
-    return (
-        f"'{path}': {bad} of {image.voxels.size} voxels are {what}, expected finite intensities. Export the image "
-        "again, or replace those voxels by the intensity of air."
-    )
+    if bad:
+        what, expected = f"{bad} of {image.voxels.size} voxels are NaN or infinite", "finite intensities"
+        remedy = "Export the image again, or replace those voxels by the intensity of air"
+    else:
+        limit = "3.4e38, the largest number of single precision" if kind == "f" else f"{_LARGEST:,}"
+        what, expected = f"{large} of {image.voxels.size} voxels are beyond {limit}", "intensities within it"
+        remedy = "Export the image again, or divide its intensities"
+    return f"'{path}': {what}, expected {expected}. {remedy}."
 
 
 def _check_label(

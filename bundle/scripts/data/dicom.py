@@ -24,7 +24,7 @@ from .dicom_grid import Slice, slices_of, stacked
 from .dicom_pixels import TAGS, Frames, Rescale, check_header, read_frames
 from .dicom_remarks import COUNTS, remarks
 from .dicom_series import Headers, chosen_series, is_image, title, without_images
-from .file_names import without_added
+from .file_names import original_of, without_added
 
 _TAGS: list[Any] = [
     *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "ImageType", "SOPClassUID"),
@@ -165,6 +165,7 @@ def _check_lost_slices(folder: Path) -> None:
     files = [each for each in sorted(folder.iterdir()) if each.name[0] != "."] if folder.is_dir() else []
     slices = {each for each in files if is_dicom_file(each)}
     others = [each for each in files if each not in slices and each.is_file() and not is_index(each)]
+    others = [each for each in others if original_of(each) not in slices]
     shapes = {_shape(each.name) for each in slices if re.search("[0-9]", each.name)}
     if all(re.search("[0-9]", each.name) for each in slices):  # which LOCKFILE and VERSION have not
         others = [each for each in others if re.search("[0-9]|^[a-f]+$", Path(without_added(each.name)).stem)]

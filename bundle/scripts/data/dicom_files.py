@@ -12,7 +12,7 @@ import pydicom
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from ..errors import DatasetError
-from .file_names import IMAGE_SUFFIXES
+from .file_names import IMAGE_SUFFIXES, original_of
 
 NO_IMAGE = ("SEG", "RTDOSE")  # modalities with pixels that are not the patient's image
 MOST_INFLATED = 1 << 30  # bytes of one file
@@ -31,8 +31,11 @@ def is_dicom_file(path: Path) -> bool:
     """
     if not path.is_file() or is_index(path) or path.name.startswith("."):
         return False
-    if path.suffix.lower() == ".dcm":
-        return True
+    return path.suffix.lower() == ".dcm" or holds_dicom(path)
+
+
+def holds_dicom(path: Path) -> bool:
+    """The same by its content alone."""
     with open(path, "rb") as file:
         start = file.read(132)
         if start[128:] == b"DICM":
@@ -98,5 +101,5 @@ def _stated(path: str | Path, keyword: str) -> str | None:
 
 
 def dicom_files(folder: Path) -> Iterator[Path]:
-    """The DICOM files in a folder itself, in order of name."""
-    return (path for path in sorted(folder.iterdir()) if is_dicom_file(path))
+    """The DICOM files in a folder itself, in order of name, without copies of those beside, as dcmodify leaves."""
+    return (path for path in sorted(folder.iterdir()) if is_dicom_file(path) and original_of(path) is None)

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
@@ -16,6 +18,7 @@ IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *NRRD_SUFFIXES, ".mha", ".mhd", *HEADER_SUFFI
 DICOM_SUFFIXES = (".dcm", ".dicom", ".dic", ".ima", ".acr")  # by which slices are called, where they are called so
 _PACKED = "gz|bz2|xz|zst|zip|z"
 _COPIED = "part|partial|filepart|tmp|bak|backup|old|orig|download|crdownload"
+_COPY = re.compile(rf"(\.({_COPIED})|~)+$", re.IGNORECASE)
 _ADDED = re.compile(rf"(\.({_PACKED}|{_COPIED})|~)+$")
 
 
@@ -32,6 +35,26 @@ def case_name(path: str | os.PathLike) -> str:
     return path.name[: len(path.name) - len(suffix)]
 
 
+def told_by_suffix(names: Sequence[str], images: Sequence[str], places: Sequence[object]) -> list[str]:
+    """The names of cases, with the suffixes of their files where these alone tell them apart.
+
+    Args:
+        names: of all cases, each with what :func:`case_name` says at its end, or of somebody's own.
+        images: their files, or folders.
+        places: cases of one name in different places are not told apart here.
+
+    Example:
+        >>> told_by_suffix(["a", "a", "b"], ["a.nii", "a.nii.gz", "b.nii"], [0, 0, 0])
+        ['a.nii', 'a.nii.gz', 'b']
+    """
+    times = Counter(zip(places, names))
+    suffixes = [os.path.basename(image)[len(case_name(image)) :] for image in images]
+    return [
+        name + suffix if times[place, name] > 1 and name.endswith(case_name(image)) else name
+        for name, image, place, suffix in zip(names, images, places, suffixes)
+    ]
+
+
 # in a list that `diffusam` made of folders, the reason of what is left out: no key that a list of a user's has
 CANNOT_BE_TAKEN = "cannot_be_taken"
 
@@ -44,6 +67,12 @@ def without_added(name: str) -> str:
         '0002.dcm'
     """
     return _ADDED.sub("", name.lower())
+
+
+def original_of(path: Path) -> Path | None:
+    """The file beside, of which one is a copy by its name, such as ``a.nii.gz`` of ``a.nii.gz.bak``; None of others."""
+    original = path.with_name(_COPY.sub("", path.name) or path.name)
+    return original if original != path and original.is_file() else None
 
 
 def is_image_file(path: Path) -> bool:

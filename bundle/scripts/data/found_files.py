@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ..errors import DatasetError
 from ..files import json_of
-from .dicom_files import is_dicom_file, is_index
-from .file_names import DICOM_SUFFIXES, HEADER_SUFFIXES, IMAGE_SUFFIXES, is_image_file, without_added
+from .dicom_files import holds_dicom, is_dicom_file, is_index
+from .file_names import DICOM_SUFFIXES, HEADER_SUFFIXES, IMAGE_SUFFIXES, is_image_file, original_of, without_added
 from .volumes import files_beside
 
 # volumes, or pictures, in formats that are not read
@@ -52,6 +52,7 @@ _ZIPPED = (
     *(".docx", ".xlsx", ".pptx", ".odt", ".ods", ".odp", ".epub", ".jar", ".whl"),
     *(".pt", ".pth", ".ckpt", ".pkl", ".npz"),
 )
+_DROPPINGS = ("__macosx", "thumbs.db", "desktop.ini")  # of systems
 _RECORDS = "results.json"  # of an inference
 _RESULT = re.compile(
     r".*_(seg|prob|uncertainty)([._].*)?"
@@ -67,6 +68,7 @@ class Found:
         images: files, and folders with the slices of DICOM series.
         problems: reasons by path, of what may be an image but cannot be taken.
         others: files that are no images.
+        copies: of files beside them, such as editors and broken downloads leave.
         results: folders that an inference wrote.
         voxels: files with the voxels of headers, which are not images by themselves.
     """
@@ -74,6 +76,7 @@ class Found:
     images: list[Path] = field(default_factory=list)
     problems: dict[Path, str] = field(default_factory=dict)
     others: list[Path] = field(default_factory=list)
+    copies: list[Path] = field(default_factory=list)
     results: list[Path] = field(default_factory=list)
     voxels: set[Path] = field(default_factory=set)
 
@@ -151,6 +154,7 @@ def found_at(paths: list[Path], leave_out: Path | None = None) -> Found:
             found.images += below.images
             found.problems |= below.problems
             found.others += below.others
+            found.copies += below.copies
             found.results += below.results
     return found
 
@@ -173,7 +177,7 @@ def _sort_into(found: Found, folder: Path | None, entries: list[Path]) -> None:
     """Sorts the files of one folder; None for files that a pattern names, of which each DICOM file is an image."""
     files = [entry for entry in entries if not is_folder(entry)]
     found.voxels.update(path for file in files for path in _named_by(file))  # those of folders below too
-    slices = False
+    slices, images = [], len(found.images)
     for file in files:
         try:
             if file.is_symlink() and not file.exists():
@@ -182,23 +186,38 @@ def _sort_into(found: Found, folder: Path | None, entries: list[Path]) -> None:
                 )
             elif is_image_file(file):
                 found.images.append(file)
+            elif original_of(file) is not None and folder is not None:
+                found.copies.append(file)
             elif is_dicom_file(file):
-                slices = True
+                slices.append(file)
                 if folder is None:
                     found.images.append(file)
             elif file.resolve() not in found.voxels:
                 _sort_other(found, file)
         except OSError as error:
             found.problems[file] = f"'{file}': cannot be opened ({error.strerror}). Ask for permission to read it."
-    if slices and folder is not None:
+    if slices and folder is not None and len(found.images) > images and not any(map(_may_hold_dicom, slices)):
+        for file in slices:  # a report, beside images, that is called like a slice
+            _sort_other(found, file)
+    elif slices and folder is not None:
         found.images.append(folder)
         for file in files:
             if file in found.problems and file.is_symlink():
                 del found.problems[file]  # it may be one of the slices, so the series itself is refused
 
 
+def _may_hold_dicom(file: Path) -> bool:
+    try:
+        return holds_dicom(file)
+    except OSError:  # of which reading the series has words
+        return True
+
+
 def _sort_other(found: Found, file: Path) -> None:
     name = file.name.lower()
+    if original_of(file) is not None:
+        found.copies.append(file)
+        return
     if name.endswith((*IMAGE_SUFFIXES, ".dcm")) and not file.is_file():
         found.problems[file] = f"'{file}': no regular file. Copy its content into one."
     elif suffix := next((suffix for suffix in OTHER_FORMATS if name.endswith(suffix)), None):
@@ -275,4 +294,4 @@ def _is_output(folder: Path) -> bool:
 
 
 def _is_clutter(path: Path) -> bool:
-    return path.name.startswith(".") or path.name == "__MACOSX" or (is_index(path) and not is_folder(path))
+    return path.name.startswith(".") or path.name.lower() in _DROPPINGS or (is_index(path) and not is_folder(path))

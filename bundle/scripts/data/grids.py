@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import sysconfig
 import traceback
 import zlib
@@ -19,6 +20,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, orn
 from ..errors import DatasetError, SettingError
 
 AXCODES = "PLS"  # of the slices that the network sees: rows to the back, columns to the left, slices to the top
+_TOLD_BY_ITK = re.compile(r"ITK ERROR: (?:\w+\(0x\w+\): )?(.*)", re.DOTALL)  # behind places in the code and in memory
 _NO_FILE_PROBLEM = (MemoryError, RecursionError)
 
 logger = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ def check_spacing(path: Path, spacing: Iterable[float]) -> None:
     if not (np.isfinite(spacing).all() and (spacing > 0).all()):
         raise DatasetError(
             f"'{path}': its header does not say how far voxels are apart (spacing {spacing.tolist()}), expected "
-            "millimetres along each axis. Export the file again, or set its spacing from the original series."
+            "millimetres above 0 along each axis. Export the file again, or set its spacing from the original series."
         )
 
 
@@ -195,7 +197,10 @@ def unreadable(path: Path, error: Exception, kind: str) -> str:
         error: what the library raised.
         kind: of file that was expected, such as "NIfTI file".
     """
-    reason = (str(error).strip().splitlines() or [""])[-1].strip() or type(error).__name__
+    text = str(error).strip()
+    reason = (text.splitlines() or [""])[-1].strip() or type(error).__name__
+    if (told := _TOLD_BY_ITK.search(text)) and not reason.startswith("["):  # as the last line of NRRD's library does
+        reason = " ".join(told[1].split())
     cause, expected = f"{type(error).__name__}: {reason}", f"a complete {kind}"
     remedy = "Its header may be damaged, or written against the standard: copy or download it again, or export it again"
     if isinstance(error, _NO_FILE_PROBLEM):

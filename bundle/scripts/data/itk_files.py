@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import gzip
-import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import itk
 import numpy as np
 from monai.data import ITKReader
 from monai.utils import MetaKeys
-from nibabel.affines import voxel_sizes
 
 from ..errors import DatasetError, count, listed, one_line
-from .grids import ENOUGH, check_amount, check_components, check_dimensions, check_spacing, unplaced
+from .grids import ENOUGH, check_amount, check_components, check_dimensions
+from .itk_grids import check_axes, placed
 from .itk_headers import data_files, flag_in, header_fields, is_nrrd, shape_in
 
-# the NRRD spaces that ITK converts; the others do not say where the patient's left is
-_NRRD_SPACES = ("right-anterior-superior", "ras", "left-anterior-superior", "las", "left-posterior-superior", "lps")
-_MILLIMETRES = {
-    **dict.fromkeys(["", "mm", "millimeter", "millimeters", "millimetre", "millimetres"], 1.0),
-    **dict.fromkeys(["cm", "centimeter", "centimeters", "centimetre", "centimetres"], 10.0),
-    **dict.fromkeys(["m", "meter", "meters", "metre", "metres"], 1000.0),
-    **dict.fromkeys(["um", "µm", "μm", "micron", "microns", "micrometer", "micrometers", "micrometre"], 0.001),
-}
 _BYTES = {  # of one voxel, by the names of types in either format
     **dict.fromkeys(["met_char", "met_uchar", "signed char", "int8", "int8_t", "uchar", "unsigned char"], 1),
     **dict.fromkeys(["uint8", "uint8_t"], 1),
@@ -38,15 +29,11 @@ _BYTES = {  # of one voxel, by the names of types in either format
     **dict.fromkeys(["signed long long", "signed long long int", "int64_t", "ulonglong", "unsigned long long"], 8),
     **dict.fromkeys(["unsigned long long int", "uint64", "uint64_t", "met_double", "double"], 8),
 }
-_AXES = {  # of a MetaImage header, numbers for each axis, or for each pair of axes
-    **dict.fromkeys(["elementspacing", "elementsize", "offset", "position", "origin", "centerofrotation"], 1),
-    **dict.fromkeys(["transformmatrix", "rotation", "orientation"], 2),
+_SIGNED = {  # those of which ITK, as it is built for Python, has no images, by the same bytes
+    1: ("met_char", "signed char", "int8", "int8_t"),
+    8: ("met_long_long", "longlong", "long long", "long long int", "int64", "int64_t", "signed long long")
+    + ("signed long long int",),
 }
-_ONE_MEANING = (  # of a MetaImage header, keys of which ITK takes one, whatever another says
-    ("transformmatrix", "rotation", "orientation"),
-    ("offset", "position", "origin"),
-)
-_SAME_NUMBER = 1e-4  # as which two of them are written
 
 
 def load_itk(path: Path, default_axcodes: str | None) -> tuple[np.ndarray, np.ndarray]:
@@ -62,78 +49,46 @@ def load_itk(path: Path, default_axcodes: str | None) -> tuple[np.ndarray, np.nd
         Exception: whatever else reading raises.
     """
     fields = header_fields(path)
-    if not is_nrrd(path):
-        _check_axes(path, fields)
+    check_axes(path, fields)
     check_components(path, _components(path, fields))
     _check_data(path, fields)
     slope, offset = _numbers(path, fields, "elementtointensityfunctionslope", "elementtointensityfunctionoffset")
-    reader = ITKReader()
-    try:
-        # of which ITK knows no file whose name ends in capitals
-        image = reader.read(path) if is_nrrd(path) else reader.read(path, imageio=itk.MetaImageIO.New())
-    except itk.TemplateTypeError as error:
-        kind = fields.get("type" if is_nrrd(path) else "elementtype", "")
-        raise DatasetError(
-            f"'{path}': cannot be read (ITK has no images of {len(shape_in(path, fields))} dimensions of '{kind}'), "
-            "expected three dimensions of short, int or float. Convert it."
-        ) from error
-    voxels, meta = reader.get_data(image)
+    image = _read(path, fields)
+    voxels, meta = ITKReader().get_data(image)
     voxels = np.asarray(voxels)  # of ITK's own kind of array, which keeps the image it is a view of
     check_components(path, image.GetNumberOfComponentsPerPixel())
     check_dimensions(path, voxels.shape)
     voxels = voxels.reshape(voxels.shape[:3], order="A")
-    if (slope, offset) != (1, 0):  # which ITK passes over
+    if voxels.dtype == np.uint64 and _type_of(path, fields) in _SIGNED[8]:
+        voxels = voxels.view(np.int64)  # which `_read` could not ask for
+    if slope and (slope, offset) != (1, 0):  # which ITK passes over; 0 means none, as in NIfTI
         voxels = (voxels * np.float64(slope) + offset).astype(np.float32)
-    affine = np.asarray(meta[MetaKeys.AFFINE], dtype=float)
-    affine[:3] *= _millimetres(path, fields)
-    if is_nrrd(path):
-        spaced = "space directions" in fields or "nan" not in fields.get("spacings", "nan").lower()
-        directions = re.findall(r"\([^)]*\)", fields.get("space directions", ""))
-        if "space directions" in fields and len(directions) != 3:  # ITK takes any direction for one that is missing
-            raise DatasetError(
-                f"'{path}': its header has '{fields['space directions']}' for 'space directions', expected three of "
-                "three numbers each. Export the file again."
-            )
-        placed = "space directions" in fields and fields.get("space", "").lower() in _NRRD_SPACES
-        found = "its header names no space such as 'left-posterior-superior' with 'space directions'"
-    else:
-        spaced = "elementspacing" in fields or "elementsize" in fields
-        placed = any(key in fields for key in ("transformmatrix", "rotation", "orientation"))
-        found = "its header has no TransformMatrix"
-    check_spacing(path, voxel_sizes(affine) if spaced else (0, 0, 0))
-    if not placed:
-        affine = unplaced(path, default_axcodes, spacing=voxel_sizes(affine), found=found)
-    return voxels, affine
+    return voxels, placed(path, fields, meta[MetaKeys.AFFINE], default_axcodes)
 
 
-def _check_axes(path: Path, fields: dict[str, str]) -> None:
-    """Compares the numbers of a MetaImage header with its number of axes, by which ITK reads them: of -1 it hangs."""
-    axes = len(shape_in(path, fields))
-    if fields.get("ndims") != str(axes):
-        raise DatasetError(
-            f"'{path}': cannot be read (its header states NDims {fields.get('ndims', 'nowhere')}, and the sizes of "
-            f"{axes} axes), expected the same number. Its header may be damaged: copy or download it again."
-        )
-    for name, power in _AXES.items():
-        values = fields.get(name, "").split()
-        try:
-            finite = bool(np.isfinite([float(value) for value in values]).all())
-        except ValueError:
-            finite = False
-        if name in fields and not (finite and len(values) == axes**power):
+def _read(path: Path, fields: dict[str, str]) -> Any:
+    """The image as ITK has it: integers of 8 and of 64 bits with a sign as others that hold the same bits."""
+    # without which ITK knows no MetaImage whose name ends in capitals
+    options = {} if is_nrrd(path) else {"imageio": itk.MetaImageIO.New()}
+    try:
+        return ITKReader().read(path, **options)
+    except itk.TemplateTypeError as error:
+        kind, dimensions = _type_of(path, fields), len(shape_in(path, fields))
+        held = next((held for size, held in ((1, itk.SS), (8, itk.ULL)) if kind in _SIGNED[size]), None)
+        if held is None or dimensions != 3:
             raise DatasetError(
-                f"'{path}': cannot be read (its header has '{fields[name]}' for {name}), expected {axes**power} finite "
-                "numbers. Its header may be damaged: copy or download it again."
-            )
-    for names in _ONE_MEANING:
-        stated = {name: fields[name] for name in names if name in fields}
-        numbers = [[float(value) for value in text.split()] for text in stated.values()]
-        if not all(np.allclose(each, numbers[0], rtol=1e-5, atol=_SAME_NUMBER) for each in numbers):
-            texts = [f"{name} {text}" for name, text in stated.items()]
-            raise DatasetError(
-                f"'{path}': its header says in {len(stated)} ways where voxels lie, differently ({listed(texts)}), "
-                "expected one, or the same. Remove what is wrong, or export the file again."
-            )
+                f"'{path}': cannot be read (ITK has no images of {dimensions} dimensions of '{kind}'), expected three "
+                "dimensions of integers or of float. Convert it."
+            ) from error
+    reader = itk.ImageFileReader[itk.Image[held, 3]].New(FileName=str(path))
+    if not is_nrrd(path):
+        reader.SetImageIO(itk.MetaImageIO.New())
+    reader.Update()
+    return reader.GetOutput()
+
+
+def _type_of(path: Path, fields: dict[str, str]) -> str:
+    return fields.get("type" if is_nrrd(path) else "elementtype", "").lower()
 
 
 def _components(path: Path, fields: dict[str, str]) -> int:
@@ -144,6 +99,12 @@ def _components(path: Path, fields: dict[str, str]) -> int:
     kinds, sizes = fields.get("kinds", "").lower().split(), shape_in(path, fields)
     if len(kinds) != len(sizes):
         return 1
+    lists = [size for kind, size in zip(kinds, sizes) if kind == "list" and size != 1]
+    if lists:
+        raise DatasetError(
+            f"'{path}': one of its axes is a list of {lists[0]} (kinds '{fields['kinds']}'), expected one volume of "
+            "three dimensions. Store each of them as a file of its own."
+        )
     return int(np.prod([size for kind, size in zip(kinds, sizes) if kind not in ("domain", "space", "time", "???")]))
 
 
@@ -172,7 +133,7 @@ def _check_data(path: Path, fields: dict[str, str]) -> None:
     """
     files = data_files(path, fields)
     shape = shape_in(path, fields)
-    kind = fields.get("type" if is_nrrd(path) else "elementtype", "").lower()
+    kind = _type_of(path, fields)
     if kind not in _BYTES:
         known = "a numeric type, such as short or float" if is_nrrd(path) else "such as MET_SHORT"
         raise DatasetError(f"'{path}': voxels of type '{kind}', expected {known}. Convert the file.")
@@ -353,21 +314,3 @@ def _encoding(path: Path, fields: dict[str, str]) -> str:
     if stated not in known:
         raise DatasetError(f"'{path}': encoding '{stated}', expected raw or gzip. Convert the file.")
     return known[stated]
-
-
-def _millimetres(path: Path, fields: dict[str, str]) -> float:
-    """What the header's unit is in millimetres, which is what a header without a unit means."""
-    if not is_nrrd(path):
-        stated = [fields.get("distanceunits", "")]
-    elif "space directions" in fields:
-        stated = re.findall(r'"([^"]*)"', fields.get("space units", ""))
-    else:
-        stated = re.findall(r'"([^"]*)"', fields.get("units", ""))
-    found = {unit.strip().lower() for unit in stated if unit.strip() and unit.strip() != "?"} or {""}
-    factors = {_MILLIMETRES.get(unit) for unit in found}
-    if None in factors or len(factors) > 1:
-        raise DatasetError(
-            f"'{path}': its header measures in {listed(sorted(found))}, expected mm, cm, m or um, the same along all "
-            "axes. Correct the header, or export the file again."
-        )
-    return factors.pop()  # type: ignore[return-value]

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 import nibabel as nib
 import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
-from nibabel.orientations import aff2axcodes
+from nibabel.orientations import aff2axcodes, io_orientation
 
 from ..errors import DatasetError
 from .file_names import HEADER_SUFFIXES
@@ -35,6 +35,7 @@ from .grids import (
 
 FORMS = ("sform", "qform")
 SCANNER = 1  # NIfTI's code for the scanner's coordinates
+_ALIGNED = 2  # and for those of another image of the same patient
 
 _MILLIMETRES = {1: 1000.0, 3: 0.001}  # in NIfTI's units of metres and micrometres; no unit at all means millimetres
 _HEADERS = {348: nib.Nifti1Image, 540: nib.Nifti2Image}  # by the size that a header begins with
@@ -44,6 +45,7 @@ _DEFLATED_AT_MOST = 1032  # times smaller: no more is possible in the compressio
 _EXTENSION = 16  # bytes of the smallest one of a header
 _KIND, _VOXELS = "NIfTI file", "file of voxels"
 _BLOCK = 512  # bytes to which archives and tapes fill up files with zeros
+_SIZE_TOLERANCE = 0.05  # between the voxels of two forms for spaces of one patient
 _FORM_TOLERANCE = 0.5  # of a voxel, between the places of the corners: far above rounding in quaternions
 
 logger = logging.getLogger(__name__)
@@ -79,6 +81,11 @@ def load_nifti(path: Path, default_axcodes: str | None, trusted_form: str | None
         affine, space = _placed(path, image, default_axcodes, trusted_form, stream)
         _check_scale(path, type(header), stream)
         if beside is None:
+            if data.offset < int(header["sizeof_hdr"]):
+                raise DatasetError(
+                    f"'{path}': its header says that voxels begin at byte {data.offset} (vox_offset), which is within "
+                    f"the header, expected {int(header['sizeof_hdr']) + 4} at least. Convert the file again."
+                )
             crowded = _is_crowded(header, stream, data.offset)
             voxels = stored_voxels(path, data, stream, compressed=compressed, kind=_KIND, exact=crowded)
     if beside is not None:
@@ -269,14 +276,14 @@ def _agreed_form(path: Path, image: Any) -> str:
     sform, qform = (np.asarray(form, float) for form in (header.get_sform(), header.get_qform()))
     if not is_usable(sform) or not is_usable(qform):
         return "sform"  # which is refused then, where it is the one that cannot be used
-    same_space = int(header["sform_code"]) == int(header["qform_code"])
     shape = image.shape[:3]
     corners = np.array(list(product(*((0, size - 1) for size in shape))))
     apart = np.linalg.norm(apply_affine(sform, corners) - apply_affine(qform, corners), axis=1).max()
     unit = _MILLIMETRES.get(int(header["xyzt_units"]) % 8, 1.0)
     codes = ["".join(aff2axcodes(form)) for form in (sform, qform)]
-    # a form for another space, such as an atlas, lies elsewhere on purpose; but never is left right there
-    agree = apart <= _FORM_TOLERANCE * voxel_sizes(sform).min() if same_space else _same_hand(sform, qform)
+    same_space = int(header["sform_code"]) == int(header["qform_code"])
+    # a form for another space, such as an atlas, lies elsewhere on purpose, and may be turned a little
+    agree = apart <= _FORM_TOLERANCE * voxel_sizes(sform).min() if same_space else _say_alike(sform, qform, header)
     if not agree and same_space and is_sheared(sform) and codes[0] == codes[1]:
         # a qform cannot hold a shear: what it can hold is where the first voxel lies, and how far others are apart
         origin = np.linalg.norm(sform[:3, 3] - qform[:3, 3])
@@ -284,11 +291,31 @@ def _agreed_form(path: Path, image: Any) -> str:
     if agree:
         return "sform"
     raise DatasetError(
-        f"'{path}': its sform (axes {codes[0]}, first voxel at {np.round(sform[:3, 3] * unit, 2).tolist()} mm) and its "
-        f"qform (axes {codes[1]}, {np.round(qform[:3, 3] * unit, 2).tolist()} mm) put voxels up to {apart * unit:.3g} "
-        "mm apart. Export the file again from the original series; or, if you know which is right for all such files, "
-        "state it: --trusted_form sform or --trusted_form qform."
+        f"'{path}': its {_told('sform', sform, unit)} and its {_told('qform', qform, unit)} put voxels up to "
+        f"{apart * unit:.3g} mm apart. Export the file again from the original series; or, if you know which is right "
+        "for all such files, state it: --trusted_form sform or --trusted_form qform."
     )
+
+
+def _told(form: str, affine: np.ndarray, unit: float) -> str:
+    sizes = " x ".join(f"{size * unit:.3g}" for size in voxel_sizes(affine))
+    place = np.round(affine[:3, 3] * unit, 2).tolist()
+    return f"{form} (axes {''.join(aff2axcodes(affine))}, voxels of {sizes} mm, the first at {place} mm)"
+
+
+def _say_alike(sform: np.ndarray, qform: np.ndarray, header: Any) -> bool:
+    """Whether the forms for two spaces name the same axes, and, where both are the scanner's or an image's that is
+    aligned to it, the same voxels; in an atlas they may have another size.
+
+    Between an sform and a qform of directions that differ by less than half a right angle, the names may differ too.
+    """
+    turned = io_orientation(np.linalg.solve(sform, qform))
+    named_alike = np.array_equal(turned, io_orientation(np.eye(4))) or aff2axcodes(sform) == aff2axcodes(qform)
+    if not named_alike or not _same_hand(sform, qform):
+        return False
+    if is_sheared(sform) or not {int(header["sform_code"]), int(header["qform_code"])} <= {SCANNER, _ALIGNED}:
+        return True
+    return np.allclose(voxel_sizes(sform), voxel_sizes(qform), rtol=_SIZE_TOLERANCE, atol=0)
 
 
 def _same_hand(sform: np.ndarray, qform: np.ndarray) -> bool:

@@ -45,7 +45,7 @@ def prepare_folder(
 
     Args:
         source: folder that the patterns start from.
-        image: path of an image below it, with ``{case}`` once: a file, or a folder with the slices of a DICOM series.
+        image: path of an image below it, with ``{case}`` in it: a file, or a folder with the slices of a DICOM series.
             Without an ending, or with ``.*`` for it, images may be of any format, and each of another.
         label: the same for its label. Images without a label are left out. With ``{organ}`` once as well, a mask an
             organ, ``"{case}/segmentations/{organ}.nii.gz"``, which are put together into label maps in ``output``.
