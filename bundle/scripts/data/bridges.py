@@ -45,7 +45,10 @@ def bridged(organ: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     pieces = watershed(-depth, markers, mask=coarse)
     sizes = np.bincount(pieces.ravel(), minlength=count + 1)
     sizes[0] = 0
-    cut = (sizes < SMALL * sizes.max())[pieces]
+    small = sizes < SMALL * sizes.max()
+    if not small[1:].any():
+        return np.zeros_like(organ)
+    cut = small[pieces]
     # voxels between those that were looked at go with the nearest of the organ's
     nearest = ndimage.distance_transform_edt(
         ~coarse, sampling=steps * spacing, return_distances=False, return_indices=True
