@@ -13,6 +13,7 @@ from typing import Any
 from monai.bundle import ConfigWorkflow
 from monai.transforms import Invertd, SaveImaged
 from scripts.data.phantoms import phantom_dataset
+from scripts.data.solid_organs import KeepSolidOrgansd
 from scripts.data.transforms import KeepLargestComponentsd
 from scripts.inference.case_records import CaseRecords
 from scripts.inference.cases import CaseDataset, CaseEvaluator
@@ -44,6 +45,7 @@ WALK: Mapping[str, tuple[tuple[type, str], ...]] = {
 }
 AFTER: Mapping[str, tuple[tuple[type, str], ...]] = {
     "back to the file's grid": ((Invertd, "__call__"),),
+    "solid organs": ((KeepSolidOrgansd, "__call__"),),
     "largest components": ((KeepLargestComponentsd, "__call__"),),
     "saving the label map": ((SaveImaged, "__call__"),),
     "preview": ((PreviewSaver, "__call__"),),
