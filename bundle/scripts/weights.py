@@ -25,14 +25,18 @@ def save_atomically(content: Any, path: str | Path) -> None:
         torch.save(content, file)
 
 
-def load_tensors(path: str | Path, kind: str, *, remedy: str, mmap: bool = False) -> dict[str, Any]:
+def load_tensors(
+    path: str | Path, kind: str, *, remedy: str, mmap: bool = False, checked: bool | None = None
+) -> dict[str, Any]:
     """The dictionary in a file of :func:`save_atomically`, on the CPU.
 
     Args:
         path: of the file.
         kind: what it is to be, for messages, such as "trained prior".
         remedy: what to do where it is something else.
-        mmap: whether tensors stay in the file until they are used; damage in them is then not seen.
+        mmap: whether tensors stay in the file until they are used.
+        checked: whether damage in tensors is looked for, for which the file is read to its end; by default where
+            ``mmap`` is not set.
 
     Raises:
         MissingFileError: it is not there.
@@ -43,7 +47,7 @@ def load_tensors(path: str | Path, kind: str, *, remedy: str, mmap: bool = False
         raise MissingFileError(f"The {kind} '{path}' is not there. {remedy}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        damaged = None if mmap else _damaged_part(path)
+        damaged = _damaged_part(path) if checked or (checked is None and not mmap) else None
     except MemoryError:
         raise
     except Exception as error:  # PyTorch, pickle and zip fail in many ways; all of them mean the same here
