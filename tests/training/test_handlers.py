@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -64,6 +66,29 @@ def train(path, kill_at: int | None = None, max_epochs: int = EPOCHS, iterations
 @pytest.fixture
 def checkpoint(tmp_path):
     return tmp_path / "run" / "checkpoint.pt"
+
+
+ANOTHER = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from scripts.files import hold
+print(hold(sys.argv[2], "another process"), flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("begin", [lambda path: train(path), lambda path: ResumableCheckpoint(path, {}).check()])
+def test_a_folder_is_one_trainings_until_it_ends_however_it_ends(bundle, checkpoint, begin):
+    words = [sys.executable, "-c", ANOTHER, str(bundle), str(checkpoint.with_name(".training"))]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"None\n"
+        with pytest.raises(RefusedError, match=r"another training \(another process\) is at work in this folder"):
+            begin(checkpoint)
+        other.kill()
+
+    assert checkpoint.with_name(".training").is_file()
+    train(checkpoint)
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["checkpoint.pt"]
 
 
 @pytest.mark.parametrize("kill_at", [BATCHES + 1, 2 * BATCHES + 2, EPOCHS * BATCHES])

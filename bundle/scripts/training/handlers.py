@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +18,8 @@ from torch.optim.swa_utils import AveragedModel
 from ..arguments import given_options
 from ..console import Progress
 from ..descriptions import Described, describe, differences
-from ..errors import SHOWN, RefusedError, SettingError, UnusableFileError, count, listed
+from ..errors import SHOWN, RefusedError, SettingError, UnusableFileError, count, listed, one_line
+from ..files import hold, let_go
 from ..weights import load_tensors, not_finite, on_cpu, save_atomically
 
 if TYPE_CHECKING:
@@ -33,6 +37,9 @@ class ResumableCheckpoint:
 
     A checkpoint of another training is refused, and the differences are named: going on from it would give a mixture
     of both. State that is not finite is never written.
+
+    The folder of the file is this training's from :meth:`check` on until it has ended: of two at once, each would write
+    over what the other has done.
 
     A training may end within an epoch. Its state is then kept beside that of the last whole epoch, from which a longer
     training goes on: it draws in that epoch what it would have drawn without the end.
@@ -65,6 +72,7 @@ class ResumableCheckpoint:
         engine.add_event_handler(Events.STARTED, self.load)
         if idist.get_rank() == 0:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+            engine.add_event_handler(Events.COMPLETED, lambda: let_go(self.path.with_name(_TAKEN)))
 
     def check(self) -> None:
         """Refuses a checkpoint that :meth:`load` would, before anything expensive starts.
@@ -72,11 +80,25 @@ class ResumableCheckpoint:
         Raises:
             SettingError: it is of another training, or of more iterations than are asked for.
             UnusableFileError: it is empty, damaged or something else.
+            RefusedError: another process is at work on a training in this folder.
         """
         if self.resume and self.path.is_file():
             self._check(load_tensors(self.path, "checkpoint", remedy=_REMEDY, mmap=True), self.identity)
+        self._take_folder()
+
+    def _take_folder(self) -> None:
+        if idist.get_rank() > 0 or os.environ.get("RANK", "0") != "0":  # of several processes, the first writes
+            return
+        own = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+        other = hold(self.path.with_name(_TAKEN), own)
+        if other is not None:
+            raise RefusedError(
+                f"'{self.path.parent}': another training ({one_line(other)}) is at work in this folder. Wait until it "
+                "has ended, or set --output_dir to another folder (with diffusam: -o)."
+            )
 
     def load(self, engine: Engine) -> None:
+        self._take_folder()
         if not self.resume or not self.path.is_file():
             return
         checkpoint = load_tensors(self.path, "checkpoint", remedy=_REMEDY)
@@ -159,6 +181,7 @@ class ResumableCheckpoint:
             )
 
 
+_TAKEN = ".training"  # held while a training is at work in its folder
 _REMEDY = (
     "Give --resume False to train anew in its place, or another --output_dir to keep it, or the settings it was "
     "trained with to go on."
