@@ -241,7 +241,13 @@ def test_the_values_of_the_bundles_own_files_are_of_the_kinds_that_these_declare
         ({"iterations": 1.5}, "iterations is 1.5, expected a whole number, 1 or more"),
         ({"seed": -1}, "seed is -1, expected a whole number, 0 to 4294967295"),
         ({"dropout": 1.5}, "dropout is 1.5, expected 0 to 1"),
-        ({"amp": "yes"}, 'amp is "yes", expected a number, or true or false'),
+        ({"amp": "yes"}, 'amp is "yes", expected (a number, or )?true or false'),
+        ({"largest_component": 2}, "largest_component is 2, expected true or false"),
+        ({"resume": "no"}, 'resume is "no", expected true or false'),
+        ({"eta": 5}, "eta is 5, expected 0 to 1"),
+        ({"attention_levels": -1}, "attention_levels is -1, expected a whole number, 0 or more"),
+        ({"prior_channels": ["a"]}, r'prior_channels is \["a"\], expected a list of whole numbers, 1 or more'),
+        ({"intensity": {"liver": 1}}, r'intensity is {"liver": 1}, expected a component, {"_target_": ...}'),
         ({"train_cases": "ab"}, r"train_cases is \"ab\", expected a list, such as \"\['a','b'\]\" or null"),
         ({"label_map": None}, "label_map is null, expected a group"),
         ({"output_dir": None}, "output_dir is null, expected a path"),
@@ -259,6 +265,7 @@ def test_a_value_of_another_kind_is_refused(given, said):
 @pytest.mark.parametrize(
     "given",
     [
+        {"largest_component": 1, "report": 0, "eta": 1, "iterations": True, "backbone_name": True},
         {"seed": None, "iterations": 2.0, "dropout": 0.5, "amp": 1, "resume": True, "learning_rate": 1},
         {"seed": "$1 + 1", "train_cases": "@test_cases", "label_map": "$dict(a=1)"},
         {"train_cases": ("a", "b"), "views": [], "device": "cpu", "experiment_name": 7, "run_name": None},
