@@ -9,7 +9,7 @@ import sys
 import pytest
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
-from scripts.arguments import AS_TYPED, given_options
+from scripts.arguments import AS_TYPED, given_options, refuse_twice
 from scripts.errors import UnknownSettingError, configuration_error, user_error
 from scripts.overrides import (
     declared_kinds,
@@ -300,6 +300,19 @@ def test_an_option_that_is_empty_is_refused_however_it_was_typed():
 def test_an_option_that_is_none_is_refused_since_it_would_change_nothing(name):
     with pytest.raises(UnknownSettingError, match=f"--{name} is None, which MONAI leaves out"):
         refuse_nothing({name: "None", "seed": "1"})
+
+
+@pytest.mark.parametrize(
+    "text", ["{'liver': 1, 'liver': 4}", '--label_map={"liver": 1, "liver": [2]}', "{liver: 1, spleen: 2, liver: 1}"]
+)
+def test_a_name_that_stands_twice_in_a_group_is_refused(text):
+    with pytest.raises(UnknownSettingError, match="liver'? stands twice in {"):
+        refuse_twice(["--label_map", text])
+
+
+@pytest.mark.parametrize("text", ["{'liver': 1, 'spleen': 1}", "{case}", "{", "{1, 1}", "{'a': {'b': 1}, 'b': 2}"])
+def test_other_texts_in_braces_are_left_to_who_reads_them(text):
+    refuse_twice([text])
 
 
 def test_options_of_the_program_itself_may_be_none():

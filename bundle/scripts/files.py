@@ -218,13 +218,13 @@ def _clear(folder: Path) -> None:
                 os.close(descriptor)
 
 
-def json_of(text: str | bytes, *, strict: bool = False) -> Any:
+def json_of(text: str | bytes, *, strict: bool = False, once: bool = False) -> Any:
     """What a text of JSON says.
 
     Args:
         text: to be read; the mark that Windows puts in front of UTF-8 is no part of it.
-        strict: whether what Python takes beside JSON is refused: NaN, and a name that stands twice in an object, of
-            which the first would be lost.
+        strict: whether what Python takes beside JSON is refused: NaN, and what ``once`` refuses.
+        once: whether a name that stands twice in an object is refused, of which the first would be lost.
 
     Raises:
         ValueError: it is none, or nested deeper than Python can follow, which :mod:`json` does not call an error of the
@@ -232,7 +232,8 @@ def json_of(text: str | bytes, *, strict: bool = False) -> Any:
     """
     text = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
     try:
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number) if strict else json.loads(text)
+        pairs = _once if strict or once else None
+        return json.loads(text, object_pairs_hook=pairs, parse_constant=_no_number if strict else None)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 

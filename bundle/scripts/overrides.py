@@ -21,7 +21,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
-from .arguments import AS_TYPED, given_options, read_as, typed_options
+from .arguments import AS_TYPED, given_options, read_as, refuse_twice, typed_options
 from .entries import SEPARATOR, entry_at, has_entry
 from .errors import UnknownSettingError, count, listed, nearest
 from .files import BUNDLE
@@ -58,6 +58,7 @@ def check() -> None:
     config = workflow.parser.get()
     steps, options = (workflow.init_id, workflow.run_id, workflow.final_id), typed_options() or {}
     refuse_nothing(options)
+    refuse_twice([text for text in options.values() if text is not None])
     refuse_unknown(config, declared_settings(workflow.config_root_path))
     refuse_other_kinds(config, declared_kinds(workflow.config_root_path), options)
     refuse_dangling(config, steps, options)
