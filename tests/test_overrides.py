@@ -15,6 +15,7 @@ from scripts.overrides import (
     declared_kinds,
     declared_settings,
     refuse_dangling,
+    refuse_no_device,
     refuse_nothing,
     refuse_other_kinds,
     refuse_unknown,
@@ -313,6 +314,27 @@ def test_a_name_that_stands_twice_in_a_group_is_refused(text):
 @pytest.mark.parametrize("text", ["{'liver': 1, 'spleen': 1}", "{case}", "{", "{1, 1}", "{'a': {'b': 1}, 'b': 2}"])
 def test_other_texts_in_braces_are_left_to_who_reads_them(text):
     refuse_twice([text])
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:99", "nowhere:1", 99, ""], ids=str)
+@pytest.mark.parametrize("key", ["device", "volume_device"])
+def test_a_device_that_there_is_not_is_refused(key, name):
+    with pytest.raises(
+        UnknownSettingError, match=f"--{key} is .*, which cannot be had here; there is cpu, and"
+    ) as info:
+        refuse_no_device({key: name}, {key: str(name)})
+    assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize("name", ["cpu", "$torch.device('cpu')", "@other", None, {"_target_": "own_device"}], ids=str)
+def test_a_device_that_there_is_may_be_a_text(name):
+    refuse_no_device({"device": name}, {})
+
+
+@pytest.mark.parametrize("files", [files for files in LISTS if "device" in merged(*files)], ids=" ".join)
+def test_half_precision_goes_by_the_device_however_it_is_given(files):
+    parser = ConfigParser({**merged(*files), "device": "cpu"})
+    assert parser.get_parsed_content("amp", default=False) is False
 
 
 def test_options_of_the_program_itself_may_be_none():

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
@@ -62,6 +63,7 @@ def check() -> None:
     refuse_unknown(config, declared_settings(workflow.config_root_path))
     refuse_other_kinds(config, declared_kinds(workflow.config_root_path), options)
     refuse_dangling(config, steps, options)
+    refuse_no_device(config, options)
     check_places(workflow.parser, _reached(config, steps))
     idle = without_effect(config, steps, given_options())
     if idle and not shares_options():
@@ -189,6 +191,30 @@ def refuse_other_kinds(
         if expected:
             shown = value if isinstance(value, float) else json.dumps(value, default=str)[:200]
             raise UnknownSettingError(f"{_origin(key, options)} is {shown}, expected {expected}. Correct it.")
+
+
+def refuse_no_device(config: Mapping[str, Any], options: Mapping[str, str | None]) -> None:
+    """Refuses a device that there is not, where a configuration names one.
+
+    Args:
+        config: as it is merged.
+        options: as for :func:`refuse_dangling`.
+
+    Raises:
+        UnknownSettingError: with the setting, and where it is from.
+    """
+    for key in ("device", "volume_device"):
+        name = config.get(key)
+        if not isinstance(name, (str, int)) or kind_of(name) is None:
+            continue
+        try:
+            torch.empty(0, device=torch.device(name))
+        except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:  # each kind says it otherwise
+            gpus = ", ".join(f"cuda:{index}" for index in range(torch.cuda.device_count())) or "no GPU"
+            raise UnknownSettingError(
+                f"{_origin(key, options)} is {json.dumps(name)}, which cannot be had here; there is cpu, and {gpus}. "
+                "Correct it."
+            ) from error
 
 
 def declared_kinds(folder: str | Path) -> dict[str, set[str]]:
