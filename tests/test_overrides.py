@@ -10,12 +10,13 @@ import pytest
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from scripts.arguments import AS_TYPED, given_options, refuse_twice
-from scripts.errors import UnknownSettingError, configuration_error, user_error
+from scripts.errors import MissingFileError, UnknownSettingError, configuration_error, user_error
 from scripts.overrides import (
     declared_kinds,
     declared_settings,
     refuse_dangling,
     refuse_no_device,
+    refuse_no_start,
     refuse_nothing,
     refuse_other_kinds,
     refuse_unknown,
@@ -335,6 +336,17 @@ def test_a_device_that_there_is_may_be_a_text(name):
 def test_half_precision_goes_by_the_device_however_it_is_given(files):
     parser = ConfigParser({**merged(*files), "device": "cpu"})
     assert parser.get_parsed_content("amp", default=False) is False
+
+
+@pytest.mark.parametrize("start", ["nowhere.pt", "{folder}", 7], ids=str)
+def test_a_start_that_is_named_and_not_there_is_refused(tmp_path, start):
+    with pytest.raises(MissingFileError, match="--start_from is '.*', which is not there. Name a trained prior"):
+        refuse_no_start({"start_from": str(start).format(folder=tmp_path)}, {"start_from": ""})
+
+
+@pytest.mark.parametrize("start", ["$@bundle_root + '/models/none.pt'", "@prior_file", None, __file__], ids=str)
+def test_the_bundles_own_start_may_be_left_out(start):
+    refuse_no_start({"start_from": start}, {})
 
 
 def test_options_of_the_program_itself_may_be_none():

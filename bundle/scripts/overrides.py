@@ -24,7 +24,7 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from .arguments import AS_TYPED, given_options, read_as, refuse_twice, typed_options
 from .entries import SEPARATOR, entry_at, has_entry
-from .errors import UnknownSettingError, count, listed, nearest
+from .errors import MissingFileError, UnknownSettingError, count, listed, nearest
 from .files import BUNDLE
 from .places import check_places
 from .setting_kinds import NEEDED, expected_instead, kind_of
@@ -38,6 +38,7 @@ _OF_RUN = {
 # what `--tracking mlflow` adds, or reads where it is given
 _MLFLOW = DEFAULT_EXP_MGMT_SETTINGS["mlflow"]
 _OF_TRACKING = {*_MLFLOW["configs"]} - {*_MLFLOW["handlers_id"]}
+_START = "start_from"
 _PATH = re.compile(r"^\$.*\+ '/")
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ def check() -> None:
 
     Raises:
         UnknownSettingError: with the nearest names.
+        MissingFileError: the file that a training is to start from is not there.
         RefusedError: results could not be written.
     """
     workflow = _running()
@@ -64,7 +66,10 @@ def check() -> None:
     refuse_other_kinds(config, declared_kinds(workflow.config_root_path), options)
     refuse_dangling(config, steps, options)
     refuse_no_device(config, options)
-    check_places(workflow.parser, _reached(config, steps))
+    reached = _reached(config, steps)
+    if _START in reached:
+        refuse_no_start(config, options)
+    check_places(workflow.parser, reached)
     idle = without_effect(config, steps, given_options())
     if idle and not shares_options():
         names = listed(f"--{name}" for name in idle)
@@ -215,6 +220,25 @@ def refuse_no_device(config: Mapping[str, Any], options: Mapping[str, str | None
                 f"{_origin(key, options)} is {json.dumps(name)}, which cannot be had here; there is cpu, and {gpus}. "
                 "Correct it."
             ) from error
+
+
+def refuse_no_start(config: Mapping[str, Any], options: Mapping[str, str | None]) -> None:
+    """Refuses a file to start a training from that somebody named and that is not there. The bundle's own, which an
+    expression names, may be left out: a training then starts from scratch.
+
+    Args:
+        config: as it is merged.
+        options: as for :func:`refuse_dangling`.
+
+    Raises:
+        MissingFileError: with the setting, and where it is from.
+    """
+    start = config.get(_START)
+    if kind_of(start) in ("text", "number") and not Path(str(start)).is_file():
+        raise MissingFileError(
+            f"{_origin(_START, options)} is '{start}', which is not there. Name a trained prior, such as model.pt, or "
+            "set it to null in an overlay to start from scratch."
+        )
 
 
 def declared_kinds(folder: str | Path) -> dict[str, set[str]]:
