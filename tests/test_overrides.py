@@ -19,6 +19,7 @@ from scripts.overrides import (
     refuse_no_start,
     refuse_nothing,
     refuse_other_kinds,
+    refuse_other_values,
     refuse_unknown,
     without_effect,
 )
@@ -336,6 +337,16 @@ def test_a_device_that_there_is_may_be_a_text(name):
 def test_half_precision_goes_by_the_device_however_it_is_given(files):
     parser = ConfigParser({**merged(*files), "device": "cpu"})
     assert parser.get_parsed_content("amp", default=False) is False
+
+
+def test_values_that_no_inference_writes_are_refused_where_they_are_typed():
+    config, options = merged("inference.json", label_map={"liver": 6, "spleen": 1}), {"label_map": "as typed"}
+
+    with pytest.raises(UnknownSettingError, match="but results have the values {.liver.: 1, .spleen.: 2}"):
+        refuse_other_values(config, options)
+    refuse_other_values(config, {})  # of the overlay of a training, whose labels have them
+    refuse_other_values({**config, "label_map": {"liver": 1, "spleen": 2}}, options)
+    refuse_other_values(merged(*EVALUATE, label_map={"liver": 6, "spleen": 1}), options)
 
 
 @pytest.mark.parametrize("start", ["nowhere.pt", "{folder}", 7], ids=str)

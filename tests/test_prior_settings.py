@@ -147,11 +147,12 @@ def test_a_record_of_another_kind_is_refused_in_one_line(tmp_path, content, said
 
 
 def test_texts_of_a_file_are_texts(prior_file):
-    path = prior_file(organs=["$1/0", "@seed"], intensity=ScaleIntensityRanged(**{**WINDOW, "keys": "$1/0"}))
+    organs = ["$1/0", "@seed", "_target_"]
+    path = prior_file(organs=organs, intensity=ScaleIntensityRanged(**{**WINDOW, "keys": "$1/0"}))
 
-    assert settings(path)["label_map"] == {"$1/0": 1, "@seed": 2}
+    assert settings(path)["label_map"] == {"$1/0": 1, "@seed": 2, "_target_": 3}
     parsed = ConfigParser(configuration_of(path)).get_parsed_content("label_map")
-    assert parsed == {"$1/0": 1, "@seed": 2}
+    assert parsed == {"$1/0": 1, "@seed": 2, "_target_": 3}
 
 
 def test_weights_in_the_bundle_are_recorded_by_their_place_there_and_others_by_their_name(tmp_path):

@@ -66,6 +66,7 @@ def check() -> None:
     refuse_other_kinds(config, declared_kinds(workflow.config_root_path), options)
     refuse_dangling(config, steps, options)
     refuse_no_device(config, options)
+    refuse_other_values(config, options)
     reached = _reached(config, steps)
     if _START in reached:
         refuse_no_start(config, options)
@@ -220,6 +221,28 @@ def refuse_no_device(config: Mapping[str, Any], options: Mapping[str, str | None
                 f"{_origin(key, options)} is {json.dumps(name)}, which cannot be had here; there is cpu, and {gpus}. "
                 "Correct it."
             ) from error
+
+
+def refuse_other_values(config: Mapping[str, Any], options: Mapping[str, str | None]) -> None:
+    """Refuses label values that somebody typed for an inference: label maps hold the place of each organ, whatever the
+    values in the labels of the training were, as its overlay may still say.
+
+    Args:
+        config: as it is merged.
+        options: as typed.
+
+    Raises:
+        UnknownSettingError: with the values that would be written.
+    """
+    organs = config.get("label_map")
+    if "prior_settings" not in config or "label_map" not in options or not isinstance(organs, Mapping):
+        return
+    written = {organ: place for place, organ in enumerate(organs, 1)}
+    if dict(organs) != written:
+        raise UnknownSettingError(
+            f"--label_map is {json.dumps(organs, default=str)[:200]}, but results have the values "
+            f"{json.dumps(written)[:200]}, in the order of the model's organs. Leave it out, or change them later."
+        )
 
 
 def refuse_no_start(config: Mapping[str, Any], options: Mapping[str, str | None]) -> None:

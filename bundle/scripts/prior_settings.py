@@ -297,7 +297,8 @@ def _overlay(recorded: Mapping[str, Any]) -> dict[str, Any]:
     settings = {"label_map" if key == "organs" else key: value for key, value in recorded.items()}
     if "label_map" in settings:
         settings["label_map"] = _label_map(settings["label_map"])
-    return {key: _configuration(value) for key, value in settings.items()}
+    # names of organs are data, also where one is called as MONAI's keys are
+    return {key: inert(value) if key == "label_map" else _configuration(value) for key, value in settings.items()}
 
 
 def _configuration(value: Any) -> Any:

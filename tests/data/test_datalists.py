@@ -139,6 +139,19 @@ def test_pattern_without_exactly_one_case_is_refused(tiny_dataset, pattern):
         find_cases(tiny_dataset, pattern)
 
 
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ((5, PATTERNS[0]), "dataset_dir is 5, expected the path of a folder"),
+        (("data", 5), "image_pattern is 5, expected a text"),
+        (("data", PATTERNS[0], 1), "label_pattern is 1, expected a text"),
+    ],
+)
+def test_what_is_no_text_is_no_path(arguments, said):
+    with pytest.raises(DatasetError, match=said):
+        find_cases(*arguments)
+
+
 def test_equal_patterns_are_refused(tiny_dataset):
     with pytest.raises(DatasetError, match="both 'image_{case}.nii.gz'.*Set --label_pattern"):
         find_cases(tiny_dataset, PATTERNS[0], PATTERNS[0])
@@ -227,6 +240,7 @@ def test_several_values_of_an_organ_share_its_channel():
         ({"spleen": 1, "liver": 1}, [0], "1 means spleen and liver"),
         ({"spleen": 1}, [0, 1], "1 means spleen and background"),
         ({"spleen": 1.5}, [0], "value of spleen is 1.5; expected an integer"),
+        ("spleen", [0], "label_map is 'spleen'; expected organ: value pairs"),
         ({"spleen": "1"}, [0], "value of spleen is '1'; expected an integer"),
     ],
 )

@@ -143,8 +143,33 @@ def test_what_a_checkpoint_does_not_hold_must_have_no_state(checkpoint, item, ne
     engine = Engine(lambda engine, batch: None)
     ResumableCheckpoint(checkpoint, {"loss": item}).attach(engine)
 
-    with pytest.raises(RuntimeError, match="Missing key") if needed else nullcontext():
+    with pytest.raises(UnusableFileError, match="its 'loss' is missing") if needed else nullcontext():
         engine.run([0], max_epochs=1)
+
+
+@pytest.mark.parametrize("ended", [3 * BATCHES, BATCHES + 1], ids=["whole epochs", "within an epoch"])
+@pytest.mark.parametrize(
+    "key, change",
+    [
+        ("optimizer", lambda part, whole: part.pop("optimizer")),
+        ("optimizer", lambda part, whole: part.update(optimizer=[1])),
+        ("optimizer", lambda part, whole: part["optimizer"]["param_groups"].clear()),
+        ("model", lambda part, whole: part.pop("model")),
+        ("model", lambda part, whole: part["model"].update(weight=torch.zeros(2, 2))),
+        ("trainer", lambda part, whole: part["trainer"].update(iteration="x")),
+        ("trainer", lambda part, whole: part.update(trainer=5)),
+        ("identity", lambda part, whole: whole.update(identity=[1])),
+    ],
+)
+def test_a_checkpoint_whose_archive_is_sound_and_content_is_not_is_one_line(checkpoint, key, change, ended):
+    train(checkpoint, iterations=ended, identity={"seed": 7})
+    content = torch.load(checkpoint, weights_only=True)
+    change(content.get("end", content), content)
+    torch.save(content, checkpoint)
+
+    with pytest.raises(UnusableFileError, match=f"its '{key}' is missing, or something else. Give --resume") as info:
+        train(checkpoint, iterations=ended, identity={"seed": 7})
+    assert "\n" not in str(info.value)
 
 
 # ---- a training that ends within an epoch

@@ -29,6 +29,10 @@ def check_patterns(patterns: Mapping[str, str]) -> None:
         DatasetError: see above.
     """
     for key, pattern in patterns.items():
+        if not isinstance(pattern, str):
+            raise DatasetError(
+                f"{key}_pattern is {pattern!r}, expected a text such as 'img/img{{case}}.nii.gz'. Correct it."
+            )
         if pattern.count(CASE) != 1:
             raise DatasetError(
                 f"{key}_pattern is '{pattern}', which has {pattern.count(CASE)} times '{CASE}'; expected it exactly "

@@ -85,6 +85,10 @@ def _organ_values(
 ) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
     """Label values of each organ and of the background, checked."""
     organs: dict[str, tuple[int, ...]] = {}
+    if not isinstance(label_map, Mapping):
+        raise DatasetError(
+            f"label_map is {label_map!r}; expected organ: value pairs, such as {{'spleen': 1, 'liver': 6}}. Correct it."
+        )
     for organ, given in label_map.items():
         if not str(organ).strip():
             raise DatasetError(f"label_map has an organ without a name, of the label value {given!r}. Name it.")

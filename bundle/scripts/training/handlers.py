@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import ignite.distributed as idist
@@ -143,9 +144,28 @@ class ResumableCheckpoint:
             return None
         return {**self.identity, "trainer": describe(engine) if isinstance(engine, Described) else None}
 
+    def _check_part(self, part: Any) -> None:
+        """Refuses a state that lacks what this training has one of; nothing stands for what has none, such as a plain
+        loss.
+        """
+        trainer = part.get("trainer") if isinstance(part, Mapping) else None
+        if not isinstance(trainer, Mapping) or not isinstance(trainer.get("iteration"), int):
+            raise self._unlike("trainer")
+        for key, item in self.save_dict.items():
+            if not isinstance(part.get(key, {}), Mapping) or (item.state_dict() and not part.get(key)):
+                raise self._unlike(key)
+
+    def _unlike(self, key: str) -> UnusableFileError:
+        return UnusableFileError(
+            f"'{self.path}' is no whole checkpoint of a training: its '{key}' is missing, or something else. {_REMEDY}"
+        )
+
     def _restore(self, checkpoint: Mapping[str, Any], engine: Engine) -> None:
         for key, item in self.save_dict.items():
-            item.load_state_dict(checkpoint.get(key, {}))  # nothing stands for what has no state, such as a plain loss
+            try:
+                item.load_state_dict(checkpoint.get(key, {}))
+            except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+                raise self._unlike(key) from error
         scaler = getattr(engine, "scaler", None)
         if scaler and checkpoint.get("scaler"):
             scaler.load_state_dict(checkpoint["scaler"])
@@ -155,6 +175,8 @@ class ResumableCheckpoint:
             raise UnusableFileError(f"'{self.path}' is no checkpoint of a training. {_REMEDY}")
         then = checkpoint.get("identity")
         if identity is not None:
+            if not isinstance(then, (Mapping, NoneType)):
+                raise self._unlike("identity")
             if then is None:
                 raise SettingError(
                     f"The checkpoint '{self.path}' does not say which training it is of; an earlier version wrote it. "
@@ -173,6 +195,9 @@ class ResumableCheckpoint:
                         ]
                     )
                 )
+        for part in (checkpoint, checkpoint.get("end")):
+            if part is not None and (part is not checkpoint or "trainer" in part):
+                self._check_part(part)
         done = _done(checkpoint)
         if self.iterations is not None and self.iterations < done:
             raise SettingError(
