@@ -258,6 +258,16 @@ def test_summary_counts_what_was_drawn(items):
     assert check_dataset(items[:1], LABEL_MAP) == [CaseSummary("a", (40, 36, 8), (2.0, 2.0, 5.0), voxels)]
 
 
+@pytest.mark.parametrize("voxels, said", [(1, True), (29, True), (30, False), (0, False)])
+def test_an_organ_of_a_few_voxels_in_one_case_is_said(items, label, write_volume, caplog, voxels, said):
+    label.flat[np.flatnonzero(label == 1)[voxels:]] = 0
+    write_volume(items[0]["label"], label)
+
+    check_dataset(items, LABEL_MAP)
+
+    assert ("Organs of a few voxels: a: spleen" in caplog.text) is said
+
+
 def test_summaries_follow_the_items(items):
     assert [summary.case for summary in check_dataset(items[::-1], LABEL_MAP)] == ["d", "c", "b", "a"]
 
