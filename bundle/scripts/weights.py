@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .errors import MissingFileError, UnusableFileError
+from .errors import TORCH_CANNOT_WRITE, MissingFileError, RefusedError, UnusableFileError
 from .files import whole_file
 
 
@@ -20,9 +20,21 @@ def save_atomically(content: Any, path: str | Path) -> None:
     """``torch.save`` through a temporary name, so that ``path`` is either the old file or the whole new one.
 
     The same content gives the same bytes: PyTorch writes the name of a path into the file, but not that of an open one.
+
+    Raises:
+        RefusedError: PyTorch could not write to the end of the file, of which its own error names neither the place
+            nor the reason.
     """
-    with whole_file(path) as temporary, open(temporary, "wb") as file:
-        torch.save(content, file)
+    try:
+        with whole_file(path) as temporary, open(temporary, "wb") as file:
+            torch.save(content, file)
+    except RuntimeError as error:
+        if not any(said in str(error) for said in TORCH_CANNOT_WRITE):
+            raise
+        raise RefusedError(
+            f"'{path}' could not be written to its end ({str(error).splitlines()[0][:200]}). Is the disk full? Free "
+            "some space, or write to another disk; what was there before is as it was."
+        ) from error
 
 
 def load_tensors(

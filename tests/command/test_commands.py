@@ -259,6 +259,7 @@ def test_reasons_of_what_cannot_be_taken_in_several_folders_are_kept(started, tm
         (["segment", "-o", "out"], "segment needs a scan"),
         (["segment", "scan.nii.gz", "-o"], "--output has no value"),
         (["segment", "scan.nii.gz", "-o", "a", "-o", "b"], "--output is given twice"),
+        (["segment", "scan.nii.gz", "-o", "None"], "--output is None. Is a variable not set?"),
         (["segment", "scan.nii.gz", "-o", "out", "--modality", "pet"], "expected ct or mr"),
         (["segment", "scan.nii.gz", "-o", "out", "--processes", "0"], "--processes is '0', expected a number from 1"),
         (["segment", "scan.nii.gz", "-o", "out", "--processes", "²"], "--processes is '²', expected a number from 1"),

@@ -128,6 +128,20 @@ def test_a_finished_training_goes_on_when_more_epochs_are_asked_for(tmp_path, ch
     assert torch.equal(extended, longer)
 
 
+@pytest.mark.parametrize("factors, goes_on", [([[1.0, 1.0]], True), ([[1.0, 0.9]], False), (None, False)], ids=str)
+def test_what_is_said_to_go_on_is_the_same_training(checkpoint, monkeypatch, caplog, factors, goes_on):
+    """A rate that follows the share of all iterations is another in a longer training."""
+    identity = {"lr_scheduler": {"factors": factors}}
+    train(checkpoint, identity=identity)
+    monkeypatch.setattr(handlers, "given_options", lambda: ["num_workers"])
+
+    with caplog.at_level("INFO"):
+        train(checkpoint, identity=identity)
+
+    assert "Without effect: --num_workers; " in caplog.text and "--resume False trains anew" in caplog.text
+    assert ("a larger --iterations goes on" in caplog.text) is goes_on
+
+
 def test_without_resume_training_starts_anew(checkpoint):
     first, _ = train(checkpoint)
 

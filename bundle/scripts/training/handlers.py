@@ -110,7 +110,7 @@ class ResumableCheckpoint:
         done = _done(checkpoint)
         if done >= iterations:
             self._restore(checkpoint.get("end", checkpoint), engine)
-            logger.info("'%s' is of a finished training: nothing left to do.%s", self.path, _idle_options())
+            logger.info("'%s' is of a finished training: nothing left to do.%s", self.path, self._idle_options())
             engine.terminate()
         elif "trainer" in checkpoint:  # otherwise it ended in its first epoch
             self._restore(checkpoint, engine)
@@ -144,28 +144,35 @@ class ResumableCheckpoint:
             return None
         return {**self.identity, "trainer": describe(engine) if isinstance(engine, Described) else None}
 
+    def _idle_options(self) -> str:
+        """Which of the command line's options have no effect where nothing is left to train, and what would have."""
+        idle = [f"--{name}" for name in given_options() if name in _WHILE_TRAINING]
+        factors = (self.identity or {}).get("lr_scheduler", {}).get("factors")
+        # rates that follow the share of all iterations are others in a longer training, which is another one
+        longer = "a larger --iterations goes on, " if factors and all(len(set(each)) == 1 for each in factors) else ""
+        return f" Without effect: {listed(idle)}; {longer}--resume False trains anew." if idle else ""
+
     def _check_part(self, part: Any) -> None:
         """Refuses a state that lacks what this training has one of; nothing stands for what has none, such as a plain
         loss.
         """
         trainer = part.get("trainer") if isinstance(part, Mapping) else None
         if not isinstance(trainer, Mapping) or not isinstance(trainer.get("iteration"), int):
-            raise self._unlike("trainer")
+            raise UnusableFileError(self._unlike("trainer"))
         for key, item in self.save_dict.items():
             if not isinstance(part.get(key, {}), Mapping) or (item.state_dict() and not part.get(key)):
-                raise self._unlike(key)
+                raise UnusableFileError(self._unlike(key))
 
-    def _unlike(self, key: str) -> UnusableFileError:
-        return UnusableFileError(
-            f"'{self.path}' is no whole checkpoint of a training: its '{key}' is missing, or something else. {_REMEDY}"
-        )
+    def _unlike(self, key: str) -> str:
+        found = f"its '{key}' is missing, or something else"
+        return f"'{self.path}' is no whole checkpoint of a training: {found}. {_REMEDY}"
 
     def _restore(self, checkpoint: Mapping[str, Any], engine: Engine) -> None:
         for key, item in self.save_dict.items():
             try:
                 item.load_state_dict(checkpoint.get(key, {}))
             except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-                raise self._unlike(key) from error
+                raise UnusableFileError(self._unlike(key)) from error
         scaler = getattr(engine, "scaler", None)
         if scaler and checkpoint.get("scaler"):
             scaler.load_state_dict(checkpoint["scaler"])
@@ -176,7 +183,7 @@ class ResumableCheckpoint:
         then = checkpoint.get("identity")
         if identity is not None:
             if not isinstance(then, (Mapping, NoneType)):
-                raise self._unlike("identity")
+                raise UnusableFileError(self._unlike("identity"))
             if then is None:
                 raise SettingError(
                     f"The checkpoint '{self.path}' does not say which training it is of; an earlier version wrote it. "
@@ -215,14 +222,6 @@ _REMEDY = (
 
 # of the options that no identity has, those that are of use while something is trained
 _WHILE_TRAINING = {*("amp", "batch_size", "device", "encode_batch_size", "num_workers", "snapshots", "cache_dir")}
-
-
-def _idle_options() -> str:
-    """Which of the command line's options have no effect where nothing is left to train."""
-    idle = [f"--{name}" for name in given_options() if name in _WHILE_TRAINING]
-    return (
-        f" Without effect: {listed(idle)}; a larger --iterations goes on, --resume False trains anew." if idle else ""
-    )
 
 
 def _done(checkpoint: Mapping[str, Any]) -> int:
