@@ -9,14 +9,17 @@ import sys
 import pytest
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
-from scripts.arguments import AS_TYPED, given_options
-from scripts.errors import UnknownSettingError, configuration_error, user_error
+from scripts.arguments import AS_TYPED, given_options, refuse_twice
+from scripts.errors import MissingFileError, UnknownSettingError, configuration_error, user_error
 from scripts.overrides import (
     declared_kinds,
     declared_settings,
     refuse_dangling,
+    refuse_no_device,
+    refuse_no_start,
     refuse_nothing,
     refuse_other_kinds,
+    refuse_other_values,
     refuse_unknown,
     without_effect,
 )
@@ -241,7 +244,13 @@ def test_the_values_of_the_bundles_own_files_are_of_the_kinds_that_these_declare
         ({"iterations": 1.5}, "iterations is 1.5, expected a whole number, 1 or more"),
         ({"seed": -1}, "seed is -1, expected a whole number, 0 to 4294967295"),
         ({"dropout": 1.5}, "dropout is 1.5, expected 0 to 1"),
-        ({"amp": "yes"}, 'amp is "yes", expected a number, or true or false'),
+        ({"amp": "yes"}, 'amp is "yes", expected (a number, or )?true or false'),
+        ({"largest_component": 2}, "largest_component is 2, expected true or false"),
+        ({"resume": "no"}, 'resume is "no", expected true or false'),
+        ({"eta": 5}, "eta is 5, expected 0 to 1"),
+        ({"attention_levels": -1}, "attention_levels is -1, expected a whole number, 0 or more"),
+        ({"prior_channels": ["a"]}, r'prior_channels is \["a"\], expected a list of whole numbers, 1 or more'),
+        ({"intensity": {"liver": 1}}, r'intensity is {"liver": 1}, expected a component, {"_target_": ...}'),
         ({"train_cases": "ab"}, r"train_cases is \"ab\", expected a list, such as \"\['a','b'\]\" or null"),
         ({"label_map": None}, "label_map is null, expected a group"),
         ({"output_dir": None}, "output_dir is null, expected a path"),
@@ -259,6 +268,7 @@ def test_a_value_of_another_kind_is_refused(given, said):
 @pytest.mark.parametrize(
     "given",
     [
+        {"largest_component": 1, "report": 0, "eta": 1, "iterations": True, "backbone_name": True},
         {"seed": None, "iterations": 2.0, "dropout": 0.5, "amp": 1, "resume": True, "learning_rate": 1},
         {"seed": "$1 + 1", "train_cases": "@test_cases", "label_map": "$dict(a=1)"},
         {"train_cases": ("a", "b"), "views": [], "device": "cpu", "experiment_name": 7, "run_name": None},
@@ -293,6 +303,61 @@ def test_an_option_that_is_empty_is_refused_however_it_was_typed():
 def test_an_option_that_is_none_is_refused_since_it_would_change_nothing(name):
     with pytest.raises(UnknownSettingError, match=f"--{name} is None, which MONAI leaves out"):
         refuse_nothing({name: "None", "seed": "1"})
+
+
+@pytest.mark.parametrize(
+    "text", ["{'liver': 1, 'liver': 4}", '--label_map={"liver": 1, "liver": [2]}', "{liver: 1, spleen: 2, liver: 1}"]
+)
+def test_a_name_that_stands_twice_in_a_group_is_refused(text):
+    with pytest.raises(UnknownSettingError, match="liver'? stands twice in {"):
+        refuse_twice(["--label_map", text])
+
+
+@pytest.mark.parametrize("text", ["{'liver': 1, 'spleen': 1}", "{case}", "{", "{1, 1}", "{'a': {'b': 1}, 'b': 2}"])
+def test_other_texts_in_braces_are_left_to_who_reads_them(text):
+    refuse_twice([text])
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:99", "nowhere:1", 99, ""], ids=str)
+@pytest.mark.parametrize("key", ["device", "volume_device"])
+def test_a_device_that_there_is_not_is_refused(key, name):
+    with pytest.raises(
+        UnknownSettingError, match=f"--{key} is .*, which cannot be had here; there is cpu, and"
+    ) as info:
+        refuse_no_device({key: name}, {key: str(name)})
+    assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize("name", ["cpu", "$torch.device('cpu')", "@other", None, {"_target_": "own_device"}], ids=str)
+def test_a_device_that_there_is_may_be_a_text(name):
+    refuse_no_device({"device": name}, {})
+
+
+@pytest.mark.parametrize("files", [files for files in LISTS if "device" in merged(*files)], ids=" ".join)
+def test_half_precision_goes_by_the_device_however_it_is_given(files):
+    parser = ConfigParser({**merged(*files), "device": "cpu"})
+    assert parser.get_parsed_content("amp", default=False) is False
+
+
+def test_values_that_no_inference_writes_are_refused_where_they_are_typed():
+    config, options = merged("inference.json", label_map={"liver": 6, "spleen": 1}), {"label_map": "as typed"}
+
+    with pytest.raises(UnknownSettingError, match="but results have the values {.liver.: 1, .spleen.: 2}"):
+        refuse_other_values(config, options)
+    refuse_other_values(config, {})  # of the overlay of a training, whose labels have them
+    refuse_other_values({**config, "label_map": {"liver": 1, "spleen": 2}}, options)
+    refuse_other_values(merged(*EVALUATE, label_map={"liver": 6, "spleen": 1}), options)
+
+
+@pytest.mark.parametrize("start", ["nowhere.pt", "{folder}", 7], ids=str)
+def test_a_start_that_is_named_and_not_there_is_refused(tmp_path, start):
+    with pytest.raises(MissingFileError, match="--start_from is '.*', which is not there. Name a trained prior"):
+        refuse_no_start({"start_from": str(start).format(folder=tmp_path)}, {"start_from": ""})
+
+
+@pytest.mark.parametrize("start", ["$@bundle_root + '/models/none.pt'", "@prior_file", None, __file__], ids=str)
+def test_the_bundles_own_start_may_be_left_out(start):
+    refuse_no_start({"start_from": start}, {})
 
 
 def test_options_of_the_program_itself_may_be_none():

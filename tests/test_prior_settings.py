@@ -103,12 +103,56 @@ def test_a_file_from_anybody_names_nothing_but_intensities_and_schedulers(tmp_pa
         configuration_of(tmp_path / "model.pt")
 
 
-def test_texts_of_a_file_are_texts(prior_file):
-    path = prior_file(organs=["$1/0", "@seed"], intensity=ScaleIntensityRanged(**{**WINDOW, "keys": "$1/0"}))
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ({"inference": 5}, "`inference` what no training does: 5, expected a group"),
+        ({"inference": {"image_size": "$1"}}, r"`image_size` .* '\$1', expected a number"),
+        ({"inference": {"image_size": None}}, "`image_size` .* None, expected a number"),
+        ({"inference": {"body_fill": -3}}, "`body_fill` .* -3, expected 0 to 1"),
+        ({"inference": {"body_fill": float("nan")}}, "`body_fill` .* nan, expected 0 to 1"),
+        ({"inference": {"eta": []}}, r"`eta` .* \[\], expected a number"),
+        ({"inference": {"encode_batch_size": -3}}, "`encode_batch_size` .* -3, expected a whole number, 1 or more"),
+        ({"inference": {"attention_levels": -3}}, "`attention_levels` .* -3, expected a whole number, 0 or more"),
+        ({"inference": {"prior_channels": ["a"]}}, r"`prior_channels` .*, expected a list of whole numbers, 1 or more"),
+        ({"inference": {"largest_component": 7}}, "`largest_component` .* 7, expected true or false"),
+        ({"inference": {"backbone_name": 5}}, "`backbone_name` .* 5, expected a text"),
+        ({"inference": {"backbone_checkpoint": -3}}, "`backbone_checkpoint` .* -3, expected"),
+        ({"inference": {"backbone_sha256": []}}, r"`backbone_sha256` .* \[\], expected"),
+        ({"inference": {"intensity": "@nowhere"}}, "`intensity` .* '@nowhere', expected a group of settings"),
+        ({"inference": {"scheduler": 1e9}}, "`scheduler` .*, expected a group of settings"),
+        ({"inference": {"organs": "liver"}}, "`organs` .* 'liver', expected a list"),
+        ({"inference": {"organs": ["liver", "liver"]}}, "`organs` .*, expected a list of names, each once"),
+        ({"inference": {"organs": ["liver", 5]}}, "`organs` .*, expected a list of names, each once"),
+        ({"training": 5}, "`training` .* 5, expected a group"),
+        ({"training": {"cases": [1]}}, r"`training.cases` .* \[1\], expected digests of each case"),
+        ({"training": {"cases": {"a": 5}}}, "`training.cases` .*, expected digests of each case"),
+        ({"training": {"modalities": 5}}, "`training.modalities` .* 5, expected a list of texts"),
+        ({"training": {"settings": None}}, "`training.settings` .* None, expected a group"),
+        ({"training": {"settings": {"trainer_timesteps": "x"}}}, "`training.settings.trainer_timesteps` .*, expected"),
+        ({"training": {"intensity": 5}}, "`training.intensity` .* 5, expected a description"),
+        ({"organ_volumes": {"liver": 5}}, "`organ_volumes` .*, expected millilitres of each organ"),
+        ({"organ_volumes": {"liver": [float("nan"), 1]}}, "`organ_volumes` .*, expected millilitres of each organ"),
+    ],
+    ids=str,
+)
+def test_a_record_of_another_kind_is_refused_in_one_line(tmp_path, content, said):
+    path = tmp_path / "model.pt"
+    torch.save({"model": {}, **content}, path)
 
-    assert settings(path)["label_map"] == {"$1/0": 1, "@seed": 2}
+    for read in (settings, configuration_of):
+        with pytest.raises(UnusableFileError, match=said) as info:
+            read(path)
+        assert str(path) in str(info.value) and len(str(info.value).splitlines()) == 1
+
+
+def test_texts_of_a_file_are_texts(prior_file):
+    organs = ["$1/0", "@seed", "_target_"]
+    path = prior_file(organs=organs, intensity=ScaleIntensityRanged(**{**WINDOW, "keys": "$1/0"}))
+
+    assert settings(path)["label_map"] == {"$1/0": 1, "@seed": 2, "_target_": 3}
     parsed = ConfigParser(configuration_of(path)).get_parsed_content("label_map")
-    assert parsed == {"$1/0": 1, "@seed": 2}
+    assert parsed == {"$1/0": 1, "@seed": 2, "_target_": 3}
 
 
 def test_weights_in_the_bundle_are_recorded_by_their_place_there_and_others_by_their_name(tmp_path):

@@ -11,7 +11,7 @@ from tests.helpers.workflows import BUNDLE, ROOT
 
 # from the ground up; rooms of one floor do not know one another
 FLOORS = (
-    {"descriptions", "entries", "errors", "files", "inert", "shell"},
+    {"descriptions", "entries", "errors", "files", "inert", "setting_kinds", "shell"},
     {"arguments", "console", "places", "weights"},
     {"networks", "data", "overrides", "prior_settings"},
     {"training", "segmentation", "prepare", "standalone", "next_steps"},

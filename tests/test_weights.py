@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
-from scripts.errors import MissingFileError, UnusableFileError
+from scripts.errors import MissingFileError, RefusedError, UnusableFileError
 from scripts.weights import begin_from, save_atomically
 from torch import nn
 
@@ -46,3 +48,19 @@ def test_a_start_that_is_not_there_or_no_file_of_tensors_is_said(tmp_path):
     (tmp_path / "start.pt").write_text("weights")
     with pytest.raises(UnusableFileError, match="is no checkpoint, or damaged"):
         begin_from(nn.Linear(3, 2), tmp_path / "start.pt", part="model", kind="checkpoint")
+
+
+def test_what_pytorch_cannot_write_to_its_end_names_the_file(tmp_path, monkeypatch):
+    save_atomically({"a": 1}, tmp_path / "model.pt")
+    before = (tmp_path / "model.pt").read_bytes()
+
+    def full(content, file: io.IOBase) -> None:
+        file.write(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0\nException raised from")
+
+    monkeypatch.setattr(torch, "save", full)
+
+    with pytest.raises(RefusedError, match="model.pt' could not be written to its end .*Is the disk full") as raised:
+        save_atomically({"a": 2}, tmp_path / "model.pt")
+    assert "\n" not in str(raised.value)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"model.pt": before}

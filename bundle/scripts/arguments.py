@@ -7,6 +7,7 @@ well be called any of these.
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import sys
@@ -91,6 +92,28 @@ def refuse_empty(words: Sequence[str]) -> None:
         if (equals or not name) and not value.strip():
             shown = name or (f"The word behind {before.partition('=')[0]}" if before.startswith("-") else "A word")
             raise UnknownSettingError(f"{shown} is empty, expected a value. Is a variable of the shell not set?")
+
+
+def refuse_twice(words: Sequence[str]) -> None:
+    """Refuses groups on a command line in which a name stands twice, of which the first would be lost.
+
+    Raises:
+        UnknownSettingError: one does.
+    """
+    for word in words:
+        text = word.partition("=")[2] if word.startswith("--") else word
+        if not text.lstrip().startswith("{"):
+            continue
+        try:
+            nodes = list(ast.walk(ast.parse(text.strip(), mode="eval")))
+        except (SyntaxError, ValueError, RecursionError, MemoryError):  # nothing that is read so
+            continue
+        groups = [[ast.unparse(key) for key in node.keys if key] for node in nodes if isinstance(node, ast.Dict)]
+        if twice := sorted({name for names in groups for name in names if names.count(name) > 1}):
+            raise UnknownSettingError(
+                f"{twice[0]} stands twice in {text}, of which the first would be lost. Name it once; several values of "
+                "an organ are a list."
+            )
 
 
 def given_options() -> list[str]:

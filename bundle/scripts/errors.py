@@ -30,7 +30,7 @@ _OUT_OF_MEMORY = (
     *("DefaultCPUAllocator: can't allocate memory", "not enough memory: you tried to allocate"),
     "failed to map segment from shared object",  # of a library that is loaded
 )
-_TORCH_CANNOT_WRITE = ("PytorchStreamWriter failed", "iostream error", "unexpected pos ")
+TORCH_CANNOT_WRITE = ("PytorchStreamWriter failed", "iostream error", "unexpected pos ")
 _SYSTEM_REMEDIES = {
     errno.ENOSPC: "Free some space, or write to another disk.",
     errno.EDQUOT: "Your quota is used up: free some space, or write to another disk.",
@@ -185,7 +185,7 @@ def system_error(error: BaseException | None) -> str | None:
             remedy = _SYSTEM_REMEDIES.get(each.errno, "")
             what = f"{(each.strerror or text).lower()} ({type(each).__name__})"
             return f"{names or 'a file'}: {what}.{remedy and ' '}{remedy}"
-        if any(said in text for said in _TORCH_CANNOT_WRITE):
+        if any(said in text for said in TORCH_CANNOT_WRITE):
             return f"a file could not be written to its end ({text.splitlines()[0][:200]}). Is the disk full?"
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ os.umask(UMASK)
 # a folder is looked through for what killed programs left once in as many writes as it has entries, divided by this:
 # looked through at every write, a folder of n files would cost n squared to fill
 _ENTRIES_A_WRITE = 16
+_held: dict[Path, int] = {}  # descriptors of the files that this process holds
 _writes_left: dict[str, int] = {}  # by folder, before it is looked through again
 
 
@@ -89,6 +91,72 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
             os.close(descriptor)
 
 
+def hold(path: str | os.PathLike, who: str) -> str | None:
+    """Holds a file for this process until :func:`let_go`, or its end, however that comes: what killed processes held is
+    free again. Where there are no locks, it does nothing.
+
+    Args:
+        path: of the file, which is made; what this process holds already, it holds again.
+        who: what others read of it.
+
+    Returns:
+        What another process, which holds it now, has written there; None if there is none.
+    """
+    path = Path(os.path.abspath(path))
+    if fcntl is None or path in _held:
+        return None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor)):
+                break
+        except BlockingIOError:
+            found = os.read(descriptor, 1000).decode("utf-8", "replace")
+            os.close(descriptor)
+            return found or "another process"
+        except FileNotFoundError:  # removed by who held it until now
+            pass
+        except OSError:  # a file system without locks
+            os.close(descriptor)
+            return None
+        os.close(descriptor)
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, who.encode())
+    _held[path] = descriptor
+    return None
+
+
+def let_go(path: str | os.PathLike) -> None:
+    """Ends :func:`hold`, and removes the file."""
+    path = Path(os.path.abspath(path))
+    if path in _held:
+        with suppress(OSError):
+            path.unlink()
+        os.close(_held.pop(path))
+
+
+def _let_go_of_all() -> None:
+    for path in list(_held):
+        let_go(path)
+
+
+def _held_by_parent() -> None:
+    """A worker process must not hold what its parent does, which may be killed before it."""
+    for descriptor in _held.values():
+        os.close(descriptor)
+    _held.clear()
+
+
+atexit.register(_let_go_of_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_held_by_parent)
+
+
 def _lock_file(path: Path) -> int | None:
     """A locked file of this name: one that may be written, as locks over NFS need it, which no folder is."""
     while True:
@@ -150,13 +218,13 @@ def _clear(folder: Path) -> None:
                 os.close(descriptor)
 
 
-def json_of(text: str | bytes, *, strict: bool = False) -> Any:
+def json_of(text: str | bytes, *, strict: bool = False, once: bool = False) -> Any:
     """What a text of JSON says.
 
     Args:
         text: to be read; the mark that Windows puts in front of UTF-8 is no part of it.
-        strict: whether what Python takes beside JSON is refused: NaN, and a name that stands twice in an object, of
-            which the first would be lost.
+        strict: whether what Python takes beside JSON is refused: NaN, and what ``once`` refuses.
+        once: whether a name that stands twice in an object is refused, of which the first would be lost.
 
     Raises:
         ValueError: it is none, or nested deeper than Python can follow, which :mod:`json` does not call an error of the
@@ -164,7 +232,8 @@ def json_of(text: str | bytes, *, strict: bool = False) -> Any:
     """
     text = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
     try:
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number) if strict else json.loads(text)
+        pairs = _once if strict or once else None
+        return json.loads(text, object_pairs_hook=pairs, parse_constant=_no_number if strict else None)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 

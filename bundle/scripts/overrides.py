@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,15 +17,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
-from .arguments import AS_TYPED, given_options, read_as, typed_options
+from .arguments import AS_TYPED, given_options, read_as, refuse_twice, typed_options
 from .entries import SEPARATOR, entry_at, has_entry
-from .errors import UnknownSettingError, count, listed, nearest
+from .errors import MissingFileError, UnknownSettingError, count, listed, nearest
 from .files import BUNDLE
 from .places import check_places
+from .setting_kinds import NEEDED, expected_instead, kind_of
 from .shell import config_files, shares_options
 
 # arguments of `monai.bundle run` itself
@@ -37,42 +38,7 @@ _OF_RUN = {
 # what `--tracking mlflow` adds, or reads where it is given
 _MLFLOW = DEFAULT_EXP_MGMT_SETTINGS["mlflow"]
 _OF_TRACKING = {*_MLFLOW["configs"]} - {*_MLFLOW["handlers_id"]}
-# kinds of values in words, and which others each may be instead; a text that is put together is a path
-_KINDS = {
-    "number": "a number, or true or false",
-    "text": "a text",
-    "path": "a path",
-    "list": "a list, such as \"['a','b']\"",
-    "group": "a group of settings",
-    "null": "null",
-}
-_ALSO = {
-    "number": {"null"},
-    "text": {"number", "null"},
-    "path": {"text", "number", "null"},
-    "list": {"null"},
-    "group": {"null"},
-    "null": set[str](),
-}
-# settings of which nothing is no value
-_NEEDED = {
-    *("input", "output", "output_dir", "run_dir", "evaluation_dir", "cache_dir", "dataset_dir", "prior_file"),
-    *("label_map", "intensity", "scheduler", "train_data"),
-}
-# numbers beyond which a setting means nothing, where what reads it would not say so in words of its own
-_COUNTS = {
-    **dict.fromkeys(["batch_size", "iterations", "iterations_per_epoch", "encode_batch_size"], (1, math.inf)),
-    **dict.fromkeys(["inference_steps", "memory_samples"], (1, math.inf)),
-    **dict.fromkeys(["num_workers", "variants"], (0, math.inf)),
-    "seed": (0, 2**32 - 1),
-}
-_RANGES = {
-    **_COUNTS,
-    **dict.fromkeys(["learning_rate", "max_grad_norm", "lambda_prior", "lambda_seg", "lambda_names"], (0, math.inf)),
-    "names_smoothing": (0, math.inf),
-    "dropout": (0, 1),
-    **dict.fromkeys(["body_fill", "random_contrasts", "names_learned"], (0, 1)),
-}
+_START = "start_from"
 _PATH = re.compile(r"^\$.*\+ '/")
 
 logger = logging.getLogger(__name__)
@@ -86,6 +52,7 @@ def check() -> None:
 
     Raises:
         UnknownSettingError: with the nearest names.
+        MissingFileError: the file that a training is to start from is not there.
         RefusedError: results could not be written.
     """
     workflow = _running()
@@ -94,10 +61,16 @@ def check() -> None:
     config = workflow.parser.get()
     steps, options = (workflow.init_id, workflow.run_id, workflow.final_id), typed_options() or {}
     refuse_nothing(options)
+    refuse_twice([text for text in options.values() if text is not None])
     refuse_unknown(config, declared_settings(workflow.config_root_path))
     refuse_other_kinds(config, declared_kinds(workflow.config_root_path), options)
     refuse_dangling(config, steps, options)
-    check_places(workflow.parser, _reached(config, steps))
+    refuse_no_device(config, options)
+    refuse_other_values(config, options)
+    reached = _reached(config, steps)
+    if _START in reached:
+        refuse_no_start(config, options)
+    check_places(workflow.parser, reached)
     idle = without_effect(config, steps, given_options())
     if idle and not shares_options():
         names = listed(f"--{name}" for name in idle)
@@ -214,25 +187,80 @@ def refuse_other_kinds(
     """
     options = options or {}
     for key, value in config.items():
-        declared = kinds.get(key, set())
-        found = _kind(value)
-        if found == "number" and not _in_range(key, value):
-            low, high = _RANGES[key]
-            kind = "a whole number, " if key in _COUNTS else ""
-            expected = kind + (f"{low} or more" if high == math.inf else f"{low} to {high}")
-            raise UnknownSettingError(f"{_origin(key, options)} is {value}, expected {expected}. Correct it.")
-        if key in _NEEDED and found == "text" and not value.strip():
+        if key in NEEDED and kind_of(value) == "text" and not value.strip():
             raise UnknownSettingError(
                 f"{_origin(key, options)} is empty, expected a path. Is a variable of the shell not set?"
             )
-        fits = declared <= {"null"} or any(found == each or found in _ALSO[each] for each in declared)
-        if found is None or fits and not (found == "null" and key in _NEEDED):
-            continue
         if key in AS_TYPED and key in options:  # whatever it was read as, its text is what counts
             continue
-        expected = " or ".join(_KINDS[each] for each in sorted(declared))
+        expected = expected_instead(key, value, kinds.get(key, set()))
+        if expected:
+            shown = value if isinstance(value, float) else json.dumps(value, default=str)[:200]
+            raise UnknownSettingError(f"{_origin(key, options)} is {shown}, expected {expected}. Correct it.")
+
+
+def refuse_no_device(config: Mapping[str, Any], options: Mapping[str, str | None]) -> None:
+    """Refuses a device that there is not, where a configuration names one.
+
+    Args:
+        config: as it is merged.
+        options: as for :func:`refuse_dangling`.
+
+    Raises:
+        UnknownSettingError: with the setting, and where it is from.
+    """
+    for key in ("device", "volume_device"):
+        name = config.get(key)
+        if not isinstance(name, (str, int)) or kind_of(name) is None:
+            continue
+        try:
+            torch.empty(0, device=torch.device(name))
+        except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:  # each kind says it otherwise
+            gpus = ", ".join(f"cuda:{index}" for index in range(torch.cuda.device_count())) or "no GPU"
+            raise UnknownSettingError(
+                f"{_origin(key, options)} is {json.dumps(name)}, which cannot be had here; there is cpu, and {gpus}. "
+                "Correct it."
+            ) from error
+
+
+def refuse_other_values(config: Mapping[str, Any], options: Mapping[str, str | None]) -> None:
+    """Refuses label values that somebody typed for an inference: label maps hold the place of each organ, whatever the
+    values in the labels of the training were, as its overlay may still say.
+
+    Args:
+        config: as it is merged.
+        options: as typed.
+
+    Raises:
+        UnknownSettingError: with the values that would be written.
+    """
+    organs = config.get("label_map")
+    if "prior_settings" not in config or "label_map" not in options or not isinstance(organs, Mapping):
+        return
+    written = {organ: place for place, organ in enumerate(organs, 1)}
+    if dict(organs) != written:
         raise UnknownSettingError(
-            f"{_origin(key, options)} is {json.dumps(value, default=str)[:200]}, expected {expected}. Correct it."
+            f"--label_map is {json.dumps(organs, default=str)[:200]}, but results have the values "
+            f"{json.dumps(written)[:200]}, in the order of the model's organs. Leave it out, or change them later."
+        )
+
+
+def refuse_no_start(config: Mapping[str, Any], options: Mapping[str, str | None]) -> None:
+    """Refuses a file to start a training from that somebody named and that is not there. The bundle's own, which an
+    expression names, may be left out: a training then starts from scratch.
+
+    Args:
+        config: as it is merged.
+        options: as for :func:`refuse_dangling`.
+
+    Raises:
+        MissingFileError: with the setting, and where it is from.
+    """
+    start = config.get(_START)
+    if kind_of(start) in ("text", "number") and not Path(str(start)).is_file():
+        raise MissingFileError(
+            f"{_origin(_START, options)} is '{start}', which is not there. Name a trained prior, such as model.pt, or "
+            "set it to null in an overlay to start from scratch."
         )
 
 
@@ -248,29 +276,10 @@ def declared_kinds(folder: str | Path) -> dict[str, set[str]]:
         recorded = content.get("prior_settings")
         of_priors = recorded.get("otherwise", {}) if isinstance(recorded, Mapping) else {}
         for key, value in (*content.items(), *of_priors.items()):
-            kind = "path" if isinstance(value, str) and _PATH.search(value) else _kind(value)
+            kind = "path" if isinstance(value, str) and _PATH.search(value) else kind_of(value)
             if kind is not None:
                 kinds.setdefault(key, set()).add(kind)
     return kinds
-
-
-def _in_range(key: str, value: float) -> bool:
-    if key not in _RANGES:
-        return True
-    low, high = _RANGES[key]
-    return math.isfinite(value) and low <= value <= high and (key not in _COUNTS or float(value).is_integer())
-
-
-def _kind(value: Any) -> str | None:
-    """What JSON calls a value; None for what MONAI makes something else of, and for objects."""
-    if isinstance(value, str):
-        return None if value[:1] in ("$", "@", "%") else "text"
-    if isinstance(value, Mapping) and "_target_" in value and value.get("_mode_") != "callable":
-        return None
-    if value is None:
-        return "null"
-    kinds = {(bool, int, float): "number", (list, tuple): "list", (Mapping,): "group"}
-    return next((kind for types, kind in kinds.items() if isinstance(value, types)), None)
 
 
 def _origin(name: str, options: Mapping[str, str | None]) -> str:

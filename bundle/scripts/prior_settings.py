@@ -14,8 +14,10 @@ import functools
 import inspect
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import diffusers
@@ -25,9 +27,10 @@ from monai.transforms import Transform
 from monai.transforms.intensity import array, dictionary
 
 from .descriptions import given
-from .errors import UnusableFileError
+from .errors import UnusableFileError, one_line
 from .files import BUNDLE, whole_file
 from .inert import inert
+from .setting_kinds import expected_instead, kind_of
 from .weights import load_tensors
 
 RECORD = "inference"  # where a prior's file has its settings
@@ -72,12 +75,86 @@ def settings_of_prior(prior_file: str | Path, bundle_root: str | Path, otherwise
     settings = _made(otherwise)
     path = Path(prior_file)
     if path.is_file():
-        found = load_tensors(path, "trained prior", remedy=_REMEDY, mmap=True).get(RECORD, {})
+        found = read_prior(path, mmap=True).get(RECORD, {})
         settings |= {key: _built(path, key, value) for key, value in found.items() if key in otherwise}
         if found.get("backbone_checkpoint"):
             settings["backbone_checkpoint"] = _checkpoint(found["backbone_checkpoint"], Path(bundle_root), path)
     settings["label_map"] = _label_map(settings["organs"])
     return settings
+
+
+def read_prior(prior_file: str | Path, *, mmap: bool = False) -> dict[str, Any]:
+    """The content of a prior's file, whose records are of the kinds and within the bounds that a training writes.
+
+    Args:
+        prior_file: the trained prior.
+        mmap: see :func:`scripts.weights.load_tensors`.
+
+    Raises:
+        MissingFileError: it is not there.
+        UnusableFileError: it is damaged, or something else, or records what no training does.
+    """
+    content = load_tensors(prior_file, "trained prior", remedy=_REMEDY, mmap=mmap)
+    for where, value, expected in _unexpected(content):
+        shown = one_line(repr(value))[:80]
+        raise UnusableFileError(
+            f"'{prior_file}' records for `{where}` what no training does: {shown}, expected {expected}. {_REMEDY}"
+        )
+    return content
+
+
+def _unexpected(content: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    """What a prior's file records of another kind: where, what, and what was expected."""
+    settings = content.get(RECORD, {})
+    if not isinstance(settings, Mapping):
+        yield RECORD, settings, "a group of settings"
+        return
+    for key, kinds in _kinds().items():
+        if key in settings and (expected := expected_instead(key, settings[key], kinds, as_it_is=True)):
+            yield key, settings[key], expected
+    organs = settings.get("organs", ["an organ"])
+    if (
+        not organs
+        or not _all(organs, str)
+        or not all(each.strip() for each in organs)
+        or len(set(organs)) < len(organs)
+    ):
+        yield "organs", organs, "a list of names, each once"
+    training = content.get("training", {})
+    if not isinstance(training, Mapping):
+        yield "training", training, "a group"
+        return
+    cases, modalities = training.get("cases", {}), training.get("modalities", [])
+    if not isinstance(cases, Mapping) or not all(
+        isinstance(each, Mapping) and _all(list(each.values()), str) for each in cases.values()
+    ):
+        yield "training.cases", cases, "digests of each case"
+    if not _all(modalities, str):
+        yield "training.modalities", modalities, "a list of texts"
+    if not isinstance(training.get("intensity"), (Mapping, list, str, NoneType)):
+        yield "training.intensity", training["intensity"], "a description"
+    settings = training.get("settings", {})
+    if not isinstance(settings, Mapping):
+        yield "training.settings", settings, "a group of settings"
+    elif not _all(times := settings.get("trainer_timesteps") or [], int):
+        yield "training.settings.trainer_timesteps", times, "a list of whole numbers"
+    volumes = content.get("organ_volumes") or {}
+    if not isinstance(volumes, Mapping) or not all(
+        _all(each, (int, float)) and all(0 <= volume < math.inf for volume in each) for each in volumes.values()
+    ):
+        yield "organ_volumes", volumes, "millilitres of each organ"
+
+
+def _all(values: Any, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(values, (list, tuple)) and all(isinstance(each, kind) for each in values)
+
+
+def _kinds() -> dict[str, set[str]]:
+    """Kinds of the settings that a prior's file may record."""
+    config = json.loads((BUNDLE / "configs" / OVERLAY).read_text("utf-8"))
+    kinds = {key: {kind_of(value) or "path"} for key, value in config["prior_settings"]["otherwise"].items()}
+    optional = {"null", "text", "path"}
+    return {**kinds, "backbone_checkpoint": optional, "backbone_sha256": optional}
 
 
 def configuration_of(prior_file: str | Path) -> dict[str, Any]:
@@ -116,7 +193,7 @@ def trained_settings(prior_file: str | Path) -> dict[str, Any]:
 
 
 def _recorded(prior_file: str | Path) -> dict[str, Any]:
-    found = load_tensors(prior_file, "trained prior", remedy=_REMEDY, mmap=True).get(RECORD, {})
+    found = read_prior(prior_file, mmap=True).get(RECORD, {})
     for key, value in found.items():
         _built(Path(prior_file), key, value)  # what cannot be built is refused here
     return found
@@ -220,7 +297,8 @@ def _overlay(recorded: Mapping[str, Any]) -> dict[str, Any]:
     settings = {"label_map" if key == "organs" else key: value for key, value in recorded.items()}
     if "label_map" in settings:
         settings["label_map"] = _label_map(settings["label_map"])
-    return {key: _configuration(value) for key, value in settings.items()}
+    # names of organs are data, also where one is called as MONAI's keys are
+    return {key: inert(value) if key == "label_map" else _configuration(value) for key, value in settings.items()}
 
 
 def _configuration(value: Any) -> Any:

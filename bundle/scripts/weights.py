@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .errors import MissingFileError, UnusableFileError
+from .errors import TORCH_CANNOT_WRITE, MissingFileError, RefusedError, UnusableFileError
 from .files import whole_file
 
 
@@ -20,19 +20,35 @@ def save_atomically(content: Any, path: str | Path) -> None:
     """``torch.save`` through a temporary name, so that ``path`` is either the old file or the whole new one.
 
     The same content gives the same bytes: PyTorch writes the name of a path into the file, but not that of an open one.
+
+    Raises:
+        RefusedError: PyTorch could not write to the end of the file, of which its own error names neither the place
+            nor the reason.
     """
-    with whole_file(path) as temporary, open(temporary, "wb") as file:
-        torch.save(content, file)
+    try:
+        with whole_file(path) as temporary, open(temporary, "wb") as file:
+            torch.save(content, file)
+    except RuntimeError as error:
+        if not any(said in str(error) for said in TORCH_CANNOT_WRITE):
+            raise
+        raise RefusedError(
+            f"'{path}' could not be written to its end ({str(error).splitlines()[0][:200]}). Is the disk full? Free "
+            "some space, or write to another disk; what was there before is as it was."
+        ) from error
 
 
-def load_tensors(path: str | Path, kind: str, *, remedy: str, mmap: bool = False) -> dict[str, Any]:
+def load_tensors(
+    path: str | Path, kind: str, *, remedy: str, mmap: bool = False, checked: bool | None = None
+) -> dict[str, Any]:
     """The dictionary in a file of :func:`save_atomically`, on the CPU.
 
     Args:
         path: of the file.
         kind: what it is to be, for messages, such as "trained prior".
         remedy: what to do where it is something else.
-        mmap: whether tensors stay in the file until they are used; damage in them is then not seen.
+        mmap: whether tensors stay in the file until they are used.
+        checked: whether damage in tensors is looked for, for which the file is read to its end; by default where
+            ``mmap`` is not set.
 
     Raises:
         MissingFileError: it is not there.
@@ -43,7 +59,7 @@ def load_tensors(path: str | Path, kind: str, *, remedy: str, mmap: bool = False
         raise MissingFileError(f"The {kind} '{path}' is not there. {remedy}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        damaged = None if mmap else _damaged_part(path)
+        damaged = _damaged_part(path) if checked or (checked is None and not mmap) else None
     except MemoryError:
         raise
     except Exception as error:  # PyTorch, pickle and zip fail in many ways; all of them mean the same here

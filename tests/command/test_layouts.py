@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scripts.command.layouts import layout_of
 from scripts.errors import DatasetError
@@ -114,7 +115,12 @@ def test_masks_of_the_shipped_organs_are_taken_by_their_names(tmp_path):
     assert found.label_map == {"right kidney": "kidney_right", "left kidney": "kidney_left", "liver": "liver"}
 
 
-@pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "[1]"], ids=["empty", "cut off", "too deep", "a list"])
+TWICE = '{"labels": {"liver": 1, "liver": 4}}'
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[" * 100_000, "[1]", TWICE], ids=["empty", "cut off", "too deep", "a list", "a name twice"]
+)
 def test_a_dataset_json_that_cannot_be_read_is_not_passed_over(tmp_path, content):
     touch(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
     (tmp_path / "dataset.json").write_text(content)
@@ -135,6 +141,23 @@ def test_nnunets_dataset_json_names_organs_and_modality(tmp_path):
     assert found.modality == "mr"
 
 
+@pytest.mark.parametrize("name", ["background", "Background", "BG", "clear_label"])
+def test_what_is_nowhere_may_have_the_value_0(tmp_path, name):
+    assert layout_of(nnunet(tmp_path, {name: 0, "liver": 1})).label_map == {"liver": 1}
+
+
+def test_labels_for_validation_are_said_to_be_left_out(tmp_path, caplog):
+    """As AMOS22 has them."""
+    touch(tmp_path, *(f"{kind}Tr/amos_{case}.nii.gz" for kind in ("images", "labels") for case in "12"))
+    touch(tmp_path, *(f"{kind}Va/amos_{case}.nii.gz" for kind in ("images", "labels") for case in "34"))
+
+    layout = layout_of(tmp_path, organs_given=True)
+
+    assert (layout.image, len(layout.cases)) == ("imagesTr/{case}.nii.gz", 2)
+    assert "Left out: 2 labels in 'imagesVa' with 'labelsVa'" in caplog.text
+    assert "--image 'imagesVa/{case}.nii.gz' --label 'labelsVa/{case}.nii.gz'" in caplog.text
+
+
 def test_a_decathlon_task_is_left_to_its_own_command(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps({"training": [{"image": "a", "label": "b"}]}))
 
@@ -151,10 +174,11 @@ def nnunet(folder: Path, labels: object, **about) -> Path:
     "labels, said",
     [
         ({"background": 0, "liver": 1, "ignore": 2}, "has the label 'ignore' (2), voxels that nobody has labelled"),
+        ({"background": 0, "liver": 0, "spleen": 4}, "has the value 0 for liver, expected others"),
         ({"right_kidney": 2, "kidney_right": 3}, "names one organ twice: right_kidney, kidney_right"),
         ({"Liver": 1, "liver ": 2, "spleen": 3}, "names one organ twice: Liver, liver "),
     ],
-    ids=["ignored voxels", "two names of an organ", "capitals"],
+    ids=["ignored voxels", "nothing", "two names of an organ", "capitals"],
 )
 def test_labels_that_cannot_be_meant_so_are_refused_unless_organs_are_given(tmp_path, labels, said):
     nnunet(tmp_path, labels)
@@ -348,14 +372,21 @@ def test_masks_become_label_maps(tmp_path):
     assert overlay_of(tmp_path / "out")["label_map"] == {"liver": 1, "right kidney": 2}
 
 
+def write_mask(masks: Path, voxels: np.ndarray) -> None:
+    save_volume(masks / "liver.nii.gz", voxels.astype("float32"))
+
+
 @pytest.mark.parametrize(
     "change, said",
     [
         (lambda masks: (masks / "liver.nii.gz").unlink(), "the mask of liver is not there"),
-        (lambda masks: save_volume(masks / "liver.nii.gz", simple_label()[:-1]), "on another grid"),
-        (lambda masks: save_volume(masks / "liver.nii.gz", simple_label()), "overlaps the mask of spleen"),
+        (lambda masks: write_mask(masks, simple_label()[:-1] > 0), "on another grid"),
+        (lambda masks: write_mask(masks, 255 * (simple_label() > 0)), "overlaps the mask of spleen"),
+        (lambda masks: write_mask(masks, simple_label()), "mask of liver has the values 1, 2, 3, 4"),
+        (lambda masks: write_mask(masks, -1 * (simple_label() == 4)), "has the values -1 beside 0"),
+        (lambda masks: write_mask(masks, simple_label() * 0.1), "the values 0.1"),
     ],
-    ids=["missing", "another grid", "overlap"],
+    ids=["missing", "another grid", "overlap", "several values", "below 0", "fractions"],
 )
 def test_masks_that_do_not_fit_together_are_refused(tmp_path, change, said):
     save_masks(tmp_path / "data")

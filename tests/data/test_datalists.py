@@ -145,6 +145,19 @@ def test_a_case_that_a_pattern_names_several_times_is_the_same_each_time(tmp_pat
     assert cases_of(find_cases(tmp_path, f"sub-{{case}}/ses-1/sub-{{case}}_T2w{ending}")) == ["01", "1.2"]
 
 
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ((5, PATTERNS[0]), "dataset_dir is 5, expected the path of a folder"),
+        (("data", 5), "image_pattern is 5, expected a text"),
+        (("data", PATTERNS[0], 1), "label_pattern is 1, expected a text"),
+    ],
+)
+def test_what_is_no_text_is_no_path(arguments, said):
+    with pytest.raises(DatasetError, match=said):
+        find_cases(*arguments)
+
+
 def test_equal_patterns_are_refused(tiny_dataset):
     with pytest.raises(DatasetError, match="both 'image_{case}.nii.gz'.*Set --label_pattern"):
         find_cases(tiny_dataset, PATTERNS[0], PATTERNS[0])
@@ -233,6 +246,7 @@ def test_several_values_of_an_organ_share_its_channel():
         ({"spleen": 1, "liver": 1}, [0], "1 means spleen and liver"),
         ({"spleen": 1}, [0, 1], "1 means spleen and background"),
         ({"spleen": 1.5}, [0], "value of spleen is 1.5; expected an integer"),
+        ("spleen", [0], "label_map is 'spleen'; expected organ: value pairs"),
         ({"spleen": "1"}, [0], "value of spleen is '1'; expected an integer"),
     ],
 )
@@ -248,6 +262,16 @@ def test_summary_counts_what_was_drawn(items):
     # sides of the boxes in conftest.py: 6 x 8 x 4, 6 x 6 x 6 twice, 16 x 16 x 6
     voxels = {"spleen": 192, "right kidney": 216, "left kidney": 216, "liver": 1536}
     assert check_dataset(items[:1], LABEL_MAP) == [CaseSummary("a", (40, 36, 8), (2.0, 2.0, 5.0), voxels)]
+
+
+@pytest.mark.parametrize("voxels, said", [(1, True), (29, True), (30, False), (0, False)])
+def test_an_organ_of_a_few_voxels_in_one_case_is_said(items, label, write_volume, caplog, voxels, said):
+    label.flat[np.flatnonzero(label == 1)[voxels:]] = 0
+    write_volume(items[0]["label"], label)
+
+    check_dataset(items, LABEL_MAP)
+
+    assert ("Organs of a few voxels: a: spleen" in caplog.text) is said
 
 
 def test_summaries_follow_the_items(items):

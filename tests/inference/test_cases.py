@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -236,11 +237,12 @@ class Recorded:
     def pending(self, **options) -> list[str]:
         return [item["case"] for item in self.records(**options).pending(self.items)]
 
-    def segment(self, **options) -> None:
+    def segment(self, write: Callable[[Path], None] = lambda output: None, **options) -> None:
         records = self.records(**options)
         for item in records.pending(self.items):
             records.begin(item)
             write_label_map(self.output / f"{item['case']}_seg.nii.gz")
+            write(self.output)
             records.complete(item, seconds=1.5, shape=(4, 5, 6))
 
 
@@ -354,6 +356,69 @@ def test_what_could_not_be_made_is_not_tried_again(recorded, write_dicom_series)
 
     assert recorded.pending() == ["removed"]
     assert recorded.pending(dicom_seg=False) == []
+
+
+BESIDE = ("a_prob.nii.gz", "previews/a.png", "a_seg_upright.nii.gz", "a_notes.txt")
+
+
+def write_beside(output: Path) -> None:
+    """What a run writes beside the label map of a, and a file of somebody else's."""
+    (output / "previews").mkdir(exist_ok=True)
+    for name in BESIDE:
+        (output / name).write_text("earlier")
+
+
+@pytest.mark.parametrize("ends", ["at once", "after a failure", "after a kill"])
+def test_what_lies_beside_a_label_map_is_of_the_same_image(recorded, caplog, ends):
+    """Probabilities of another image of the same name go when its label map is replaced, and not before."""
+    recorded.segment(probabilities=True, overwrite=True, write=write_beside)
+    (recorded.folder / "a.nii.gz").write_bytes(b"another patient's voxels")
+    if ends != "at once":
+        records = recorded.records()
+        (item,) = records.pending(recorded.items)
+        records.begin(item)
+        if ends == "after a failure":
+            records.fail(item, "no space left")
+        assert all((recorded.output / name).is_file() for name in BESIDE)
+        del records
+
+    with caplog.at_level("INFO"):
+        recorded.segment()
+
+    assert [name for name in BESIDE if (recorded.output / name).is_file()] == ["a_notes.txt"]
+    assert (
+        caplog.text.count("a: removed a_prob.nii.gz, previews/a.png, a_seg_upright.nii.gz, of an earlier label map")
+        == 1
+    )
+    assert records_of(recorded)["a"]["files"] == {"label_map": "a_seg.nii.gz", "preview": None}
+    assert "earlier_files" not in records_of(recorded)["a"]
+
+
+def test_what_lies_beside_a_label_map_stays_where_the_same_is_segmented_again(recorded):
+    recorded.segment(probabilities=True, overwrite=True, write=write_beside)
+
+    recorded.segment(overwrite=True)
+
+    assert (recorded.output / "a_prob.nii.gz").read_text() == "earlier"
+    assert records_of(recorded)["a"]["files"]["probabilities"] == "a_prob.nii.gz"
+
+
+@pytest.mark.parametrize("name", ["../outside.nii.gz", "{folder}/outside.nii.gz", "x/../../outside.nii.gz"])
+def test_a_record_that_names_a_file_elsewhere_is_none(recorded, name):
+    outside = recorded.folder / "outside.nii.gz"
+    outside.write_text("kept")
+    content = json.loads((recorded.output / "results.json").read_text())
+    content["cases"]["a"]["files"]["probabilities"] = name.format(folder=recorded.folder)
+    (recorded.output / "results.json").write_text(json.dumps(content))
+
+    assert recorded.pending() == ["a"]
+    recorded.segment()
+    assert outside.read_text() == "kept"
+    assert recorded.pending() == []
+
+
+def records_of(recorded: Recorded) -> dict[str, dict]:
+    return records(recorded.output)
 
 
 def test_a_case_that_was_begun_again_is_not_done(recorded):

@@ -88,6 +88,11 @@ def saved(request, tmp_path, caplog):
     return tmp_path / "new"
 
 
+def test_names_begin_no_line_of_the_csv():
+    text = to_csv({"dice": torch.ones(1, 1)}, ["a\nb"], ["\x1b[2Jx"])
+    assert text == "case,organ,dice\na\\nb,\\x1b[2Jx,1.0\n"
+
+
 def test_csv_has_a_row_for_each_case_and_organ(saved):
     with open(saved / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -102,7 +107,8 @@ def test_csv_has_a_row_for_each_case_and_organ(saved):
 @pytest.mark.parametrize("name", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1"])
 def test_no_name_is_a_formula_in_a_spreadsheet(name):
     rows = list(csv.reader(to_csv({"dice": torch.ones(1, 1)}, [name], [name]).splitlines()))
-    assert rows[1] == [f"'{name}", f"'{name}", "1.0"]
+    text = "'" + name.replace("\t", "\\t")
+    assert rows[1] == [text, text, "1.0"]
 
 
 def test_json_has_the_numbers_and_what_they_are_of(saved):

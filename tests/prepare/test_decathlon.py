@@ -198,6 +198,12 @@ def test_two_values_of_one_name_are_refused(spleen, tmp_path):
         prepare_decathlon(spleen, tmp_path / "out")
 
 
+def test_an_organ_of_the_value_0_is_refused(spleen, tmp_path):
+    listing(spleen, labels={"0": "spleen", "1": "liver"})
+    with pytest.raises(DatasetError, match="has the value 0 for spleen, expected"):
+        prepare_decathlon(spleen, tmp_path / "out")
+
+
 def test_a_label_without_a_name_is_refused(spleen, tmp_path):
     listing(spleen, labels={"0": "background", "1": None})
     with pytest.raises(DatasetError, match="not in the Decathlon's format"):

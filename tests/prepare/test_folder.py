@@ -89,6 +89,38 @@ def test_values_of_no_organ_that_cannot_be_meant_so(tiny_dataset, tmp_path, valu
         prepare_folder(tiny_dataset, *PATTERNS, tmp_path / "mine", label_map=organs, background_values=values)
 
 
+FOREIGN = {
+    "ten times": (lambda label: 10 * label, "10, 20, 30, 40"),
+    "negated": (lambda label: -label, "-4, -3, -2, -1"),
+    "of one value": (lambda label: 255 * (label > 0), "255"),
+}
+
+
+@pytest.mark.parametrize("change, values", FOREIGN.values(), ids=FOREIGN)
+def test_a_label_of_another_label_map_is_refused(tiny_dataset, tmp_path, change, values):
+    label = change(simple_label().astype(np.int16)).astype(np.int16)
+    save_volume(tiny_dataset / "label_c.nii.gz", label)
+    organs = {"spleen": 1, "liver": 4}
+
+    with pytest.raises(
+        DatasetError, match=f"1 label of another label map.*label_c.nii.gz' holds {values}; expected some"
+    ):
+        prepare_folder(tiny_dataset, *PATTERNS, tmp_path / "mine", label_map=organs)
+    stated = [0, 2, 3, *np.unique(label).tolist()]
+    prepare_folder(tiny_dataset, *PATTERNS, tmp_path / "mine", label_map=organs, background_values=stated)
+
+
+def test_a_label_with_other_organs_alone_is_said(tiny_dataset, tmp_path, caplog):
+    """Of a part of the body where none of these organs is."""
+    label = simple_label()
+    save_volume(tiny_dataset / "label_c.nii.gz", np.where(label == 2, label, 0).astype(np.uint8))
+
+    prepare_folder(tiny_dataset, *PATTERNS, tmp_path / "mine", label_map={"spleen": 1, "liver": 4})
+
+    assert "label_c.nii.gz': no voxel of any organ, only the values 0, 2" in caplog.text
+    assert "Is it of another label map?" in caplog.text
+
+
 def test_masks_have_no_values_of_no_organ(tmp_path):
     with pytest.raises(DatasetError, match="names masks .*--background_values is .0, 7."):
         prepare_folder(

@@ -102,7 +102,10 @@ def test_views_are_averaged_and_counted(network, volume):
 
 @pytest.mark.parametrize(
     "views, message",
-    [([], "at least one"), ([[0]], "pair"), ([0, 1], "pair"), ([[0, 0]], "positive"), (["01x"], "pair")],
+    [
+        *(([], "at least one"), ([[0]], "pair"), ([0, 1], "pair"), ([[0, 0]], "positive"), (["01x"], "pair")),
+        *(([["a", "b"]], "pair"), (["ab"], "pair"), ([[0, 1e9]], "1/100 to 100"), ([[float("nan"), 1]], "pair")),
+    ],
 )
 def test_views_that_are_none(views, message):
     with pytest.raises(ValueError, match=f"(?i){message}"):

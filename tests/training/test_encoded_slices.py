@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -156,6 +158,41 @@ def test_a_second_construction_encodes_nothing(make, encoded_slices):
 
     assert encoded_slices == []
     assert second.files == first.files
+
+
+def flip_a_bit(path, other):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def put_nan(path, other):
+    content = torch.load(path, weights_only=True)
+    content["embedding"][0, 0, 0, 0] = torch.nan
+    torch.save(content, path)
+
+
+@pytest.mark.parametrize("spoil", [flip_a_bit, put_nan, lambda path, other: shutil.copy(other, path)])
+def test_a_file_that_is_not_as_it_was_written_or_of_another_case_is_made_again(make, data, encoded_slices, spoil):
+    path, other = make(data=data).files
+    whole = path.read_bytes()
+    spoil(path, other)
+    encoded_slices.clear()
+
+    make(data=data)
+
+    assert sum(encoded_slices) == SLICES
+    assert path.read_bytes() == whole
+
+
+def test_files_of_earlier_versions_do_not_say_what_they_are_of(make, encoded_slices):
+    (path,) = make().files
+    torch.save({key: value for key, value in torch.load(path).items() if key != "of"}, path)
+    encoded_slices.clear()
+
+    make()
+
+    assert encoded_slices == []
 
 
 def test_transforms_that_have_been_used_still_find_their_cache(make, encoded_slices):

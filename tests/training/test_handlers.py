@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -66,6 +68,29 @@ def checkpoint(tmp_path):
     return tmp_path / "run" / "checkpoint.pt"
 
 
+ANOTHER = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from scripts.files import hold
+print(hold(sys.argv[2], "another process"), flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("begin", [lambda path: train(path), lambda path: ResumableCheckpoint(path, {}).check()])
+def test_a_folder_is_one_trainings_until_it_ends_however_it_ends(bundle, checkpoint, begin):
+    words = [sys.executable, "-c", ANOTHER, str(bundle), str(checkpoint.with_name(".training"))]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"None\n"
+        with pytest.raises(RefusedError, match=r"another training \(another process\) is at work in this folder"):
+            begin(checkpoint)
+        other.kill()
+
+    assert checkpoint.with_name(".training").is_file()
+    train(checkpoint)
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["checkpoint.pt"]
+
+
 @pytest.mark.parametrize("kill_at", [BATCHES + 1, 2 * BATCHES + 2, EPOCHS * BATCHES])
 def test_a_killed_and_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path, checkpoint, kill_at):
     uninterrupted, _ = train(tmp_path / "other.pt")
@@ -103,6 +128,20 @@ def test_a_finished_training_goes_on_when_more_epochs_are_asked_for(tmp_path, ch
     assert torch.equal(extended, longer)
 
 
+@pytest.mark.parametrize("factors, goes_on", [([[1.0, 1.0]], True), ([[1.0, 0.9]], False), (None, False)], ids=str)
+def test_what_is_said_to_go_on_is_the_same_training(checkpoint, monkeypatch, caplog, factors, goes_on):
+    """A rate that follows the share of all iterations is another in a longer training."""
+    identity = {"lr_scheduler": {"factors": factors}}
+    train(checkpoint, identity=identity)
+    monkeypatch.setattr(handlers, "given_options", lambda: ["num_workers"])
+
+    with caplog.at_level("INFO"):
+        train(checkpoint, identity=identity)
+
+    assert "Without effect: --num_workers; " in caplog.text and "--resume False trains anew" in caplog.text
+    assert ("a larger --iterations goes on" in caplog.text) is goes_on
+
+
 def test_without_resume_training_starts_anew(checkpoint):
     first, _ = train(checkpoint)
 
@@ -118,8 +157,33 @@ def test_what_a_checkpoint_does_not_hold_must_have_no_state(checkpoint, item, ne
     engine = Engine(lambda engine, batch: None)
     ResumableCheckpoint(checkpoint, {"loss": item}).attach(engine)
 
-    with pytest.raises(RuntimeError, match="Missing key") if needed else nullcontext():
+    with pytest.raises(UnusableFileError, match="its 'loss' is missing") if needed else nullcontext():
         engine.run([0], max_epochs=1)
+
+
+@pytest.mark.parametrize("ended", [3 * BATCHES, BATCHES + 1], ids=["whole epochs", "within an epoch"])
+@pytest.mark.parametrize(
+    "key, change",
+    [
+        ("optimizer", lambda part, whole: part.pop("optimizer")),
+        ("optimizer", lambda part, whole: part.update(optimizer=[1])),
+        ("optimizer", lambda part, whole: part["optimizer"]["param_groups"].clear()),
+        ("model", lambda part, whole: part.pop("model")),
+        ("model", lambda part, whole: part["model"].update(weight=torch.zeros(2, 2))),
+        ("trainer", lambda part, whole: part["trainer"].update(iteration="x")),
+        ("trainer", lambda part, whole: part.update(trainer=5)),
+        ("identity", lambda part, whole: whole.update(identity=[1])),
+    ],
+)
+def test_a_checkpoint_whose_archive_is_sound_and_content_is_not_is_one_line(checkpoint, key, change, ended):
+    train(checkpoint, iterations=ended, identity={"seed": 7})
+    content = torch.load(checkpoint, weights_only=True)
+    change(content.get("end", content), content)
+    torch.save(content, checkpoint)
+
+    with pytest.raises(UnusableFileError, match=f"its '{key}' is missing, or something else. Give --resume") as info:
+        train(checkpoint, iterations=ended, identity={"seed": 7})
+    assert "\n" not in str(info.value)
 
 
 # ---- a training that ends within an epoch

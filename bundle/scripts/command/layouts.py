@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..data.file_names import IMAGE_SUFFIXES
-from ..data.organ_names import SHIPPED, organ_named
+from ..data.organ_names import SHIPPED, is_background, organ_named
 from ..errors import DatasetError, MissingFileError, count, listed, one_line
 from ..files import json_of
 from ..prepare.configs import holds_preparation, modality_named
@@ -100,6 +100,7 @@ def layout_of(folder: Path, *, leave_out: Path | None = None, organs_given: bool
         raise DatasetError(f"'{folder}' can be read in {len(best)} ways. Choose one: {ways}.")
     image, label, cases = best[0]
     _say_what_is_left(best[0], list(found.values()))
+    _say_what_validates(folder, image)
     label_map = None
     if not organs_given:
         label_map = _masks(folder, label, cases) if ORGAN in label else _label_map(about, folder / "dataset.json")
@@ -122,6 +123,18 @@ def _say_what_is_left(chosen: _Candidate, found: Sequence[_Candidate]) -> None:
             "Left out, since '%s' with '%s' does not name them: %s. Call all images alike, and all labels, or give "
             "patterns without an ending, such as --image '{case}/image.*' --label '{case}/label.*'.",
             *(chosen.image, chosen.label, listed(left)),
+        )
+
+
+def _say_what_validates(folder: Path, image: str) -> None:
+    """Warns of images and labels for validation beside those for training, as AMOS22 has them."""
+    beside = {each.name.lower(): each for each in folder.iterdir() if each.is_dir()}
+    images, labels = (beside.get(name) for name in ("imagesva", "labelsva"))
+    if images and labels and image.lower().startswith("imagestr/") and (names := _volumes(labels)):
+        logger.warning(
+            "Left out: %s in '%s' with '%s'. `diffusam evaluate` with --model evaluates them, given --image "
+            "'%s/{case}.nii.gz' --label '%s/{case}.nii.gz'.",
+            *(count(len(names), "label"), images.name, labels.name, images.name, labels.name),
         )
 
 
@@ -292,7 +305,7 @@ def _dataset_json(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json_of(path.read_text(encoding="utf-8"))
+        content = json_of(path.read_text(encoding="utf-8"), once=True)
     except (OSError, ValueError) as error:
         raise DatasetError(f"'{path}' cannot be read ({error}). Mend it, or move it elsewhere.") from error
     if not isinstance(content, dict):
@@ -304,7 +317,8 @@ def _label_map(about: Mapping[str, Any], path: Path) -> dict[str, int] | None:
     """Of nnU-Net's ``dataset.json``; the organs that the shipped model knows first, as it has them.
 
     Raises:
-        DatasetError: names that are one as the bundle has them; voxels that nobody has labelled.
+        DatasetError: names that are one as the bundle has them; an organ of the value 0; voxels that nobody has
+            labelled.
     """
     labels = about.get("labels")
     if not isinstance(labels, dict):
@@ -322,6 +336,11 @@ def _label_map(about: Mapping[str, Any], path: Path) -> dict[str, int] | None:
         raise DatasetError(
             f"'{path}' has the label '{_IGNORED}' ({value}), voxels that nobody has labelled, and here every voxel "
             f"counts. If they may count as background, as all values without an organ do, {_REMEDY_NAMES}."
+        )
+    if nothing := [name for name, value in values.items() if value == 0 and not is_background(name)]:
+        raise DatasetError(
+            f"'{path}' has the value 0 for {listed(nothing)}, expected others: 0 is the background, what belongs to no "
+            f"organ. Correct it, or {_REMEDY_NAMES}."
         )
     names: dict[str, list[str]] = {}
     for name in (name for name, value in values.items() if value):

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from ..arguments import read_as
 from ..errors import RefusedError, system_error
 from ..files import BUNDLE
 from ..shell import as_step, as_words, bundle_command, config_files, python, quoted, shown
@@ -114,8 +115,11 @@ def writable(output: str) -> Path:
     """A folder for results, made where it is missing.
 
     Raises:
+        UsageError: it is ``None``, as of a variable that is not set.
         RefusedError: it cannot be made, or nothing can be written there.
     """
+    if read_as(output) is None:
+        raise UsageError(f"--output is {output}. Is a variable not set? A folder of this name is './{output}'.")
     folder = Path(output).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)

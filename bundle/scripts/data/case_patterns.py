@@ -31,6 +31,10 @@ def check_patterns(patterns: Mapping[str, str]) -> None:
         DatasetError: see above.
     """
     for key, pattern in patterns.items():
+        if not isinstance(pattern, str):
+            raise DatasetError(
+                f"{key}_pattern is {pattern!r}, expected a text such as 'img/img{{case}}.nii.gz'. Correct it."
+            )
         if CASE not in pattern:
             raise DatasetError(
                 f"{key}_pattern is '{pattern}', which has no '{CASE}'; expected it once at least, as in "

@@ -278,6 +278,8 @@ def _check_names(names: Iterable[str]) -> None:
 
 
 def _existing_folder(dataset_dir: str | Path) -> Path:
+    if not isinstance(dataset_dir, (str, os.PathLike)):
+        raise DatasetError(f"dataset_dir is {dataset_dir!r}, expected the path of a folder. Put it into quotes.")
     folder = Path(dataset_dir).expanduser().resolve()
     if not folder.is_dir():
         found = "is a file, not a folder" if folder.exists() else "is not there"

@@ -24,7 +24,7 @@ from .organ_names import contradicted_names, segments_of
 from .volumes import Volume, VolumeReader, voxels_digest
 
 _LARGEST = 2**53  # of integers: no intensity, and no number that PyTorch would keep
-FEW_VOXELS = 30  # of an organ in all training labels, below which its label is questioned
+FEW_VOXELS = 30  # of an organ in a label, or in all training labels, below which its label is questioned
 GRID_TOLERANCE = 0.05  # of a voxel, at the volume's corners: above rounding in headers, below anything that matters
 
 logger = logging.getLogger(__name__)
@@ -85,6 +85,10 @@ def _organ_values(
 ) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
     """Label values of each organ and of the background, checked."""
     organs: dict[str, tuple[int, ...]] = {}
+    if not isinstance(label_map, Mapping):
+        raise DatasetError(
+            f"label_map is {label_map!r}; expected organ: value pairs, such as {{'spleen': 1, 'liver': 6}}. Correct it."
+        )
     for organ, given in label_map.items():
         if not str(organ).strip():
             raise DatasetError(f"label_map has an organ without a name, of the label value {given!r}. Name it.")
@@ -149,13 +153,18 @@ def check_dataset(
             named = segments_of(item["label"]) if counts else {}
             segments[item["label"]] = {name: value for name, value in named.items() if counts[value]}
             voxels = {organ: sum(counts[value] for value in values) for organ, values in organs.items()}
-            if purpose == "training" and counts and not any(voxels.values()):
-                problems.append(_without_organs(item["label"], counts, organs))
+            if counts and not any(voxels.values()):
+                without = _without_organs(item["label"], counts, organs)
+                if purpose == "training":
+                    problems.append(f"{without} Correct label_map, or leave the case out of the training.")
+                elif counts.keys() - {0}:
+                    logger.warning("%s Is it of another label map?", without)
         if purpose == "training" and image is not None and image.voxels.min() == image.voxels.max():
             problems.append(_constant(item["image"], image))
         if image is not None:
             summaries.append(CaseSummary(item["case"], image.voxels.shape, image.spacing, voxels, voxels_digest(image)))
     _say_what_is_one_scan(summaries, purpose)
+    _say_what_is_little(summaries)
     problems += contradicted_names(segments, organs)
     if purpose == "training" and not problems:
         problems += _absent_organs(summaries)
@@ -286,10 +295,7 @@ def _unnamed_values(
 
 def _without_organs(path: str, counts: Counter[int], organs: Mapping[str, Sequence[int]]) -> str:
     expected = listed(f"{organ} {'/'.join(map(str, values))}" for organ, values in organs.items())
-    return (
-        f"'{path}': no voxel of any organ, only the values {listed(sorted(counts))}; expected some of {expected}. "
-        "Correct label_map, or leave the case out of the training."
-    )
+    return f"'{path}': no voxel of any organ, only the values {listed(sorted(counts))}; expected some of {expected}."
 
 
 def _absent_organs(summaries: Sequence[CaseSummary]) -> Iterator[str]:
@@ -303,6 +309,18 @@ def _absent_organs(summaries: Sequence[CaseSummary]) -> Iterator[str]:
             )
         elif voxels < FEW_VOXELS:
             logger.warning("%s: only %s in all training labels. Is its label complete?", organ, count(voxels, "voxel"))
+
+
+def _say_what_is_little(summaries: Sequence[CaseSummary]) -> None:
+    """Warns of organs of which a case has a few voxels, as a slip of the pen leaves them."""
+    few = [
+        f"{summary.case}: {organ} ({count(voxels, 'voxel')})"
+        for summary in summaries
+        for organ, voxels in summary.voxels.items()
+        if 0 < voxels < FEW_VOXELS
+    ]
+    if few:
+        logger.warning("Organs of a few voxels: %s. Are these labels complete?", listed(few))
 
 
 def _say_what_is_one_scan(summaries: Sequence[CaseSummary], purpose: str) -> None:

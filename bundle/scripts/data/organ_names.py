@@ -21,6 +21,12 @@ _SAME = {
 }
 SHIPPED = ("spleen", "right kidney", "left kidney", "liver")
 
+# what label values of 0 are called
+_BACKGROUND = {
+    *("background", "back ground", "bg", "bkg", "none", "nothing", "no organ", "empty", "void", "air", "exterior"),
+    *("unlabeled", "unlabelled", "clear label", "unknown", "other", "others", "rest", "null", "zero"),
+}
+
 T = TypeVar("T")
 
 
@@ -28,6 +34,11 @@ def organ_named(name: str) -> str:
     """An organ's name as the bundle's own are: ``kidney_right`` is the right kidney."""
     plain = re.sub(r"[_\s]+", " ", name).strip().lower()
     return _SAME.get(plain, plain)
+
+
+def is_background(name: str) -> bool:
+    """Whether a name says that nothing is there."""
+    return organ_named(name) in _BACKGROUND
 
 
 def with_known_names(organs: Mapping[str, T]) -> tuple[dict[str, T], list[str]]:

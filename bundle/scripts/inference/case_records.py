@@ -20,13 +20,11 @@ from ..descriptions import describe
 from ..errors import RefusedError, count, listed, one_line
 from ..files import BUNDLE, sha256_of
 from .case_inputs import cheap_problem, digest_of, has_header, input_digest, parts_of_series, told_apart
+from .record_fields import EARLIER_FILES
 from .record_files import RECORDS, RecordFiles
+from .result_files import DICOM_SEG, LABEL_MAP, PREVIEW, PROBABILITIES, UNCERTAINTY, EarlierFiles
 from .shares import WHOLE, Share, gathered
 
-# relative to the output folder; a preview is worth having, but nothing is segmented again for want of one
-LABEL_MAP, DICOM_SEG, PROBABILITIES = "{case}_seg.nii.gz", "{case}_seg.dcm", "{case}_prob.nii.gz"
-UNCERTAINTY = "{case}_uncertainty.nii.gz"
-PREVIEW = "previews/{case}.png"
 NO_REPORT = "no report was written: {} The same command writes it; --report False does without."
 LOST_SEG = "lost_dicom_seg"  # in the output of a case, and in its record: why there is no DICOM SEG
 
@@ -100,6 +98,7 @@ class CaseRecords:
         self.lost: dict[str, str] = {}
         self.failures: dict[str, str] = {}
         self._inputs: dict[str, str | None] = {}  # of each case, before it is read
+        self._earlier: dict[str, EarlierFiles] = {}
 
     @cached_property
     def configuration(self) -> dict[str, Any]:
@@ -147,10 +146,11 @@ class CaseRecords:
         for item in items:
             self._inputs[item["case"]] = input_digest(item)
             problem = item.get("problem") or cheap_problem(Path(item["image"]))
+            record = cases.get(item["case"], {})
             if problem:
+                self._earlier[item["case"]] = EarlierFiles(self.output, item["case"], record)
                 unreadable.append((item, problem))
                 continue
-            record = cases.get(item["case"], {})
             same = record.get("configuration") == self.digest and record.get("input") == self._inputs[item["case"]]
             same = same and record.get("corrections") == self.corrections.get(item["case"])
             if record.get("status") == "done" and not self.overwrite:
@@ -160,6 +160,7 @@ class CaseRecords:
                         self.lost[item["case"]] = record[LOST_SEG]
                     continue
                 outdated += not same
+            self._earlier[item["case"]] = EarlierFiles(self.output, item["case"], record, valid=same)
             (interrupted if record.get("status") == "running" else pending).append(item)
         taken = [item["case"] for item in (*pending, *interrupted, *(item for item, _ in unreadable))]
         if taken:
@@ -219,9 +220,13 @@ class CaseRecords:
             self.fail(item, "its input changed while it was segmented; the results may be of either.")
             return
         files = {**self._wanted(item), "preview": PREVIEW.format(case=item["case"])}
+        earlier = self._earlier.pop(item["case"], None)
+        kept = {**earlier.settle(), **earlier.upright()} if earlier else {}
         # None: it could not be made, and trying again would not help
         there = {kind: name if (self.output / name).is_file() else None for kind, name in files.items()}
-        record = {"seconds": round(seconds, 2), "shape": list(map(int, shape)), "files": there}
+        record = {"seconds": round(seconds, 2), "shape": list(map(int, shape)), "files": {**kept, **there}}
+        if earlier and "uncertainty" in kept:
+            record["uncertainty_samples"] = earlier.uncertainty_samples
         if self.uncertainty:
             record["uncertainty_samples"] = self.uncertainty
         if quality is not None:
@@ -327,11 +332,13 @@ class CaseRecords:
 
     def _record(self, item: Item, **record: Any) -> None:
         corrections = self.corrections.get(item["case"])
+        earlier = self._earlier.get(item["case"])
         content = {
             "image": item["image"],
             "input": self._inputs.get(item["case"], input_digest(item)),
             "configuration": self.digest,
             **({"corrections": corrections} if corrections else {}),
+            **({EARLIER_FILES: earlier.files} if earlier and earlier.files else {}),
             **record,
         }
         self.files.add(item["case"], content, {self.digest: self.configuration})

@@ -14,7 +14,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import torch
 from ignite.engine import Engine
 
 from ..data.components import Pieces, organ_boxes
@@ -22,6 +21,7 @@ from ..data.dataset_check import CaseSummary
 from ..data.volumes import result_name
 from ..descriptions import Described
 from ..errors import SettingError, count, listed, one_line
+from ..prior_settings import read_prior
 from .calibration import Calibration
 from .orientation import OrientationCheck, orientation_flags, slice_spacing
 
@@ -263,5 +263,4 @@ def training_volumes(summaries: Iterable[CaseSummary]) -> dict[str, list[float]]
 
 def read_training_volumes(prior_file: str | Path) -> dict[str, list[float]]:
     """The volumes of :func:`training_volumes` that an exported prior carries; nothing for an older one."""
-    content = torch.load(prior_file, map_location="cpu", weights_only=True, mmap=True)
-    return content.get("organ_volumes", {})
+    return read_prior(prior_file, mmap=True).get("organ_volumes") or {}

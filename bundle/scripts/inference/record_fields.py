@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from types import NoneType
 from typing import Any
 
 from ..data.datalists import is_path
 from ..errors import one_line
 
+EARLIER_FILES = "earlier_files"  # of a case that is not done: what an earlier result of it has left, by kind
+
 # what the fields of a case's record are, where they are there, and of what else there may be nothing is asked
 _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(["image", "status", "error", "lost_dicom_seg"], str),
     **dict.fromkeys(["input", "configuration"], (str, NoneType)),
-    **dict.fromkeys(["files", "quality", "corrections"], dict),
+    **dict.fromkeys(["files", EARLIER_FILES, "quality", "corrections"], dict),
     **dict.fromkeys(["shape", "warnings"], list),
     "seconds": (int, float),
 }
@@ -32,8 +35,9 @@ def check_record(case: str, record: Mapping[str, Any]) -> None:
             check_kind(f"{field} of case '{case}'", record[field], kind)
     if not is_path(record.get("image", "")):
         raise TypeError(f"image of case '{case}' is {record['image']!r}, which no file can be called")
-    for kind, name in record.get("files", {}).items():
-        check_kind(f"files.{kind} of case '{case}'", name, _FILES)
+    for files in ("files", EARLIER_FILES):
+        for kind, name in record.get(files, {}).items():
+            check_kind(f"{files}.{kind} of case '{case}'", name, _FILES)
     for note in record.get("warnings", []):
         check_kind(f"warnings of case '{case}'", note, str)
     organs, flags = (record.get("quality", {}).get(part, empty) for part, empty in (("organs", {}), ("flags", [])))
@@ -51,3 +55,9 @@ def check_kind(what: str, found: Any, kind: type | tuple[type, ...]) -> None:
     """
     if not isinstance(found, kind):
         raise TypeError(f"{what} is {one_line(repr(found))[:80]}")
+
+
+def names_only_results(record: Mapping[str, Any]) -> bool:
+    """Whether the files of a case's record are in the output folder: anybody may have written another path there."""
+    names = [name for field in ("files", EARLIER_FILES) for name in record.get(field, {}).values() if name is not None]
+    return all(not PurePath(name).is_absolute() and ".." not in PurePath(name).parts for name in names)

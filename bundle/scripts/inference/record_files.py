@@ -23,7 +23,7 @@ from ..data.datalists import natural_order
 from ..errors import DatasetError, RefusedError
 from ..files import json_of, locked, whole_file
 from .journals import Found, Journal, end_own, found_journals, refuse_taken
-from .record_fields import check_kind, check_record
+from .record_fields import check_kind, check_record, names_only_results
 
 RECORDS = "results.json"
 
@@ -150,11 +150,15 @@ def _results(output: Path) -> Content:
 
 
 def _merged(content: Content, journals: Iterable[Found]) -> Content:
-    """Records of journals in the place of older ones, and the configurations that any case has."""
+    """Records of journals in the place of older ones, and the configurations that any case has.
+
+    A record that names files elsewhere is none: its case is segmented again.
+    """
     cases, configurations = content["cases"], content["configurations"]
     for journal in journals:
         cases |= journal.records
         configurations |= journal.about["configurations"]
+    cases = {name: each for name, each in cases.items() if names_only_results(each)}
     used = {case.get("configuration") for case in cases.values()}
     return {
         "configurations": {digest: each for digest, each in configurations.items() if digest in used},

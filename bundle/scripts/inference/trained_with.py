@@ -24,7 +24,7 @@ from ..descriptions import Described, describe, differences
 from ..errors import DatasetError, SettingError, UnusableFileError, count, listed
 from ..networks.diffusam import check_prior_file
 from ..networks.frozen_backbone import FrozenBackboneNetwork
-from ..weights import load_tensors
+from ..prior_settings import read_prior
 
 _REMEDY = "Point `prior_file` at a trained prior, or run `training` again."
 
@@ -45,7 +45,7 @@ def check_prior(path: str | Path, network: FrozenBackboneNetwork, intensity: Any
         SettingError: it was trained for other organs, another backbone, size, diffusion or window of intensities.
     """
     check_prior_file(path)
-    content = load_tensors(path, "trained prior", remedy=_REMEDY)
+    content = read_prior(path)
     if not isinstance(content.get("model"), dict):
         raise UnusableFileError(f"'{path}' is no trained prior: it holds {listed(content) or 'nothing'}. {_REMEDY}")
     try:
@@ -77,7 +77,7 @@ def check_test_cases(
         DatasetError: naming these cases.
     """
     check_prior_file(path)
-    cases = load_tensors(path, "trained prior", remedy=_REMEDY, mmap=True).get("training", {}).get("cases", {})
+    cases = read_prior(path, mmap=True).get("training", {}).get("cases", {})
     trained = {digest: case for case, each in cases.items() for key, digest in each.items() if key != "label"}
     voxels = {summary.case: summary.digest for summary in summaries}
     shared = [
@@ -117,7 +117,7 @@ class CheckModalityd(Described, MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         if self._trained is None:
             there = self.prior_file.is_file()
-            content = load_tensors(self.prior_file, "trained prior", remedy=_REMEDY, mmap=True) if there else {}
+            content = read_prior(self.prior_file, mmap=True) if there else {}
             self._trained = list(content.get("training", {}).get("modalities", []))
         result = dict(data)
         for key in self.key_iterator(result) if self._trained else ():

@@ -20,7 +20,8 @@ from ..data.dicom import series_slices
 from ..data.volumes import result_name
 from ..errors import DatasetError, listed
 from ..files import whole_file
-from ..inference.case_records import DICOM_SEG, LOST_SEG, bundle_version, is_dicom
+from ..inference.case_records import LOST_SEG, bundle_version, is_dicom
+from ..inference.result_files import DICOM_SEG
 from .dicom_headers import UTF_8, mend_headers, plain_classes, restore_classes, text
 from .previews import COLOURS
 

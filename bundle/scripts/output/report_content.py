@@ -18,8 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import SCALARS, Even
 
 from ..errors import DatasetError, count
 from ..files import json_of
-from ..inference.case_records import LABEL_MAP
 from ..inference.record_files import RECORDS, read_records
+from ..inference.result_files import LABEL_MAP
 
 METRICS, SETTINGS = "metrics.json", "settings.json"
 

@@ -19,6 +19,7 @@ from monai.utils import string_list_all_gather
 from torch import Tensor
 
 from ..data.volumes import result_name
+from ..errors import one_line
 from ..files import whole_file
 from .metrics import mean_of_means
 
@@ -120,7 +121,7 @@ def to_csv(details: Mapping[str, Tensor], cases: Sequence[str], organs: Sequence
 
 
 def _no_formula(name: str) -> str:
-    return f"'{name}" if name[:1] in _FORMULAS else name
+    return one_line(f"'{name}" if name[:1] in _FORMULAS else name)
 
 
 def format_summary(details: Mapping[str, Tensor], organs: Sequence[str]) -> str:

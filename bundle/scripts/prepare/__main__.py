@@ -11,7 +11,7 @@ from fire import decorators
 if not __package__:  # run by the folder's path instead of as a module: sys.path then starts with it, not the bundle's
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from scripts.arguments import refuse_empty  # noqa: E402
+from scripts.arguments import refuse_empty, refuse_twice  # noqa: E402
 from scripts.errors import install, printable  # noqa: E402
 from scripts.prepare.btcv import prepare_btcv  # noqa: E402
 from scripts.prepare.chaos import prepare_chaos  # noqa: E402
@@ -25,6 +25,7 @@ TEXTS = ("source", "output", "image", "label", "modality", "series", "default_ax
 def main() -> None:
     """Runs the command that the program's arguments name, and prints what it returns."""
     refuse_empty(sys.argv[1:])
+    refuse_twice(sys.argv[1:])
     # the attribute in which decorators leave notes for Fire: with underscores, its help does not list it as a command
     decorators.FIRE_METADATA = "__fire_metadata__"
     as_text = decorators.SetParseFn(str, *TEXTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from ..data.dataset_check import check_dataset, label_values
 from ..data.file_names import NIFTI_SUFFIXES
 from ..data.organ_names import with_known_names
 from ..data.volumes import VolumeReader
-from ..errors import DatasetError, listed
+from ..errors import DatasetError, count, listed
 from .configs import background_of, holds_preparation, intensity_of
 from .masks import LABELS, ORGAN, merged
 from .modalities import common_modality, unit_warnings
@@ -173,9 +174,8 @@ def _meanings(
             f"--label_map is {label_map!r}, expected organs and values such as \"{{'spleen': 1, 'right kidney': 2}}\"."
         )
     stated = [] if background_values is None else background_of(background_values)
-    found = set()
-    for item in items:
-        found |= _label_values(item["label"], reader)
+    values = {item["label"]: _label_values(item["label"], reader) for item in items}
+    found = set().union(*values.values())
     if len(found) > MOST_LABEL_VALUES:
         raise DatasetError(
             f"{len(found)} different values in the labels ({listed(sorted(found))}), expected a few integers. Does "
@@ -200,6 +200,7 @@ def _meanings(
             f"--label_map has the value 0 for {listed(organs)}, expected others: 0 is what belongs to no organ. "
             "Correct it."
         )
+    _refuse_foreign(values, named, stated)
     background = stated or sorted((found | {0}) - named)
     remarks = [f"Counted as background: the label values {listed(background)}."] if background != [0] else []
     absent = [organ for organ, values in label_map.items() if not found & set(np.atleast_1d(values).tolist())]
@@ -209,6 +210,38 @@ def _meanings(
         )
     remarks += [f"Warning: no label holds {listed(absent)}."] if absent else []
     return _Meanings(label_map, background, remarks)
+
+
+def _refuse_foreign(values: Mapping[str, set[int]], named: set[int], stated: Sequence[int]) -> None:
+    """Refuses labels that are the others' in other numbers (multiplied, negated, or 255): all would be background.
+
+    Args:
+        values: of each label, by its path.
+        named: those of an organ.
+        stated: those that somebody has said to be of none.
+
+    Raises:
+        DatasetError: there are such labels.
+    """
+    known = set[int]().union(*(found for found in values.values() if found & named))
+    organs = {path: found - {0, *stated} for path, found in values.items()}
+    foreign = [
+        f"'{path}' holds {listed(sorted(found))}"
+        for path, found in organs.items()
+        if found and not found & known and _are_others(found, known)
+    ]
+    if foreign and known:
+        raise DatasetError(
+            f"{count(len(foreign), 'label')} of another label map, as it seems: {listed(foreign)}; expected some of "
+            f"{listed(sorted(known - {0}))}, as in the others. Export such a label again, take its case out, or name "
+            "its values in --background_values."
+        )
+
+
+def _are_others(found: set[int], known: set[int]) -> bool:
+    """Whether values can hardly be of further organs, as 13 may be where the others hold 1 to 12."""
+    step = math.gcd(*found)
+    return min(found) < 0 or found == {255} or (len(found) > 1 and step >= 10 and {v // step for v in found} <= known)
 
 
 def _label_values(path: str, reader: VolumeReader) -> set[int]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..data.datalists import Item
 from ..data.volumes import Volume, VolumeReader
-from ..errors import DatasetError
+from ..errors import DatasetError, listed
 from .configs import CASE
 from .targets import Target, nifti, store_nifti
 
@@ -32,7 +32,8 @@ def merged(
         reader: of the masks.
 
     Raises:
-        DatasetError: a mask is missing, lies on another grid than the case's first, or two of them overlap.
+        DatasetError: a mask is missing, has several values beside 0 or one below it, lies on another grid than the
+            case's first, or two of them overlap.
     """
     result = []
     for item in items:
@@ -44,6 +45,14 @@ def merged(
                     f"'{path}': the mask of {organ} is not there. Restore it, or leave {organ} out of --label_map."
                 )
             found = reader.load(path)
+            values = [value for value in np.unique(found.voxels).tolist() if value != 0]
+            if len(values) > 1 or not all(value > 0 for value in values):
+                shown = listed(f"{value:g}" for value in values)
+                shown = listed(f"{value:g}" for value in values)
+                raise DatasetError(
+                    f"'{path}': the mask of {organ} has the values {shown} beside 0, expected one above 0. Is it a "
+                    "label map, or a probability? Export the mask again."
+                )
             if volume is None:
                 volume = Volume(np.zeros(found.voxels.shape, np.uint8), found.affine)
             if found.voxels.shape != volume.voxels.shape or not np.allclose(found.affine, volume.affine, atol=1e-3):

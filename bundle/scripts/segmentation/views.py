@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ..errors import SettingError
 
+_LARGEST_SCALE = 100  # beyond it a slice is a pixel
+
 
 @dataclass(frozen=True)
 class View:
@@ -26,15 +28,20 @@ class View:
         scale: that they are enlarged by.
 
     Raises:
-        ValueError: a scale that is not positive.
+        ValueError: no numbers, or a scale that is not positive, or that leaves nothing to be seen.
     """
 
     degrees: float = 0.0
     scale: float = 1.0
 
     def __post_init__(self) -> None:
+        for value in (self.degrees, self.scale):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise SettingError(f"A view must be a pair of degrees and scale, such as [0, 1], got {value!r} in it.")
         if not self.scale > 0:
             raise SettingError(f"The scale of a view must be positive, got {self.scale}.")
+        if not 1 / _LARGEST_SCALE <= self.scale <= _LARGEST_SCALE:
+            raise SettingError(f"The scale of a view must be 1/{_LARGEST_SCALE} to {_LARGEST_SCALE}, got {self.scale}.")
 
     def show(self, slices: Tensor) -> Tensor:
         """Square slices ``(n, C, S, S)`` as the view has them, 0 where it looks beyond their edge."""

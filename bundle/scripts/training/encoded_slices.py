@@ -33,6 +33,7 @@ from ..weights import load_tensors, save_atomically
 
 logger = logging.getLogger(__name__)
 _LAYOUT = 1  # raise when the content of a cache file changes
+_OF = "of"  # what a file was made for, which is its name unless somebody gave it another
 _CONTENT = ("embedding", "high_res_fine", "high_res_coarse", "memory", "label", "present")
 
 
@@ -41,8 +42,8 @@ class EncodedSlices(Dataset):
 
     A cache file's name holds a digest of everything that changes its content: the files' own SHA-256, the
     transforms and their parameters, the backbone's weights and size, the organs, seed and variant. A file is written
-    under a temporary name and renamed, so an interrupted run loses at most the volume it was encoding. Of several
-    processes each encodes a share.
+    under a temporary name and renamed, so an interrupted run loses at most the volume it was encoding. It is read to
+    its end once before a training, against its checksums. Of several processes each encodes a share.
 
     Args:
         data: ``{"image", "label", "case"}`` for each training volume.
@@ -195,7 +196,7 @@ class EncodedSlices(Dataset):
             if self.augment:
                 volume = self.augment(volume, item["case"], variant)
             on_slices = lambda done, total, before=number: progress.to(before + done / total)  # noqa: E731
-            save_atomically(self.encode(volume, item["case"], on_slices), path)
+            save_atomically({**self.encode(volume, item["case"], on_slices), _OF: path.stem}, path)
             progress.to(number + 1)
         progress.close()
         idist.barrier()
@@ -248,13 +249,19 @@ class EncodedSlices(Dataset):
 
 
 def _is_whole(path: Path, organs: int) -> bool:
-    """Whether a cache file is there and can be read; what is damaged, or something else, is made again."""
+    """Whether a cache file is there and can be read to its end; what is damaged, of another case, or something else, is
+    made again.
+    """
     if not path.is_file():
         return False
     try:
-        content = load_tensors(path, "file of encoded slices", remedy="", mmap=True)
+        content = load_tensors(path, "file of encoded slices", remedy="", mmap=True, checked=True)
         slices = len(content["present"])
         whole = all(len(content[key]) == slices for key in _CONTENT) and content["memory"].shape[1] == organs
+        whole = whole and content.get(_OF, path.stem) == path.stem  # files of earlier versions do not say it
+        # of half precision, so only NaN and infinity make a sum that is not finite
+        tensors = (value for value in content.values() if isinstance(value, Tensor))
+        whole = whole and all(value.sum(dtype=torch.float32).isfinite() for value in tensors)
     except (UnusableFileError, KeyError, IndexError, TypeError, AttributeError):
         whole = False
     if not whole:

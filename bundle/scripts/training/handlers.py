@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import ignite.distributed as idist
@@ -15,7 +19,8 @@ from torch.optim.swa_utils import AveragedModel
 from ..arguments import given_options
 from ..console import Progress
 from ..descriptions import Described, describe, differences
-from ..errors import SHOWN, RefusedError, SettingError, UnusableFileError, count, listed
+from ..errors import SHOWN, RefusedError, SettingError, UnusableFileError, count, listed, one_line
+from ..files import hold, let_go
 from ..weights import load_tensors, not_finite, on_cpu, save_atomically
 
 if TYPE_CHECKING:
@@ -33,6 +38,9 @@ class ResumableCheckpoint:
 
     A checkpoint of another training is refused, and the differences are named: going on from it would give a mixture
     of both. State that is not finite is never written.
+
+    The folder of the file is this training's from :meth:`check` on until it has ended: of two at once, each would write
+    over what the other has done.
 
     A training may end within an epoch. Its state is then kept beside that of the last whole epoch, from which a longer
     training goes on: it draws in that epoch what it would have drawn without the end.
@@ -65,6 +73,7 @@ class ResumableCheckpoint:
         engine.add_event_handler(Events.STARTED, self.load)
         if idist.get_rank() == 0:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+            engine.add_event_handler(Events.COMPLETED, lambda: let_go(self.path.with_name(_TAKEN)))
 
     def check(self) -> None:
         """Refuses a checkpoint that :meth:`load` would, before anything expensive starts.
@@ -72,11 +81,25 @@ class ResumableCheckpoint:
         Raises:
             SettingError: it is of another training, or of more iterations than are asked for.
             UnusableFileError: it is empty, damaged or something else.
+            RefusedError: another process is at work on a training in this folder.
         """
         if self.resume and self.path.is_file():
             self._check(load_tensors(self.path, "checkpoint", remedy=_REMEDY, mmap=True), self.identity)
+        self._take_folder()
+
+    def _take_folder(self) -> None:
+        if idist.get_rank() > 0 or os.environ.get("RANK", "0") != "0":  # of several processes, the first writes
+            return
+        own = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+        other = hold(self.path.with_name(_TAKEN), own)
+        if other is not None:
+            raise RefusedError(
+                f"'{self.path.parent}': another training ({one_line(other)}) is at work in this folder. Wait until it "
+                "has ended, or set --output_dir to another folder (with diffusam: -o)."
+            )
 
     def load(self, engine: Engine) -> None:
+        self._take_folder()
         if not self.resume or not self.path.is_file():
             return
         checkpoint = load_tensors(self.path, "checkpoint", remedy=_REMEDY)
@@ -87,7 +110,7 @@ class ResumableCheckpoint:
         done = _done(checkpoint)
         if done >= iterations:
             self._restore(checkpoint.get("end", checkpoint), engine)
-            logger.info("'%s' is of a finished training: nothing left to do.%s", self.path, _idle_options())
+            logger.info("'%s' is of a finished training: nothing left to do.%s", self.path, self._idle_options())
             engine.terminate()
         elif "trainer" in checkpoint:  # otherwise it ended in its first epoch
             self._restore(checkpoint, engine)
@@ -121,9 +144,35 @@ class ResumableCheckpoint:
             return None
         return {**self.identity, "trainer": describe(engine) if isinstance(engine, Described) else None}
 
+    def _idle_options(self) -> str:
+        """Which of the command line's options have no effect where nothing is left to train, and what would have."""
+        idle = [f"--{name}" for name in given_options() if name in _WHILE_TRAINING]
+        factors = (self.identity or {}).get("lr_scheduler", {}).get("factors")
+        # rates that follow the share of all iterations are others in a longer training, which is another one
+        longer = "a larger --iterations goes on, " if factors and all(len(set(each)) == 1 for each in factors) else ""
+        return f" Without effect: {listed(idle)}; {longer}--resume False trains anew." if idle else ""
+
+    def _check_part(self, part: Any) -> None:
+        """Refuses a state that lacks what this training has one of; nothing stands for what has none, such as a plain
+        loss.
+        """
+        trainer = part.get("trainer") if isinstance(part, Mapping) else None
+        if not isinstance(trainer, Mapping) or not isinstance(trainer.get("iteration"), int):
+            raise UnusableFileError(self._unlike("trainer"))
+        for key, item in self.save_dict.items():
+            if not isinstance(part.get(key, {}), Mapping) or (item.state_dict() and not part.get(key)):
+                raise UnusableFileError(self._unlike(key))
+
+    def _unlike(self, key: str) -> str:
+        found = f"its '{key}' is missing, or something else"
+        return f"'{self.path}' is no whole checkpoint of a training: {found}. {_REMEDY}"
+
     def _restore(self, checkpoint: Mapping[str, Any], engine: Engine) -> None:
         for key, item in self.save_dict.items():
-            item.load_state_dict(checkpoint.get(key, {}))  # nothing stands for what has no state, such as a plain loss
+            try:
+                item.load_state_dict(checkpoint.get(key, {}))
+            except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+                raise UnusableFileError(self._unlike(key)) from error
         scaler = getattr(engine, "scaler", None)
         if scaler and checkpoint.get("scaler"):
             scaler.load_state_dict(checkpoint["scaler"])
@@ -133,6 +182,8 @@ class ResumableCheckpoint:
             raise UnusableFileError(f"'{self.path}' is no checkpoint of a training. {_REMEDY}")
         then = checkpoint.get("identity")
         if identity is not None:
+            if not isinstance(then, (Mapping, NoneType)):
+                raise UnusableFileError(self._unlike("identity"))
             if then is None:
                 raise SettingError(
                     f"The checkpoint '{self.path}' does not say which training it is of; an earlier version wrote it. "
@@ -151,6 +202,9 @@ class ResumableCheckpoint:
                         ]
                     )
                 )
+        for part in (checkpoint, checkpoint.get("end")):
+            if part is not None and (part is not checkpoint or "trainer" in part):
+                self._check_part(part)
         done = _done(checkpoint)
         if self.iterations is not None and self.iterations < done:
             raise SettingError(
@@ -159,6 +213,7 @@ class ResumableCheckpoint:
             )
 
 
+_TAKEN = ".training"  # held while a training is at work in its folder
 _REMEDY = (
     "Give --resume False to train anew in its place, or another --output_dir to keep it, or the settings it was "
     "trained with to go on."
@@ -167,14 +222,6 @@ _REMEDY = (
 
 # of the options that no identity has, those that are of use while something is trained
 _WHILE_TRAINING = {*("amp", "batch_size", "device", "encode_batch_size", "num_workers", "snapshots", "cache_dir")}
-
-
-def _idle_options() -> str:
-    """Which of the command line's options have no effect where nothing is left to train."""
-    idle = [f"--{name}" for name in given_options() if name in _WHILE_TRAINING]
-    return (
-        f" Without effect: {listed(idle)}; a larger --iterations goes on, --resume False trains anew." if idle else ""
-    )
 
 
 def _done(checkpoint: Mapping[str, Any]) -> int:

@@ -41,7 +41,7 @@ def local_device() -> torch.device:
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def join(device: torch.device) -> None:
+def join(device: torch.device | str) -> None:
     """Makes the processes one group, by NCCL on GPUs and Gloo on the CPU; all but the first keep their log to warnings.
 
     Args:
@@ -52,6 +52,7 @@ def join(device: torch.device) -> None:
     """
     if dist.is_initialized():
         return
+    device = torch.device(device)  # which may be a text, as it is typed
     if device.type == "cuda":
         if device.index >= torch.cuda.device_count():
             raise RefusedError(
