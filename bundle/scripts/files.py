@@ -125,9 +125,10 @@ def hold(path: str | os.PathLike, who: str) -> str | None:
             os.close(descriptor)
             return None
         os.close(descriptor)
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, who.encode())
     _held[path] = descriptor
+    with suppress(OSError):  # a full disk: it is held all the same
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, who.encode())
     return None
 
 
