@@ -7,7 +7,6 @@ only is taken, such as the label maps of BIDS in ``derivatives``; everything els
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -18,10 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..data.file_names import IMAGE_SUFFIXES
-from ..data.organ_names import SHIPPED, is_background, organ_named
-from ..errors import DatasetError, MissingFileError, count, listed, one_line
-from ..files import json_of
+from ..data.organ_names import SHIPPED, organ_named
+from ..errors import DatasetError, MissingFileError, count, listed
 from ..prepare.configs import holds_preparation, modality_named
+from .dataset_json import dataset_json, label_map_of, shipped_first
 
 CASE, ORGAN = "{case}", "{organ}"
 _ANY = ".*"  # an ending of a pattern: whichever a file has
@@ -33,7 +32,6 @@ _IMAGE_WORDS = ("image", "img", "scan", "volume", "vol", "ct", "mr", "mri", "t1"
 _LABEL_WORDS = ("label", "labels", "lbl", "mask", "seg", "segmentation", "gt", "ground_truth")
 _MASKS = "segmentations"  # TotalSegmentator's, a mask an organ
 _DERIVED = ("desc", "space", "res", "label", "seg", "atlas")  # of BIDS, in names of derivatives alone
-_IGNORED = "ignore"  # nnU-Net's name for what nobody has labelled
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +79,7 @@ def layout_of(folder: Path, *, leave_out: Path | None = None, organs_given: bool
     """
     if not folder.is_dir():
         raise MissingFileError(f"There is no folder '{folder}'. Give the folder with the images and their labels.")
-    about = _dataset_json(folder)
+    about = dataset_json(folder)
     if isinstance(about.get("training"), list):
         cases = [Path(str(each.get("label", ""))).name for each in about["training"] if isinstance(each, dict)]
         return Layout(None, None, cases, text=f"dataset.json lists {count(len(cases), 'labelled volume')}.")
@@ -103,12 +101,11 @@ def layout_of(folder: Path, *, leave_out: Path | None = None, organs_given: bool
     _say_what_validates(folder, image)
     label_map = None
     if not organs_given:
-        label_map = _masks(folder, label, cases) if ORGAN in label else _label_map(about, folder / "dataset.json")
+        label_map = _masks(folder, label, cases) if ORGAN in label else label_map_of(about, folder / "dataset.json")
     text = f"{count(len(cases), 'labelled volume')}: {image} with {label}."
     return Layout(image, label, cases, label_map, _modality(about, image), text)
 
 
-_REMEDY_NAMES = "say what values mean: --label_map \"{'spleen': 1, 'liver': 6}\""
 _REMEDY = 'Say where they are: --image "images/{case}.nii.gz" --label "labels/{case}.nii.gz".'
 
 
@@ -295,72 +292,6 @@ def _stem(name: str) -> str:
     return name[: len(name) - len(suffix)]
 
 
-def _dataset_json(folder: Path) -> dict[str, Any]:
-    """What a ``dataset.json`` says, empty where there is none.
-
-    Raises:
-        DatasetError: it cannot be read: without it, organs would have numbers for names.
-    """
-    path = folder / "dataset.json"
-    if not path.is_file():
-        return {}
-    try:
-        content = json_of(path.read_text(encoding="utf-8"), once=True)
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"'{path}' cannot be read ({error}). Mend it, or move it elsewhere.") from error
-    if not isinstance(content, dict):
-        raise DatasetError(f"'{path}' holds a {type(content).__name__}, expected an object. Mend it, or move it away.")
-    return content
-
-
-def _label_map(about: Mapping[str, Any], path: Path) -> dict[str, int] | None:
-    """Of nnU-Net's ``dataset.json``; the organs that the shipped model knows first, as it has them.
-
-    Raises:
-        DatasetError: names that are one as the bundle has them; an organ of the value 0; voxels that nobody has
-            labelled.
-    """
-    labels = about.get("labels")
-    if not isinstance(labels, dict):
-        return None
-    values = {name: _whole(value) for name, value in labels.items()}
-    odd = [name for name, value in values.items() if value is None]
-    if odd:  # regions of several values, or the Decathlon's order
-        logger.warning(
-            "The organs' names in '%s' are not read: '%s' is %s there, expected one label value a name, since a voxel "
-            "is of one organ here. Each value is an organ without a name, unless --label_map names them.",
-            *(path, one_line(odd[0]), one_line(json.dumps(labels[odd[0]]))),
-        )
-        return None
-    if value := values.get(_IGNORED):
-        raise DatasetError(
-            f"'{path}' has the label '{_IGNORED}' ({value}), voxels that nobody has labelled, and here every voxel "
-            f"counts. If they may count as background, as all values without an organ do, {_REMEDY_NAMES}."
-        )
-    if nothing := [name for name, value in values.items() if value == 0 and not is_background(name)]:
-        raise DatasetError(
-            f"'{path}' has the value 0 for {listed(nothing)}, expected others: 0 is the background, what belongs to no "
-            f"organ. Correct it, or {_REMEDY_NAMES}."
-        )
-    names: dict[str, list[str]] = {}
-    for name in (name for name, value in values.items() if value):
-        names.setdefault(organ_named(name), []).append(name)
-    if twice := [listed(each) for each in names.values() if len(each) > 1]:
-        raise DatasetError(f"'{path}' names one organ twice: {'; '.join(twice)}. Correct it, or {_REMEDY_NAMES}.")
-    return {organ: values[names[organ][0]] or 0 for organ in sorted(names, key=_order)} or None
-
-
-def _whole(value: Any) -> int | None:
-    """A label value, also as text; None for anything else."""
-    if isinstance(value, str) and value.isdecimal():
-        return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _order(organ: str) -> tuple[int, str]:
-    return (SHIPPED.index(organ) if organ in SHIPPED else len(SHIPPED), organ)
-
-
 def _masks(folder: Path, label: str, cases: Sequence[str]) -> dict[str, str]:
     """The masks of the organs that the bundle ships with, of those that all cases have."""
     there = [{_stem(name) for name in _volumes((folder / label.replace(CASE, case)).parent)} for case in cases]
@@ -384,7 +315,7 @@ def _masks(folder: Path, label: str, cases: Sequence[str]) -> dict[str, str]:
             "these cases out of the folder.",
             lack,
         )
-    return {organ: wanted[organ] for organ in sorted(wanted, key=_order)}
+    return {organ: wanted[organ] for organ in sorted(wanted, key=shipped_first)}
 
 
 def _modality(about: Mapping[str, Any], image: str) -> str | None:
