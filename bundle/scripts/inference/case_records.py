@@ -148,7 +148,7 @@ class CaseRecords:
             problem = item.get("problem") or cheap_problem(Path(item["image"]))
             record = cases.get(item["case"], {})
             if problem:
-                self._earlier[item["case"]] = EarlierFiles(self.output, item["case"], record)
+                self._earlier[item["case"]] = EarlierFiles(self.output, item["case"], record=record)
                 unreadable.append((item, problem))
                 continue
             same = record.get("configuration") == self.digest and record.get("input") == self._inputs[item["case"]]
@@ -160,7 +160,7 @@ class CaseRecords:
                         self.lost[item["case"]] = record[LOST_SEG]
                     continue
                 outdated += not same
-            self._earlier[item["case"]] = EarlierFiles(self.output, item["case"], record, valid=same)
+            self._earlier[item["case"]] = EarlierFiles(self.output, item["case"], record=record, valid=same)
             (interrupted if record.get("status") == "running" else pending).append(item)
         taken = [item["case"] for item in (*pending, *interrupted, *(item for item, _ in unreadable))]
         if taken:

@@ -42,7 +42,7 @@ class EarlierFiles:
         valid: whether they are of what is segmented now, and only not asked for this time.
     """
 
-    def __init__(self, output: Path, case: str, record: Mapping[str, Any], *, valid: bool = False) -> None:
+    def __init__(self, output: Path, case: str, *, record: Mapping[str, Any], valid: bool = False) -> None:
         own = {kind: name.format(case=case) for kind, name in _FILES.items()}
         named = {**record.get(EARLIER_FILES, {}), **record.get("files", {})}
         self.output, self.case, self.valid = output, case, valid and record.get("status") == "done"
