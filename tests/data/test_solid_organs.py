@@ -6,7 +6,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Orientation, SpatialCrop
 from scripts.data.grids import seen_on
-from scripts.data.solid_organs import KeepSolidOrgansd
+from scripts.data.solid_organs import KeepSolidOrgansd, solid_among
 from scripts.data.stored import WINDOW
 from scripts.errors import SettingError
 
@@ -121,3 +121,21 @@ def test_organs_that_are_none_are_refused():
     expected = r"`solid_organs` names 'kidney', expected some of the organs 'spleen', 'liver'"
     with pytest.raises(SettingError, match=expected):
         KeepSolidOrgansd("pred", ORGANS, solid=["liver", "kidney"])
+
+
+def test_which_organs_are_solid_is_seen_in_what_experts_have_drawn():
+    """A liver of one grey and a spleen of two halves that nothing joins, in one of two cases; a third organ in none."""
+    cases = []
+    for halves in (False, True):
+        data, _, lung = scan()
+        label = data["pred"].clone()
+        label[0][torch.from_numpy(lung)] = 0
+        if halves:
+            label[0, 45:55, 26:29] = 0
+        cases.append({"image": data["image"], "label": label.float()})
+    before = [case["label"].clone() for case in cases]
+
+    assert solid_among([*ORGANS, "stomach"], cases) == ["liver"]
+    assert solid_among(ORGANS, cases[:1]) == ORGANS
+    assert solid_among(ORGANS, []) == []
+    assert all(torch.equal(case["label"], label) for case, label in zip(cases, before))
