@@ -219,13 +219,14 @@ def _clear(folder: Path) -> None:
                 os.close(descriptor)
 
 
-def json_of(text: str | bytes, *, strict: bool = False, once: bool = False) -> Any:
+def json_of(text: str | bytes, *, strict: bool = False, once: bool | str = False) -> Any:
     """What a text of JSON says.
 
     Args:
         text: to be read; the mark that Windows puts in front of UTF-8 is no part of it.
         strict: whether what Python takes beside JSON is refused: NaN, and what ``once`` refuses.
-        once: whether a name that stands twice in an object is refused, of which the first would be lost.
+        once: whether a name that stands twice in an object is refused, of which the first would be lost; a text refuses
+            it in that entry of the whole alone.
 
     Raises:
         ValueError: it is none, or nested deeper than Python can follow, which :mod:`json` does not call an error of the
@@ -233,16 +234,30 @@ def json_of(text: str | bytes, *, strict: bool = False, once: bool = False) -> A
     """
     text = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
     try:
-        pairs = _once if strict or once else None
-        return json.loads(text, object_pairs_hook=pairs, parse_constant=_no_number if strict else None)
+        pairs = _once if strict or once is True else _Object if once else None
+        content = json.loads(text, object_pairs_hook=pairs, parse_constant=_no_number if strict else None)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    if isinstance(once, str) and isinstance(content, dict):
+        part = content.get(once)
+        if isinstance(part, _Object) and part.twice:
+            raise ValueError(f"'{part.twice[0]}' stands twice in '{once}'")
+    return content
+
+
+class _Object(dict[str, Any]):
+    """An object of JSON that knows which of its names stand in it twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        names = [name for name, _ in pairs]
+        self.twice = sorted({name for name in names if names.count(name) > 1})
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"'{twice[0]}' stands twice in one object")
+    found = _Object(pairs)
+    if found.twice:
+        raise ValueError(f"'{found.twice[0]}' stands twice in one object")
     return dict(pairs)
 
 

@@ -164,6 +164,19 @@ def test_a_decathlon_task_is_left_to_its_own_command(tmp_path):
     assert layout_of(tmp_path).image is None
 
 
+@pytest.mark.parametrize("name", ["0", "", "Hintergrund", "soft tissue", "no label", "bckg"])
+def test_whatever_the_value_0_is_called_it_is_the_background(tmp_path, caplog, name):
+    assert layout_of(nnunet(tmp_path, {name: 0, "liver": 1})).label_map == {"liver": 1}
+    assert f"calls the value 0 '{name}': taken for the background" in caplog.text
+
+
+def test_names_that_stand_twice_elsewhere_than_in_labels_do_not_matter(tmp_path):
+    touch(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
+    (tmp_path / "dataset.json").write_text('{"name": "x", "name": "y", "labels": {"liver": 1}}')
+
+    assert layout_of(tmp_path).label_map == {"liver": 1}
+
+
 def nnunet(folder: Path, labels: object, **about) -> Path:
     touch(folder, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
     (folder / "dataset.json").write_text(json.dumps({"labels": labels, **about}))
@@ -174,7 +187,7 @@ def nnunet(folder: Path, labels: object, **about) -> Path:
     "labels, said",
     [
         ({"background": 0, "liver": 1, "ignore": 2}, "has the label 'ignore' (2), voxels that nobody has labelled"),
-        ({"background": 0, "liver": 0, "spleen": 4}, "has the value 0 for liver, expected others"),
+        ({"background": 0, "liver": 0, "spleen": 4}, 'has the value 0 for liver, expected "background"'),
         ({"right_kidney": 2, "kidney_right": 3}, "names one organ twice: right_kidney, kidney_right"),
         ({"Liver": 1, "liver ": 2, "spleen": 3}, "names one organ twice: Liver, liver "),
     ],

@@ -386,6 +386,14 @@ def test_a_copy_of_a_slice_that_is_there_is_none(series, name, content):
     np.testing.assert_array_equal(load_volume(series).voxels, VOXELS)
 
 
+@pytest.mark.parametrize("name", ["0000.dcm.old", "0000.dcm.bak"])
+def test_a_slice_that_is_called_like_a_copy_of_another_is_one(series, name, caplog):
+    (series / "0001.dcm").rename(series / name)
+
+    np.testing.assert_array_equal(load_volume(series).voxels, VOXELS)
+    assert "series" in taken(series.parent)
+
+
 @pytest.mark.parametrize("name", ["IM0003", "IM3"])
 @pytest.mark.parametrize("content", [b"", b"x" * 200])
 def test_a_slice_without_suffix_that_is_empty_or_something_else_is_missed(tmp_path, write_dicom_series, name, content):

@@ -76,8 +76,26 @@ def test_of_several_channels_one_is_chosen(spleen, tmp_path):
 def test_another_json_is_refused(tmp_path, content):
     (tmp_path / "dataset.json").write_text(content)
 
-    with pytest.raises(DatasetError, match="not in the Decathlon's format"):
+    with pytest.raises(DatasetError, match="dataset.json'(: not in the Decathlon's format| cannot be read)"):
         prepare_decathlon(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["0", "", "soft tissue"])
+def test_whatever_the_value_0_is_called_it_is_the_background(spleen, tmp_path, caplog, name):
+    prepare_decathlon(listing(spleen, labels={"0": name, "1": "spleen"}), tmp_path / "out")
+
+    assert f"calls the value 0 '{name}': taken for the background" in caplog.text
+
+
+def test_a_label_that_stands_twice_is_told_and_another_name_does_not_matter(spleen, tmp_path):
+    path = spleen / "dataset.json"
+    whole = path.read_text()
+    path.write_text('{"name": "x", "name": "y", ' + whole.lstrip()[1:])
+    prepare_decathlon(spleen, tmp_path / "out")
+
+    path.write_text(whole.replace('"labels": {', '"labels": {"1": "liver", ', 1))
+    with pytest.raises(DatasetError, match="cannot be read .'1' stands twice in 'labels'"):
+        prepare_decathlon(spleen, tmp_path / "other")
 
 
 def listing(folder: Path, **changes) -> Path:

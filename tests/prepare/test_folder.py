@@ -92,7 +92,6 @@ def test_values_of_no_organ_that_cannot_be_meant_so(tiny_dataset, tmp_path, valu
 FOREIGN = {
     "ten times": (lambda label: 10 * label, "10, 20, 30, 40"),
     "negated": (lambda label: -label, "-4, -3, -2, -1"),
-    "of one value": (lambda label: 255 * (label > 0), "255"),
 }
 
 
@@ -110,14 +109,16 @@ def test_a_label_of_another_label_map_is_refused(tiny_dataset, tmp_path, change,
     prepare_folder(tiny_dataset, *PATTERNS, tmp_path / "mine", label_map=organs, background_values=stated)
 
 
-def test_a_label_with_other_organs_alone_is_said(tiny_dataset, tmp_path, caplog):
-    """Of a part of the body where none of these organs is."""
-    label = simple_label()
-    save_volume(tiny_dataset / "label_c.nii.gz", np.where(label == 2, label, 0).astype(np.uint8))
+@pytest.mark.parametrize("value", [2, -1, 255])
+def test_a_label_with_other_organs_alone_is_said(tiny_dataset, tmp_path, caplog, value):
+    """Of a part of the body where none of these organs is, or that nobody has labelled."""
+    label = np.where(simple_label() == 2, value, 0).astype(np.int16)
+    save_volume(tiny_dataset / "label_c.nii.gz", label)
 
     prepare_folder(tiny_dataset, *PATTERNS, tmp_path / "mine", label_map={"spleen": 1, "liver": 4})
 
-    assert "label_c.nii.gz': no voxel of any organ, only the values 0, 2" in caplog.text
+    shown = ", ".join(map(str, sorted({0, value})))
+    assert f"label_c.nii.gz': no voxel of any organ, only the values {shown}" in caplog.text
     assert "Is it of another label map?" in caplog.text
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..data.organ_names import SHIPPED, is_background, organ_named
+from ..data.organ_names import SHIPPED, check_background, organ_named
 from ..errors import DatasetError, listed, one_line
 from ..files import json_of
 
@@ -28,7 +28,7 @@ def dataset_json(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json_of(path.read_text(encoding="utf-8"), once=True)
+        content = json_of(path.read_text(encoding="utf-8"), once="labels")
     except (OSError, ValueError) as error:
         raise DatasetError(f"'{path}' cannot be read ({error}). Mend it, or move it elsewhere.") from error
     if not isinstance(content, dict):
@@ -60,11 +60,7 @@ def label_map_of(about: Mapping[str, Any], path: Path) -> dict[str, int] | None:
             f"'{path}' has the label '{_IGNORED}' ({value}), voxels that nobody has labelled, and here every voxel "
             f"counts. If they may count as background, as all values without an organ do, {REMEDY}."
         )
-    if nothing := [name for name, value in values.items() if value == 0 and not is_background(name)]:
-        raise DatasetError(
-            f"'{path}' has the value 0 for {listed(nothing)}, expected others: 0 is the background, what belongs to no "
-            f"organ. Correct it, or {REMEDY}."
-        )
+    check_background(path, [name for name, value in values.items() if value == 0], f"Correct it, or {REMEDY}.")
     names: dict[str, list[str]] = {}
     for name in (name for name, value in values.items() if value):
         names.setdefault(organ_named(name), []).append(name)

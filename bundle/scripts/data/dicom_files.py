@@ -100,6 +100,22 @@ def _stated(path: str | Path, keyword: str) -> str | None:
     return None
 
 
+def is_copy(file: Path) -> bool:
+    """Whether a file is by its name a copy of one beside, and not by its content another slice."""
+    original = original_of(file)
+    if original is None or original.name.lower().endswith(IMAGE_SUFFIXES):
+        return original is not None
+    tags = ["SOPInstanceUID"]
+    try:
+        own, other = (
+            pydicom.dcmread(each, stop_before_pixels=True, force=True, specific_tags=tags).get(tags[0])
+            for each in (file, original)
+        )
+    except Exception:  # pydicom fails in many ways on what is no DICOM
+        return True
+    return not (own and other and own != other)
+
+
 def dicom_files(folder: Path) -> Iterator[Path]:
     """The DICOM files in a folder itself, in order of name, without copies of those beside, as dcmodify leaves."""
-    return (path for path in sorted(folder.iterdir()) if is_dicom_file(path) and original_of(path) is None)
+    return (path for path in sorted(folder.iterdir()) if is_dicom_file(path) and not is_copy(path))

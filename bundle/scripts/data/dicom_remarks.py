@@ -12,7 +12,7 @@ from contextlib import suppress
 import numpy as np
 import pydicom
 
-from ..errors import count
+from ..errors import DatasetError, count
 from .dicom_grid import DISTANCE_TOLERANCE, Slice, decimals
 from .dicom_series import private_number
 
@@ -42,15 +42,13 @@ def _apart(slices: Sequence[Slice]) -> Iterator[str]:
     Slices that touch one another leave nothing out, as where those of a scan were made thicker, and some writers state
     the gap between slices, and no distance.
     """
-    stated = [decimals(each.file, each.header, "SpacingBetweenSlices") or [0.0] for each in slices]
-    numbers = np.abs([each[0] for each in stated])
+    numbers = np.abs([_stated(each, "SpacingBetweenSlices") for each in slices])
     if len(slices) < 2 or not numbers.all() or np.ptp(numbers) > DISTANCE_TOLERANCE * numbers.min():
         return
     measured = (slices[-1].height - slices[0].height) / (len(slices) - 1)
     times, tolerance = measured / numbers.mean(), DISTANCE_TOLERANCE * measured
     whole = round(times)
-    first = slices[0]
-    thickness = abs((decimals(first.file, first.header, "SliceThickness") or [0.0])[0])
+    thickness = abs(_stated(slices[0], "SliceThickness"))
     is_gap = numbers.mean() < thickness and abs(numbers.mean() + thickness - measured) <= tolerance
     if is_gap or thickness > measured - tolerance:
         return
@@ -59,6 +57,14 @@ def _apart(slices: Sequence[Slice]) -> Iterator[str]:
             f"its slices lie {measured:.6g} mm apart, and its headers say {numbers.mean():.6g} mm "
             f"(SpacingBetweenSlices): {whole - 1} of {whole} slices may be missing. If so, export it again, completely."
         )
+
+
+def _stated(each: Slice, keyword: str) -> float:
+    """A number of a header; 0 where it states none, or something else: without it there is no remark."""
+    try:
+        return (decimals(each.file, each.header, keyword) or [0.0])[0]
+    except DatasetError:
+        return 0.0
 
 
 def _missing(slices: Sequence[Slice], others: int) -> Iterator[str]:

@@ -75,7 +75,7 @@ def private_number(header: pydicom.Dataset, creator: str, group: int, element: i
     try:
         value = header.private_block(group, creator)[element].value
         return int.from_bytes(value, "little") if isinstance(value, bytes) else int(value)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 

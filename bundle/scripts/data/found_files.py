@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ..errors import DatasetError
 from ..files import json_of
-from .dicom_files import holds_dicom, is_dicom_file, is_index
-from .file_names import DICOM_SUFFIXES, HEADER_SUFFIXES, IMAGE_SUFFIXES, is_image_file, original_of, without_added
+from .dicom_files import holds_dicom, is_copy, is_dicom_file, is_index
+from .file_names import DICOM_SUFFIXES, HEADER_SUFFIXES, IMAGE_SUFFIXES, is_image_file, without_added
 from .volumes import files_beside
 
 # volumes, or pictures, in formats that are not read
@@ -186,7 +186,7 @@ def _sort_into(found: Found, folder: Path | None, entries: list[Path]) -> None:
                 )
             elif is_image_file(file):
                 found.images.append(file)
-            elif original_of(file) is not None and folder is not None:
+            elif is_copy(file) and folder is not None:
                 found.copies.append(file)
             elif is_dicom_file(file):
                 slices.append(file)
@@ -215,7 +215,7 @@ def _may_hold_dicom(file: Path) -> bool:
 
 def _sort_other(found: Found, file: Path) -> None:
     name = file.name.lower()
-    if original_of(file) is not None:
+    if is_copy(file):
         found.copies.append(file)
         return
     if name.endswith((*IMAGE_SUFFIXES, ".dcm")) and not file.is_file():

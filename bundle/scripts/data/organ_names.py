@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,7 +28,16 @@ _BACKGROUND = {
     *("unlabeled", "unlabelled", "clear label", "unknown", "other", "others", "rest", "null", "zero"),
 }
 
+# which are no names of the background: the model's, and what data sets of the abdomen have besides
+_ORGANS = {
+    *(*SHIPPED, "kidney", "kidneys", "gallbladder", "esophagus", "oesophagus", "stomach", "duodenum", "aorta"),
+    *("inferior vena cava", "postcava", "portal vein", "pancreas", "adrenal gland", "bladder", "prostate", "uterus"),
+    *("heart", "lung", "lungs", "colon", "tumor", "tumour", "cancer", "lesion"),
+}
+
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 def organ_named(name: str) -> str:
@@ -39,6 +49,27 @@ def organ_named(name: str) -> str:
 def is_background(name: str) -> bool:
     """Whether a name says that nothing is there."""
     return organ_named(name) in _BACKGROUND
+
+
+def check_background(path: Path, names: Iterable[str], remedy: str) -> None:
+    """Looks at what a list of labels calls its value 0, which is what belongs to no organ.
+
+    Args:
+        path: of the list.
+        names: of the value 0.
+        remedy: what to do.
+
+    Raises:
+        DatasetError: it is an organ's name.
+    """
+    odd = [str(name) for name in names if not is_background(str(name))]
+    if organs := [name for name in odd if organ_named(name) in _ORGANS]:
+        raise DatasetError(
+            f"'{path}' has the value 0 for {listed(organs)}, expected \"background\": 0 is what belongs to no organ. "
+            f"{remedy}"
+        )
+    if odd:
+        logger.warning("'%s' calls the value 0 '%s': taken for the background.", path, one_line(odd[0]))
 
 
 def with_known_names(organs: Mapping[str, T]) -> tuple[dict[str, T], list[str]]:

@@ -13,7 +13,7 @@ import nibabel as nib
 from ..data.datalists import Item, find_cases
 from ..data.dataset_check import check_dataset
 from ..data.file_names import case_name
-from ..data.organ_names import is_background, with_known_names
+from ..data.organ_names import check_background, with_known_names
 from ..data.volumes import VolumeReader
 from ..errors import DatasetError, listed, one_line
 from ..files import json_of
@@ -127,7 +127,10 @@ def _decathlon_content(source: str) -> _Described:
     if not path.is_file():
         raise DatasetError(f"'{path}' is not there, expected the dataset.json of a data set. Correct the path.")
     try:
-        content = json_of(path.read_text(), once=True)
+        content = json_of(path.read_text(), once="labels")
+    except ValueError as error:
+        raise DatasetError(f"'{path}' cannot be read ({error}). Correct it.") from error
+    try:
         label_map = {str(name): int(value) for value, name in content["labels"].items() if int(value)}
         values = [int(value) for value in content["labels"]]
         entries = [(entry["image"], entry["label"]) for entry in content["training"]]
@@ -142,11 +145,7 @@ def _decathlon_content(source: str) -> _Described:
             "second version, use the command 'folder' with patterns."
         )
     nothing = [str(name) for value, name in content["labels"].items() if int(value) == 0]
-    if nothing and not all(map(is_background, nothing)):
-        raise DatasetError(
-            f'\'{path}\': "labels" has the value 0 for {listed(nothing)}, expected "background": 0 is what belongs to '
-            "no organ. Correct it."
-        )
+    check_background(path, nothing, "Correct it.")
     if len(label_map) < sum(map(bool, values)):
         raise DatasetError(
             f"'{path}': \"labels\" names two values alike ({content['labels']}), expected a name each. Correct it."

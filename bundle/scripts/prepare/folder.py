@@ -213,7 +213,7 @@ def _meanings(
 
 
 def _refuse_foreign(values: Mapping[str, set[int]], named: set[int], stated: Sequence[int]) -> None:
-    """Refuses labels that are the others' in other numbers (multiplied, negated, or 255): all would be background.
+    """Refuses labels that are the others' in other numbers (multiplied or negated): all would be background.
 
     Args:
         values: of each label, by its path.
@@ -239,9 +239,11 @@ def _refuse_foreign(values: Mapping[str, set[int]], named: set[int], stated: Seq
 
 
 def _are_others(found: set[int], known: set[int]) -> bool:
-    """Whether values can hardly be of further organs, as 13 may be where the others hold 1 to 12."""
-    step = math.gcd(*found)
-    return min(found) < 0 or found == {255} or (len(found) > 1 and step >= 10 and {v // step for v in found} <= known)
+    """Whether values can hardly be of further organs, as 13 may be where the others hold 1 to 12, or of voxels that
+    nobody has labelled, as -1 or 255 alone.
+    """
+    step = math.gcd(*found) * (-1 if max(found) < 0 else 1)
+    return len(found) > 1 and (step < 0 or step >= 10) and {value // step for value in found} <= known
 
 
 def _label_values(path: str, reader: VolumeReader) -> set[int]:

@@ -48,7 +48,6 @@ def merged(
             values = [value for value in np.unique(found.voxels).tolist() if value != 0]
             if len(values) > 1 or not all(value > 0 for value in values):
                 shown = listed(f"{value:g}" for value in values)
-                shown = listed(f"{value:g}" for value in values)
                 raise DatasetError(
                     f"'{path}': the mask of {organ} has the values {shown} beside 0, expected one above 0. Is it a "
                     "label map, or a probability? Export the mask again."

@@ -198,6 +198,7 @@ class ResumableCheckpoint:
                             f"{count(len(found), 'setting')}:",
                             *(f"  {line}" for line in found[:SHOWN]),
                             *([f"  and {len(found) - SHOWN} more"] if len(found) > SHOWN else []),
+                            *([_REPLACED] if any(line.startswith("start_from:") for line in found) else []),
                             f"Nothing of it is used. {_REMEDY}",
                         ]
                     )
@@ -217,6 +218,10 @@ _TAKEN = ".training"  # held while a training is at work in its folder
 _REMEDY = (
     "Give --resume False to train anew in its place, or another --output_dir to keep it, or the settings it was "
     "trained with to go on."
+)
+_REPLACED = (
+    "  start_from is the SHA-256 of the file that the training begins with: it was replaced since, as the model that "
+    "ships is with a new version."
 )
 
 
