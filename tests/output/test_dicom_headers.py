@@ -184,13 +184,10 @@ def test_slices_that_share_their_uid_have_no_segmentation(write):
         ("PatientID", "a\nb", "a/nb"),
         ("PatientID", "a\\b", "a/b"),
         ("PatientID", "1" * 64, "1" * 64),
-        ("PatientID", "1" * 65, ""),
         ("PatientName", "x" * 200, "x" * 64),
         ("PatientName", f"{'x' * 64}={'y' * 65}", f"{'x' * 64}={'y' * 64}"),
         ("PatientName", "a=b=c=d", "a=b=c"),
-        ("AccessionNumber", "1" * 17, ""),
         ("AccessionNumber", "1\\2", "1/2"),
-        ("StudyID", "STUDY 12345678901234567890", ""),
         ("StudyDescription", "d" * 90, "d" * 64),
     ],
 )
@@ -198,6 +195,16 @@ def test_what_the_standard_forbids_is_mended_or_emptied_and_named(write, keyword
     segmentation = segment(write(**{keyword: stated}))
     assert str(segmentation.get(keyword) or "") == mended
     assert (f"{keyword} '" in caplog.text) == (stated != mended)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "stated"),
+    [("PatientID", "1" * 65), ("AccessionNumber", "2026-11-27/000123456"), ("StudyID", "STUDY 12345678901234567890")],
+)
+def test_an_identifier_that_is_too_long_stays_and_is_named(write, keyword, stated, caplog):
+    """Without it, or cut off, the SEG would be of another patient or study."""
+    assert segment(write(**{keyword: stated})).get(keyword) == stated
+    assert f"{keyword} is kept, though it has more than" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,8 @@ def _mended(file: Path, header: pydicom.Dataset) -> Iterator[str]:
         is_copied = element.tag.group == 0x10 or keyword in _OF_STUDY
         if is_copied and element.VR in _LONGEST and keyword and dictionary_VM(element.tag) == "1":
             yield from _changed(header, keyword, header[keyword].value, _fitting(header[keyword]))
+            if len(str(header[keyword].value)) > _LONGEST[element.VR] and _is_identifier(keyword):
+                yield f"{keyword} is kept, though it has more than {_LONGEST[element.VR]} characters"
         elif keyword in _UIDS and value and not UID(str(value)).is_valid:  # another one would part it from its series
             yield f"{keyword} {_shown(value)} is kept, though it is no valid UID"
         elif element.VR == "DA" and keyword:
@@ -191,14 +193,16 @@ def _is_shown(kind: str, value: str) -> bool:
 
 
 def _fitting(element: pydicom.DataElement) -> str:
-    """The text of an element that has one value by the standard, no longer than it may be. An identifier that is cut
-    off would be another one, and becomes empty.
+    """The text of an element that has one value by the standard, no longer than it may be. An identifier stays as long
+    as it is: cut off or empty, it would part the SEG from its patient or its study.
     """
     parts = "/".join(_texts_of(element.value)).split("=" if element.VR == "PN" else "\0")
-    longest = _LONGEST[element.VR]
-    if max(map(len, parts)) > longest and element.keyword.endswith(("ID", "Number")):
-        return ""
+    longest = None if _is_identifier(element.keyword) else _LONGEST[element.VR]
     return "=".join(part[:longest] for part in parts[:3])  # letters of one script, of another, and by sound
+
+
+def _is_identifier(keyword: str) -> bool:
+    return keyword.endswith(("ID", "Number"))
 
 
 def _changed(header: pydicom.Dataset, keyword: str, old: Any, new: str) -> Iterator[str]:
