@@ -219,14 +219,14 @@ def _clear(folder: Path) -> None:
                 os.close(descriptor)
 
 
-def json_of(text: str | bytes, *, strict: bool = False, once: bool | str = False) -> Any:
+def json_of(text: str | bytes, *, strict: bool = False, once: str | None = None) -> Any:
     """What a text of JSON says.
 
     Args:
         text: to be read; the mark that Windows puts in front of UTF-8 is no part of it.
-        strict: whether what Python takes beside JSON is refused: NaN, and what ``once`` refuses.
-        once: whether a name that stands twice in an object is refused, of which the first would be lost; a text refuses
-            it in that entry of the whole alone.
+        strict: whether what Python takes beside JSON is refused: NaN, and a name that stands twice in an object, of
+            which the first would be lost.
+        once: the entry in which alone such a name is refused.
 
     Raises:
         ValueError: it is none, or nested deeper than Python can follow, which :mod:`json` does not call an error of the
@@ -234,14 +234,13 @@ def json_of(text: str | bytes, *, strict: bool = False, once: bool | str = False
     """
     text = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
     try:
-        pairs = _once if strict or once is True else _Object if once else None
+        pairs = _once if strict else _Object if once else None
         content = json.loads(text, object_pairs_hook=pairs, parse_constant=_no_number if strict else None)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    if isinstance(once, str) and isinstance(content, dict):
-        part = content.get(once)
-        if isinstance(part, _Object) and part.twice:
-            raise ValueError(f"'{part.twice[0]}' stands twice in '{once}'")
+    part = content.get(once) if once and isinstance(content, dict) else None
+    if isinstance(part, _Object) and part.twice:
+        raise ValueError(f"'{part.twice[0]}' stands twice in '{once}'")
     return content
 
 
@@ -258,7 +257,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = _Object(pairs)
     if found.twice:
         raise ValueError(f"'{found.twice[0]}' stands twice in one object")
-    return dict(pairs)
+    return found
 
 
 def _no_number(text: str) -> Any:

@@ -92,24 +92,23 @@ class KeepSolidOrgansd(MapTransform):
             volume: MetaTensor = result[key]
             (labels,) = volume.as_tensor().numpy()
             seen = seen_on(labels, np.asarray(volume.affine, float), onto, image.shape[1:])
+            boxes = organ_boxes(seen, max(self.values, default=0))
             for value in self.values:
-                self._keep_solid(seen, value, image)
+                if (box := boxes[value - 1]) is not None:
+                    _keep_solid(seen[box], value, image.as_tensor()[(0, *box)].cpu(), image)
         return result
 
-    def _keep_solid(self, labels: np.ndarray, value: int, image: MetaTensor) -> None:
-        """As the class says, of one organ."""
-        spacing = voxel_sizes(np.asarray(image.affine, float))
-        box = organ_boxes(labels, value)[value - 1]
-        if box is None:
-            return
-        part = labels[box]
-        part[_other_greys(part == value, image.as_tensor()[(0, *box)].cpu(), image, spacing)] = 0
-        if (box := organ_boxes(part, value)[value - 1]) is None:
-            return
-        part = part[box]
-        Pieces(part, value).keep_largest()
-        (box,) = organ_boxes(part, value)[value - 1 :]
-        part[box][bridged(part[box] == value, spacing)] = 0
+
+def _keep_solid(labels: np.ndarray, value: int, stored: torch.Tensor, image: MetaTensor) -> None:
+    """What :class:`KeepSolidOrgansd` says of one organ, within its box; see :func:`_other_greys`."""
+    spacing = voxel_sizes(np.asarray(image.affine, float))
+    labels[_other_greys(labels == value, stored, image, spacing)] = 0
+    if not (labels == value).any():
+        return
+    pieces = Pieces(labels, value)
+    pieces.keep_largest()
+    labels = labels[pieces.box]
+    labels[bridged(labels == value, spacing)] = 0
 
 
 def _other_greys(organ: np.ndarray, stored: torch.Tensor, image: MetaTensor, spacing: np.ndarray) -> np.ndarray:
