@@ -81,13 +81,19 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
     and written again. Without locks, on a system, a file system or in a folder that may not be written to, it does
     nothing.
     """
-    descriptor = None if fcntl is None else _lock_file(Path(folder) / _LOCK)
+    path, descriptor = Path(folder) / _LOCK, None
+    if fcntl is not None:
+        try:
+            descriptor = _lock_file(path, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            with suppress(OSError):
+                path.unlink()
     try:
         yield
     finally:
         if descriptor is not None:
             with suppress(OSError):
-                os.unlink(Path(folder) / _LOCK)
+                path.unlink()
             os.close(descriptor)
 
 
@@ -106,25 +112,16 @@ def hold(path: str | os.PathLike, who: str) -> str | None:
     if fcntl is None or path in _held:
         return None
     path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        except OSError:
-            return None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor)):
-                break
-        except BlockingIOError:
-            found = os.read(descriptor, 1000).decode("utf-8", "replace")
-            os.close(descriptor)
-            return found or "another process"
-        except FileNotFoundError:  # removed by who held it until now
-            pass
-        except OSError:  # a file system without locks
-            os.close(descriptor)
-            return None
-        os.close(descriptor)
+    try:
+        descriptor = _lock_file(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with suppress(OSError):  # let go of since
+            return path.read_bytes()[:1000].decode("utf-8", "replace") or "another process"
+        return "another process"
+    except OSError:  # a file system without locks
+        return None
+    if descriptor is None:
+        return None
     _held[path] = descriptor
     with suppress(OSError):  # a full disk: it is held all the same
         os.ftruncate(descriptor, 0)
@@ -158,21 +155,25 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_held_by_parent)
 
 
-def _lock_file(path: Path) -> int | None:
-    """A locked file of this name: one that may be written, as locks over NFS need it, which no folder is."""
+def _lock_file(path: Path, how: int) -> int | None:
+    """A locked file of this name: one that may be written, as locks over NFS need it, which no folder is. None where
+    there can be none.
+
+    Raises:
+        BlockingIOError: another process has it, where ``how`` does not wait.
+        OSError: the file system has no locks.
+    """
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError:
             return None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            fcntl.flock(descriptor, how)
             if os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor)):
                 return descriptor
         except FileNotFoundError:  # removed by who held it until now
             pass
-        except OSError:  # a file system without locks
-            return descriptor
         except BaseException:
             os.close(descriptor)
             raise
