@@ -6,10 +6,11 @@ import pytest
 import torch
 from scripts.data.phantom_anatomy import ORGANS
 from scripts.networks.diffusion_prior import MemoryPrior
+from scripts.networks.logits import mask_to_logits
 from scripts.networks.sam2_backbone import SAM2, FrozenSAM2
 from scripts.pretraining.anatomy import write_patients
 from scripts.pretraining.anatomy_model import AnatomyModel
-from scripts.pretraining.patient_clips import AnatomyClips, PatientPool
+from scripts.pretraining.patient_clips import CLASSES, AnatomyClips, PatientPool
 from scripts.pretraining.pretraining_data import ClipMix, EncodedAnatomy
 
 STAGES = [{"epochs": 1, "image_size": 64, "frames": 3, "clips": 2}]
@@ -97,7 +98,7 @@ def test_clips_that_are_not_followed_are_named(model, clips):
     batch = AnatomyClips(clips.pool, [stage], organs_per_clip=2, extra_objects=1).batch(0)
     model.fit_statistics([batch])
     named = []
-    model._naming_loss = lambda encoded, classes: named.append(len(encoded.embedding)) or encoded.embedding.sum() * 0
+    model._naming_loss = lambda coarse, fine, classes: named.append(len(fine)) or fine.sum() * 0
 
     losses = model(**batch)
 
@@ -115,6 +116,61 @@ def test_where_nothing_is_followed_naming_is_all_that_is_learned(model, clips):
     assert set(losses) == {"loss", "naming"}
     assert any(parameter.grad is not None for parameter in model.backbone.model.image_encoder.parameters())
     assert all(parameter.grad is None for parameter in model.backbone.model.memory_encoder.parameters())
+
+
+def test_own_memories_of_organs_are_of_what_the_head_names(model, clips):
+    batch = clips.batch(0)
+    model.named_share = 1.0
+    encoded = model.encode(batch["image"])
+    named = torch.full((6, len(CLASSES), 16, 16), -9.0)
+    organ = batch["organ"]
+    for clip, first in enumerate(
+        organ[:, 0].tolist()
+    ):  # the clip's first organ is named on the left, its second nowhere
+        named[3 * clip : 3 * clip + 3, first, :, :8] = 9.0
+        named[3 * clip : 3 * clip + 3, -1, :, 8:] = 9.0
+    generated = torch.full((12, 32, 4, 4), torch.nan)
+
+    memory = model._some_named(generated, encoded, named, organ)
+
+    left = torch.zeros(1, 1, 64, 64)
+    left[..., :32] = 1
+    for row in range(12):
+        expected = left if row % 2 == 0 else left * 0
+        features = encoded[row // 2 : row // 2 + 1]
+        assert torch.allclose(
+            memory[row], model.backbone.encode_memory(features, mask_to_logits(expected))[0], atol=1e-5
+        )
+    model.named_share = 0.0
+    assert model._some_named(generated, encoded, named, organ).isnan().all()
+
+
+def test_damaged_masks_lose_pieces_gain_anothers_and_are_lost(model):
+    torch.manual_seed(3)
+    masks = torch.zeros(64, 1, 64, 64)
+    masks[::2, :, 10:30, 10:30] = 1
+    masks[1::2, :, 40:60, 40:60] = 1
+
+    damaged = model._damaged(masks)
+
+    assert damaged.min() >= 0 and damaged.max() <= 1
+    own, others = (damaged * masks).sum((1, 2, 3)), (damaged * (1 - masks)).sum((1, 2, 3))
+    assert (own < 400).sum() > 20 and (own > 0).sum() > 20 and (others > 0).sum() > 10
+    assert (damaged.flatten(1).amax(1) == 0).sum() > 4
+    assert not (damaged * (1 - masks) * (1 - masks.roll(1, 0))).any()
+
+
+@pytest.mark.parametrize("damage", [0.0, 1.0])
+def test_own_memories_are_damaged_as_often_as_asked(model, clips, monkeypatch, damage):
+    asked = []
+    monkeypatch.setattr(model, "_damaged", lambda masks: asked.append(len(masks)) or masks)
+    model.damage = damage
+    batch = clips.batch(0)
+    model.fit_statistics([batch])
+    torch.manual_seed(1)
+
+    assert model(**batch)["loss"].isfinite()
+    assert bool(asked) == (damage > 0)
 
 
 @pytest.mark.parametrize(("far_share", "expected"), [(0.0, {1, 2}), (1.0, {1})])

@@ -79,6 +79,15 @@ def test_backbone_and_prior_are_pretrained_one_after_the_other(tmp_path):
         num_workers=0,
         output_dir=str(tmp_path / "backbone"),
     )
+    memories = {
+        "start_file": str(tmp_path / "backbone/sam2_nano.pt"),
+        "image_size": 64,
+        "clips": 4,
+        "frames": 4,
+        "rows": 2,
+    }
+    memories |= {"epochs": 2, "iterations_per_epoch": 1, "recognise_epoch": 2, "patients_dir": patients}
+    run("pretraining", "pretrain_memories.json", output_dir=str(tmp_path / "memories"), **memories)
     run(
         "training",
         "train.json",
@@ -89,7 +98,7 @@ def test_backbone_and_prior_are_pretrained_one_after_the_other(tmp_path):
         iterations=2,
         iterations_per_epoch=2,
         image_size=64,
-        backbone_checkpoint=str(tmp_path / "backbone/sam2_nano.pt"),
+        backbone_checkpoint=str(tmp_path / "memories/sam2_nano.pt"),
         start_prior=str(tmp_path / "backbone/prior.pt"),
         output_dir=str(tmp_path / "prior"),
     )
@@ -106,6 +115,9 @@ def test_backbone_and_prior_are_pretrained_one_after_the_other(tmp_path):
     after = torch.load(tmp_path / "backbone/sam2_nano.pt", weights_only=True)["model"]
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[key], after[key]) for key in before)
+    carrying = torch.load(tmp_path / "memories/sam2_nano.pt", weights_only=True)["model"]
+    changed = {key.split(".")[0] for key in after if not torch.equal(after[key], carrying[key])}
+    assert {"memory_encoder", "memory_attention", "sam_mask_decoder"} <= changed and "image_encoder" not in changed
 
 
 def test_automedsam_is_pretrained_as_the_tables_say(tmp_path, backbone_file):

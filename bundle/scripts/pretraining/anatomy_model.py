@@ -22,11 +22,11 @@ from torch import Tensor
 from ..data.phantom_anatomy import ORGANS
 from ..networks.diffusion_prior import MemoryPrior
 from ..networks.logits import MASK_LOGIT, mask_to_logits
-from ..networks.naming_head import NamingHead
+from ..networks.naming_head import NamingHead, grouped
 from ..networks.sam2_backbone import SAM2, between_neighbours
 from ..networks.sam2_types import ImageFeatures
 from .backbone import ClipModel
-from .patient_clips import CLASSES
+from .patient_clips import CLASSES, class_weights
 
 
 class AnatomyModel(ClipModel):
@@ -41,6 +41,8 @@ class AnatomyModel(ClipModel):
         prior_weight, naming_weight: of the added losses.
         context_share: of batches in which each slice is shown between its neighbours, as :func:`between_neighbours`
             does.
+        named_share: of the organs' memories that come from what the head names, as they do where memories are those of
+            named masks; the others are the prior's.
         kwargs: of :class:`ClipModel`.
     """
 
@@ -52,10 +54,11 @@ class AnatomyModel(ClipModel):
         prior_weight: float = 0.5,
         naming_weight: float = 0.5,
         context_share: float = 0.5,
+        named_share: float = 0.0,
         **kwargs,
     ) -> None:
         super().__init__(backbone, **kwargs)
-        self.context_share = context_share
+        self.context_share, self.named_share = context_share, named_share
         self.prior, self.prior_weight, self.naming_weight = prior, prior_weight, naming_weight
         self.head = NamingHead(backbone.embedding_channels, CLASSES)
         self.overlap = DiceLoss(batch=True)
@@ -84,13 +87,16 @@ class AnatomyModel(ClipModel):
         elif context:
             image = between_neighbours(image)
         every = self.encode(image)
-        naming = self._naming_loss(every, classes)
+        coarse, fine = self.head(every)
+        naming = self._naming_loss(coarse, fine, classes)
         if not len(mask):
             return {"loss": self.naming_weight * naming, "naming": naming}
         clips, objects, frames = mask.shape[:3]
         organs = organ.shape[1]
         encoded = every[: clips * frames]
         predicted, prior_error = self._predict_memories(encoded, mask[:, :organs], organ)
+        if self.named_share > 0:
+            predicted = self._some_named(predicted, encoded, fine[: clips * frames], organ)
         predicted = predicted.unflatten(0, (clips, frames, organs))
         others = predicted.new_full((clips, objects - organs, *predicted.shape[3:]), torch.nan)
 
@@ -116,6 +122,18 @@ class AnatomyModel(ClipModel):
         error, predicted = self.prior(memory, repeated, organ, last)
         return predicted, error.mean()
 
+    def _some_named(self, predicted: Tensor, encoded: ImageFeatures, named: Tensor, organ: Tensor) -> Tensor:
+        """Memories ``(V * T * n, M, h, w)``: of some organs of some clips those of what the head names."""
+        (clips, organs), frames = organ.shape, len(encoded) // len(organ)
+        size = self.backbone.image_size
+        with torch.no_grad():
+            logits = F.interpolate(grouped(named.float(), len(ORGANS)), (size, size), mode="bilinear")
+            found = logits.argmax(1).unflatten(0, (clips, frames))
+            mask = (found[:, :, None] == organ[:, None, :, None, None]).flatten(0, 2)[:, None]
+        memory = self.backbone.encode_memory(encoded.repeat_interleave(organs), mask_to_logits(mask)).to(predicted)
+        taken = torch.rand(clips, 1, organs, device=mask.device) < self.named_share
+        return torch.where(taken.expand(-1, frames, -1).flatten()[:, None, None, None], memory, predicted)
+
     def _follow_statistics(self, memory: Tensor, embedding: Tensor, momentum: float = 0.02) -> None:
         """Memories and embeddings change as the backbone learns: the prior's statistics of them follow slowly."""
         if self.training:
@@ -124,15 +142,13 @@ class AnatomyModel(ClipModel):
                 getattr(self.prior, f"{name}_mean").lerp_(mean, momentum)
                 getattr(self.prior, f"{name}_std").lerp_(std.clamp_min(1e-4), momentum)
 
-    def _naming_loss(self, encoded: ImageFeatures, classes: Tensor) -> Tensor:
-        coarse, fine = self.head(encoded)
+    def _naming_loss(self, coarse: Tensor, fine: Tensor, classes: Tensor) -> Tensor:
         classes = classes.flatten(0, 1)
         step = classes.shape[-1] // fine.shape[-1]
         at_quarter = classes[:, step // 2 :: step, step // 2 :: step]
         shares = F.one_hot(at_quarter, fine.shape[1]).permute(0, 3, 1, 2).float()
         shares = F.adaptive_avg_pool2d(shares, coarse.shape[-2:])
-        weight = torch.full((fine.shape[1],), 1.0, device=fine.device)
-        weight[: len(ORGANS)] = 3.0
+        weight = class_weights(fine.device)
         cross_entropy = F.cross_entropy(fine.float(), at_quarter, weight)
         cross_entropy = cross_entropy + F.cross_entropy(coarse.float(), shares, weight)
         named = F.one_hot(at_quarter, fine.shape[1]).permute(0, 3, 1, 2)[:, : len(ORGANS)]

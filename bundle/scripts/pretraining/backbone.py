@@ -51,6 +51,8 @@ class ClipModel(Described, nn.Module):
         own_share: of later frames that are decoded with their own memory beside the neighbours', as in Equation 3; the
             others are tracked, as SAM2 does.
         far_share: of the tracked frames that see the first one alone, however far it is: copying does not help there.
+        damage: of own memories' masks of which pieces are missing, or that hold pieces of another object, or nothing:
+            what the neighbours' memories and the slice itself must mend.
         mask_weight, dice_weight, iou_weight, object_weight: of the four losses (binary cross-entropy, soft Dice, L1 of
             the IoU estimate, cross-entropy of the object score).
     """
@@ -63,6 +65,7 @@ class ClipModel(Described, nn.Module):
         warp: float = 0.08,
         own_share: float = 0.5,
         far_share: float = 0.0,
+        damage: float = 0.0,
         mask_weight: float = 5.0,
         dice_weight: float = 1.0,
         iou_weight: float = 0.5,
@@ -71,7 +74,7 @@ class ClipModel(Described, nn.Module):
         super().__init__()
         self.backbone = backbone
         self.memory_noise, self.warp = memory_noise, warp
-        self.own_share, self.far_share = own_share, far_share
+        self.own_share, self.far_share, self.damage = own_share, far_share, damage
         self.mask_weight, self.dice_weight = mask_weight, dice_weight
         self.iou_weight, self.object_weight = iou_weight, object_weight
 
@@ -189,9 +192,14 @@ class ClipModel(Described, nn.Module):
         have a ``predicted`` one (the others' are NaN), it is that in half of the cases.
         """
         memory = self.backbone.encode_memory(features, mask_to_logits(target)).float()
-        imperfect = self.backbone.encode_memory(features, mask_to_logits(self._imperfect(target))).float()
         batch = (len(target), 1, 1, 1)
+        masks, damaged = self._imperfect(target), torch.zeros(batch, dtype=torch.bool, device=target.device)
+        if self.damage > 0:
+            damaged = torch.rand(batch, device=target.device) < self.damage
+            masks = torch.where(damaged, self._damaged(masks), masks)
+        imperfect = self.backbone.encode_memory(features, mask_to_logits(masks)).float()
         share = torch.rand(batch, device=target.device) * (torch.rand(batch, device=target.device) < 0.7)
+        share = share.masked_fill(damaged, 1.0)
         memory = torch.lerp(memory, imperfect, share)
         sigma = self.memory_noise * torch.rand(batch, device=target.device).square()
         scale = memory.detach().std((0, 2, 3), keepdim=True)
@@ -209,6 +217,18 @@ class ClipModel(Described, nn.Module):
         displacement = F.interpolate(displacement, (size, size), mode="bilinear", align_corners=True)
         identity = F.affine_grid(torch.eye(2, 3, device=target.device)[None], (1, 1, size, size), align_corners=False)
         return F.grid_sample(target, identity + displacement.permute(0, 2, 3, 1), align_corners=False)
+
+    def _damaged(self, masks: Tensor) -> Tensor:
+        """Masks ``(N, 1, S, S)`` without some of their pieces and with some of their neighbour's in the batch, which is
+        mostly another object of the same clip; a fifth of them are empty.
+        """
+        batch, _, size, _ = masks.shape
+        field = torch.randn(batch, 2, 6, 6, device=masks.device)
+        missing, added = F.interpolate(field, (size, size), mode="bicubic", align_corners=True).split(1, 1)
+        limits = torch.rand(batch, 2, 1, 1, device=masks.device) * 2
+        kept = masks * (missing < limits[:, :1] - 0.5)
+        kept = torch.maximum(kept, masks.roll(1, 0) * (added > limits[:, 1:]))
+        return kept * (torch.rand(batch, 1, 1, 1, device=masks.device) >= 0.2)
 
     def _losses(self, outputs: MaskPredictions, target: Tensor) -> dict[str, Tensor]:
         """SAM2's losses: the single-mask token and the best of the other three; masks only where there is an object."""
