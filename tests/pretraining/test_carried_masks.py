@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from scripts.networks.logits import mask_to_logits
 from scripts.networks.sam2_backbone import SAM2
 from scripts.networks.sam2_types import ImageFeatures, Memory
@@ -32,12 +33,12 @@ def model(clips):
 def test_rows_are_of_one_object_which_the_source_holds(clips):
     batch = clips.batch(0)
 
-    assert batch["embedding"].shape == (3, 16, 128, 4, 4) and batch["mask"].shape == (3, 16, 1, 64, 64)
-    assert batch["classes"].shape == (3, 16, 4, 4)
-    target, source, between = batch["mask"].flatten(2).any(2)
+    assert batch["embedding"].shape == (5, 16, 128, 4, 4) and batch["mask"].shape == (5, 16, 1, 64, 64)
+    assert batch["classes"].shape == (5, 16, 4, 4)
+    target, source, *_ = batch["mask"].flatten(2).any(2)
     assert source.all() and not target.all()
     assert (batch["embedding"][0] != batch["embedding"][1]).flatten(1).any(1).all()
-    assert (batch["embedding"][0] != batch["embedding"][2]).flatten(1).any(1).all()
+    assert all((batch["embedding"][0] != passed).flatten(1).any(1).all() for passed in batch["embedding"][2:])
 
 
 def test_rows_follow_seed_epoch_and_index(clips):
@@ -78,11 +79,11 @@ def test_all_but_the_image_encoder_learns(clips, model):
 
 @pytest.mark.parametrize(
     ("shares", "memories"),
-    [((1.0, 0.0, 0.0), {0}), ((0.0, 0.0, 0.0), {1}), ((0.0, 1.0, 0.0), {2}), ((0.0, 1.0, 1.0), {1, 3})],
-    ids=["a prompt", "another slice", "its own beside", "one decoded between"],
+    [((1.0, 0.0, [0]), {0}), ((0.0, 0.0, [0]), {1}), ((0.0, 1.0, [0]), {2}), ((0.0, 1.0, [3]), {1, 5})],
+    ids=["a prompt", "another slice", "its own beside", "three decoded before"],
 )
 def test_what_a_slice_is_given(clips, model, monkeypatch, shares, memories):
-    model.prompt_share, model.own_share, model.between_share = shares
+    model.prompt_share, model.own_share, model.passed = shares
     condition, given = model.backbone.condition, []
 
     def counting(features, several=()):
@@ -115,8 +116,8 @@ def test_attention_grows_where_tissues_agree(clips, monkeypatch):
     backbone = SAM2("sam2_nano", 64)
     batch = clips.batch(0)
     # features that say plainly what tissue each token is, and memories that keep them
-    kinds = torch.nn.functional.one_hot(batch["classes"], len(CLASSES)).permute(0, 1, 4, 2, 3).float()
-    plain = torch.cat([20 * kinds, torch.zeros(3, 16, 128 - len(CLASSES), 4, 4)], 2)
+    kinds = F.one_hot(batch["classes"], len(CLASSES)).permute(0, 1, 4, 2, 3).float()
+    plain = torch.cat([20 * kinds, torch.zeros(5, 16, 128 - len(CLASSES), 4, 4)], 2)
     monkeypatch.setattr(clips, "batch", lambda index: {**batch, "embedding": plain})
     monkeypatch.setattr(backbone, "encode_memory", lambda features, logits: 5 * features.embedding[:, :32])
     attention = backbone.model.memory_attention.layers[-1].cross_attn_image

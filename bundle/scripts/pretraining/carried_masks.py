@@ -11,7 +11,7 @@ Pairs of slices need no order, so the clips are painted and encoded once, and dr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -20,34 +20,33 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from ..data.phantom_anatomy import ORGANS
-from ..networks.logits import mask_to_logits, resize_logits
+from ..networks.logits import MASK_LOGIT, mask_to_logits, resize_logits
 from ..networks.sam2_backbone import EMBEDDING_STRIDE, SAM2
 from ..networks.sam2_types import ImageFeatures, Memory
 from .backbone import ClipModel, random_prompts
 from .patient_clips import CLASSES, AnatomyClips, class_weights
 
-SLICES = ("target", "source", "between")  # of a drawn row, in this order
-
 
 class EncodedClips:
-    """Rows of three slices and one object, drawn from clips of painted patients that are encoded once.
+    """Rows of slices and one object, drawn from clips of painted patients that are encoded once.
 
-    A row is a slice to decode, one whose memory it is given, which holds the object, and one between or anywhere, of
-    which a memory is made of what was decoded there.
+    A row is a slice to decode (the target), one whose memory it is given, which holds the object (the source), and the
+    slices that a walk from the source would have decoded last, the nearest first, a fifth of them any others.
 
     Args:
         anatomy: clips in which the organs come first among the objects.
         backbone: whose frozen image encoder encodes them.
         batches: of ``anatomy`` that are encoded; ten slices of four clips are 24 MB.
         rows: in a batch.
+        reach: how many slices there are beside target and source.
         absent_share: of the targets drawn without the object that are kept.
         others_share: of the rows drawn for other structures than organs that are kept.
         length: batches in an epoch.
         seed: of the rows drawn.
 
-    Iterating gives ``embedding``, ``high_res_fine`` and ``high_res_coarse`` ``(3, rows, ...)`` of the :data:`SLICES`,
-    ``mask`` ``(3, rows, 1, S, S)`` bool and ``classes`` ``(3, rows, S/16, S/16)``, indices into
-    :data:`.patient_clips.CLASSES`.
+    Iterating gives ``embedding``, ``high_res_fine`` and ``high_res_coarse`` ``(2 + reach, rows, ...)`` of target,
+    source and the others, ``mask`` ``(2 + reach, rows, 1, S, S)`` bool and ``classes`` ``(2 + reach, rows, S/16,
+    S/16)``, indices into :data:`.patient_clips.CLASSES`.
     """
 
     def __init__(
@@ -57,12 +56,14 @@ class EncodedClips:
         *,
         batches: int = 130,
         rows: int = 24,
+        reach: int = 3,
         absent_share: float = 0.4,
         others_share: float = 0.35,
         length: int = 40,
         seed: int = 0,
     ) -> None:
-        self.anatomy, self.backbone, self.batches, self.rows = anatomy, backbone, batches, rows
+        self.anatomy, self.backbone, self.batches = anatomy, backbone, batches
+        self.rows, self.reach = rows, reach
         self.absent_share, self.others_share = absent_share, others_share
         self.length, self.seed, self.epoch = length, seed, 1
         self.encoded: list[dict[str, Tensor]] = []
@@ -105,7 +106,7 @@ class EncodedClips:
         return {key: value.float() if value.is_floating_point() else value for key, value in batch.items()}
 
     def _row(self, generator: np.random.Generator) -> tuple[dict[str, Tensor], int, int, list[int]]:
-        """Clips, which of them, which object, and the three slices."""
+        """Clips, which of them, which object, and the slices."""
         while True:
             clips = self.encoded[generator.integers(len(self.encoded))]
             count, objects, frames = clips["mask"].shape[:3]
@@ -116,10 +117,11 @@ class EncodedClips:
             source, target = (int(generator.choice(held)), int(generator.integers(frames)))
             if target == source or (target not in held and generator.random() > self.absent_share):
                 continue
-            between = target + (1 if source > target else -1)
-            if generator.random() < 0.3:
-                between = int(generator.choice([frame for frame in range(frames) if frame != target]))
-            return clips, clip, item, [target, source, between]
+            towards = 1 if source > target else -1
+            passed = [min(max(target + towards * (step + 1), 0), frames - 1) for step in range(self.reach)]
+            others = [frame for frame in range(frames) if frame != target]
+            passed = [int(generator.choice(others)) if generator.random() < 0.2 else frame for frame in passed]
+            return clips, clip, item, [target, source, *passed]
 
 
 class CarryingModel(ClipModel):
@@ -129,7 +131,8 @@ class CarryingModel(ClipModel):
         backbone: the trainable SAM2.
         own_share: of batches in which the slice has its own memory beside the other's, as in Equation 3.
         prompt_share: of batches that are prompted, without any memory, so that prompts are not forgotten.
-        between_share: of the batches with memories in which one is added that was made of a decoded mask.
+        passed: how many memories of slices that were decoded before are added, drawn anew for each batch.
+        given_share: of those that are of the true mask.
         tissue_weight, place_weight: of what the two heads are asked for: the tissues of a memory's tokens, the mask in
             the tokens of the conditioned embedding.
         kwargs: of :class:`ClipModel`.
@@ -141,13 +144,14 @@ class CarryingModel(ClipModel):
         *,
         own_share: float = 0.25,
         prompt_share: float = 0.1,
-        between_share: float = 0.45,
+        passed: Sequence[int] = (0, 0, 1, 1, 2, 3),
+        given_share: float = 0.3,
         tissue_weight: float = 0.3,
         place_weight: float = 1.0,
         **kwargs,
     ) -> None:
         super().__init__(backbone, own_share=own_share, **kwargs)
-        self.prompt_share, self.between_share = prompt_share, between_share
+        self.prompt_share, self.passed, self.given_share = prompt_share, list(passed), given_share
         self.tissue_weight, self.place_weight = tissue_weight, place_weight
         self.tissues = nn.Linear(backbone.memory_channels, len(CLASSES))
         self.place = nn.Linear(backbone.embedding_channels, 1)
@@ -174,8 +178,9 @@ class CarryingModel(ClipModel):
         distance = int(torch.tensor([1, 2, 4])[torch.randint(3, ())]) if own else 0
         memories = [Memory(self._own_memory(slices[0], target))] if own else []
         memories.append(Memory(source, distance))
-        if torch.rand(()) < self.between_share:
-            memories.append(Memory(self._decoded_between(slices[2], source.detach()), 1))
+        for step in range(self.passed[int(torch.randint(len(self.passed), ()))]):
+            memory = self._passed_memory(slices[2 + step], masks[2 + step], source.detach())
+            memories.append(Memory(memory, step + 1))
         conditioned = self.backbone.condition(slices[0], memories)
         losses = self._losses(self.backbone.predict_all_masks(conditioned, slices[0]), target)
         weight = class_weights(mask.device)
@@ -186,12 +191,16 @@ class CarryingModel(ClipModel):
         losses["place"] = F.binary_cross_entropy_with_logits(place, share, 1 + 4 * share)
         return self._summary(losses)
 
-    def _decoded_between(self, features: ImageFeatures, source: Tensor) -> Tensor:
-        """The memory of what is decoded on a slice from the source's alone."""
+    def _passed_memory(self, features: ImageFeatures, mask: Tensor, source: Tensor) -> Tensor:
+        """Memories of what is decoded on slices from the source's alone, some of the true masks."""
         with torch.no_grad():
             decoded = self.backbone.decode(self.backbone.condition(features, [Memory(source)]), features)
+            given = torch.rand(len(mask), 1, device=mask.device) < self.given_share
             logits = resize_logits(decoded.gated(), self.backbone.image_size)
-        return self.backbone.encode_memory(features, logits, decoded.object_score)
+            logits = torch.where(given[..., None, None], mask_to_logits(mask), logits)
+            true_score = torch.where(mask.flatten(1).amax(1, keepdim=True) > 0, MASK_LOGIT, -MASK_LOGIT)
+            score = torch.where(given, true_score, decoded.object_score)
+        return self.backbone.encode_memory(features, logits, score)
 
     def _summary(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         weights = {"mask": self.mask_weight, "dice": self.dice_weight, "iou": self.iou_weight}
