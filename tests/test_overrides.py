@@ -9,7 +9,7 @@ import sys
 import pytest
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
-from scripts.arguments import AS_TYPED, given_options, refuse_twice
+from scripts.arguments import AS_TYPED, given_options, refuse_nothing, refuse_twice
 from scripts.errors import MissingFileError, UnknownSettingError, configuration_error, user_error
 from scripts.overrides import (
     declared_kinds,
@@ -17,7 +17,6 @@ from scripts.overrides import (
     refuse_dangling,
     refuse_no_device,
     refuse_no_start,
-    refuse_nothing,
     refuse_other_kinds,
     refuse_other_values,
     refuse_unknown,
@@ -306,6 +305,24 @@ def test_an_option_that_is_none_is_refused_since_it_would_change_nothing(name):
         refuse_nothing({name: "None", "seed": "1"})
 
 
+@pytest.mark.parametrize("name", ["backbone_sha256", "start_prior", "series", "output_dir", "train#trainer#key_metric"])
+def test_an_option_that_is_null_is_refused_since_it_would_be_a_text(name):
+    with pytest.raises(UnknownSettingError, match=f"--{name} is null, of which Fire makes a text") as info:
+        refuse_nothing({"seed": "1", name: "null"})
+    assert ("'$None' in single quotes" in str(info.value)) == (name not in ("series", "output_dir"))
+
+
+def test_what_is_said_to_write_for_nothing_is_nothing(monkeypatch):
+    words = {"backbone_sha256": "$None", "start_from": "$None", "test_cases": "$None", "max_grad_norm": "$None"}
+    monkeypatch.setattr(
+        sys, "argv", ["monai.bundle", "run", "training", *(f"--{name}={words[name]}" for name in words)]
+    )
+    workflow = new_workflow("training", **words, initialize=[{"_target_": "scripts.overrides.check"}])
+    workflow.initialize()
+
+    assert [workflow.parser.get_parsed_content(name) for name in words] == [None] * len(words)
+
+
 @pytest.mark.parametrize(
     "text", ["{'liver': 1, 'liver': 4}", '--label_map={"liver": 1, "liver": [2]}', "{liver: 1, spleen: 2, liver: 1}"]
 )
@@ -363,6 +380,10 @@ def test_the_bundles_own_start_may_be_left_out(start):
 
 def test_options_of_the_program_itself_may_be_none():
     refuse_nothing({"logging_file": "None", "resume": None, "output": "./None", "series": "none"})
+
+
+def test_folders_that_are_called_null_are_what_they_are_called():
+    refuse_nothing({"input": "null", "output": "null", "prior_file": "./null"})
 
 
 # ---- options without effect

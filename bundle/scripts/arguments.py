@@ -11,13 +11,19 @@ import ast
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fire.parser import DefaultParseValue
 
 from .errors import DatasetError, UnknownSettingError
+from .setting_kinds import NEEDED
 
+# arguments of `monai.bundle run` itself
+OF_RUN = {
+    *("run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file"),
+    *("workflow_type", "workflow", "properties_path"),
+}
 # options of which the workflows take the text, whatever Fire and MONAI make of it
 AS_TYPED = ("input", "output", "series", "corrections", "share")
 
@@ -79,6 +85,32 @@ def refuse_expressions(options: Sequence[str]) -> None:
                     f"--{option} is '{text}', which MONAI would evaluate instead of taking it for a name. Write "
                     f"'./{text}' for a file or folder of this name in the working directory."
                 )
+
+
+def is_nothing(text: str) -> bool:
+    """Whether a text is Python's or JSON's word for nothing."""
+    return text == "null" or read_as(text) is None
+
+
+def refuse_nothing(options: Mapping[str, str | None]) -> None:
+    """Refuses options that are ``None``, which MONAI leaves out, so that a setting stays what a configuration says, or
+    ``null``, of which Fire makes a text; but for a folder of this name with images or for results.
+
+    Args:
+        options: as typed.
+
+    Raises:
+        UnknownSettingError: one is.
+    """
+    for name, text in options.items():
+        if name in OF_RUN or text is None or not is_nothing(text) or (text == "null" and name in ("input", "output")):
+            continue
+        found = "of which Fire makes a text" if text == "null" else "which MONAI leaves out"
+        needed = name in (*AS_TYPED, *NEEDED)
+        remedy = "" if needed else ", or write '$None' in single quotes, or null in an overlay, for nothing"
+        raise UnknownSettingError(
+            f"--{name} is {text}, {found}. Leave the option out{remedy}; a file of this name is './{text}'."
+        )
 
 
 def refuse_empty(words: Sequence[str]) -> None:
@@ -149,7 +181,7 @@ def refuse_misread(options: Sequence[str]) -> None:
     """
     for option in options:
         for text in _typed(option):
-            if text[:1] in ("$", "@", "%") or text in ("None", "null"):
+            if text[:1] in ("$", "@", "%") or is_nothing(text):  # of which refuse_nothing has words
                 continue
             if text.startswith("~"):
                 raise DatasetError(

@@ -22,7 +22,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
-from .arguments import AS_TYPED, given_options, read_as, refuse_twice, typed_options
+from .arguments import AS_TYPED, OF_RUN, given_options, refuse_nothing, refuse_twice, typed_options
 from .entries import SEPARATOR, entry_at, has_entry
 from .errors import MissingFileError, UnknownSettingError, count, listed, nearest
 from .files import BUNDLE
@@ -30,11 +30,6 @@ from .places import check_places
 from .setting_kinds import NEEDED, expected_instead, kind_of
 from .shell import config_files, shares_options
 
-# arguments of `monai.bundle run` itself
-_OF_RUN = {
-    *("run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file"),
-    *("workflow_type", "workflow", "properties_path"),
-}
 # what `--tracking mlflow` adds, or reads where it is given
 _MLFLOW = DEFAULT_EXP_MGMT_SETTINGS["mlflow"]
 _OF_TRACKING = {*_MLFLOW["configs"]} - {*_MLFLOW["handlers_id"]}
@@ -75,23 +70,6 @@ def check() -> None:
     if idle and not shares_options():
         names = listed(f"--{name}" for name in idle)
         logger.warning("Without effect, since nothing in `run %s` depends on it: %s.", workflow.run_id, names)
-
-
-def refuse_nothing(options: Mapping[str, str | None]) -> None:
-    """Refuses options that are ``None``: MONAI leaves them out, and a setting stays what a configuration says.
-
-    Args:
-        options: as typed.
-
-    Raises:
-        UnknownSettingError: one is.
-    """
-    for name, text in options.items():
-        if name not in _OF_RUN and text is not None and read_as(text) is None:
-            raise UnknownSettingError(
-                f"--{name} is {text}, which MONAI leaves out: it would stay what the configurations say. Set it to "
-                "null in an overlay, or leave the option out; a file of this name is './None'."
-            )
 
 
 def declared_settings(folder: str | Path) -> set[str]:
@@ -304,7 +282,7 @@ def without_effect(config: Mapping[str, Any], steps: tuple[str, ...], options: l
         options: ids of settings.
     """
     options = [ReferenceResolver.normalize_id(option) for option in options]
-    options = [option for option in options if option not in _OF_RUN | _OF_TRACKING and option[:1] != "_"]
+    options = [option for option in options if option not in OF_RUN | _OF_TRACKING and option[:1] != "_"]
     reached = _reached(config, steps)
     return [
         option.replace(SEPARATOR, "#")

@@ -258,6 +258,15 @@ def test_scans_of_one_folder_and_name_are_told_apart_by_their_suffixes(started, 
     assert [item["case"] for item in items] == ["one_x.nii", "one_x.nrrd", "y", "two_x"]
 
 
+def test_scans_and_results_in_folders_that_are_called_null(started, scan, capsys):
+    folder = scan.with_name("null")
+    folder.mkdir()
+    scan.rename(folder / scan.name)
+
+    assert program(["segment", "null", "-o", "null/None"]) == 0
+    assert [value(started.words[0], option) for option in ("--input", "--output")] == ["./null", "null/None"]
+
+
 # ---- wrong use, bad input, exit codes
 
 
@@ -272,6 +281,8 @@ def test_scans_of_one_folder_and_name_are_told_apart_by_their_suffixes(started, 
         (["segment", "scan.nii.gz", "-o"], "--output has no value"),
         (["segment", "scan.nii.gz", "-o", "a", "-o", "b"], "--output is given twice"),
         (["segment", "scan.nii.gz", "-o", "None"], "--output is None. Is a variable not set?"),
+        (["segment", "scan.nii.gz", "-o", "out", "--series", "null"], "--series is null, of which Fire makes a text"),
+        (["learn", ".", "-o", "out", "--start_from", "null"], "--start_from is null, of which Fire makes a text"),
         (["segment", "scan.nii.gz", "-o", "out", "--modality", "pet"], "expected ct or mr"),
         (["segment", "scan.nii.gz", "-o", "out", "--processes", "0"], "--processes is '0', expected a number from 1"),
         (["segment", "scan.nii.gz", "-o", "out", "--processes", "²"], "--processes is '²', expected a number from 1"),

@@ -16,14 +16,14 @@ from typing import Any
 
 from fire.parser import DefaultParseValue
 
+from ..arguments import OF_RUN, refuse_nothing
 from ..entries import SEPARATOR, entry_at, has_entry
 from ..errors import one_line
 from ..shell import config_files
-from .usage import MONAI_OPTIONS, UsageError, unknown
+from .usage import UsageError, unknown
 
 _MACRO, _MERGE, _META = "%", "+", "_meta_"
 _MACRO_FILE = re.compile(r"(.*\.(?:json|yaml|yml))(?:::(.*))?$", re.IGNORECASE)
-_NOT_IN_CONFIGURATION = {*MONAI_OPTIONS, "workflow_type", "run_id", "init_id", "final_id"}
 
 
 def refuse_unreadable(files: Sequence[Path], options: Mapping[str, str]) -> None:
@@ -35,7 +35,9 @@ def refuse_unreadable(files: Sequence[Path], options: Mapping[str, str]) -> None
 
     Raises:
         UsageError: with the file or option, what was found, and what to do.
+        UnknownSettingError: an option is nothing.
     """
+    refuse_nothing(options)
     merged: dict[str, Any] = {}
     given: list[tuple[str, Any]] = []  # each value with where it is from
     for file in files:
@@ -43,7 +45,7 @@ def refuse_unreadable(files: Sequence[Path], options: Mapping[str, str]) -> None
             _put(merged, key, value, f"'{file}'")
             given.append((f"'{file}': {one_line(key)}", value))
     for name, text in options.items():
-        if name not in _NOT_IN_CONFIGURATION:
+        if name not in OF_RUN:
             value = DefaultParseValue(text)
             _put(merged, name, value, f"--{name}")
             given.append((f"--{name}", value))

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from ..arguments import read_as
+from ..arguments import is_nothing, read_as
 from ..errors import RefusedError, system_error
 from ..files import BUNDLE
 from ..shell import as_step, as_words, bundle_command, config_files, python, quoted, shown
@@ -132,9 +132,11 @@ def writable(output: str) -> Path:
 
 
 def typed(path: str) -> str:
-    """A path for ``--input`` or ``--output``, which the bundle takes as typed, but for MONAI's signs in front."""
+    """A path for ``--input`` or ``--output``, which the bundle takes as typed, but for MONAI's signs in front, and for
+    words that mean nothing.
+    """
     path = os.path.expanduser(path)
-    return f"./{path}" if path[:1] in ("$", "@", "%", "-") else path
+    return f"./{path}" if path[:1] in ("$", "@", "%", "-") or is_nothing(path) else path
 
 
 def plain(path: Path, option: str) -> str:
