@@ -19,6 +19,7 @@ from scripts.overrides import (
     refuse_no_start,
     refuse_other_kinds,
     refuse_other_values,
+    refuse_twins,
     refuse_unknown,
     without_effect,
 )
@@ -79,6 +80,31 @@ def test_a_misspelt_setting_is_refused_with_the_nearest_names(declared, given, n
         refuse_unknown(merged(*TRAIN, **given), declared)
 
     assert "\n" not in str(info.value)
+
+
+TWINS = {
+    "twins.json": '{"seed": 1, "seed": 2}',
+    "deeper.json": '{"label_map": {"seed": 1, "liver": 2, "seed": 3}}',
+    "in_a_list.json": '{"handlers": [{"seed": 1, "seed": 1}]}',
+    "twins.yaml": "seed: 1\nseed: 2\n",
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_key_that_stands_twice_in_a_file_is_refused(monkeypatch, tmp_path, name):
+    (tmp_path / name).write_text(TWINS[name])
+    files = str([str(FOLDER / "train.json"), str(tmp_path / name)])
+    monkeypatch.setattr(sys, "argv", ["monai.bundle", "run", "training", "--config_file", files])
+    workflow = new_workflow("training", initialize=[{"_target_": "scripts.overrides.check"}])
+
+    with pytest.raises(Exception) as info:
+        workflow.initialize()
+    assert f"{name}' has 'seed' twice in one group" in str(user_error(info.value))
+
+
+def test_names_of_several_groups_stand_once_in_each(tmp_path):
+    (tmp_path / "once.json").write_text('{"seed": 1, "a": {"seed": 1, "b": {"a": 1}}, "c": {"seed": NaN}}')
+    refuse_twins([str(tmp_path / "once.json"), *(str(path) for path in FOLDER.rglob("*.json"))])
 
 
 def test_a_misspelt_part_of_a_group_is_refused(declared):

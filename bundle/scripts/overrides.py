@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -35,6 +36,7 @@ _MLFLOW = DEFAULT_EXP_MGMT_SETTINGS["mlflow"]
 _OF_TRACKING = {*_MLFLOW["configs"]} - {*_MLFLOW["handlers_id"]}
 _START = "start_from"
 _PATH = re.compile(r"^\$.*\+ '/")
+_TWIN = re.compile("Duplicate key: `(.*)`", re.DOTALL)  # as MONAI says it
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ def check() -> None:
     steps, options = (workflow.init_id, workflow.run_id, workflow.final_id), typed_options() or {}
     refuse_nothing(options)
     refuse_twice([text for text in options.values() if text is not None])
+    refuse_twins(each for option in ("config_file", "args_file") for each in config_files(options.get(option)))
     refuse_unknown(config, declared_settings(workflow.config_root_path))
     refuse_other_kinds(config, declared_kinds(workflow.config_root_path), options)
     refuse_dangling(config, steps, options)
@@ -70,6 +73,25 @@ def check() -> None:
     if idle and not shares_options():
         names = listed(f"--{name}" for name in idle)
         logger.warning("Without effect, since nothing in `run %s` depends on it: %s.", workflow.run_id, names)
+
+
+def refuse_twins(files: Iterable[str]) -> None:
+    """Refuses configurations in which a key stands twice, of which MONAI takes the last, with no more than a warning.
+
+    Args:
+        files: JSON or YAML that MONAI has read.
+
+    Raises:
+        UnknownSettingError: one does.
+    """
+    for file in files:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            ConfigParser.load_config_file(file)
+        if twins := [found[1] for each in said if (found := _TWIN.match(str(each.message)))]:
+            raise UnknownSettingError(
+                f"'{file}' has '{twins[0]}' twice in one group, of which the first would be lost. Name it once."
+            )
 
 
 def declared_settings(folder: str | Path) -> set[str]:
