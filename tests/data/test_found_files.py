@@ -554,3 +554,77 @@ def test_a_long_name_leaves_room_for_the_temporary_one(tmp_path):
         temporary.write_text("x")
     assert path.read_text() == "x"
     shutil.rmtree(tmp_path)
+
+
+# ---- DICOM without a volume
+
+SR, KEY_NOTE, DOSE_REPORT = (
+    "1.2.840.10008.5.1.4.1.1.88.11",
+    "1.2.840.10008.5.1.4.1.1.88.59",
+    "1.2.840.10008.5.1.4.1.1.88.67",
+)
+CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+NO_PIXELS = dict.fromkeys(["Rows", "Columns", "PixelData", "ImagePositionPatient", "ImageOrientationPatient"])
+NO_PLACE = {"ImagePositionPatient": None, "ImageOrientationPatient": None, "PixelSpacing": None}
+COLOUR = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}
+WITHOUT_VOLUME = {
+    "Basic Text SR Storage": (1, {"SOPClassUID": SR, "Modality": "SR", **NO_PIXELS}),
+    "X-Ray Radiation Dose SR Storage": (2, {"SOPClassUID": DOSE_REPORT, "Modality": "SR", **NO_PIXELS}),
+    "Key Object Selection Document Storage": (1, {"SOPClassUID": KEY_NOTE, "Modality": "KO", **NO_PIXELS}),
+    "Segmentation Storage": (3, {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.4", "Modality": "SEG"}),
+    "Secondary Capture Image Storage": (1, {"SOPClassUID": CAPTURE, "Modality": "CT", **NO_PLACE}),
+    "Multi-frame True Color Secondary Capture Image Storage": (
+        2,
+        {"SOPClassUID": CAPTURE + ".4", "Modality": "OT", **NO_PLACE, **COLOUR},
+    ),
+}
+
+
+@pytest.mark.parametrize("pattern", ["", "*", "*/*"])
+@pytest.mark.parametrize("kind", WITHOUT_VOLUME)
+def test_reports_and_pages_of_text_beside_series_are_left_out_with_the_reason(
+    tmp_path, write_dicom_series, caplog, kind, pattern
+):
+    number, tags = WITHOUT_VOLUME[kind]
+    write_dicom_series(tmp_path / "p1", VOXELS[..., :1])
+    write_dicom_series(tmp_path / "report", VOXELS[..., :number], **tags)
+
+    with caplog.at_level("INFO"):
+        items = inference_inputs(str(tmp_path / pattern))
+    assert [item["case"] for item in items] == ["0000" if pattern == "*/*" else "p1"]
+    assert f"/report': DICOM that holds no volume ({kind})" in caplog.text or pattern == "*/*"
+    assert "Not taken" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", WITHOUT_VOLUME)
+def test_where_nothing_else_is_there_a_report_is_a_failure(tmp_path, write_dicom_series, kind):
+    number, tags = WITHOUT_VOLUME[kind]
+    write_dicom_series(tmp_path / "report", VOXELS[..., :number], **tags)
+    assert f"holds no volume ({kind})" in refused(tmp_path / "report")["report"]
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {},
+        {"SOPClassUID": CAPTURE},  # with places
+        {"SOPClassUID": CAPTURE, **NO_PLACE},  # of one series, in grey: a volume that has lost its places
+        {"SOPClassUID": "1.2.3.4", **NO_PLACE},  # private
+        {"SOPClassUID": "1.2.3.4", "Rows": None},
+        {"Rows": None},  # damaged
+        {"SOPClassUID": lambda index: "1.2.840.10008.5.1.4.1.1.2" if index else SR},
+    ],
+    ids=str,
+)
+def test_what_may_be_a_volume_is_no_report(tmp_path, write_dicom_series, tags):
+    write_dicom_series(tmp_path / "p1", VOXELS, **tags)
+    write_dicom_series(tmp_path / "p2", VOXELS)
+    assert list(taken(tmp_path)) == ["p1", "p2"]
+
+
+def test_a_damaged_slice_beside_a_report_is_no_report(tmp_path, write_dicom_series):
+    tags = WITHOUT_VOLUME["Basic Text SR Storage"][1]
+    write_dicom_series(tmp_path / "p1", VOXELS[..., :1], name="IM{index}", **tags)
+    (tmp_path / "p1" / "IM1").touch()
+    touch(tmp_path, "p2/1.dcm")
+    assert list(taken(tmp_path)) == ["p1", "p2"]

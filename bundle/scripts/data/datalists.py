@@ -343,6 +343,9 @@ def _items_at(path: Path, leave_out: Path | None) -> list[dict[str, str]]:
     else:
         matches = outermost([Path(match) for match in glob.glob(str(path), recursive=True)])
         found, root = found_at(matches, leave_out), None
+    if not found.images:  # nor is there anything else to be done
+        found.problems |= found.no_volumes
+        found.no_volumes = {}
     _say_what_is_left(found)
     tops = dict.fromkeys(found.images, root) if root else {}
     if not root:  # a pattern names many folders, none in another: what lies in each is named after it
@@ -371,6 +374,8 @@ def _name_below(image: Path, top: Path | None, suffix: str | None = None) -> str
 def _say_what_is_left(found: Found) -> None:
     for reason in found.problems.values():
         logger.warning("Not taken: %s", reason)
+    for reason in found.no_volumes.values():
+        logger.info("Left out: %s", reason)
     if found.others:
         logger.info("No images, and not looked into: %s.", listed(found.others))
     if found.copies:

@@ -23,7 +23,7 @@ from .dicom_files import check_deflated, dicom_files, is_dicom_file, is_index
 from .dicom_grid import Slice, slices_of, stacked
 from .dicom_pixels import TAGS, Frames, Rescale, check_header, read_frames
 from .dicom_remarks import COUNTS, remarks
-from .dicom_series import Headers, chosen_series, is_image, title, without_images
+from .dicom_series import Headers, chosen_series, is_image, other_objects, title, without_images
 from .file_names import original_of, without_added
 
 _TAGS: list[Any] = [
@@ -99,6 +99,25 @@ def series_slices(path: Path, series: str | None = None) -> tuple[list[tuple[Pat
     """
     found = _find_series(path, series)
     return [(each.file, each.frame) for each in found.slices], found.affine
+
+
+def without_volume(path: Path) -> str | None:
+    """Why a folder, or a file, is left out where others are taken: its files, such as reports or pages of text, cannot
+    be parts of a volume. None where one may be, or where something is amiss, of which reading it has words.
+
+    Args:
+        path: with DICOM files, or one.
+    """
+    files = [path] if path.is_file() else dicom_files(path)
+    try:
+        kinds = other_objects((file, _read_header(file)) for file in files)
+        if not kinds:
+            return None
+        _check_links(path)
+        _check_lost_slices(path)
+    except Exception:  # pydicom fails in many ways on what is damaged
+        return None
+    return f"'{path}': DICOM that holds no volume ({listed(kinds)}), expected slices of an image. Give their folder."
 
 
 def _find_series(path: Path, series: str | None) -> _Series:

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pydicom
-from pydicom.uid import UID, ParametricMapStorage
+from pydicom.uid import (
+    UID,
+    MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
+    MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+    MultiFrameSingleBitSecondaryCaptureImageStorage,
+    MultiFrameTrueColorSecondaryCaptureImageStorage,
+    ParametricMapStorage,
+    SecondaryCaptureImageStorage,
+)
 
 from ..errors import DatasetError, count, listed, one_line
 from .dicom_files import NO_IMAGE
@@ -14,6 +24,15 @@ from .dicom_pixels import frames_of
 
 _SIEMENS = ("SIEMENS MR HEADER", 0x0019, 0x0A)  # where it says how many slices lie side by side in an image
 _IMAGE_CLASS = "Image Storage"  # in the standard's names of the classes of images
+_CAPTURES = (  # what somebody saw on a screen or on paper
+    *(SecondaryCaptureImageStorage, MultiFrameSingleBitSecondaryCaptureImageStorage),
+    *(MultiFrameGrayscaleByteSecondaryCaptureImageStorage, MultiFrameGrayscaleWordSecondaryCaptureImageStorage),
+    MultiFrameTrueColorSecondaryCaptureImageStorage,
+)
+_PLACES = (  # elements that say where an image lies
+    *("ImagePositionPatient", "ImageOrientationPatient"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+)
 
 Headers = dict[Path, pydicom.Dataset]
 
@@ -61,6 +80,26 @@ def chosen_series(path: Path, headers: Headers, series: str | None) -> Headers:
 def without_images(headers: Headers) -> list[str]:
     """The series in a folder that hold no image, such as reports, as messages call them."""
     return [_summary(group) for group in _by_series(headers) if not any(map(is_image, group.values()))]
+
+
+def other_objects(headers: Iterable[tuple[Path, pydicom.Dataset]]) -> list[str]:
+    """What files are of which none can be a part of a volume, such as reports, in the standard's words; nothing where
+    one may be: then no further header is asked for.
+
+    Args:
+        headers: files, and what they say.
+    """
+    names, grey_pages = [], Counter[str]()
+    for file, header in headers:
+        sop_class = str(header.get("SOPClassUID") or "")
+        if not _is_other_object(sop_class) and header.get("Modality") not in NO_IMAGE:
+            if sop_class not in _CAPTURES or any(keyword in header for keyword in _PLACES):
+                return []
+            if (header.get("SamplesPerPixel") or 1) == 1:
+                # one by itself is a page of text; several may be a volume that has lost its places
+                grey_pages[str(header.get("SeriesInstanceUID"))] += frames_of(file, header)
+        names.append(_class_name(sop_class) if sop_class else str(header.Modality))
+    return [] if any(pages > 1 for pages in grey_pages.values()) else sorted(set(names))
 
 
 def _by_series(headers: Headers) -> list[Headers]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..errors import DatasetError
 from ..files import json_of
+from .dicom import without_volume
 from .dicom_files import holds_dicom, is_copy, is_dicom_file, is_index
 from .file_names import DICOM_SUFFIXES, HEADER_SUFFIXES, IMAGE_SUFFIXES, is_image_file, without_added
 from .volumes import files_beside
@@ -68,6 +69,7 @@ class Found:
         images: files, and folders with the slices of DICOM series.
         problems: reasons by path, of what may be an image but cannot be taken.
         others: files that are no images.
+        no_volumes: reasons by path, of DICOM that holds none, such as reports.
         copies: of files beside them, such as editors and broken downloads leave.
         results: folders that an inference wrote.
         voxels: files with the voxels of headers, which are not images by themselves.
@@ -76,6 +78,7 @@ class Found:
     images: list[Path] = field(default_factory=list)
     problems: dict[Path, str] = field(default_factory=dict)
     others: list[Path] = field(default_factory=list)
+    no_volumes: dict[Path, str] = field(default_factory=dict)
     copies: list[Path] = field(default_factory=list)
     results: list[Path] = field(default_factory=list)
     voxels: set[Path] = field(default_factory=set)
@@ -124,6 +127,7 @@ def _sort_among_results(found: Found, folder: Path, entries: list[Path], results
     there = Found(voxels=found.voxels)
     _sort_into(there, folder, entries)
     found.problems |= there.problems
+    found.no_volumes |= there.no_volumes
     for image in there.images:
         found.problems[image] = (
             f"'{image}': in the folder of an inference's results, '{results}', of which no image is taken. Move it to "
@@ -154,6 +158,7 @@ def found_at(paths: list[Path], leave_out: Path | None = None) -> Found:
             found.images += below.images
             found.problems |= below.problems
             found.others += below.others
+            found.no_volumes |= below.no_volumes
             found.copies += below.copies
             found.results += below.results
     return found
@@ -191,7 +196,7 @@ def _sort_into(found: Found, folder: Path | None, entries: list[Path]) -> None:
             elif is_dicom_file(file):
                 slices.append(file)
                 if folder is None:
-                    found.images.append(file)
+                    _take_dicom(found, file)
             elif file.resolve() not in found.voxels:
                 _sort_other(found, file)
         except OSError as error:
@@ -200,10 +205,18 @@ def _sort_into(found: Found, folder: Path | None, entries: list[Path]) -> None:
         for file in slices:  # a report, beside images, that is called like a slice
             _sort_other(found, file)
     elif slices and folder is not None:
-        found.images.append(folder)
+        _take_dicom(found, folder)
         for file in files:
-            if file in found.problems and file.is_symlink():
+            if folder in found.images and file in found.problems and file.is_symlink():
                 del found.problems[file]  # it may be one of the slices, so the series itself is refused
+
+
+def _take_dicom(found: Found, path: Path) -> None:
+    """Sorts a DICOM file, or a folder of them."""
+    if reason := without_volume(path):
+        found.no_volumes[path] = reason
+    else:
+        found.images.append(path)
 
 
 def _may_hold_dicom(file: Path) -> bool:
