@@ -244,6 +244,28 @@ def test_results_of_earlier_inferences_are_recognised(tmp_path):
     assert taken(tmp_path) == {"a": "a.nii.gz"} and not refused(tmp_path)
 
 
+@pytest.mark.parametrize("pattern", ["out", "out/*", "o*"])
+def test_results_that_are_given_as_input_are_no_scans(tmp_path, write_dicom_series, caplog, pattern):
+    out = touch(
+        tmp_path / "out", *(f"a{end}" for end in ("_seg.nii.gz", "_prob.nii.gz", "_uncertainty_upright.nii.gz"))
+    )
+    write_dicom_series(out, VOXELS[..., :1], name="a_seg.dcm")
+    touch(out, "previews/a.png")
+    (out / "results.json").write_text('{"configurations": {}, "cases": {"a": {}, "d_seg": {}}}')
+
+    with pytest.raises(FileNotFoundError) as info:
+        inference_inputs(str(tmp_path / pattern))
+    assert pattern != "out" or f"'{out}' holds the results of an inference, of which no image is taken" in str(
+        info.value
+    )
+
+    touch(out, "b.nii.gz", "b_seg.nii.gz")  # of nothing that was recorded
+    with caplog.at_level("INFO"):
+        items = inference_inputs(str(tmp_path / pattern))
+    assert [item["image"] for item in items] == [f"{out}/b.nii.gz", f"{out}/b_seg.nii.gz"]
+    assert f"Results of an inference, of which no image is taken: '{out}'" in caplog.text
+
+
 def test_results_may_not_go_where_images_are_looked_for(tmp_path):
     touch(tmp_path, "p1/a.nii.gz")
     with pytest.raises(DatasetError, match="the one that the images are read from"):

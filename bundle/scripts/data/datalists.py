@@ -23,7 +23,7 @@ from ..files import json_of
 from .case_patterns import case_path, cases_matching, check_patterns
 from .dicom_files import is_dicom_file
 from .file_names import CANNOT_BE_TAKEN, IMAGE_SUFFIXES, case_name, is_image_file, told_by_suffix
-from .found_files import Found, found_at, found_below, is_folder, outermost
+from .found_files import Found, found_at, found_below, is_folder, outermost, recorded_cases
 
 # bytes in the name of a case: with what results add to it, such as "_uncertainty_upright.nii.gz", a file's 255
 LONGEST_NAME = 228
@@ -385,6 +385,8 @@ def _say_what_is_left(found: Found) -> None:
 
 
 def _nothing_at(path: Path) -> str:
+    if path.is_dir() and recorded_cases(path) is not None:
+        return f"The input folder '{path}' holds the results of an inference, of which no image is taken."
     if path.is_dir():
         return f"There is no image in the input folder '{path}'. {_what_is_there(path)}"
     if glob.has_magic(str(path)):

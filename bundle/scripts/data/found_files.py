@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,9 +55,8 @@ _ZIPPED = (
 )
 _DROPPINGS = ("__macosx", "thumbs.db", "desktop.ini")  # of systems
 _RECORDS = "results.json"  # of an inference
-_RESULT = re.compile(
-    r".*_(seg|prob|uncertainty)([._].*)?"
-)  # what an inference calls its images, or a user who mends one
+# what an inference calls its images, or a user who mends one
+_RESULT = re.compile(r"_(seg|prob|uncertainty)(?=[._]|\Z)")
 _PREVIEWS = "previews"  # and the folder of its pictures
 
 
@@ -104,18 +103,22 @@ def found_below(folder: Path, leave_out: Path | None = None) -> Found:
                 again[each] = seen[real]
             continue
         seen[real] = each
-        if each != folder and (leave_out is not None and real == os.path.realpath(leave_out) or _is_output(each)):
+        if each != folder and (
+            leave_out is not None and real == os.path.realpath(leave_out) or recorded_cases(each) is not None
+        ):
             found.results.append(each)
             results = each
         try:
             entries = [entry for entry in sorted(each.iterdir()) if not _is_clutter(entry)]
+            if each == folder:
+                entries = _without_results(found, entries)
         except OSError as error:
             found.problems[each] = f"'{each}': cannot be opened ({error.strerror}). Ask for permission to read it."
             continue
         if results is None:
             _sort_into(found, each, entries)
         else:
-            entries = [entry for entry in entries if entry.name != _PREVIEWS and not _RESULT.fullmatch(entry.name)]
+            entries = [entry for entry in entries if entry.name != _PREVIEWS and not _RESULT.search(entry.name)]
             _sort_among_results(found, each, entries, results)
         pending += ((entry, results) for entry in entries if is_folder(entry))
     _say_again(found, again)
@@ -151,6 +154,7 @@ def _say_again(found: Found, again: Mapping[Path, Path]) -> None:
 def found_at(paths: list[Path], leave_out: Path | None = None) -> Found:
     """The same of single files and of folders, such as a pattern names; files are taken each by itself."""
     found = Found()
+    paths = _without_results(found, paths)
     _sort_into(found, None, [path for path in paths if not is_folder(path) and not _is_clutter(path)])
     for path in paths:
         if is_folder(path):
@@ -297,13 +301,29 @@ def _named_by(file: Path) -> Iterator[Path]:
         return
 
 
-def _is_output(folder: Path) -> bool:
-    """Whether an inference wrote its results to a folder."""
+def recorded_cases(folder: Path) -> Collection[str] | None:
+    """The cases of which an inference wrote its results to a folder; None where there was none."""
     records = folder / _RECORDS
     try:
-        return records.is_file() and {"configurations", "cases"} <= json_of(records.read_text("utf-8")).keys()
-    except (OSError, ValueError, AttributeError):
-        return False
+        content = json_of(records.read_text("utf-8")) if records.is_file() else {}
+        return content["cases"].keys() if "configurations" in content else None
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return None
+
+
+def _without_results(found: Found, paths: Sequence[Path]) -> list[Path]:
+    """The paths but for what an inference wrote beside its records: somebody asks for the folder of the results, where
+    images of other cases may lie as well.
+    """
+    recorded = {folder: recorded_cases(folder) for folder in {path.parent for path in paths}}
+    left = []
+    for path in paths:
+        cases, names = recorded[path.parent], (path.name[: end.start()] for end in _RESULT.finditer(path.name))
+        if cases is None or not (path.name == _PREVIEWS or any(name in cases for name in names)):
+            left.append(path)
+        elif path.parent not in found.results:
+            found.results.append(path.parent)
+    return left
 
 
 def _is_clutter(path: Path) -> bool:
