@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import itk
@@ -167,6 +168,27 @@ def test_an_overlay_that_was_edited_is_kept(tiny_dataset, tmp_path):
     with pytest.raises(DatasetError, match="overlay.json'.*--overwrite True"):
         prepare_folder(*arguments)
     assert "spleen" in edited.read_text()
+
+
+@pytest.mark.parametrize("edited", [False, True])
+@pytest.mark.parametrize("kind", [".nii.gz", ".nrrd"])
+def test_an_overlay_that_was_moved_with_its_folder_says_the_new_places(tiny_dataset, tmp_path, kind, edited):
+    for path in tiny_dataset.iterdir() if kind == ".nrrd" else ():
+        voxels = np.asanyarray(nib.load(path).dataobj).T
+        itk.imwrite(itk.image_from_array(np.ascontiguousarray(voxels)), str(path).replace(".nii.gz", kind))
+    arguments = (tiny_dataset, f"image_{{case}}{kind}", f"label_{{case}}{kind}")
+    prepare_folder(*arguments, tmp_path / "old")
+    before = (tmp_path / "old/overlay.json").read_text()
+    moved = (tmp_path / "old").rename(tmp_path / "a new one") / "overlay.json"
+
+    if edited:
+        moved.write_text(before.replace("organ 1", "spleen"))
+        with pytest.raises(DatasetError, match="overlay.json'.*--overwrite True"):
+            prepare_folder(*arguments, moved.parent)
+    else:
+        assert "overlay.json" in prepare_folder(*arguments, moved.parent)
+        assert moved.read_text() == before.replace(f"{tmp_path}/old", f"{tmp_path}/a new one")
+        assert json.loads(moved.read_text())["dataset_dir"] == str(tiny_dataset if kind != ".nrrd" else moved.parent)
 
 
 @pytest.mark.parametrize(

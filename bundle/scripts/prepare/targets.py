@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import filecmp
+import json
+import re
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -15,7 +17,7 @@ from ..console import counted
 from ..data.datalists import Item
 from ..data.volumes import Volume, VolumeReader
 from ..errors import DatasetError, count
-from ..files import whole_file
+from ..files import json_of, whole_file
 from ..inert import inert_json
 from ..places import Places, refuse_blocked
 from .configs import CASE
@@ -32,8 +34,20 @@ class Target:
         below = [(self.folder, "*.json"), *((self.folder / key, "*.nii.gz") for key in ("image", "label"))]
         refuse_blocked(Places((), tuple(below)))
 
-    def store(self, name: str, write: Callable[[Path], object], same: Callable[[Path], bool]) -> None:
+    def store(
+        self,
+        name: str,
+        write: Callable[[Path], object],
+        same: Callable[[Path], bool],
+        outdated: Callable[[Path], bool] = lambda path: False,
+    ) -> None:
         """Writes a file unless the same one is there.
+
+        Args:
+            name: below the folder.
+            write: writes the file under the name that it is given.
+            same: whether the file of a name is the same.
+            outdated: whether it is what this would replace without a loss.
 
         Raises:
             DatasetError: another one is there, and ``overwrite`` is off.
@@ -43,7 +57,7 @@ class Target:
             if same(path):
                 self.kept += 1
                 return
-            if not self.overwrite:
+            if not (self.overwrite or outdated(path)):
                 raise DatasetError(
                     f"'{path}': there already, with another content than this source gives it. Name another --output, "
                     "or replace the file with --overwrite True."
@@ -88,9 +102,27 @@ def _compact(voxels: np.ndarray) -> np.ndarray:
 
 
 def store_overlay(target: Target, name: str, content: Mapping[str, object], evaluated: Collection[str] = ()) -> None:
-    """Writes a JSON file that MONAI will read; see :func:`~scripts.inert.inert_json`."""
+    """Writes a JSON file that MONAI will read; see :func:`~scripts.inert.inert_json`. One that differs only since it
+    has the places of a folder that was moved or copied since is replaced.
+    """
     text = inert_json(content, evaluated)
-    target.store(name, lambda path: path.write_text(text), lambda path: path.read_text() == text)
+    target.store(
+        name,
+        lambda path: path.write_text(text),
+        lambda path: path.read_text() == text,
+        lambda path: _moved(path, target.folder) == text,
+    )
+
+
+def _moved(overlay: Path, folder: Path) -> str | None:
+    """The text of an overlay with the places of the folder that it lies in now; None where it does not say another."""
+    try:
+        text = overlay.read_text()
+        before = Path(json_of(text)["output_dir"]).parent
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    old, new = (json.dumps(str(each))[1:-1] for each in (before, folder))
+    return re.sub(f'"{re.escape(old)}(?=["/])', lambda found: f'"{new}', text)
 
 
 def convert(items: Sequence[Item], target: Target, reader: VolumeReader, channel: int | None = None) -> dict[str, str]:
