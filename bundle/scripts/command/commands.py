@@ -76,7 +76,7 @@ def segment(
         options = {"prior_file": plain(prior_of(model), "model"), **options}
     wanted = {"input": typed(input_of(scans, folder)), "output": typed(shown(folder)), **options}
     before = _records(folder)
-    code = run(workflow("inferring", configs, options=wanted, processes=_whole("processes", processes)))
+    code = run(workflow("inferring", configs, options=wanted, processes=_number_from_1("processes", processes)))
     if code == 0:
         print(f"\nLabel maps, previews and report.html are in {shown(folder)}.")
         return 0
@@ -345,7 +345,7 @@ def _failure(before: Mapping[str, Any], after: Mapping[str, Any]) -> int:
     return SOME_FAILED if before != after and "failed" in status and "done" in status else FAILED
 
 
-def _whole(name: str, text: str) -> int:
+def _number_from_1(name: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text)):
         raise UsageError(f"--{name} is '{text}', expected a number from 1.")
     return int(text)
