@@ -76,7 +76,9 @@ def test_of_several_channels_one_is_chosen(spleen, tmp_path):
 def test_another_json_is_refused(tmp_path, content):
     (tmp_path / "dataset.json").write_text(content)
 
-    with pytest.raises(DatasetError, match="dataset.json'(: not in the Decathlon's format| cannot be read)"):
+    with pytest.raises(
+        DatasetError, match="dataset.json'(: not in the Decathlon's format| cannot be read| holds a list)"
+    ):
         prepare_decathlon(tmp_path, tmp_path / "out")
 
 

@@ -10,30 +10,11 @@ from typing import Any
 
 from ..data.organ_names import SHIPPED, check_background, organ_named
 from ..errors import DatasetError, listed, one_line
-from ..files import json_of
 
 REMEDY = "say what values mean: --label_map \"{'spleen': 1, 'liver': 6}\""  # without its first capital
 _IGNORED = "ignore"  # nnU-Net's name for what nobody has labelled
 
 logger = logging.getLogger(__name__)
-
-
-def dataset_json(folder: Path) -> dict[str, Any]:
-    """What a ``dataset.json`` says, empty where there is none.
-
-    Raises:
-        DatasetError: it cannot be read: without it, organs would have numbers for names.
-    """
-    path = folder / "dataset.json"
-    if not path.is_file():
-        return {}
-    try:
-        content = json_of(path.read_text(encoding="utf-8"), once="labels")
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"'{path}' cannot be read ({error}). Mend it, or move it elsewhere.") from error
-    if not isinstance(content, dict):
-        raise DatasetError(f"'{path}' holds a {type(content).__name__}, expected an object. Mend it, or move it away.")
-    return content
 
 
 def label_map_of(about: Mapping[str, Any], path: Path) -> dict[str, int] | None:
@@ -46,7 +27,7 @@ def label_map_of(about: Mapping[str, Any], path: Path) -> dict[str, int] | None:
     labels = about.get("labels")
     if not isinstance(labels, dict):
         return None
-    values = {name: _whole(value) for name, value in labels.items()}
+    values = {name: _label_value(value) for name, value in labels.items()}
     odd = [name for name, value in values.items() if value is None]
     if odd:  # regions of several values, or the Decathlon's order
         logger.warning(
@@ -69,7 +50,7 @@ def label_map_of(about: Mapping[str, Any], path: Path) -> dict[str, int] | None:
     return {organ: values[names[organ][0]] or 0 for organ in sorted(names, key=shipped_first)} or None
 
 
-def _whole(value: Any) -> int | None:
+def _label_value(value: Any) -> int | None:
     """A label value, also as text; None for anything else."""
     if isinstance(value, str) and value.isdecimal():
         return int(value)

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 from ..data.file_names import IMAGE_SUFFIXES
 from ..data.organ_names import SHIPPED, organ_named
 from ..errors import DatasetError, MissingFileError, count, listed
-from ..prepare.configs import holds_preparation, modality_named
-from .dataset_json import dataset_json, label_map_of, shipped_first
+from ..prepare.configs import holds_preparation, modality_named, read_dataset_json
+from .dataset_json import label_map_of, shipped_first
 
 CASE, ORGAN = "{case}", "{organ}"
 _ANY = ".*"  # an ending of a pattern: whichever a file has
@@ -79,7 +79,8 @@ def layout_of(folder: Path, *, leave_out: Path | None = None, organs_given: bool
     """
     if not folder.is_dir():
         raise MissingFileError(f"There is no folder '{folder}'. Give the folder with the images and their labels.")
-    about = dataset_json(folder)
+    listing = folder / "dataset.json"
+    about = read_dataset_json(listing) if listing.is_file() else {}
     if isinstance(about.get("training"), list):
         cases = [Path(str(each.get("label", ""))).name for each in about["training"] if isinstance(each, dict)]
         return Layout(None, None, cases, text=f"dataset.json lists {count(len(cases), 'labelled volume')}.")
@@ -101,7 +102,7 @@ def layout_of(folder: Path, *, leave_out: Path | None = None, organs_given: bool
     _say_what_validates(folder, image)
     label_map = None
     if not organs_given:
-        label_map = _masks(folder, label, cases) if ORGAN in label else label_map_of(about, folder / "dataset.json")
+        label_map = _masks(folder, label, cases) if ORGAN in label else label_map_of(about, listing)
     text = f"{count(len(cases), 'labelled volume')}: {image} with {label}."
     return Layout(image, label, cases, label_map, _modality(about, image), text)
 

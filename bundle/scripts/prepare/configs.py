@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors import DatasetError
 from ..files import json_of
@@ -24,6 +25,21 @@ _OTHERS = r"PET|SPECT|NM|PT|US|CBCT"  # which beside a word of CT or MR leave op
 def read_config(name: str) -> dict:
     """One of the bundle's configurations, such as ``btcv.json``, as it is written."""
     return json.loads((_CONFIGS / name).read_text())
+
+
+def read_dataset_json(path: Path) -> dict[str, Any]:
+    """What the ``dataset.json`` of nnU-Net or the Decathlon says.
+
+    Raises:
+        DatasetError: it cannot be read, or names a label twice: without it, organs would have numbers for names.
+    """
+    try:
+        content = json_of(path.read_text(encoding="utf-8"), once="labels")
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"'{path}' cannot be read ({error}). Mend it, or move it elsewhere.") from error
+    if not isinstance(content, dict):
+        raise DatasetError(f"'{path}' holds a {type(content).__name__}, expected an object. Mend it, or move it away.")
+    return content
 
 
 def intensity_of(modality: str) -> dict[str, object]:

@@ -16,8 +16,7 @@ from ..data.file_names import case_name
 from ..data.organ_names import check_background, with_known_names
 from ..data.volumes import VolumeReader
 from ..errors import DatasetError, listed, one_line
-from ..files import json_of
-from .configs import CASE, background_of, intensity_of, modality_named
+from .configs import CASE, background_of, intensity_of, modality_named, read_dataset_json
 from .modalities import common_modality, unit_warnings
 from .overlays import cases_with_organs, chosen_train_cases, stated_settings, write_overlay
 from .targets import Target, convert
@@ -126,10 +125,7 @@ def _decathlon_content(source: str) -> _Described:
     path = (path / "dataset.json" if path.is_dir() else path).resolve()
     if not path.is_file():
         raise DatasetError(f"'{path}' is not there, expected the dataset.json of a data set. Correct the path.")
-    try:
-        content = json_of(path.read_text(), once="labels")
-    except ValueError as error:
-        raise DatasetError(f"'{path}' cannot be read ({error}). Correct it.") from error
+    content = read_dataset_json(path)
     try:
         label_map = {str(name): int(value) for value, name in content["labels"].items() if int(value)}
         values = [int(value) for value in content["labels"]]
