@@ -149,6 +149,7 @@ def _all(values: Any, kind: type | tuple[type, ...]) -> bool:
     return isinstance(values, (list, tuple)) and all(isinstance(each, kind) for each in values)
 
 
+@functools.cache
 def _kinds() -> dict[str, set[str]]:
     """Kinds of the settings that a prior's file may record."""
     config = json.loads((BUNDLE / "configs" / OVERLAY).read_text("utf-8"))
