@@ -630,7 +630,8 @@ def test_where_nothing_else_is_there_a_report_is_a_failure(tmp_path, write_dicom
     [
         {},
         {"SOPClassUID": CAPTURE},  # with places
-        {"SOPClassUID": CAPTURE, **NO_PLACE},  # of one series, in grey: a volume that has lost its places
+        {"SOPClassUID": CAPTURE, **NO_PLACE},  # several in grey: a volume that has lost its places
+        {"SOPClassUID": CAPTURE, **NO_PLACE, "SeriesInstanceUID": lambda index: f"1.2.{index}"},
         {"SOPClassUID": "1.2.3.4", **NO_PLACE},  # private
         {"SOPClassUID": "1.2.3.4", "Rows": None},
         {"Rows": None},  # damaged

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -89,17 +88,17 @@ def other_objects(headers: Iterable[tuple[Path, pydicom.Dataset]]) -> list[str]:
     Args:
         headers: files, and what they say.
     """
-    names, grey_pages = [], Counter[str]()
+    names, grey_pages = set(), 0
     for file, header in headers:
         sop_class = str(header.get("SOPClassUID") or "")
         if not _is_other_object(sop_class) and header.get("Modality") not in NO_IMAGE:
             if sop_class not in _CAPTURES or any(keyword in header for keyword in _PLACES):
                 return []
-            if (header.get("SamplesPerPixel") or 1) == 1:
-                # one by itself is a page of text; several may be a volume that has lost its places
-                grey_pages[str(header.get("SeriesInstanceUID"))] += frames_of(file, header)
-        names.append(_class_name(sop_class) if sop_class else str(header.Modality))
-    return [] if any(pages > 1 for pages in grey_pages.values()) else sorted(set(names))
+            grey_pages += frames_of(file, header) if (header.get("SamplesPerPixel") or 1) == 1 else 0
+            if grey_pages > 1:  # one is a page of text, several may be a volume that has lost its places
+                return []
+        names.add(_class_name(sop_class) if sop_class else str(header.Modality))
+    return sorted(names)
 
 
 def _by_series(headers: Headers) -> list[Headers]:
