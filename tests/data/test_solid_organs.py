@@ -74,6 +74,44 @@ def test_an_organ_that_is_nowhere_or_black():
     assert not kept(data).any()
 
 
+def test_one_slice_that_was_missed_is_filled_in_shape():
+    data, liver, lung = scan(other=0.5)
+    labels = data["pred"][0].numpy()
+    labels[lung] = 0
+    labels[:14, :, 8:][labels[:14, :, 8:] == LIVER] = 0
+    labels[:, :, 7] = 0
+    labels[45:55, 20:35, 7] = 1  # the spleen is there still
+
+    filled = KeepSolidOrgansd("pred", ORGANS, solid=["liver"])(data)["pred"][0].numpy()
+
+    # between an edge at 10 below and at 14 above lies one at 12
+    assert np.flatnonzero(filled[:, 20, 7] == LIVER).tolist() == list(range(12, 40))
+    assert (filled[45:55, 20:35, 7] == 1).all() and (filled[:, :, 4:16] == LIVER).any((0, 1)).all()
+
+
+@pytest.mark.parametrize("gone", [slice(7, 9), slice(4, 5)], ids=["two slices", "the organ's end"])
+def test_other_slices_without_the_organ_stay_so(gone):
+    data, _, lung = scan()
+    labels = data["pred"][0].numpy()
+    labels[lung] = 0
+    labels[:, :, gone][labels[:, :, gone] == LIVER] = 0
+
+    filled = KeepSolidOrgansd("pred", ORGANS, solid=["liver"])(data)["pred"][0].numpy()
+
+    assert not (filled[:, :, gone] == LIVER).any()
+
+
+def test_of_two_pieces_that_do_not_overlap_nothing_is_between():
+    data, _, lung = scan()
+    labels = data["pred"][0].numpy()
+    labels[labels == LIVER] = 0
+    labels[10:20, 10:40, 4:8] = labels[30:40, 10:40, 9:16] = LIVER
+
+    filled = KeepSolidOrgansd("pred", ORGANS, solid=["liver"])(data)["pred"][0].numpy()
+
+    assert not (filled[:, :, 8] == LIVER).any()
+
+
 def test_of_pieces_the_largest_stays():
     data, _, _ = scan(0.5, 0.5)
     data["pred"][0, 50:55, 40:45, 20:22] = LIVER

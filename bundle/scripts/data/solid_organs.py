@@ -1,9 +1,9 @@
 """What a volume says of a solid organ that no slice does: that it is one piece, and of one grey.
 
 A network that sees slices takes a lung for a liver that is black with iron, where the liver itself is not in the slice
-to compare with; and what touches an organ and looks like it, for a part of it. Spleen, liver and kidneys are of one
-piece, which nothing thin holds together, and even across a poor coil their grey varies by less than a factor of two or
-three. Of hollow organs none of that is true. Not in the paper.
+to compare with; what touches an organ and looks like it, for a part of it; and in one slice between two that hold an
+organ, nothing. Spleen, liver and kidneys are of one piece, which nothing thin holds together, and even across a poor
+coil their grey varies by less than a factor of two or three. Of hollow organs none of that is true. Not in the paper.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _voxels(labels: torch.Tensor, organs: int) -> np.ndarray:
 class KeepSolidOrgansd(MapTransform):
     """Takes away from solid organs what is darker than :data:`DARK` of their median grey or brighter than
     :data:`BRIGHT`, on an average of what lies around; then all but the largest piece; then what hangs on it by a bridge
-    (:func:`.bridges.bridged`).
+    (:func:`.bridges.bridged`). A single slice without the organ between two whose pieces overlap is filled before.
 
     Args:
         keys: label maps ``(1, I, J, K)`` of integers; changed in place.
@@ -103,6 +103,7 @@ def _keep_solid(labels: np.ndarray, value: int, stored: torch.Tensor, image: Met
     """What :class:`KeepSolidOrgansd` says of one organ, within its box; see :func:`_other_greys`."""
     spacing = voxel_sizes(np.asarray(image.affine, float))
     labels[_other_greys(labels == value, stored, image, spacing)] = 0
+    labels[_missed(labels == value) & (labels == 0)] = value
     if not (labels == value).any():
         return
     pieces = Pieces(labels, value)
@@ -131,6 +132,24 @@ def _other_greys(organ: np.ndarray, stored: torch.Tensor, image: MetaTensor, spa
         mean = around / np.maximum(share, np.finfo(np.float32).tiny)
         other[..., index] = organ[..., index] & ((mean < DARK * median) | (mean > BRIGHT * median))
     return other
+
+
+def _missed(organ: np.ndarray) -> np.ndarray:
+    """What lies between, in shape, where an organ ``(H, W, slices)`` is in two slices and not in the one between."""
+    missed = np.zeros_like(organ)
+    there = organ.any((0, 1))
+    for index in np.flatnonzero(~there[1:-1] & there[:-2] & there[2:]) + 1:
+        before, after = organ[..., index - 1], organ[..., index + 1]
+        if (before & after).any():
+            missed[..., index] = _depth(before) + _depth(after) > 0
+    return missed
+
+
+def _depth(mask: np.ndarray) -> np.ndarray:
+    """Distance from the edge in pixels, which an organ has at the ends of its box, too; negative outside."""
+    mask = np.pad(mask, 1)
+    depth = ndimage.distance_transform_edt(mask) - ndimage.distance_transform_edt(~mask)
+    return depth[1:-1, 1:-1]
 
 
 def _quoted(names: Sequence[str]) -> str:
