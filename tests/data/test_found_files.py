@@ -637,7 +637,10 @@ def test_where_nothing_else_is_there_a_report_is_a_failure(tmp_path, write_dicom
         {"Rows": None},  # damaged
         {"SOPClassUID": lambda index: "1.2.840.10008.5.1.4.1.1.2" if index else SR},
     ],
-    ids=str,
+    ids=[
+        *("slices", "captures with places", "captures without", "captures of several series", "private"),
+        *("private and damaged", "damaged", "a report and slices"),
+    ],
 )
 def test_what_may_be_a_volume_is_no_report(tmp_path, write_dicom_series, tags):
     write_dicom_series(tmp_path / "p1", VOXELS, **tags)
