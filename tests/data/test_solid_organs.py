@@ -101,11 +101,12 @@ def test_other_slices_without_the_organ_stay_so(gone):
     assert not (filled[:, :, gone] == LIVER).any()
 
 
-def test_of_two_pieces_that_do_not_overlap_nothing_is_between():
+@pytest.mark.parametrize("columns", [slice(30, 40), slice(16, 30)], ids=["apart", "a part"])
+def test_of_two_pieces_that_hardly_overlap_nothing_is_between(columns):
     data, _, lung = scan()
     labels = data["pred"][0].numpy()
     labels[labels == LIVER] = 0
-    labels[10:20, 10:40, 4:8] = labels[30:40, 10:40, 9:16] = LIVER
+    labels[10:20, 10:40, 4:8] = labels[columns, 10:40, 9:16] = LIVER
 
     filled = KeepSolidOrgansd("pred", ORGANS, solid=["liver"])(data)["pred"][0].numpy()
 

@@ -28,6 +28,7 @@ from .stored import scaled
 
 DARK, BRIGHT = 0.5, 3.0  # of the organ's median: what is darker or brighter is none of it
 AROUND = 8.0  # mm to either side in a slice, over which greys are averaged
+OVERLAP = 1 / 3  # of an organ's largest area, that two slices share where it has not ended in the one between them
 SPARED = 0.95  # of the voxels that experts have drawn: an organ of which less would stay is not solid
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ def _voxels(labels: torch.Tensor, organs: int) -> np.ndarray:
 class KeepSolidOrgansd(MapTransform):
     """Takes away from solid organs what is darker than :data:`DARK` of their median grey or brighter than
     :data:`BRIGHT`, on an average of what lies around; then all but the largest piece; then what hangs on it by a bridge
-    (:func:`.bridges.bridged`). A single slice without the organ between two whose pieces overlap is filled before.
+    (:func:`.bridges.bridged`). A single slice without the organ is filled before, between two in which it overlaps
+    by more than :data:`OVERLAP`.
 
     Args:
         keys: label maps ``(1, I, J, K)`` of integers; changed in place.
@@ -137,10 +139,11 @@ def _other_greys(organ: np.ndarray, stored: torch.Tensor, image: MetaTensor, spa
 def _missed(organ: np.ndarray) -> np.ndarray:
     """What lies between, in shape, where an organ ``(H, W, slices)`` is in two slices and not in the one between."""
     missed = np.zeros_like(organ)
-    there = organ.any((0, 1))
+    areas = organ.sum((0, 1))
+    there = areas > 0
     for index in np.flatnonzero(~there[1:-1] & there[:-2] & there[2:]) + 1:
         before, after = organ[..., index - 1], organ[..., index + 1]
-        if (before & after).any():
+        if (before & after).sum() > OVERLAP * areas.max():
             missed[..., index] = _depth(before) + _depth(after) > 0
     return missed
 
