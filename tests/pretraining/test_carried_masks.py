@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from scripts.errors import SettingError
 from scripts.networks.logits import mask_to_logits
 from scripts.networks.sam2_backbone import SAM2
 from scripts.networks.sam2_types import ImageFeatures, Memory
@@ -39,6 +40,11 @@ def test_rows_are_of_one_object_which_the_source_holds(clips):
     assert source.all() and not target.all()
     assert (batch["embedding"][0] != batch["embedding"][1]).flatten(1).any(1).all()
     assert all((batch["embedding"][0] != passed).flatten(1).any(1).all() for passed in batch["embedding"][2:])
+
+
+def test_clips_of_one_slice_are_refused(clips):
+    with pytest.raises(SettingError, match="`frames` must be 2 or more, got 1"):
+        EncodedClips(AnatomyClips(clips.anatomy.pool, [{**STAGE, "frames": 1}]), clips.backbone)
 
 
 def test_rows_follow_seed_epoch_and_index(clips):

@@ -20,6 +20,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from ..data.phantom_anatomy import ORGANS
+from ..errors import SettingError
 from ..networks.logits import MASK_LOGIT, mask_to_logits, resize_logits
 from ..networks.sam2_backbone import EMBEDDING_STRIDE, SAM2
 from ..networks.sam2_types import ImageFeatures, Memory
@@ -44,6 +45,9 @@ class EncodedClips:
         length: batches in an epoch.
         seed: of the rows drawn.
 
+    Raises:
+        SettingError: clips of one slice, of which none is far from another.
+
     Iterating gives ``embedding``, ``high_res_fine`` and ``high_res_coarse`` ``(2 + reach, rows, ...)`` of target,
     source and the others, ``mask`` ``(2 + reach, rows, 1, S, S)`` bool and ``classes`` ``(2 + reach, rows, S/16,
     S/16)``, indices into :data:`.patient_clips.CLASSES`.
@@ -62,6 +66,10 @@ class EncodedClips:
         length: int = 40,
         seed: int = 0,
     ) -> None:
+        if (frames := min(stage["frames"] for stage in anatomy.stages)) < 2:
+            raise SettingError(
+                f"Masks are carried from slice to slice of a clip: `frames` must be 2 or more, got {frames}."
+            )
         self.anatomy, self.backbone, self.batches = anatomy, backbone, batches
         self.rows, self.reach = rows, reach
         self.absent_share, self.others_share = absent_share, others_share
@@ -114,7 +122,7 @@ class EncodedClips:
             held = clips["mask"][clip, item].flatten(1).any(1).nonzero()[:, 0].tolist()
             if not held or (item >= len(ORGANS) and generator.random() > self.others_share):
                 continue
-            source, target = (int(generator.choice(held)), int(generator.integers(frames)))
+            source, target = int(generator.choice(held)), int(generator.integers(frames))
             if target == source or (target not in held and generator.random() > self.absent_share):
                 continue
             towards = 1 if source > target else -1
@@ -122,6 +130,11 @@ class EncodedClips:
             others = [frame for frame in range(frames) if frame != target]
             passed = [int(generator.choice(others)) if generator.random() < 0.2 else frame for frame in passed]
             return clips, clip, item, [target, source, *passed]
+
+
+def _slices(embedding: Tensor, fine: Tensor, coarse: Tensor) -> list[ImageFeatures]:
+    """Features of target, source and the others, each of all rows."""
+    return [ImageFeatures(each, (first, second)) for each, first, second in zip(embedding, fine, coarse)]
 
 
 class CarryingModel(ClipModel):
@@ -163,9 +176,7 @@ class CarryingModel(ClipModel):
         self, embedding: Tensor, high_res_fine: Tensor, high_res_coarse: Tensor, mask: Tensor, classes: Tensor
     ) -> dict[str, Tensor]:
         """Losses of a batch of :class:`EncodedClips`: those of :class:`ClipModel`, and ``tissue`` and ``place``."""
-        slices = [
-            ImageFeatures(each, (fine, coarse)) for each, fine, coarse in zip(embedding, high_res_fine, high_res_coarse)
-        ]
+        slices = _slices(embedding, high_res_fine, high_res_coarse)
         masks, target = mask.float(), mask[0].float()
         drawn = torch.rand(())
         if drawn < self.prompt_share:
@@ -249,12 +260,7 @@ class RecogniseTissues:
         device = next(backbone.parameters()).device
         for index in range(self.batches):
             batch = {key: value.to(device) for key, value in self.clips.batch(index).items()}
-            slices = [
-                ImageFeatures(
-                    batch["embedding"][place], (batch["high_res_fine"][place], batch["high_res_coarse"][place])
-                )
-                for place in range(2)
-            ]
+            slices = _slices(batch["embedding"], batch["high_res_fine"], batch["high_res_coarse"])
             memory = backbone.encode_memory(slices[1], mask_to_logits(batch["mask"][1].float()))
             backbone.condition(slices[0], [Memory(memory)])
             for place in range(2):
