@@ -181,11 +181,17 @@ class ClipModel(Described, nn.Module):
         best = outputs.iou[:, 1:].argmax(1) + 1
         logits = outputs.mask_logits[torch.arange(len(best), device=best.device), best][:, None].detach().float()
         logits = torch.where(score.detach()[..., None, None] > 0, logits, -MASK_LOGIT)
-        given = torch.rand(len(target), 1, device=target.device) < 0.3
+        return self._some_given(features, target, logits, score.detach().float(), 0.3)
+
+    def _some_given(
+        self, features: ImageFeatures, target: Tensor, logits: Tensor, score: Tensor, share: float
+    ) -> Tensor:
+        """Memories of decoded masks and object scores, of a share of them those of the true masks."""
+        given = torch.rand(len(target), 1, device=target.device) < share
         true_logits = mask_to_logits(target)
         logits = torch.where(given[..., None, None], true_logits, resize_logits(logits, target.shape[-1]))
         true_score = torch.where(target.flatten(1).amax(1, keepdim=True) > 0, MASK_LOGIT, -MASK_LOGIT)
-        return self.backbone.encode_memory(features, logits, torch.where(given, true_score, score.detach().float()))
+        return self.backbone.encode_memory(features, logits, torch.where(given, true_score, score))
 
     def _own_memory(self, features: ImageFeatures, target: Tensor, predicted: Tensor | None = None) -> Tensor:
         """The memory of this very frame, as a diffusion prior would give it: close, not exact; of those objects that

@@ -11,7 +11,7 @@ Pairs of slices need no order, so the clips are painted and encoded once, and dr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 from ..data.phantom_anatomy import ORGANS
 from ..errors import SettingError
-from ..networks.logits import MASK_LOGIT, mask_to_logits, resize_logits
+from ..networks.logits import mask_to_logits
 from ..networks.sam2_backbone import EMBEDDING_STRIDE, SAM2
 from ..networks.sam2_types import ImageFeatures, Memory
 from .backbone import ClipModel, random_prompts
-from .patient_clips import CLASSES, AnatomyClips, class_weights
+from .patient_clips import CLASSES, AnatomyClips, EpochBatches, class_weights
 
 
-class EncodedClips:
+class EncodedClips(EpochBatches):
     """Rows of slices and one object, drawn from clips of painted patients that are encoded once.
 
     A row is a slice to decode (the target), one whose memory it is given, which holds the object (the source), and the
@@ -73,18 +73,8 @@ class EncodedClips:
         self.anatomy, self.backbone, self.batches = anatomy, backbone, batches
         self.rows, self.reach = rows, reach
         self.absent_share, self.others_share = absent_share, others_share
-        self.length, self.seed, self.epoch = length, seed, 1
+        self.length, self.seed = length, seed
         self.encoded: list[dict[str, Tensor]] = []
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for index in range(self.length):
-            yield self.batch(index)
 
     @torch.no_grad()
     def encode(self) -> None:
@@ -206,12 +196,7 @@ class CarryingModel(ClipModel):
         """Memories of what is decoded on slices from the source's alone, some of the true masks."""
         with torch.no_grad():
             decoded = self.backbone.decode(self.backbone.condition(features, [Memory(source)]), features)
-            given = torch.rand(len(mask), 1, device=mask.device) < self.given_share
-            logits = resize_logits(decoded.gated(), self.backbone.image_size)
-            logits = torch.where(given[..., None, None], mask_to_logits(mask), logits)
-            true_score = torch.where(mask.flatten(1).amax(1, keepdim=True) > 0, MASK_LOGIT, -MASK_LOGIT)
-            score = torch.where(given, true_score, decoded.object_score)
-        return self.backbone.encode_memory(features, logits, score)
+        return self._some_given(features, mask, decoded.gated(), decoded.object_score, self.given_share)
 
     def _summary(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         weights = {"mask": self.mask_weight, "dice": self.dice_weight, "iou": self.iou_weight}

@@ -127,7 +127,28 @@ class Positions(NamedTuple):
     x: Tensor
 
 
-class AnatomyClips:
+class EpochBatches:
+    """Batches that are drawn by epoch and index, ``length`` in an epoch."""
+
+    length: int
+    epoch = 1
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for index in range(self.length):
+            yield self.batch(index)
+
+    def batch(self, index: int) -> dict[str, Tensor]:
+        """Batch ``index`` of the present epoch."""
+        raise NotImplementedError
+
+
+class AnatomyClips(EpochBatches):
     """Batches of clips of painted patients, deterministic by seed, epoch and index.
 
     Args:
@@ -177,18 +198,7 @@ class AnatomyClips:
         self.spacing, self.beyond, self.breathing = tuple(spacing), tuple(beyond), tuple(breathing)
         self.tilt = torch.tensor(tilt, device=pool.tissue.device)
         self.slide, self.anywhere, self.length, self.seed = slide, anywhere, length, seed
-        self.epoch = 1
         self.class_table = _class_table().to(pool.tissue.device)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for index in range(self.length):
-            yield self.batch(index)
 
     def batch(self, index: int) -> dict[str, Tensor]:
         """Batch ``index`` of the present epoch."""
