@@ -12,6 +12,7 @@ Run from the bundle's folder:
     python -m benchmarks.baselines.run fate_sam    --config_file $CONFIG
     python -m benchmarks.baselines.run protosam    --config_file $CONFIG
     python -m benchmarks.baselines.run true_memory --config_file $CONFIG
+    python -m benchmarks.baselines.run linear_probe --config_file $CONFIG
     python -m benchmarks.baselines.run naming      --config_file $CONFIG --prior_file models/model.pt
     python -m benchmarks.baselines.run diffusam    --config_file $CONFIG
     python -m benchmarks.baselines.run sam         --config_file $CONFIG --checkpoint sam_vit_b_01ec64.pth
@@ -39,6 +40,7 @@ from scripts.networks.diffusam import check_prior_file
 
 from benchmarks.baselines.evaluation import not_run, open_row, run_row
 from benchmarks.baselines.fate_sam import FateSamInferer, SupportBank
+from benchmarks.baselines.linear_probe import ProbeInferer, fit_probe
 from benchmarks.baselines.naming import NamingInferer, with_names
 from benchmarks.baselines.network_rows import unet, unetr
 from benchmarks.baselines.prompted import PromptedInferer, PromptedSAM, PromptedSAM2
@@ -200,6 +202,22 @@ def protosam(
     return run_row(row, build, overwrite)
 
 
+def linear_probe(config_file, output: str | None = None, overwrite: bool = False, **overrides) -> dict:
+    """What a linear map from the image embedding to organs reads, fitted to the training cases: a measure of
+    backbones.
+    """
+    row = open_row("linear_probe", config_file, {**overrides, "variants": 0}, output=output, settings={}, backbone=True)
+
+    get = row.parser.get_parsed_content
+
+    def build():
+        organs = len(get("organs"))
+        probe = fit_probe(get("train#dataset").files, organs)  # encodes what is not in the cache
+        return get("network").backbone, ProbeInferer(probe, organs, batch_size=get("encode_batch_size")), 0.0
+
+    return run_row(row, build, overwrite)
+
+
 def true_memory(config_file, output: str | None = None, overwrite: bool = False, **overrides) -> dict:
     """The upper bound of DiffuSAM without 3D: every slice decoded from the memory of its own true masks."""
     row = open_row("true_memory", config_file, overrides, output=output, settings={}, trains=False, backbone=True)
@@ -290,7 +308,7 @@ def diffusam(config_file, output: str | None = None, overwrite: bool = False, **
 
 ROWS = (
     *(unet, unetr, sam2_points, sam2_click, sam2_box, propagated, fate_sam, protosam, sam, true_memory, naming),
-    diffusam,
+    *(linear_probe, diffusam),
 )
 COMMANDS = {each.__name__: each for each in ROWS}
 

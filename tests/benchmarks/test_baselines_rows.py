@@ -67,6 +67,7 @@ def new_row(overlay: Path, output: Path, settings: dict | None = None, **options
         "propagated",
         "fate_sam",
         "protosam",
+        "linear_probe",
     ],
 )
 def test_a_row_is_measured_like_diffusam(tmp_path, overlay, name):
