@@ -107,13 +107,64 @@ def rewritten(series: Path, old: bytes, new: bytes) -> Path:
     return series
 
 
-@pytest.mark.parametrize("stated", ["ISO_IR_192", "iso_ir 192", "ISO-IR-192", "ISOIR192"])
-def test_character_sets_that_are_written_otherwise_are_meant(write, stated, caplog):
-    written = "山田^太郎".encode()
-    series = write(SpecificCharacterSet="X" * len(stated), PatientName="N" * len(written))
-    rewritten(rewritten(series, b"X" * len(stated), stated.encode()), b"N" * len(written), written)
-    assert str(segment(series).PatientName) == "山田^太郎"
-    assert f"SpecificCharacterSet '['{stated}']' is ISO_IR 192" in caplog.text
+JAPANESE_BYTES = b"\x1b$B;3ED\x1b(B^\x1b$BB@O:\x1b(B"
+
+
+def written_in(write, stated: str | None, name: bytes) -> Path:
+    """A series with the bytes of a name as that of the patient, as the patient's ID, and in a sequence."""
+    keywords = ("PatientName", "PatientID", "StudyDescription")
+    own = {keyword: letter * len(name) for keyword, letter in zip(keywords, "NIS")}
+    item = Dataset()
+    item.PatientID, item.TypeOfPatientID = "O" * len(name), "TEXT"
+    series = write(SpecificCharacterSet=stated and "X" * len(stated), OtherPatientIDsSequence=[item], **own)
+    for letter in "NISO":
+        rewritten(series, letter.encode() * len(name), name)
+    return rewritten(series, b"X" * len(stated), stated.encode()) if stated else series
+
+
+def assert_named(series: Path, name: str) -> None:
+    """All texts of a segmentation that a series has are right."""
+    segmentation = segment(series)
+    assert [str(segmentation[each].value) for each in ("PatientName", "PatientID", "StudyDescription")] == [name] * 3
+    headers = {file: pydicom.dcmread(file) for file in series.iterdir()}
+    mend_headers(headers)
+    assert all(header.OtherPatientIDsSequence[0].PatientID == name for header in headers.values())
+
+
+@pytest.mark.parametrize(
+    ("stated", "meant", "name"),
+    [
+        *((each, "ISO_IR 192", "山田^太郎") for each in ("ISO_IR_192", "iso_ir 192", "ISO-IR-192", "ISOIR192")),
+        *((each, "ISO_IR 192", "山田^太郎") for each in ("UTF-8", "utf8", "ISO 2022 IR 192")),
+        ("iso2022 ir 100", "ISO 2022 IR 100", "Müller^Jörg"),
+        ("gb2312", "GBK", "王^小东"),
+    ],
+)
+def test_character_sets_that_are_written_otherwise_are_meant(write, stated, meant, name, caplog):
+    written = name.encode({"ISO_IR 192": "utf-8", "GBK": "gbk"}.get(meant, "latin-1"))
+    assert_named(written_in(write, stated, written), name)
+    assert f"SpecificCharacterSet '['{stated}']' is {meant}" in caplog.text
+
+
+@pytest.mark.parametrize("stated", ["\\iso 2022 ir 87", "ISO_IR 6\\ISO_IR 87", "ISO 2022 IR 87", "ISO_IR 87"])
+def test_sets_that_escapes_lead_to_stand_behind_another(write, stated, caplog):
+    assert_named(written_in(write, stated, JAPANESE_BYTES), "山田^太郎")
+    assert "SpecificCharacterSet '[" in caplog.text
+
+
+@pytest.mark.parametrize("stated", [None, "ISO_IR 6", "ISO 2022 IR 6", "UNICODE"])
+def test_utf_8_is_known_where_no_character_set_is_stated(write, stated, caplog):
+    assert_named(written_in(write, stated, "Müller^Jörg".encode()), "Müller^Jörg")
+    assert "texts are read as UTF-8" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [("Müller^Jörg".encode("latin-1"), "read as ISO_IR 100"), (JAPANESE_BYTES, "PatientID is in a character set that")],
+)
+def test_letters_of_no_stated_character_set_are_named(write, written, said, caplog):
+    segment(written_in(write, None, written))
+    assert said in caplog.text
 
 
 def test_what_leads_from_one_character_set_to_another_stays_in_no_name(write):
@@ -188,7 +239,9 @@ def test_slices_that_share_their_uid_have_no_segmentation(write):
         ("PatientName", f"{'x' * 64}={'y' * 65}", f"{'x' * 64}={'y' * 64}"),
         ("PatientName", "a=b=c=d", "a=b=c"),
         ("AccessionNumber", "1\\2", "1/2"),
+        ("PatientName", "a^b^c^d^e^f^g=h", "a^b^c^d^e f g=h"),
         ("StudyDescription", "d" * 90, "d" * 64),
+        ("PatientComments", "c" * 10300, "c" * 10240),
     ],
 )
 def test_what_the_standard_forbids_is_mended_or_emptied_and_named(write, keyword, stated, mended, caplog):
@@ -252,9 +305,13 @@ def test_other_peculiarities_cost_no_segmentation(write, tags):
         ("DS", "SliceThickness", "2,5", [2.5]),
         ("DS", "ImageOrientationPatient", ["1,0", "0", "0", "0", "1,0", "0"], [1, 0, 0, 0, 1, 0]),
         ("DS", "PatientWeight", "75,5", [75.5]),
+        ("DS", "PatientWeight", "75.5000000000000001", [75.5]),
+        ("DS", "PixelSpacing", ["0.74218750000000000001", "0.7421875"], [0.7421875, 0.7421875]),
     ],
 )
-def test_decimal_commas_are_mended_in_one_value_and_in_several(write, kind, keyword, stated, mended, caplog):
+def test_decimal_commas_and_too_many_digits_are_mended_in_one_value_and_in_several(
+    write, kind, keyword, stated, mended, caplog
+):
     placeholder = "X" * len("\\".join(np.atleast_1d(stated)))
     series = write(**{keyword: None})
     for file in series.iterdir():
@@ -268,6 +325,13 @@ def test_decimal_commas_are_mended_in_one_value_and_in_several(write, kind, keyw
     found = [each for each in segmentation.iterall() if each.keyword == keyword]
     assert found and all(np.allclose(np.atleast_1d(each.value).astype(float), mended) for each in found)
     assert f"{keyword} '" in caplog.text
+
+
+@pytest.mark.parametrize("thickness", ["", 0, None])
+def test_slices_that_do_not_say_how_thick_they_are_have_a_segmentation(write, thickness, caplog):
+    measures = segment(write(SliceThickness=thickness)).SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert measures.SliceThickness == 5  # as far as they are apart
+    assert "is 5, the slices' distance" in caplog.text
 
 
 @pytest.mark.parametrize("keyword", ["StudyInstanceUID", "FrameOfReferenceUID"])

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
-from pydicom.charset import python_encoding
-from pydicom.datadict import dictionary_VM
+from pydicom.charset import convert_encodings, python_encoding
+from pydicom.datadict import dictionary_has_tag, dictionary_VM, dictionary_VR
 from pydicom.multival import MultiValue
 from pydicom.uid import (
     UID,
@@ -24,11 +24,16 @@ from pydicom.uid import (
     PositronEmissionTomographyImageStorage,
     SecondaryCaptureImageStorage,
 )
+from pydicom.valuerep import DSfloat
 
 from ..data.dicom_grid import decimals
 from ..errors import DatasetError, listed, one_line, printable
 
 UTF_8 = "ISO_IR 192"
+_NONE_STATED = ([""], ["ISO_IR 6"], ["ISO 2022 IR 6"])  # which have letters of ASCII alone
+# which are led to from another set, in front of them
+_LED_TO = ("ISO 2022 IR 58", "ISO 2022 IR 87", "ISO 2022 IR 149", "ISO 2022 IR 159")
+_OTHERWISE_WRITTEN = {"UTF-8": UTF_8, "UTF8": UTF_8, "UTF_8": UTF_8, "GB2312": "GBK"}
 # of one slice a file; what is stored under another class alike, such as a scanner's own, counts as one by its modality
 PLAIN_CLASSES = (CTImageStorage, MRImageStorage, PositronEmissionTomographyImageStorage, SecondaryCaptureImageStorage)
 
@@ -42,7 +47,9 @@ _DECIMALS = (
     "PatientSize",
     "PatientWeight",
 )
-_LONGEST = {"SH": 16, "LO": 64, "PN": 64}  # characters, of names in each way of writing
+_LONGEST = {"SH": 16, "LO": 64, "PN": 64, "LT": 10240}  # characters, of names in each way of writing
+_MOST_PARTS = 5  # of a name: family, given and middle name, prefix and suffix
+_LONGEST_DECIMAL = 16
 # what a segmentation copies beside all of the patient's group
 _OF_STUDY = ("AccessionNumber", "StudyID", "StudyDescription", "ReferringPhysicianName", "AdmissionID")
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")
@@ -53,15 +60,18 @@ _TEXTS = (*_LINES, *_PARAGRAPHS)
 _DESIGNATION = re.compile(r"\x1b(?:\$[@B]|\$?[()*+\-./][0-9A-Z])")
 
 
-def mend_headers(headers: Mapping[Path, pydicom.Dataset]) -> list[str]:
+def mend_headers(headers: Mapping[Path, pydicom.Dataset], distance: float | None = None) -> list[str]:
     """Changes headers, in place, to what a segmentation may copy; what was changed, for the log.
 
     Args:
         headers: of the files of one series, without pixels.
+        distance: of the slices in millimetres, for those that do not say how thick they are.
     """
     changes: dict[str, None] = {}
     for file, header in headers.items():
         changes |= dict.fromkeys(_mended(file, header))
+        if distance is not None:
+            changes |= dict.fromkeys(_made_thick(header, distance))
     return list(changes)
 
 
@@ -96,6 +106,7 @@ def text(value: Any, length: int) -> str:
 
 
 def _mended(file: Path, header: pydicom.Dataset) -> Iterator[str]:
+    yield from _meant_character_set(header)
     yield from _without_unreadable(header)
     yield from _to_unicode(header)
     for element in list(header):
@@ -127,10 +138,11 @@ def _mended(file: Path, header: pydicom.Dataset) -> Iterator[str]:
             except DatasetError:  # not needed, or the volume would not have been read
                 numbers = None
             held = header.get_item(keyword)
-            if getattr(held, "VR", "DS") != "DS" or numbers is None or _has_comma(held.value):
+            if getattr(held, "VR", "DS") != "DS" or numbers is None or _is_miswritten(held.value):
                 del header[keyword]
                 if numbers is not None:
-                    setattr(header, keyword, numbers if len(numbers) > 1 else numbers[0])
+                    texts = [DSfloat(number, auto_format=True) for number in numbers]
+                    setattr(header, keyword, texts if len(texts) > 1 else texts[0])
                 if held.value not in (None, "", b""):
                     yield f"{keyword} {_shown(held.value)} is {numbers}"
     frames = str(header.get("NumberOfFrames", "many"))
@@ -149,32 +161,92 @@ def _without_unreadable(header: pydicom.Dataset) -> Iterator[str]:
             yield f"the element {tag} is left out ({type(error).__name__})"
 
 
+def _made_thick(header: pydicom.Dataset, distance: float) -> Iterator[str]:
+    """Fills in a thickness that may be empty by the standard, and is needed to tell how far slices are apart."""
+    thickness = header.get("SliceThickness")
+    if "PerFrameFunctionalGroupsSequence" not in header and not (thickness and thickness > 0):
+        header.SliceThickness = DSfloat(distance, auto_format=True)
+        yield f"SliceThickness {_shown('' if thickness is None else thickness)} is {distance:g}, the slices' distance"
+
+
+def _meant_character_set(header: pydicom.Dataset) -> Iterator[str]:
+    """Corrects which character set a header states, before any text of it is read by that."""
+    try:
+        stated = _texts_of(header.get("SpecificCharacterSet"))
+    except Exception:  # of any kind: it cannot be read, and is left out
+        return
+    meant = [_character_set(each) for each in stated]
+    meant = ["", *meant] if meant[0] in _LED_TO else meant
+    if meant != stated:
+        yield f"SpecificCharacterSet {_shown(stated)} is {listed(meant)}"
+    if unknown := [each for each in meant if each not in python_encoding]:
+        yield f"SpecificCharacterSet '{listed(unknown)}' is not known, and read as the default one"
+    beyond = [each for each in _undecoded_texts(header) if not each.isascii()]
+    beyond = beyond if unknown or meant in _NONE_STATED else []
+    if beyond and all(map(_is_utf_8, beyond)):
+        meant = [UTF_8]
+        yield "texts are read as UTF-8, which no SpecificCharacterSet says"
+    elif beyond and not unknown:
+        yield "texts with letters that no SpecificCharacterSet names are read as ISO_IR 100"
+    if meant != stated:
+        _read_by(header, meant)
+
+
+def _read_by(dataset: pydicom.Dataset, character_set: list[str]) -> None:
+    """Has texts that were not looked at yet, here and in the items of sequences, read by a character set."""
+    dataset.SpecificCharacterSet = character_set
+    dataset.set_original_encoding(*dataset.original_encoding, convert_encodings(character_set))
+    for tag in list(dataset.keys()):
+        held = dataset.get_item(tag)
+        if not held.is_raw and held.VR == "SQ":
+            for item in held.value:
+                if "SpecificCharacterSet" not in item:
+                    _read_by(item, character_set)
+                    del item.SpecificCharacterSet
+
+
+def _undecoded_texts(header: pydicom.Dataset) -> Iterator[bytes]:
+    for tag in list(header.keys()):
+        held = header.get_item(tag)
+        kind = held.VR or (dictionary_VR(tag) if dictionary_has_tag(tag) else "UN")
+        if held.is_raw and kind in _TEXTS and isinstance(held.value, bytes):
+            yield held.value
+
+
+def _is_utf_8(content: bytes) -> bool:
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _to_unicode(header: pydicom.Dataset) -> Iterator[str]:
     """Decodes all texts, which then are written in UTF-8, whatever the series was written in."""
-    if "SpecificCharacterSet" in header:
-        stated = _texts_of(header.SpecificCharacterSet)
-        meant = [_character_set(each) for each in stated]
-        if meant != stated:
-            header.SpecificCharacterSet = meant
-            yield f"SpecificCharacterSet {_shown(stated)} is {listed(meant)}"
-        if unknown := [each for each in meant if each not in python_encoding]:
-            yield f"SpecificCharacterSet '{listed(unknown)}' is not known, and read as the default one"
+    extended = any("2022" in each for each in _texts_of(header.get("SpecificCharacterSet")))
     header.decode()
     for element in header.iterall():
         if element.VR in _TEXTS and "\ufffd" in str(element.value):
             yield f"{element.keyword or element.tag} has lost characters that its SpecificCharacterSet does not have"
         if element.VR in _TEXTS and element.value:
-            plain = [_DESIGNATION.sub("", each) for each in _texts_of(element.value)]
-            if element.VR == "PN" or plain != _texts_of(element.value):
+            texts = _texts_of(element.value)
+            plain = [_DESIGNATION.sub("", each) for each in texts]
+            if plain != texts and not extended:
+                yield f"{element.keyword or element.tag} is in a character set that SpecificCharacterSet does not name"
+            if element.VR == "PN" or plain != texts:
                 element.value = plain if len(plain) > 1 else plain[0]
     header.SpecificCharacterSet = UTF_8
 
 
 def _character_set(stated: str) -> str:
-    """The standard's name of a character set that is written with other signs between, or in small letters."""
-    if found := re.fullmatch(r"\s*ISO[ _-]*(2022)?[ _-]*IR[ _-]*(\d+)\s*", stated, re.IGNORECASE):
-        return f"ISO 2022 IR {found[2]}" if found[1] else f"ISO_IR {found[2]}"
-    return stated
+    """The standard's name of a character set that is written with other signs between, in small letters, or as one that
+    is led to by escapes where it cannot be, or the other way round.
+    """
+    name = stated.strip().upper()
+    if found := re.fullmatch(r"ISO[ _-]*(2022)?[ _-]*IR[ _-]*(\d+)", name):
+        forms = [f"ISO_IR {found[2]}", f"ISO 2022 IR {found[2]}"][:: -1 if found[1] else 1]
+        return next((each for each in forms if each in python_encoding), forms[0])
+    return name if name in python_encoding else _OTHERWISE_WRITTEN.get(name, stated)
 
 
 def _texts_of(value: Any) -> list[str]:
@@ -198,7 +270,15 @@ def _fitting(element: pydicom.DataElement) -> str:
     """
     parts = "/".join(_texts_of(element.value)).split("=" if element.VR == "PN" else "\0")
     longest = None if _is_identifier(element.keyword) else _LONGEST[element.VR]
+    if element.VR == "PN":
+        parts = [_of_five(part) for part in parts]
     return "=".join(part[:longest] for part in parts[:3])  # letters of one script, of another, and by sound
+
+
+def _of_five(name: str) -> str:
+    """A name of no more parts than there may be."""
+    *first, last = name.split("^", _MOST_PARTS - 1)
+    return "^".join([*first, last.replace("^", " ")])
 
 
 def _is_identifier(keyword: str) -> bool:
@@ -235,10 +315,13 @@ def _age(value: Any) -> str:
     return f"{found[1]:0>3}{found[2]}" if found else ""
 
 
-def _has_comma(value: Any) -> bool:
-    """Of one number, or of any of several."""
+def _is_miswritten(value: Any) -> bool:
+    """Of one number, or of any of several: a comma in place of the point, or more digits than there may be."""
     values = value if isinstance(value, (list, MultiValue)) else [value]
-    return any((b"," if isinstance(each, bytes) else ",") in each for each in values if isinstance(each, (bytes, str)))
+    texts = [each.decode("latin-1") if isinstance(each, bytes) else each for each in values]
+    texts = [getattr(each, "original_string", each) for each in texts]
+    parts = [part.strip("\0 ") for each in texts if isinstance(each, str) for part in each.split("\\")]
+    return any("," in part or len(part) > _LONGEST_DECIMAL for part in parts)
 
 
 def _shown(value: Any) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import pydicom
 from ignite.engine import Engine
 from monai.utils import ImageMetaKey
+from nibabel.affines import voxel_sizes
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
@@ -147,7 +148,7 @@ def make_segmentation(
         UnsuitableSeries: the series does not say which study it is of, or is stored in a way that highdicom refuses.
     """
     slices = _slices_below(source, labels, affine, series)
-    headers = _mended_headers(source, [file for file, _ in slices])
+    headers = _mended_headers(source, [file for file, _ in slices], float(voxel_sizes(affine)[2]))
     classes = plain_classes(headers)
     first = next(iter(headers.values()))
     frames = labels.transpose(2, 1, 0)  # slices, rows, columns
@@ -195,10 +196,10 @@ def _slices_below(
     return slices
 
 
-def _mended_headers(source: Path, files: Iterable[Path]) -> dict[Path, pydicom.Dataset]:
+def _mended_headers(source: Path, files: Iterable[Path], distance: float) -> dict[Path, pydicom.Dataset]:
     """Headers of a series as a segmentation can refer to them."""
     headers = {file: pydicom.dcmread(file, stop_before_pixels=True, force=True) for file in files}
-    changes = mend_headers(headers)
+    changes = mend_headers(headers, distance)
     if changes:
         logger.warning("'%s': mended for its DICOM SEG: %s.", source, listed(changes))
     _check_headers(source, headers)
