@@ -54,6 +54,13 @@ ODD = {
     "a border of 63536": lambda image: border(image, 63536),
     "2 % at 65535": lambda image: image[:, :1].fill_(65535),
     "scattered dark voxels": lambda image: image.view(-1)[::50].fill_(-32768),
+    # with which ITK, ANTs and others fill what a resampled image does not cover
+    "a border of the lowest number of single precision": lambda image: border(image, torch.finfo(image.dtype).min),
+    "a border of the highest one": lambda image: border(image, torch.finfo(image.dtype).max),
+    "a few voxels of both": lambda image: (
+        image.view(-1)[:9].fill_(torch.finfo(image.dtype).min),
+        image.view(-1)[9:12].fill_(torch.finfo(image.dtype).max),
+    ),
     "two kinds of padding and two outliers": lambda image: (
         border(image, -3000),
         image[:, 2:3].fill_(-1000),
@@ -106,6 +113,13 @@ def test_without_outliers_the_numbers_are_those_of_percentiles_alone(change, see
     result = scaled(image.clone())
 
     assert torch.equal(torch.nan_to_num(result), torch.nan_to_num(expected)) and not caplog.text
+
+
+def test_a_range_that_noise_of_many_values_takes_for_itself_is_said(caplog):
+    image = mr()
+    image.view(-1)[::60] = torch.linspace(1000, 60000, len(image.view(-1)[::60]))
+    scaled(image)
+    assert "96 % of its voxels lie in" in caplog.text and "0 to 4" in caplog.text
 
 
 def test_a_window_that_is_stated_needs_no_range(caplog):

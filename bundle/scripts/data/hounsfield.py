@@ -27,11 +27,11 @@ def no_hounsfield_units(image: Any) -> str | None:
     """
     values = as_tensor(image)
     if _share(values, lambda slab: slab < _BELOW_WATER) >= _LEAST_BELOW_WATER:
-        sample = _sample(values)
+        spread = sample(values)
         if _share(values, lambda slab: (slab > _SOFT[0]) & (slab < _SOFT[1])) >= _LEAST_SOFT:
-            found = _turned(sample) or _scaled(sample)
+            found = _turned(spread) or _scaled(spread)
             return found and _said(*extremes(values), found)
-        found = _scaled(sample) or "an intercept that was applied twice"
+        found = _scaled(spread) or "an intercept that was applied twice"
         return _said(*extremes(values), found, rare=f"from {_SOFT[0]:g} to {_SOFT[1]:g}")
     low, high = extremes(values)
     if low >= 0 and high <= 1:
@@ -119,7 +119,7 @@ def as_tensor(image: Any) -> Tensor:
     return image.as_tensor() if isinstance(image, MetaTensor) else image
 
 
-def _sample(values: Tensor) -> Tensor:
+def sample(values: Tensor) -> Tensor:
     """Evenly spread voxels, enough to know shares by."""
     step = max(1, round((values.numel() / _ENOUGH) ** (1 / 3)))
     return values[..., ::step, ::step, ::step].contiguous()

@@ -7,6 +7,7 @@ organs in a sliver of the range; so would numbers that are no Hounsfield units i
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from ..errors import DatasetError
 from .dicom_files import modality_of
-from .hounsfield import as_tensor, extremes, hounsfield_units, is_single, no_hounsfield_units
+from .hounsfield import as_tensor, extremes, hounsfield_units, is_single, no_hounsfield_units, sample
 
 MODALITIES = ("ct", "mr")
 NOTES = "notes"  # in the meta of an image: what is odd about it, a line each
@@ -32,6 +33,10 @@ _SATURATED = 2.5e-3  # share of bright voxels that the usual upper percentile, 9
 _BORDER = 0.25  # share of the border at one value that makes it padding
 # how wide a gap must be to set values apart, relative to the range of the others
 _GAP_BELOW, _GAP_BELOW_FROM_ZERO, _GAP_BELOW_FROM_NEGATIVE, _GAP_ABOVE = 0.5, 1.0, 0.05, 1.0
+
+_FAR = 1e30  # between values: far below the largest number of single precision, with which some programs pad
+# share of voxels at each end that may be anything, and the part of the range that all others fill at least
+_ENDS, _FILLED = 0.02, 0.1
 
 _MODALITY = "modality"  # in the meta of an image: which scaling was chosen for it
 
@@ -127,8 +132,11 @@ class LeaveOutPaddingd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
         for key in self.key_iterator(result):
-            if not isinstance(chosen(self.intensity, result[key]), ScaleIntensityRanged):
+            transform = chosen(self.intensity, result[key])
+            if not isinstance(transform, ScaleIntensityRanged):
                 result[key] = self._without(result[key])
+            if isinstance(transform, ScaleIntensityRangePercentilesd):
+                _say_if_hardly_filled(result[key], transform.scaler.lower / 100, transform.scaler.upper / 100)
         return result
 
     def _without(self, image: Tensor) -> Tensor:
@@ -216,6 +224,22 @@ def remark(image: Any, text: str) -> None:
         image.meta[NOTES] = "\n".join(filter(None, [image.meta.get(NOTES, ""), text]))
 
 
+def _say_if_hardly_filled(image: Tensor, lower: float, upper: float) -> None:
+    """Says it where almost all voxels lie in a sliver of the range by which they are scaled, by what does not lie apart
+    from them enough to be left out.
+    """
+    values = sample(as_tensor(image)).flatten()
+    low, high = (_percentile(values, share) for share in (lower, upper))
+    filled = (_percentile(values, 1 - _ENDS) - _percentile(values, _ENDS)) / (high - low)
+    if filled < _FILLED:  # of a constant image it is NaN
+        remark(
+            image,
+            f"{100 - 200 * _ENDS:g} % of its voxels lie in {100 * filled.item():.2g} % of the range by which it is "
+            f"scaled, {low.item():g} to {high.item():g}: its label map may be wrong. Is there noise, or padding of "
+            "many values? Export the original series",
+        )
+
+
 class _Range(NamedTuple):
     """Between which values an image lies, and whether what lies above it is padding."""
 
@@ -228,8 +252,10 @@ def _outliers(values: Tensor, left_out: Tensor | None) -> _Range | None:
     """The range of an image; None if nothing lies apart from it."""
     kept = values.reshape(-1).float() if left_out is None else values[~left_out].float()
     low, high = kept.min().item(), kept.max().item()
-    if not low < high or not torch.isfinite(kept.sum()):
+    if not low < high or not math.isfinite(high - low):
         return None
+    if high - low > _FAR:  # a range that single precision cannot hold, or hardly
+        kept = kept.double()
     counts = torch.histc(kept, _BINS, low, high)
     width = (high - low) / _BINS
     filled = torch.nonzero(counts).flatten()
