@@ -89,6 +89,8 @@ OTHERS = {
     "cut.IMA": "named like a DICOM file (.ima)",
     "cut.dcm.part": "called like an image, 'cut.dcm', but for its ending",
     "old.mha.bak": "called like an image, 'old.mha', but for its ending",
+    "safe.nii.gz.gpg": "called like an image, 'safe.nii', but for its ending",
+    "small.nrrd.br": "called like an image, 'small.nrrd', but for its ending",
 }
 
 
@@ -111,6 +113,20 @@ def test_what_cannot_be_taken_is_listed_with_the_reason(folder, caplog):
     assert taken(folder) == {"a": "a.nii.gz"}
     assert "notes.txt" in caplog.text and "a.json" in caplog.text and "brain.mnc" in caplog.text
     assert "hidden" not in caplog.text
+
+
+def test_volumes_in_pieces_are_listed_by_their_folders(tmp_path):
+    touch(tmp_path, "a.nii.gz", "rat/pdata/1/2dseq", "ct.ome.zarr/0/0.0.0", "ct.ome.zarr/.zattrs", "deep/mr.N5/s0/0")
+    problems = refused(tmp_path)
+    assert problems.keys() == {"rat_pdata_1_2dseq", "ct.ome.zarr", "deep_mr.N5"}
+    assert "format that is not read (2dseq)" in problems["rat_pdata_1_2dseq"]
+    assert "a folder with a volume in a format that is not read (.zarr)" in problems["ct.ome.zarr"]
+    assert taken(tmp_path) == {"a": "a.nii.gz"}
+
+
+def test_an_image_that_is_called_by_a_space_takes_no_others_along(tmp_path):
+    touch(tmp_path, "a.nii.gz", " .nii")
+    assert taken(tmp_path) == {"a": "a.nii.gz", " .nii": " .nii"}
 
 
 def test_what_cannot_be_taken_is_recorded_and_ends_the_run_with_an_error(folder, tmp_path):

@@ -138,6 +138,8 @@ def inference_inputs(path: str | Path, leave_out: str | Path | None = None) -> l
             f"{_nothing_at(path)} Expected an image ending in {', '.join(IMAGE_SUFFIXES)}, a folder of DICOM slices, a "
             "folder of images, a glob pattern in quotes, or a JSON file that lists images. Set --input to one of these."
         )
+    # a file that is called by spaces alone, and its suffix
+    items = [item if item["case"].strip() else {**item, "case": Path(item["image"]).name} for item in items]
     return _with_names_of_their_own(items)
 
 
@@ -272,7 +274,7 @@ def _is_file_name(name: str) -> bool:
 
 def _check_names(names: Iterable[str]) -> None:
     """Refuses names of cases that lead elsewhere, since results are written under them."""
-    unusable = [name or "nothing" for name in names if not _is_file_name(name)]
+    unusable = [name if name.strip() else f"'{name}'" for name in names if not _is_file_name(name)]
     if unusable:
         raise DatasetError(f"Cases are named {listed(unusable)}; expected names that files can have. Rename them.")
 

@@ -21,8 +21,9 @@ OTHER_FORMATS = (
     *(".img", ".img.gz", ".mnc", ".mnc.gz", ".mnc2", ".minc", ".nii.bz2", ".nii.xz", ".nii.zst", ".par", ".rec"),
     *(".gipl", ".gipl.gz", ".vtk", ".vti", ".tif", ".tiff", ".nrrd.gz", ".ima.gz", ".dcm.gz"),
     *(".brik", ".brik.gz", ".head", ".v", ".h33", ".i33", ".hv", ".fdf", ".vff", ".nia", ".jnii", ".bnii"),
-    *(".mif", ".mif.gz", ".mih", ".isq", ".vol", ".vgi"),
+    *(".mif", ".mif.gz", ".mih", ".isq", ".vol", ".vgi", ".vmr", "2dseq"),
 )
+_FOLDERS = (".zarr", ".n5")  # of which each is a volume, in pieces
 _RAW = (".raw", ".zraw", ".raw.gz")  # voxels whose header is another file
 ARCHIVES = (
     *(".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"),
@@ -108,6 +109,11 @@ def found_below(folder: Path, leave_out: Path | None = None) -> Found:
         ):
             found.results.append(each)
             results = each
+        if each != folder and each.name.lower().endswith(_FOLDERS):
+            found.problems[each] = (
+                f"'{each}': a folder with a volume in a format that is not read ({each.suffix}). Convert it to NIfTI."
+            )
+            continue
         try:
             entries = [entry for entry in sorted(each.iterdir()) if not _is_clutter(entry)]
             if each == folder:
