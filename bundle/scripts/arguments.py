@@ -158,10 +158,13 @@ def typed_options() -> dict[str, str | None] | None:
     None where something else runs.
     """
     words = sys.argv[1:]
-    if words[:1] != ["run"]:
-        return None
+    return options_in(words[1:]) if words[:1] == ["run"] else None
+
+
+def options_in(words: Sequence[str]) -> dict[str, str | None]:
+    """Options among the words of a command line, each with its text, or with None where it has no value."""
     options: dict[str, str | None] = {}
-    words = words[1 : words.index("--") if "--" in words else None]  # after it come Fire's own
+    words = list(words[: words.index("--") if "--" in words else None])  # after it come Fire's own
     while words:
         name, equals, value = words.pop(0).partition("=")
         if name.startswith("--"):

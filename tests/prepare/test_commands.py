@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
+import pytest
+from scripts.errors import MissingFileError, UnknownSettingError
+from scripts.prepare.__main__ import main
+
 from tests.conftest import save_dicom_series, save_volume, simple_image, simple_label
 from tests.helpers.archives import AXIAL, overlay_of
 from tests.helpers.workflows import BUNDLE, command_line
@@ -23,6 +29,19 @@ def test_an_empty_word_is_no_working_directory(tmp_path):
     assert result.returncode == 2 and list(tmp_path.iterdir()) == []
     said = "The word behind --output is empty, expected a value. Is a variable of the shell not set?"
     assert result.stderr.strip() == f"error: {said}"
+
+
+@pytest.mark.parametrize(
+    ("option", "text"), [("series", "null"), ("series", "None"), ("trusted-form", "None"), ("train_cases", "null")]
+)
+def test_an_option_that_is_to_be_nothing_is_no_text(monkeypatch, option, text):
+    words = ["folder", "null", "--image", "{case}", "--label", "{case}.nii", "--output=null", f"--{option}", text]
+    monkeypatch.setattr(sys, "argv", ["prepare", *words])
+    with pytest.raises(UnknownSettingError, match=f"--{option.replace('-', '_')} is {text}, .* Leave the option out"):
+        main()
+    monkeypatch.setattr(sys, "argv", ["prepare", *words[:-2], "--train_cases", "None"])
+    with pytest.raises(MissingFileError, match="null' is not there"):  # the folder
+        main()
 
 
 def test_the_command_runs_by_its_path_and_prints_the_table(tmp_path):
