@@ -290,12 +290,12 @@ def say(text: str, file: TextIO | None = None) -> None:
     """Prints a line at once; one that cannot be written, as into a pipe that nobody reads any more, ends no work.
 
     Args:
-        text: of the line.
+        text: of the line; see :func:`printable`.
         file: standard output by default.
     """
     stream = file or sys.stdout
     try:
-        print(text, file=stream, flush=True)
+        print(printable(text), file=stream, flush=True)
     except OSError as error:
         _let_go(stream, error)
 

@@ -11,7 +11,7 @@ from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
 from .arguments import typed_options
-from .errors import printable, say
+from .errors import one_line, say
 from .overrides import without_effect
 from .shell import bundle_command, config_files, quoted, shown, tells_next
 
@@ -47,13 +47,13 @@ def after_inference(records: Records) -> None:
     """Prints where to look, once everything is done."""
     report = Path(records.output) / "report.html"
     if _typed() is not None and records.last and report.is_file():
-        say(f"\nNext, look at it: {printable(shown(report))}")
+        say(f"\nNext, look at it: {one_line(shown(report))}")
 
 
 def _say(commands: Sequence[tuple[str, list[str] | None]]) -> None:
     for purpose, words in commands:
         if words is not None:
-            say(f"\n{purpose}:\n  {printable(quoted(words))}")
+            say(f"\n{purpose}:\n  {quoted(words)}")
 
 
 def _typed() -> tuple[list[str], dict[str, str | None]] | None:

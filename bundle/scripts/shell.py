@@ -75,6 +75,16 @@ def shown(path: Path) -> str:
 
 def quoted(words: Sequence[str]) -> str:
     """A line for a POSIX shell, in which lists keep the look of the README."""
-    return " ".join(
-        f'"{word}"' if "'" in word and not set(word) & set('"\\$`!') else shlex.quote(word) for word in words
-    )
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word: str) -> str:
+    if not word.isprintable():  # what would move a terminal's cursor, as escapes that Bash, Zsh and others undo
+        return "$'" + "".join(_escaped(each) for each in word) + "'"
+    return f'"{word}"' if "'" in word and not set(word) & set('"\\$`!') else shlex.quote(word)
+
+
+def _escaped(character: str) -> str:
+    if character in "\\'":
+        return "\\" + character
+    return character if character.isprintable() else "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))

@@ -208,6 +208,32 @@ def test_a_cell_of_a_csv_is_a_name_as_it_stands(started, tmp_path):
     assert list(listed(started.words[0])) == ["x,\u2028y", "b"]
 
 
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2J", "it's\x1b \\ \u202eb", "caf\udce9"])
+def test_no_name_moves_the_cursor_and_the_printed_line_is_what_is_run_all_the_same(
+    started, scan, name, capsys, monkeypatch
+):
+    Path(name).mkdir()
+    scan.rename(Path(name) / "scan.nii.gz")
+    assert program(["segment", f"{name}/scan.nii.gz", "-o", f"{name}/out"]) == 0
+
+    printed = capsys.readouterr().out
+    assert all(line.isprintable() for line in printed.splitlines())
+    (line,) = (line for line in printed.splitlines() if line.startswith("$ "))
+    monkeypatch.undo()  # of what stands for processes
+    words = subprocess.run(["bash", "-c", f"printf '%s\\0' {line[2:]}"], capture_output=True, check=True).stdout
+    assert [os.fsdecode(word) for word in words.split(b"\0")][1:-1] == started.words[0]
+
+
+def test_no_name_in_a_prepared_folder_moves_the_cursor(started, tmp_path, capsys):
+    for case in "abc":
+        for kind in ("images", "labels"):
+            (tmp_path / "mine" / kind).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "mine" / kind / f"x\x1b[2J\n{case}.nii.gz").touch()
+    program(["prepare", "mine", "-o", "out", "--label_map", "{'spleen': 1}"])
+    said = capsys.readouterr()
+    assert "{case}" in said.out and all(line.isprintable() for line in (said.out + said.err).splitlines())
+
+
 @pytest.mark.parametrize(
     "text, said",
     [

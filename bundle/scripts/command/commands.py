@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import share_numbers
-from ..errors import MissingFileError, RefusedError, count, listed
+from ..errors import MissingFileError, RefusedError, count, listed, one_line, say
 from ..files import json_of, named_by_content
 from ..inert import inert_json
+from ..shell import quoted
 from . import runs
 from .configurations import refuse_said
 from .layouts import Layout, layout_of
@@ -78,7 +79,7 @@ def segment(
     before = _records(folder)
     code = run(workflow("inferring", configs, options=wanted, processes=_number_from_1("processes", processes)))
     if code == 0:
-        print(f"\nLabel maps, previews and report.html are in {shown(folder)}.")
+        say(f"\nLabel maps, previews and report.html are in {one_line(shown(folder))}.")
         return 0
     return code if code != FAILED else _failure(before, _records(folder))
 
@@ -135,7 +136,8 @@ def learn(
         print(_place(target / "run/evaluation/report.html") if not code else "")
     else:
         print("\nNo labelled scan is left over, so nothing says how good it is. One more would.")
-    print(f"The model is {shown(target / 'run/model.pt')}. Next: diffusam segment SCAN -o OUT --model {shown(target)}")
+    model = quoted([shown(target)])
+    say(f"The model is {one_line(shown(target / 'run/model.pt'))}. Next: diffusam segment SCAN -o OUT --model {model}")
     return code
 
 
@@ -288,7 +290,7 @@ def _prepare(
         layout = layout_of(source, leave_out=target, organs_given="label_map" in given)
     else:
         layout = Layout(image, label, [])
-    print(f"{layout.text or f'{image} with {label}.'}\n", flush=True)
+    say(f"{layout.text or f'{one_line(image)} with {one_line(label)}.'}\n")
     listed_files = layout.image is None or layout.label is None
     refuse_idle("decathlon" if listed_files else "folder", given)
     if layout.image is None or layout.label is None:
@@ -360,4 +362,8 @@ def _said(report: Path) -> int:
 
 def _place(report: Path) -> str:
     """Where the results are: in the report, or where none was wanted (``--report False``) in the folder."""
-    return f"\nThe report is {shown(report)}." if report.is_file() else f"\nResults are in {shown(report.parent)}."
+    return (
+        f"\nThe report is {one_line(shown(report))}."
+        if report.is_file()
+        else f"\nResults are in {one_line(shown(report.parent))}."
+    )

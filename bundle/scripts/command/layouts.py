@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from ..data.file_names import IMAGE_SUFFIXES
 from ..data.organ_names import SHIPPED, organ_named
-from ..errors import DatasetError, MissingFileError, count, listed
+from ..errors import DatasetError, MissingFileError, count, listed, one_line
 from ..prepare.configs import holds_preparation, modality_named, read_dataset_json
 from .dataset_json import label_map_of, shipped_first
 
@@ -103,7 +103,7 @@ def layout_of(folder: Path, *, leave_out: Path | None = None, organs_given: bool
     label_map = None
     if not organs_given:
         label_map = _masks(folder, label, cases) if ORGAN in label else label_map_of(about, listing)
-    text = f"{count(len(cases), 'labelled volume')}: {image} with {label}."
+    text = f"{count(len(cases), 'labelled volume')}: {one_line(image)} with {one_line(label)}."
     return Layout(image, label, cases, label_map, _modality(about, image), text)
 
 
