@@ -134,3 +134,14 @@ def test_an_output_that_may_not_be_written_is_refused_before_the_run(shared, dee
 
     with pytest.raises(RefusedError, match=f"'{folder}': permission denied"):
         as_nobody(lambda: refuse_blocked(Places((folder / deep / "results.json",), ((folder / deep, "*_seg.nii.gz"),))))
+
+
+def test_what_a_system_keeps_on_a_disk_is_no_image_where_nobody_may_look(shared):
+    image(shared / "disk/a.nii.gz")
+    image(shared / "disk/lost+found/b.nii.gz")
+    assert [item["case"] for item in inference_inputs(shared / "disk")] == ["a", "lost+found_b"]
+    for name in ("lost+found", "System Volume Information"):
+        (shared / "disk" / name).mkdir(exist_ok=True)
+        (shared / "disk" / name).chmod(0)
+    items = as_nobody(lambda: inference_inputs(shared / "disk"))
+    assert [item["case"] for item in items] == ["a"] and "problem" not in items[0]

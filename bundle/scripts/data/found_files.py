@@ -55,6 +55,7 @@ _ZIPPED = (
     *(".pt", ".pth", ".ckpt", ".pkl", ".npz"),
 )
 _DROPPINGS = ("__macosx", "thumbs.db", "desktop.ini")  # of systems
+_OF_DISKS = ("lost+found", "system volume information")  # folders of systems, in which nobody else may look
 _RECORDS = "results.json"  # of an inference
 # what an inference calls its images, or a user who mends one
 _RESULT = re.compile(r"_(seg|prob|uncertainty)(?=[._]|\Z)")
@@ -119,7 +120,8 @@ def found_below(folder: Path, leave_out: Path | None = None) -> Found:
             if each == folder:
                 entries = _without_results(found, entries)
         except OSError as error:
-            found.problems[each] = f"'{each}': cannot be opened ({error.strerror}). Ask for permission to read it."
+            if each.name.lower() not in _OF_DISKS:
+                found.problems[each] = f"'{each}': cannot be opened ({error.strerror}). Ask for permission to read it."
             continue
         if results is None:
             _sort_into(found, each, entries)
