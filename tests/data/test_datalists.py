@@ -535,7 +535,8 @@ def test_an_organ_of_one_voxel_is_questioned(items, label, write_volume, caplog)
 
 def test_an_image_of_one_value_is_named(items, write_volume):
     write_volume(Path(items[0]["image"]), np.full((40, 36, 8), 40, np.int16))
-    assert f"'{items[0]['image']}': all voxels are 40, expected an image" in problems(items)
+    for purpose in ("training", "prepared"):  # which is to be trained on
+        assert f"'{items[0]['image']}': all voxels are 40, expected an image" in problems(items, purpose=purpose)
     check_dataset(items, LABEL_MAP, purpose="evaluation")
 
 

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from scripts.data.datalists import find_cases
-from scripts.errors import DatasetError
+from scripts.errors import DatasetError, MissingFileError
 from scripts.prepare.folder import prepare_folder
 
 from tests.conftest import save_dicom_series, save_volume, simple_image, simple_label
@@ -212,6 +212,13 @@ def test_arguments_that_do_not_fit_are_refused(tiny_dataset, tmp_path, image, la
     with pytest.raises((DatasetError, FileNotFoundError), match=found):
         prepare_folder(tiny_dataset, image, label, tmp_path / "mine", **options)
     assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize("name, found", [("nowhere", "is not there"), ("image_a.nii.gz", "is a file, not a folder")])
+def test_a_folder_that_is_none_is_told_in_the_words_of_the_command(tiny_dataset, tmp_path, name, found):
+    with pytest.raises((DatasetError, MissingFileError)) as info:
+        prepare_folder(tiny_dataset / name, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine")
+    assert str(info.value) == f"The data set folder '{tiny_dataset / name}' {found}. Correct the path of the folder."
 
 
 def test_labels_on_another_grid_are_refused(tiny_dataset, tmp_path, write_volume):

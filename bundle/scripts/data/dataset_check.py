@@ -130,8 +130,8 @@ def check_dataset(
         label_map: organ to its value, or values, in the label files.
         background_values: the values in the label files that stand for no organ.
         minimum: fewest volumes that will do.
-        purpose: names the list in messages. For ``"training"``, each label must hold at least one organ voxel, each
-            organ must be in one of them, and no image be of one value.
+        purpose: names the list in messages. For ``"training"``, each label must hold at least one organ voxel, and
+            each organ must be in one of them; there, and for ``"prepared"``, no image may be of one value.
         reader: the one that ``LoadImaged`` reads with; None takes one with its own defaults.
 
     Raises:
@@ -159,7 +159,7 @@ def check_dataset(
                     problems.append(f"{without} Correct label_map, or leave the case out of the training.")
                 elif counts.keys() - {0}:
                     logger.warning("%s Is it of another label map?", without)
-        if purpose == "training" and image is not None and image.voxels.min() == image.voxels.max():
+        if purpose in ("training", "prepared") and image is not None and image.voxels.min() == image.voxels.max():
             problems.append(_constant(item["image"], image))
         if image is not None:
             summaries.append(CaseSummary(item["case"], image.voxels.shape, image.spacing, voxels, voxels_digest(image)))
@@ -338,8 +338,7 @@ def _say_what_is_one_scan(summaries: Sequence[CaseSummary], purpose: str) -> Non
 
 def _constant(path: str, image: Volume) -> str:
     return (
-        f"'{path}': all voxels are {image.voxels.flat[0]:g}, expected an image. Export it again, or leave the case out "
-        "of the training."
+        f"'{path}': all voxels are {image.voxels.flat[0]:g}, expected an image. Export it again, or leave the case out."
     )
 
 

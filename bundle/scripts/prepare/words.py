@@ -14,7 +14,7 @@ FOLDER = {
     r"(--)?\blabel_pattern\b": "--label",
     r"(--)?\blabel_map\b": "--label_map",
     r"(--)?\bbackground_values\b": "--background_values",
-    r"Set it with --dataset_dir;[^\n]*--config_file\.": "Correct the path of the folder.",
+    r"Set it with --dataset_dir;[^\n]*": "Correct the path of the folder.",
     r"--dataset_dir": "the folder",
     r", or name other cases in train_cases or test_cases": "",
     r" \(train_cases, test_cases\), or exclude fewer": "",
