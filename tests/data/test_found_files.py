@@ -331,6 +331,24 @@ def test_an_image_that_was_moved_keeps_its_name(tmp_path):
     assert run("three") == []
 
 
+def test_results_of_an_image_that_was_cleared_away_stay(tmp_path):
+    """As where scans that are done leave the folder in which others come in."""
+    run = Runs(tmp_path)
+    run("one")
+    (tmp_path / "one").rename(tmp_path.parent / f"{tmp_path.name}_elsewhere")
+    assert run("two") == ["two_a"]
+    maps = {path.name: nib.load(path).header["descrip"].item() for path in (tmp_path / "out").glob("*_seg.nii.gz")}
+    assert maps == {"a_seg.nii.gz": b"one", "two_a_seg.nii.gz": b"two"}
+
+
+def test_the_name_of_a_case_that_failed_is_free_when_its_image_is_gone(tmp_path):
+    run = Runs(tmp_path)
+    (tmp_path / "one/a.nii.gz").write_bytes(b"")
+    assert run("one") == []
+    (tmp_path / "one/a.nii.gz").unlink()
+    assert run("two") == ["a"]
+
+
 def test_folders_of_one_name_are_told_apart_too(tmp_path):
     run = Runs(tmp_path)
     run("one")

@@ -321,7 +321,7 @@ def test_a_label_map_without_a_header_is_made_again(recorded, content):
 
 
 @pytest.mark.parametrize("place", [0, 40_000, 79_999])
-def test_another_scan_of_the_same_name_size_and_time_is_segmented_again(recorded, place):
+def test_another_scan_of_the_same_name_size_and_time_is_not_there_already(recorded, place):
     """As where one patient's folder takes another's place, and a program gave all files one time."""
     for folder, voxel in (("one", 1), ("two", 2)):
         (recorded.folder / folder).mkdir()
@@ -336,7 +336,7 @@ def test_another_scan_of_the_same_name_size_and_time_is_segmented_again(recorded
     (recorded.folder / "three" / "c.nii").unlink()
     recorded.items[0]["image"] = str(recorded.folder / "two" / "c.nii")
 
-    assert recorded.pending() == ["c"]
+    assert recorded.pending() == ["two_c"]  # beside the first one's results
 
 
 def test_results_that_were_not_asked_for_before_are_made(recorded):

@@ -22,6 +22,7 @@ from ..data.datalists import Item
 from ..data.dicom_files import dicom_files, series_of
 from ..data.volumes import files_of
 from ..errors import listed
+from .record_fields import EARLIER_FILES
 
 _SAMPLE = 4096  # bytes
 
@@ -44,9 +45,16 @@ def told_apart(items: Sequence[Item], cases: Mapping[str, Mapping[str, Any]]) ->
 
 
 def _is_of(item: Item, record: Mapping[str, Any]) -> bool:
-    """Whether a record is of the image of an item, of an image that is gone, as when it was moved, or of none."""
+    """Whether a record is of the image of an item, or of none. Of an image that is gone, it is the item's that was
+    moved, if the files are the same; another's results stay, though their image was cleared away.
+    """
     image = record.get("image")
-    return image is None or os.path.realpath(image) == os.path.realpath(item["image"]) or not os.path.lexists(image)
+    if image is None or os.path.realpath(image) == os.path.realpath(item["image"]):
+        return True
+    if os.path.lexists(image):
+        return False
+    has_results = record.get("files") or record.get(EARLIER_FILES)
+    return not has_results or record.get("input") == input_digest(item)
 
 
 def parts_of_series(items: Sequence[Item]) -> dict[str, str]:
