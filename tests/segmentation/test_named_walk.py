@@ -6,9 +6,11 @@ import pytest
 import torch
 from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
+from scripts.networks.logits import resize_logits
 from scripts.networks.naming_head import grouped
 from scripts.networks.naming_network import naming
 from scripts.networks.sam2_backbone import FrozenSAM2
+from scripts.networks.sam2_types import Memory
 from scripts.segmentation.propagation import VolumetricInferer
 from scripts.segmentation.walked_slices import SmoothedNames, VolumeSlices
 
@@ -104,12 +106,13 @@ def test_a_slice_that_alone_is_named_otherwise_is_named_as_its_neighbours(named,
     assert seen == [[True] * 5, [False, True, True, True, True]]  # in the order of the walk, from the middle on
 
 
+@pytest.mark.parametrize("neighbours", [0, 1])
 @pytest.mark.parametrize("batch_size", [1, 3, 20])
-def test_the_result_does_not_depend_on_the_batches(named, batch_size):
+def test_the_result_does_not_depend_on_the_batches(named, batch_size, neighbours):
     volume = make_volume(6)
-    expected = VolumetricInferer(output="logits", batch_size=8)(volume, named)
+    expected = VolumetricInferer(neighbours, output="logits", batch_size=8)(volume, named)
 
-    result = VolumetricInferer(output="logits", batch_size=batch_size)(volume, named)
+    result = VolumetricInferer(neighbours, output="logits", batch_size=batch_size)(volume, named)
 
     assert (result > 0).any()
     torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-2)
@@ -122,6 +125,27 @@ def test_slices_by_themselves_are_named_by_themselves(named):
     assert torch.equal(VolumetricInferer(no_3d=True, names_smoothing=9)(volume, named), single)
     walked = [VolumetricInferer(names_smoothing=weight)(volume, named) for weight in (0, 0.5)]
     assert not torch.equal(*walked)
+
+
+@torch.no_grad()
+def test_without_neighbours_slices_share_what_is_named_in_them_and_nothing_else(named):
+    volume, encoded = make_volume(5), []
+    inferer = VolumetricInferer(
+        0, output="logits", batch_size=2, skip_absent=False, on_features=lambda indices, _: encoded.extend(indices)
+    )
+
+    logits = inferer(volume, named)[0, 1:]
+
+    assert sorted(encoded) == list(range(5))
+    source = slices_of(volume, named)
+    features, names = SmoothedNames(source, inferer.names_smoothing).of(list(range(5)))
+    memories = source.synthesise(features, source.masks(names)).flatten(0, 1)
+    decoded = named.backbone.decode(named.backbone.condition(features, [Memory(memories)]), features)
+    expected = resize_logits(named.organ_logits(decoded, 5), SIZE).permute(1, 2, 3, 0)
+    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-2)
+    alone = VolumetricInferer(0, output="logits", names_smoothing=0)(volume, named)
+    assert torch.equal(alone, VolumetricInferer(no_3d=True, output="logits")(volume, named))
+    assert not torch.equal(alone[0, 1:], logits)
 
 
 @pytest.mark.parametrize("weight", [-0.1, float("inf"), float("nan")])

@@ -198,7 +198,7 @@ class SliceInferer(VolumetricInferer):
         super().__init__(*args, **kwargs)
         if samples:
             raise SettingError("uncertainty belongs to DiffuSAM; AutoMedSAM needs it to be 0.")
-        self.neighbours = 0
+        self.neighbours, self.names_smoothing = 0, 0.0
 
     def _walk_independent(self, source: VolumeSlices) -> Iterator[tuple[list[int], Tensor]]:
         for indices in source.chunks():

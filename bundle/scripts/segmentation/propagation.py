@@ -4,7 +4,8 @@
 
 The walk starts at the middle slice, which has its own synthesised memory alone, and goes outward in both directions at
 once. Each slice sees its own memory and those of the slices just decoded beside it, made of merged
-masks.
+masks. Where memories are of masks that a head names, slices may be named together with those beside them instead, which
+is as good and costs less (docs/results/propagation.md).
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class VolumetricInferer(LabelMapInferer):
     ``views`` keep every slice's masks at a quarter of the network's resolution.
 
     Args:
-        neighbours: memories of previously decoded slices that a slice sees, 0 (the same as ``no_3d``) to 6.
+        neighbours: memories of previously decoded slices that a slice sees, 0 to 6. With 0 slices share nothing but
+            what ``names_smoothing`` says.
         no_3d: every slice by itself, the paper's "DiffuSAM-no 3D".
         batch_size: slices encoded at a time.
         names_smoothing: where the network's head names organs, the weight of what it names in the slices on both sides
@@ -46,7 +48,7 @@ class VolumetricInferer(LabelMapInferer):
             Not in the paper.
         ended_after: an organ that was seen in one direction of the walk, and then was on none of so many slices in a
             row, is over: it is not looked for any further in that direction. A slice in which nothing is looked for is
-            not even encoded. 0 looks for every organ in every slice.
+            not even encoded. 0 looks for every organ in every slice, and so does a walk without ``neighbours``.
         skip_absent: where memories are those of named masks, an organ that is named nowhere on a slice, and that was
             found on none of the neighbours, is not decoded there: nothing that the decoder would be told shows it.
         views: pairs of degrees and scale; the volume is segmented once in each, turned and enlarged in plane by so
@@ -88,7 +90,7 @@ class VolumetricInferer(LabelMapInferer):
             raise SettingError(f"ended_after must be 0 or more slices, got {ended_after}.")
         self.neighbours = 0 if no_3d else neighbours
         self.batch_size, self.ended_after, self.skip_absent = batch_size, ended_after, skip_absent
-        self.names_smoothing = names_smoothing if self.neighbours else 0.0
+        self.names_smoothing = 0.0 if no_3d else names_smoothing
         self.output, self.on_slices, self.on_features = output, on_slices, on_features
         self.views = read_views(views)
 
@@ -167,7 +169,10 @@ class VolumetricInferer(LabelMapInferer):
 
     def _decode_view(self, source: VolumeSlices, number: int = 0) -> Iterator[tuple[list[int], Tensor]]:
         """:meth:`_decode_all` of one view, before which ``number`` others have been decoded."""
-        walk = self._walk_independent if self.neighbours == 0 else self._walk_outward
+        if self.neighbours:
+            walk = self._walk_outward
+        else:
+            walk = self._walk_named if self._smooths(source) else self._walk_independent
         decoded = number * source.count
         for indices, logits in walk(source):
             yield indices, logits
@@ -180,6 +185,18 @@ class VolumetricInferer(LabelMapInferer):
             features, memory = source.encode(indices)
             yield indices, self._decode(source.network, features, memory.flatten(0, 1), ())
 
+    def _walk_named(self, source: VolumeSlices) -> Iterator[tuple[list[int], Tensor]]:
+        """Slices that share nothing but what is named in them together."""
+        organs = len(source.network.organs)
+        side = Side(0, organs, ended_after=0)
+        names = SmoothedNames(source, self.names_smoothing)
+        for indices in source.chunks():
+            own = OwnMemories(source, dict.fromkeys(indices, side.organs), names=names)
+            yield indices, self._decode_step(own, indices, [side] * len(indices))
+
+    def _smooths(self, source: VolumeSlices) -> bool:
+        return self.names_smoothing > 0 and source.network.names is not None
+
     def _walk_outward(self, source: VolumeSlices) -> Iterator[tuple[list[int], Tensor]]:
         """Yields the slices from the middle one outward; both directions advance together in one batch."""
         slices, organs = source.count, len(source.network.organs)
@@ -188,8 +205,7 @@ class VolumetricInferer(LabelMapInferer):
         steps = [[middle]] + [
             [index for index in (middle - step, middle + step) if 0 <= index < slices] for step in range(1, middle + 1)
         ]
-        smooth = self.names_smoothing and source.network.names is not None
-        names = SmoothedNames(source, self.names_smoothing) if smooth else None
+        names = SmoothedNames(source, self.names_smoothing) if self._smooths(source) else None
         for batch in batched(steps, self.batch_size):
             organs_of = {index: sides[index > middle].organs for step in batch for index in step}
             own = OwnMemories(source, organs_of, names=names)
@@ -209,6 +225,8 @@ class VolumetricInferer(LabelMapInferer):
             decoded = self._decode(network, features, memory, [sides[row].memories(organs) for row in rows])
             for row, each in zip(rows, decoded):
                 logits[row, list(organs)] = each.to(logits)
+        if not self.neighbours:
+            return logits
         for organs, rows in together(side.organs for side in sides):
             found = logits[rows][:, list(organs)]
             features = own.features([indices[row] for row in rows])
