@@ -24,7 +24,7 @@ from scripts.data.stored import scaled
 from scripts.descriptions import describe
 from scripts.files import whole_file
 from scripts.inference.orientation import AS_STATED, CANNOT_TELL, EXCHANGED, SIDES, slice_spacing, verdicts
-from scripts.networks.orientation import OrientationHead, gather_evidence
+from scripts.networks.orientation import Evidence, OrientationHead, gather_evidence, to_mirror
 from scripts.segmentation.walked_slices import VolumeSlices
 from scripts.weights import load_tensors, save_atomically
 from torch import Tensor
@@ -97,9 +97,15 @@ def judge_cases(folder: Path, head: OrientationHead, limits: dict[str, Any], wei
         content = load_tensors(path, "case", remedy="Remove it.")
         if content["weights"] == weights:
             heights = torch.arange(content["pooled"].shape[1]) * content["spacing"]
-            evidence = [gather_evidence(head(pooled.float()), heights) for pooled in content["pooled"]]
-            cases[path.stem] = [verdicts(each, limits) for each in evidence]
+            outputs = dict(zip(FLIPS, head(content["pooled"].flatten(0, 1).float()).unflatten(0, (len(FLIPS), -1))))
+            cases[path.stem] = [verdicts(_evidence(outputs, flip, heights), limits) for flip in FLIPS]
     return cases
+
+
+def _evidence(outputs: dict[tuple[str, ...], Tensor], flip: tuple[str, ...], heights: Tensor) -> Evidence:
+    """Of a flip, whose slices mirrored are those of the flip that differs in left and right alone."""
+    mirrored = tuple(side for side in SIDES if (side in flip) != (side == "left_right"))
+    return gather_evidence(outputs[flip], heights, outputs[mirrored][to_mirror(outputs[flip])])
 
 
 def count_verdicts(cases: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, dict[str, int]]]:

@@ -40,7 +40,7 @@ WALK: Mapping[str, tuple[tuple[type, str], ...]] = {
     "mask decoder": ((SAM2, "decode"),),
     "merging and memory encoder": ((VolumetricInferer, "_encode_masks"),),
     "writing logits as labels": ((LabelMapInferer, "_write"),),
-    "orientation head": ((OrientationCheck, "add"),),
+    "orientation head": ((OrientationCheck, "add"), (OrientationCheck, "mirror")),
     "resizing slices, keeping memories": ((UncertaintyInferer, "__call__"),),
 }
 AFTER: Mapping[str, tuple[tuple[type, str], ...]] = {

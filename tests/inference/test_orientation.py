@@ -63,34 +63,53 @@ def test_spacing_is_that_of_the_third_axis_of_an_oblique_image():
 
 
 def write_head(path, backbone_file, left_right: float, abdomen: float = 4.0):
-    """A head that says the same of every slice."""
+    """A head that finds sides exchanged by how far a channel of the left half's embedding exceeds the right half's, and
+    says the same of every slice else.
+    """
     backbone = FrozenSAM2("sam2_nano", SIZE, checkpoint=backbone_file)
     head = OrientationHead(backbone.embedding_channels)
     last = head.layers[-1]
     torch.nn.init.zeros_(last.weight)
-    last.bias.data = torch.tensor([left_right, -3.0, 0.0, abdomen])
+    last.bias.data = torch.tensor([0.0, -3.0, 0.0, abdomen])
+    # GELU(x) - GELU(-x) is x
+    columns = torch.zeros(backbone.embedding_channels, 4, 4)
+    columns[0] = torch.tensor([1.0, 1.0, -1.0, -1.0])
+    columns = columns.flatten()
+    head.layers[2].weight.data[:2] = torch.stack([columns, -columns])
+    head.layers[2].bias.data[:2] = 0
+    last.weight.data[0, :2] = torch.tensor([left_right, -left_right])
     save_head(head, path, backbone=backbone, about={"limits": {**LIMITS, "extent": 10.0}})
     return path
 
 
 @pytest.mark.parametrize("uncertainty", [0, 2])
 def test_an_inference_records_and_says_it(tmp_path, tiny_dataset, backbone_file, caplog, uncertainty):
-    head = write_head(tmp_path / "head.pt", backbone_file, left_right=3.0)
-    image = str(tiny_dataset / "image_c.nii.gz")
-    overlay = write_overlay(
-        tmp_path / "run", tiny_dataset, backbone_file, input=image, orientation_file=str(head), uncertainty=uncertainty
-    )
-    write_prior(overlay)
+    """Of two heads that say the opposite of each other, one finds left and right exchanged."""
+    image, found = str(tiny_dataset / "image_c.nii.gz"), {}
+    for name, left_right in (("one", 1000.0), ("other", -1000.0)):
+        head = write_head(tmp_path / f"{name}.pt", backbone_file, left_right)
+        overlay = write_overlay(
+            tmp_path / name,
+            tiny_dataset,
+            backbone_file,
+            input=image,
+            orientation_file=str(head),
+            uncertainty=uncertainty,
+        )
+        write_prior(overlay)
+        with caplog.at_level(logging.WARNING, "scripts.inference.quality"):
+            run("inferring", overlay)
+        results = json.loads((tmp_path / name / "inference/results.json").read_text())
+        found[name] = results["cases"]["image_c"]["quality"]
 
-    with caplog.at_level(logging.WARNING, "scripts.inference.quality"):
-        run("inferring", overlay)
-
-    quality = json.loads((tmp_path / "run/inference/results.json").read_text())["cases"]["image_c"]["quality"]
-    assert quality["orientation"]["left_right"] == "exchanged"
-    assert quality["orientation"]["front_back"] == "as stated"
-    assert quality["flags"][0]["flag"] == "orientation"
-    assert any("left and right look exchanged" in message for message in caplog.messages)
-    report = (tmp_path / "run/inference/report.html").read_text()
+    assert {each["orientation"]["left_right"] for each in found.values()} == {"exchanged", "as stated"}
+    assert all(each["orientation"]["front_back"] == "as stated" for each in found.values())
+    numbers = [each["orientation"]["evidence"]["left_right"] for each in found.values()]
+    assert numbers[0] == pytest.approx(-numbers[1], abs=0.02)
+    (wrong,) = (name for name, each in found.items() if each["orientation"]["left_right"] == "exchanged")
+    assert found[wrong]["flags"][0]["flag"] == "orientation"
+    assert sum("left and right look exchanged" in message for message in caplog.messages) == 1
+    report = (tmp_path / wrong / "inference/report.html").read_text()
     assert "left and right look exchanged" in report
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
-from scripts.networks.orientation import Evidence, OrientationHead, load_head
+from scripts.networks.orientation import Evidence, OrientationHead, load_head, mirrored_logits
 from scripts.networks.sam2_backbone import FrozenSAM2
 from scripts.pretraining import orientation
 from scripts.pretraining.anatomy import write_patients
@@ -71,7 +71,8 @@ def test_encoded_clips_are_found_again(clips, tmp_path, monkeypatch):
     backbone, head = make_backbone(), OrientationHead(128)
     rows = encode_clips(clips, backbone, head, tmp_path)
 
-    assert rows["pooled"].shape == (12, 3, 128, 4, 4)
+    assert rows["pooled"].shape == rows["mirrored"].shape == (12, 3, 128, 4, 4)
+    assert not torch.equal(rows["pooled"], rows["mirrored"])
     monkeypatch.setattr(OrientationClips, "batch", lambda *_: pytest.fail("encoded again"))
     again = encode_clips(clips, backbone, head, tmp_path)
     assert all(torch.equal(rows[key], again[key]) for key in rows)
@@ -93,14 +94,16 @@ def test_a_head_learns_what_can_be_seen():
     pooled[:, :, 0, :, :2] += 2.0 * sides.float().view(-1, 1, 1, 1) - 1
     pooled[:, :, 1, :2] += 2.0 * front.float().view(-1, 1, 1, 1) - 1
     pooled[:, :, 2] += height[..., None, None] / 50
-    rows = {"pooled": pooled, "left_right": sides, "front_back": front, "height": height}
+    mirrored = pooled.clone()
+    mirrored[:, :, 0, :, :2] -= 2 * (2.0 * sides.float().view(-1, 1, 1, 1) - 1)
+    rows = {"pooled": pooled, "mirrored": mirrored, "left_right": sides, "front_back": front, "height": height}
     rows |= {"axial": torch.ones(64, dtype=torch.bool), "abdomen": torch.ones(64, 2, dtype=torch.bool)}
     head = OrientationHead(8, hidden=16, dropout=0.0)
 
     fit_head(head, rows, iterations=150, batch_size=64, learning_rate=0.01)
 
-    found = head(pooled.flatten(0, 1))
-    assert torch.equal(found[:, 0] > 0, sides.repeat_interleave(2))
+    found, exchanged = head(pooled.flatten(0, 1)), head(mirrored.flatten(0, 1))
+    assert torch.equal(mirrored_logits(found, exchanged) > 0, sides.repeat_interleave(2))
     assert torch.equal(found[:, 1] > 0, front.repeat_interleave(2))
     assert torch.corrcoef(torch.stack([found[:, 2], height.flatten()]))[0, 1] > 0.95
 

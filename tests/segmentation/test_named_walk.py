@@ -53,7 +53,7 @@ def named_at_once(volume: torch.Tensor, network: DiffuSAM, weight: float) -> tor
 @pytest.mark.parametrize("slices, batches", [(7, [[3], [2, 4], [1, 5], [0, 6]]), (1, [[0]]), (4, [[2, 1, 3], [0]])])
 def test_names_are_the_mean_over_three_slices_and_no_slice_is_encoded_twice(named, slices, batches):
     source, encoded = slices_of(make_volume(slices), named), []
-    source.on_features = lambda indices, features: encoded.extend(indices)
+    source.on_features = lambda slices, indices, features: encoded.extend(indices)
     names = SmoothedNames(source, 0.5)
 
     expected = named_at_once(make_volume(slices), named, 0.5)

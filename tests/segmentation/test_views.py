@@ -63,6 +63,16 @@ def test_the_way_back_ends_where_it_began(view):
     assert (seen[0, 0] < 0.5) == (view != View(-10, 0.8))  # all of a slice that is made smaller is seen
 
 
+@pytest.mark.parametrize("degrees", [0.0, 30.0])
+def test_a_mirrored_view_exchanges_left_and_right_first(degrees):
+    slices = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    mirrored, plain = View(degrees, mirrored=True), View(degrees)
+    assert torch.equal(mirrored.show(slices), plain.show(slices.flip(-1)))
+    back, seen = mirrored.back(mirrored.show(slices))
+    again, also = plain.back(plain.show(slices.flip(-1)))
+    assert torch.equal(back, again.flip(-1)) and torch.equal(seen, also.flip(-1))
+
+
 def test_a_view_of_a_volume_as_it_is_changes_no_bit():
     image = torch.rand(2, 1, SIDE, SIDE)
     back, seen = View().back(View().show(image))

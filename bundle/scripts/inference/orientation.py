@@ -1,4 +1,5 @@
-"""Whether a scan lies as its header says: a check that costs nothing, since its slices have been encoded anyway.
+"""Whether a scan lies as its header says: a check that costs little, since its slices have been encoded anyway; a few
+are encoded once more, mirrored.
 
 A header that exchanges left and right, front and back, or head and feet is never corrected, only flagged: what the
 image looks like is no proof. So is what does not look like an abdomen at all. What the flag rests on is in
@@ -15,13 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
 from torch import Tensor
 
 from ..descriptions import Described
 from ..files import sha256_of
-from ..networks.orientation import Evidence, OrientationHead, gather_evidence, load_head
+from ..networks.orientation import Evidence, OrientationHead, gather_evidence, load_head, to_mirror
 from ..networks.sam2_backbone import FrozenSAM2
 from ..networks.sam2_types import ImageFeatures
+from ..segmentation.views import View
+from ..segmentation.walked_slices import VolumeSlices
 
 AS_STATED, EXCHANGED, CANNOT_TELL = "as stated", "exchanged", "cannot tell"
 SIDES = {"left_right": "left and right", "front_back": "front and back", "upside_down": "head and feet"}
@@ -43,6 +47,8 @@ class OrientationCheck(Described):
         self._loaded: tuple[OrientationHead, dict[str, Any]] | None = None
         self._asked = False
         self._outputs: dict[int, Tensor] = {}
+        self._slices: VolumeSlices | None = None
+        self._mirrored: Tensor | None = None
 
     def described(self) -> dict[str, Any]:
         """The content of the head's file, where it is used."""
@@ -67,25 +73,43 @@ class OrientationCheck(Described):
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._listen)
         engine.add_event_handler(Events.GET_BATCH_STARTED, self._forget)
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self.mirror)
 
     def _listen(self, engine: Engine) -> None:
         if hasattr(engine.inferer, "on_features") and self.head is not None:  # others do not show theirs
             engine.inferer.on_features = self.add
 
     def _forget(self) -> None:
-        self._outputs = {}
+        self._outputs, self._slices, self._mirrored = {}, None, None
 
-    @torch.no_grad()
-    def add(self, indices: Sequence[int], features: ImageFeatures) -> None:
+    def add(self, slices: VolumeSlices, indices: Sequence[int], features: ImageFeatures) -> None:
         """Takes the features of some slices of the present case, which are counted from its feet as the header has it.
 
         Args:
-            indices: of the slices.
+            slices: of the case.
+            indices: of some of them.
             features: of these.
         """
-        if self.head is not None:
-            outputs = self.head.cpu()(self.head.pool(features.embedding.float()).cpu())
-            self._outputs |= dict(zip(indices, outputs))
+        self._slices = slices
+        self._outputs |= dict(zip(indices, self._read(features)))
+
+    def mirror(self) -> None:
+        """Encodes a few slices of the present case once more, mirrored, after all have been added."""
+        if self._slices is not None:
+            indices, outputs = self._in_order()
+            chosen = [indices[place] for place in to_mirror(outputs).tolist()]
+            with torch.no_grad():
+                self._mirrored = self._read(self._slices.seen_in(View(mirrored=True)).features(chosen))
+            self._slices = None
+
+    @torch.no_grad()
+    def _read(self, features: ImageFeatures) -> Tensor:
+        assert self.head is not None
+        return self.head.cpu()(self.head.pool(features.embedding.float()).cpu())
+
+    def _in_order(self) -> tuple[list[int], Tensor]:
+        indices = sorted(self._outputs)
+        return indices, torch.stack([self._outputs[index] for index in indices])
 
     def judge(self, spacing: float) -> dict[str, Any] | None:
         """What is known of the present case; None where nothing is checked or no slice has been seen.
@@ -96,11 +120,11 @@ class OrientationCheck(Described):
         Returns:
             of :func:`verdicts`.
         """
-        if self._loaded is None or not self._outputs:
+        if self._loaded is None or self._mirrored is None:
             return None
-        heights = torch.tensor(list(self._outputs), dtype=torch.float) * spacing
-        evidence = gather_evidence(torch.stack(list(self._outputs.values())), heights)
-        return verdicts(evidence, self.limits)
+        indices, outputs = self._in_order()
+        heights = torch.tensor(indices, dtype=torch.float) * spacing
+        return verdicts(gather_evidence(outputs, heights, self._mirrored), self.limits)
 
 
 def verdicts(evidence: Evidence, limits: Mapping[str, Any]) -> dict[str, Any]:

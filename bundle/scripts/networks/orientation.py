@@ -3,7 +3,9 @@
 A header that says left where right is, or feet where the head is, cannot be told from the header. The image can tell:
 the liver lies on the right, the spine behind, the kidneys below the dome of the liver. For each slice the head says
 how likely it is mirrored, how high in the body it lies, and whether it shows an axial abdomen at all;
-:func:`gather_evidence` adds that up over a volume. Not in the paper.
+:func:`gather_evidence` adds that up over a volume. What speaks for left and right being exchanged is compared with what
+speaks for it once some slices are mirrored (:func:`to_mirror`): what the head takes amiss in a scan, it takes amiss in
+both. Not in the paper.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ OUTPUTS = ("left_right", "front_back", "height", "abdomen")
 HEIGHT_UNIT = 50.0  # mm
 LARGEST_LOGIT = 5.0  # beyond it one slice would outvote many
 STRETCH = 40.0  # mm along the body that must look like an abdomen
+MIRRORED = 6  # slices of a volume that are encoded once more, mirrored
 _REMEDY = "Run `pretraining` with 'configs/pretrain_orientation.json' again, or set `orientation_file` to null."
 
 
@@ -33,7 +36,8 @@ class Evidence(NamedTuple):
     """What the slices of a volume say together.
 
     Attributes:
-        left_right: mean logit of "left and right are exchanged", over slices with organs.
+        left_right: mean logit of "left and right are exchanged" over slices with organs, half of it and half of the
+            negative of that of the same slices mirrored.
         front_back: mean logit of "front and back are exchanged".
         upside_down: by how many mm the heights that slices seem to have fall, where the header says they rise by one
             standard deviation of their heights. Negative where both rise.
@@ -89,16 +93,40 @@ class OrientationHead(nn.Module):
         return self.layers((pooled - self.mean) / self.spread)
 
 
-def gather_evidence(outputs: Tensor, heights: Tensor) -> Evidence:
+def to_mirror(outputs: Tensor) -> Tensor:
+    """Indices of the slices to be shown mirrored as well: :data:`MIRRORED` of those with organs, evenly spread.
+
+    Args:
+        outputs: of :class:`OrientationHead`, ``(slices, 4)``, in the order of the slices.
+    """
+    held = (outputs[:, 3] > 0).nonzero()[:, 0]
+    if not len(held):
+        held = torch.arange(len(outputs))
+    count = min(MIRRORED, len(held))
+    return held[((torch.arange(count) + 0.5) * len(held) / count).long()]
+
+
+def mirrored_logits(output: Tensor, mirrored: Tensor) -> Tensor:
+    """Logits of "left and right are exchanged" ``(B,)`` from outputs ``(B, 4)`` of slices and of the same, mirrored."""
+    return (output[:, 0] - mirrored[:, 0]) / 2
+
+
+def gather_evidence(outputs: Tensor, heights: Tensor, mirrored: Tensor) -> Evidence:
     """What the slices of a volume say together.
 
     Args:
-        outputs: of :class:`OrientationHead`, ``(slices, 4)``.
+        outputs: of :class:`OrientationHead`, ``(slices, 4)``, in the order of the slices.
         heights: of the slices in mm, upwards as the header says, ``(slices,)``.
+        mirrored: outputs for the slices of :func:`to_mirror`, mirrored.
     """
+    outputs, mirrored = outputs.double().cpu(), mirrored.double().cpu()
+    seen = outputs[to_mirror(outputs)]
+    sides = mirrored_logits(*(each.clamp(-LARGEST_LOGIT, LARGEST_LOGIT) for each in (seen, mirrored)))
+    weight = (seen[:, 3].clamp(-LARGEST_LOGIT, LARGEST_LOGIT)).sigmoid()
+    left_right = float(weight @ sides / weight.sum())
     order = heights.argsort()
-    outputs, heights = outputs[order].double().cpu(), heights[order].double().cpu()
-    left_right, front_back = outputs[:, :2].clamp(-LARGEST_LOGIT, LARGEST_LOGIT).unbind(1)
+    outputs, heights = outputs[order], heights[order].double().cpu()
+    front_back = outputs[:, 1].clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
     seen, abdomen = outputs[:, 2] * HEIGHT_UNIT, outputs[:, 3].clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
     step = float(heights.diff().median()) if len(heights) > 1 else 0.0
     weight = abdomen.sigmoid()
@@ -108,7 +136,7 @@ def gather_evidence(outputs: Tensor, heights: Tensor) -> Evidence:
     window = min(len(heights), max(1, round(STRETCH / step))) if step > 0 else 1
     shown = int((abdomen > 0).sum())
     return Evidence(
-        left_right=float(weight @ left_right),
+        left_right=left_right,
         front_back=float(weight @ front_back),
         upside_down=-float((weight * offset) @ seen / spread) if spread > 0 else 0.0,
         abdomen=float(abdomen.unfold(0, window, 1).mean(1).max()),
@@ -129,7 +157,7 @@ def save_head(head: OrientationHead, path: str | Path, *, backbone: SAM2, about:
     state = {key: value.half() for key, value in on_cpu(head.state_dict()).items()}
     shape = {"channels": head.channels, "grid": head.grid, "hidden": head.hidden}
     fits = {"backbone": backbone.fingerprint(), "image_size": backbone.image_size}
-    save_atomically({"model": state, "shape": shape, **fits, **about}, path)
+    save_atomically({"model": state, "shape": shape, "mirrored": MIRRORED, **fits, **about}, path)
 
 
 def load_head(path: str | Path, backbone: SAM2) -> tuple[OrientationHead, dict[str, Any]] | None:
@@ -143,7 +171,7 @@ def load_head(path: str | Path, backbone: SAM2) -> tuple[OrientationHead, dict[s
         MissingFileError, UnusableFileError: there is no such file, or it is damaged or something else.
     """
     content = load_tensors(path, "orientation head", remedy=_REMEDY)
-    missing = {"model", "shape", "backbone", "image_size", "limits"} - content.keys()
+    missing = {"model", "shape", "backbone", "image_size", "limits", "mirrored"} - content.keys()
     if missing:
         raise UnusableFileError(f"'{path}' is no orientation head: it lacks {listed(sorted(missing))}. {_REMEDY}")
     if (content["backbone"], content["image_size"]) != (backbone.fingerprint(), backbone.image_size):

@@ -18,7 +18,15 @@ from torch import Tensor
 
 from ..descriptions import Described, describe
 from ..errors import SettingError, UnusableFileError
-from ..networks.orientation import HEIGHT_UNIT, Evidence, OrientationHead, gather_evidence, save_head
+from ..networks.orientation import (
+    HEIGHT_UNIT,
+    Evidence,
+    OrientationHead,
+    gather_evidence,
+    mirrored_logits,
+    save_head,
+    to_mirror,
+)
 from ..networks.sam2_backbone import SAM2, between_neighbours
 from ..weights import load_tensors, save_atomically
 from .contrasts import Draw, render
@@ -117,8 +125,8 @@ def encode_clips(
         folder: of the files, one a batch.
 
     Returns:
-        What :meth:`OrientationClips.batch` returns of all clips, but for images, in whose place is ``pooled``
-        ``(V, T, C, grid, grid)``.
+        What :meth:`OrientationClips.batch` returns of all clips, but for images, in whose place are ``pooled`` and
+        ``mirrored`` ``(V, T, C, grid, grid)``, of slices as they are and mirrored.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,9 +139,10 @@ def encode_clips(
             batch = clips.batch(index)
             image = batch.pop("image")
             shown = image if index % 2 else between_neighbours(image)
-            with torch.no_grad():
-                pooled = head.pool(backbone.encode_image(shown.flatten(0, 1)).embedding)
-            batch["pooled"] = pooled.unflatten(0, image.shape[:2]).half()
+            for name, slices in (("pooled", shown), ("mirrored", shown.flip(-1))):
+                with torch.no_grad():
+                    pooled = head.pool(backbone.encode_image(slices.flatten(0, 1)).embedding)
+                batch[name] = pooled.unflatten(0, image.shape[:2]).half()
             content = {"identity": identity, **{key: value.cpu() for key, value in batch.items()}}
             save_atomically(content, path)
             if index % 20 == 19:
@@ -169,7 +178,7 @@ def fit_head(
         seed: of the batches and the dropout.
     """
     frames = rows["abdomen"].shape[1]
-    pooled = rows["pooled"].flatten(0, 1).float()
+    pooled, mirrored = (rows[name].flatten(0, 1).float() for name in ("pooled", "mirrored"))
     target = torch.stack([each_slice(rows, name).float() for name in ("left_right", "front_back")], 1)
     height, abdomen = rows["height"].flatten() / HEIGHT_UNIT, rows["abdomen"].flatten().float()
     axial = rows["axial"].repeat_interleave(frames).float()
@@ -182,7 +191,8 @@ def fit_head(
     for _ in range(iterations):
         chosen = torch.randint(len(pooled), (batch_size,), generator=generator)
         output, organs, painted = head(pooled[chosen]), abdomen[chosen], axial[chosen]
-        sides = F.binary_cross_entropy_with_logits(output[:, :2], target[chosen], reduction="none").sum(1)
+        exchanged = torch.stack([mirrored_logits(output, head(mirrored[chosen])), output[:, 1]], 1)
+        sides = F.binary_cross_entropy_with_logits(exchanged, target[chosen], reduction="none").sum(1)
         error = F.smooth_l1_loss(output[:, 2], height[chosen], reduction="none")
         loss = (sides * organs).sum() / organs.sum().clamp_min(1) + (error * painted).sum() / painted.sum().clamp_min(1)
         loss = loss + F.binary_cross_entropy_with_logits(output[:, 3], organs)
@@ -207,7 +217,9 @@ def painted_evidence(head: OrientationHead, rows: Mapping[str, Tensor]) -> list[
     found = []
     for clip in range(len(rows["axial"])):
         if rows["axial"][clip] and rows["abdomen"][clip].any():
-            evidence = gather_evidence(head(rows["pooled"][clip].float()), rows["place"][clip])
+            outputs = head(rows["pooled"][clip].float())
+            mirrored = head(rows["mirrored"][clip][to_mirror(outputs)].float())
+            evidence = gather_evidence(outputs, rows["place"][clip], mirrored)
             found.append((evidence, bool(rows["left_right"][clip]), bool(rows["front_back"][clip])))
     return found
 

@@ -59,8 +59,8 @@ class VolumetricInferer(LabelMapInferer):
             (0 everywhere) and each organ.
         on_slices: called, as the walk goes on, with the number of slices decoded so far and the number to decode in
             all (every slice counts once for each view), for a progress bar. It may be set later.
-        on_features: called with the indices of slices and their image features as the first view has them, whenever
-            some have been encoded, for whoever reads more in them. It may be set later.
+        on_features: called with the slices of a volume, the indices of some and their image features as the first view
+            has them, whenever some have been encoded, for whoever reads more in them. It may be set later.
 
     Raises:
         ValueError: a number of neighbours that SAM2 has no temporal encoding for, ``names_smoothing`` or
@@ -79,7 +79,7 @@ class VolumetricInferer(LabelMapInferer):
         views: Sequence[Sequence[float]] = ((0, 1),),
         output: str = "labels",
         on_slices: Callable[[int, int], None] | None = None,
-        on_features: Callable[[Sequence[int], ImageFeatures], None] | None = None,
+        on_features: Callable[[VolumeSlices, Sequence[int], ImageFeatures], None] | None = None,
     ) -> None:
         super().__init__(output)
         if not 0 <= neighbours <= 6:

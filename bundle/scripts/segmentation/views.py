@@ -1,4 +1,4 @@
-"""Views of a volume, turned and scaled in plane: segmentations of several are averaged. Not in the paper.
+"""Views of a volume, turned, scaled or mirrored in plane: segmentations of several are averaged. Not in the paper.
 
 A prior of three training volumes errs otherwise on a slice that is turned by a few degrees, so the mean of several
 views errs less than one of them.
@@ -26,6 +26,7 @@ class View:
     Attributes:
         degrees: that they are turned by about their centre, towards the image's x axis from its y axis.
         scale: that they are enlarged by.
+        mirrored: whether left and right are exchanged, before they are turned.
 
     Raises:
         ValueError: no numbers, or a scale that is not positive, or that leaves nothing to be seen.
@@ -33,6 +34,7 @@ class View:
 
     degrees: float = 0.0
     scale: float = 1.0
+    mirrored: bool = False
 
     def __post_init__(self) -> None:
         for value in (self.degrees, self.scale):
@@ -45,7 +47,7 @@ class View:
 
     def show(self, slices: Tensor) -> Tensor:
         """Square slices ``(n, C, S, S)`` as the view has them, 0 where it looks beyond their edge."""
-        return self._sample(slices, self._matrix())
+        return self._sample(slices.flip(-1) if self.mirrored else slices, self._matrix())
 
     def back(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Undoes :meth:`show`.
@@ -59,7 +61,8 @@ class View:
         """
         inverse = torch.linalg.inv(self._matrix())
         seen = self._sample(torch.ones_like(values[:1, :1]), inverse)[0, 0]
-        return self._sample(values, inverse), seen
+        values = self._sample(values, inverse)
+        return (values.flip(-1), seen.flip(-1)) if self.mirrored else (values, seen)
 
     def _matrix(self) -> Tensor:
         """From places in the view to places in the slice, both in [-1, 1] of their sides."""
@@ -68,7 +71,7 @@ class View:
         return turn @ torch.diag(torch.tensor([1 / self.scale, 1 / self.scale, 1.0]))
 
     def _sample(self, values: Tensor, matrix: Tensor) -> Tensor:
-        if self == View():
+        if (self.degrees, self.scale) == (0, 1):
             return values
         theta = matrix[:2].to(values).expand(len(values), 2, 3)
         grid = F.affine_grid(theta, list(values.shape), align_corners=False)

@@ -33,7 +33,7 @@ class VolumeSlices:
         *,
         batch_size: int,
         scale: Callable[[Tensor], Tensor] = Tensor.float,
-        on_features: Callable[[Sequence[int], ImageFeatures], None] | None = None,
+        on_features: Callable[[VolumeSlices, Sequence[int], ImageFeatures], None] | None = None,
     ) -> None:
         self.scale = scale
         self.volume, self.network, self.batch_size, self.on_features = volume, network, batch_size, on_features
@@ -71,7 +71,7 @@ class VolumeSlices:
     def features(self, indices: list[int]) -> ImageFeatures:
         features = self._encoded(indices)
         if self.on_features is not None and self.view == View():
-            self.on_features(indices, features)
+            self.on_features(self, indices, features)
         return features
 
     def _encoded(self, indices: list[int]) -> ImageFeatures:
