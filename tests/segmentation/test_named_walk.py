@@ -131,7 +131,11 @@ def test_slices_by_themselves_are_named_by_themselves(named):
 def test_without_neighbours_slices_share_what_is_named_in_them_and_nothing_else(named):
     volume, encoded = make_volume(5), []
     inferer = VolumetricInferer(
-        0, output="logits", batch_size=2, skip_absent=False, on_features=lambda indices, _: encoded.extend(indices)
+        0,
+        output="logits",
+        batch_size=2,
+        skip_absent=False,
+        on_features=lambda _, indices, features: encoded.extend(indices),
     )
 
     logits = inferer(volume, named)[0, 1:]
