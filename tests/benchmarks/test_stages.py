@@ -50,7 +50,7 @@ def test_stages_make_up_the_whole(bundle, tiny_dataset, tmp_path, monkeypatch, c
     monkeypatch.chdir(bundle)
     options = {
         **{"backbone_checkpoint": str(backbone_file), "image_size": SIZE, "prior_channels": [16, 32]},
-        **{"named_memories": True, "skip_absent": False, "prior_file": str(tmp_path / "model.pt")},
+        **{"named_memories": True, "neighbours": 1, "prior_file": str(tmp_path / "model.pt")},
         "solid_organs": ["liver"],
     }
     network = parse("configs/inference.json", options).get_parsed_content("network")
