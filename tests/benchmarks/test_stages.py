@@ -50,8 +50,8 @@ def test_stages_make_up_the_whole(bundle, tiny_dataset, tmp_path, monkeypatch, c
     monkeypatch.chdir(bundle)
     options = {
         **{"backbone_checkpoint": str(backbone_file), "image_size": SIZE, "prior_channels": [16, 32]},
-        **{"named_memories": True, "neighbours": 1, "prior_file": str(tmp_path / "model.pt")},
-        "solid_organs": ["liver"],
+        **{"named_memories": True, "skip_absent": False, "neighbours": 1},
+        **{"prior_file": str(tmp_path / "model.pt"), "solid_organs": ["liver"]},
     }
     network = parse("configs/inference.json", options).get_parsed_content("network")
     network.prior.fitted.fill_(True)
