@@ -229,8 +229,9 @@ def _say_if_hardly_filled(image: Tensor, lower: float, upper: float) -> None:
     from them enough to be left out.
     """
     values = sample(as_tensor(image)).flatten()
-    low, high = (_percentile(values, share) for share in (lower, upper))
-    filled = (_percentile(values, 1 - _ENDS) - _percentile(values, _ENDS)) / (high - low)
+    shares = (lower, _ENDS, 1 - _ENDS, upper)
+    low, from_, to, high = (_percentile(values, share).double() for share in shares)  # differences of int16 may not fit
+    filled = (to - from_) / (high - low)
     if filled < _FILLED:  # of a constant image it is NaN
         remark(
             image,
