@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from scripts.inference.orientation import OrientationCheck, orientation_flags, slice_spacing, verdicts
 from scripts.networks.orientation import Evidence, OrientationHead, save_head
 from scripts.networks.sam2_backbone import FrozenSAM2
+from scripts.segmentation.views import View
 
 from tests.helpers.workflows import SIZE, run, write_overlay, write_prior
 
@@ -111,6 +113,39 @@ def test_an_inference_records_and_says_it(tmp_path, tiny_dataset, backbone_file,
     assert sum("left and right look exchanged" in message for message in caplog.messages) == 1
     report = (tmp_path / wrong / "inference/report.html").read_text()
     assert "left and right look exchanged" in report
+
+
+class SomeSlices:
+    """Eleven slices whose embeddings are all alike; notes which are encoded together, and how."""
+
+    batch_size = 4
+
+    def __init__(self, channels: int) -> None:
+        self.embedding = torch.zeros(1, channels, 4, 4)
+        self.asked: list[int] = []
+        self.autocast: set[bool] = set()
+
+    def seen_in(self, view):
+        assert view == View(mirrored=True)
+        return self
+
+    def features(self, indices):
+        self.asked.append(len(indices))
+        self.autocast.add(torch.is_autocast_enabled("cuda"))
+        return SimpleNamespace(embedding=self.embedding.expand(len(indices), -1, -1, -1))
+
+
+def test_slices_are_mirrored_as_the_walk_encodes_them(tmp_path, backbone_file):
+    """No more at a time than fit into memory, and in the same precision."""
+    backbone = FrozenSAM2("sam2_nano", SIZE, checkpoint=backbone_file)
+    check = OrientationCheck(write_head(tmp_path / "head.pt", backbone_file, 1.0), backbone)
+    assert check.head is not None
+    slices, amp = SomeSlices(backbone.embedding_channels), torch.cuda.is_available()
+    check.add(slices, range(11), SimpleNamespace(embedding=slices.embedding.expand(11, -1, -1, -1)))
+    check.mirror(SimpleNamespace(amp=amp, amp_kwargs={}))
+
+    assert slices.asked == [4, 2] and slices.autocast == {amp}
+    assert check.judge(5.0)["evidence"]["slices"] == 11
 
 
 def test_a_head_of_another_backbone_is_left_out(tmp_path, backbone_file):

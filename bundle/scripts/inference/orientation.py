@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
 from torch import Tensor
 
@@ -93,14 +94,20 @@ class OrientationCheck(Described):
         self._slices = slices
         self._outputs |= dict(zip(indices, self._read(features)))
 
-    def mirror(self) -> None:
-        """Encodes a few slices of the present case once more, mirrored, after all have been added."""
+    def mirror(self, engine: SupervisedEvaluator) -> None:
+        """Encodes a few slices of the present case once more, mirrored, after all have been added: as many at a time as
+        the inferer, and in its precision.
+        """
         if self._slices is not None:
             indices, outputs = self._in_order()
+            mirrored = self._slices.seen_in(View(mirrored=True))
             chosen = [indices[place] for place in to_mirror(outputs).tolist()]
-            with torch.no_grad():
-                self._mirrored = self._read(self._slices.seen_in(View(mirrored=True)).features(chosen))
-            self._slices = None
+            size = mirrored.batch_size
+            with torch.no_grad(), torch.autocast("cuda", enabled=engine.amp, **engine.amp_kwargs):
+                read = [
+                    self._read(mirrored.features(chosen[start : start + size])) for start in range(0, len(chosen), size)
+                ]
+            self._mirrored, self._slices = torch.cat(read), None
 
     @torch.no_grad()
     def _read(self, features: ImageFeatures) -> Tensor:
