@@ -98,7 +98,7 @@ def measure_cases(parser: ConfigParser, samples: int, folder: Path, overwrite: b
     inferer = UncertaintyInferer(samples, **{**options, "output": "labels"})
     network, transform = get("network"), get("validate#preprocessing")
     identity = {
-        **{"samples": samples, "neighbours": inferer.neighbours, "image_size": get("image_size")},
+        **{"samples": samples, "inferer": describe(inferer), "image_size": get("image_size")},
         **{key: get(key) for key in ("inference_steps", "eta", "memory_samples", "seed", "organs")},
         **{"prior": sha256_of(get("prior_file")), "backbone": network.backbone.fingerprint()},
         "transform": describe(transform),
