@@ -129,6 +129,7 @@ def test_evaluation_writes_what_it_ran_with(project):
         "image_size": SIZE,
         "steps": 2,
         "neighbours": 1,
+        "names_smoothing": 0,
         "train_cases": SETTINGS["train_cases"],
     }
     assert metrics["organs"] == ORGANS
@@ -212,7 +213,7 @@ def test_evaluation_without_3d_says_so(project):
     run("evaluating", project.overlay, no_3d=True, test_cases=["c"], evaluation_dir=str(project.folder / "no_3d"))
 
     metrics = json.loads((project.folder / "no_3d" / "metrics.json").read_text())
-    assert metrics["about"]["neighbours"] == 0
+    assert (metrics["about"]["neighbours"], metrics["about"]["names_smoothing"]) == (0, 0)
     assert metrics["cases"] == ["c"]
 
 
