@@ -116,12 +116,21 @@ def test_what_cannot_be_taken_is_listed_with_the_reason(folder, caplog):
 
 
 def test_volumes_in_pieces_are_listed_by_their_folders(tmp_path):
-    touch(tmp_path, "a.nii.gz", "rat/pdata/1/2dseq", "ct.ome.zarr/0/0.0.0", "ct.ome.zarr/.zattrs", "deep/mr.N5/s0/0")
+    touch(
+        tmp_path,
+        "a.nii.gz",
+        "rat/pdata/1/2dseq",
+        "ct.ome.zarr/0/0.0.0",
+        "ct.ome.zarr/.zattrs",
+        "deep/mr.N5/s0/0",
+        "deep/mr.N5/s0/attributes.json",
+        "named.zarr/b.nii.gz",
+    )
     problems = refused(tmp_path)
     assert problems.keys() == {"rat_pdata_1_2dseq", "ct.ome.zarr", "deep_mr.N5"}
     assert "format that is not read (2dseq)" in problems["rat_pdata_1_2dseq"]
     assert "a folder with a volume in a format that is not read (.zarr)" in problems["ct.ome.zarr"]
-    assert taken(tmp_path) == {"a": "a.nii.gz"}
+    assert taken(tmp_path) == {"a": "a.nii.gz", "named.zarr_b": "named.zarr/b.nii.gz"}  # a folder like any other
 
 
 def test_an_image_that_is_called_by_a_space_takes_no_others_along(tmp_path):

@@ -23,7 +23,8 @@ OTHER_FORMATS = (
     *(".brik", ".brik.gz", ".head", ".v", ".h33", ".i33", ".hv", ".fdf", ".vff", ".nia", ".jnii", ".bnii"),
     *(".mif", ".mif.gz", ".mih", ".isq", ".vol", ".vgi", ".vmr", "2dseq"),
 )
-_FOLDERS = (".zarr", ".n5")  # of which each is a volume, in pieces
+_FOLDERS = (".zarr", ".n5")  # of which each is a volume, in pieces, if it or a folder in it holds one of these
+_FOLDER_HEADERS = (".zattrs", ".zgroup", ".zarray", ".zmetadata", "zarr.json", "attributes.json")
 _RAW = (".raw", ".zraw", ".raw.gz")  # voxels whose header is another file
 ARCHIVES = (
     *(".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"),
@@ -110,7 +111,7 @@ def found_below(folder: Path, leave_out: Path | None = None) -> Found:
         ):
             found.results.append(each)
             results = each
-        if each != folder and each.name.lower().endswith(_FOLDERS):
+        if each != folder and _is_volume(each):
             found.problems[each] = (
                 f"'{each}': a folder with a volume in a format that is not read ({each.suffix}). Convert it to NIfTI."
             )
@@ -332,6 +333,13 @@ def _without_results(found: Found, paths: Sequence[Path]) -> list[Path]:
         elif path.parent not in found.results:
             found.results.append(path.parent)
     return left
+
+
+def _is_volume(folder: Path) -> bool:
+    """Whether a folder is a volume in pieces, by its name and what such a format must hold."""
+    return folder.name.lower().endswith(_FOLDERS) and any(
+        found for name in _FOLDER_HEADERS for found in (*folder.glob(name), *folder.glob(f"*/{name}"))
+    )
 
 
 def _is_clutter(path: Path) -> bool:

@@ -89,7 +89,8 @@ class VolumetricInferer(LabelMapInferer):
         if ended_after < 0:
             raise SettingError(f"ended_after must be 0 or more slices, got {ended_after}.")
         self.neighbours = 0 if no_3d else neighbours
-        self.batch_size, self.ended_after, self.skip_absent = batch_size, ended_after, skip_absent
+        self.batch_size, self.skip_absent = batch_size, skip_absent
+        self.ended_after = ended_after if self.neighbours else 0
         self.names_smoothing = 0.0 if no_3d else names_smoothing
         self.output, self.on_slices, self.on_features = output, on_slices, on_features
         self.views = read_views(views)
