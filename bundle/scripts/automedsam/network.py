@@ -195,10 +195,9 @@ class SliceInferer(VolumetricInferer):
     """
 
     def __init__(self, *args, samples: int = 0, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{**kwargs, "no_3d": True})
         if samples:
             raise SettingError("uncertainty belongs to DiffuSAM; AutoMedSAM needs it to be 0.")
-        self.neighbours, self.names_smoothing = 0, 0.0
 
     def _walk_independent(self, source: VolumeSlices) -> Iterator[tuple[list[int], Tensor]]:
         for indices in source.chunks():
