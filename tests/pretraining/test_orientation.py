@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
+from scripts.descriptions import describe
 from scripts.networks.orientation import Evidence, OrientationHead, load_head, mirrored_logits
 from scripts.networks.sam2_backbone import FrozenSAM2
 from scripts.pretraining import orientation
@@ -76,6 +77,21 @@ def test_encoded_clips_are_found_again(clips, tmp_path, monkeypatch):
     monkeypatch.setattr(OrientationClips, "batch", lambda *_: pytest.fail("encoded again"))
     again = encode_clips(clips, backbone, head, tmp_path)
     assert all(torch.equal(rows[key], again[key]) for key in rows)
+
+
+def test_clips_that_were_not_mirrored_are_encoded_anew(clips, tmp_path):
+    """As they were kept before slices were mirrored as well."""
+    backbone, head = make_backbone(), OrientationHead(128)
+    rows = encode_clips(clips, backbone, head, tmp_path)
+    for file in tmp_path.glob("clips_*.pt"):
+        content = torch.load(file, weights_only=True)
+        del content["mirrored"]
+        identity = describe({"clips": clips, "weights": backbone.fingerprint(), "grid": head.grid})
+        torch.save({**content, "identity": identity}, file)
+
+    again = encode_clips(clips, backbone, head, tmp_path)
+
+    assert torch.equal(again["mirrored"], rows["mirrored"])
 
 
 def test_clips_of_another_backbone_are_encoded_anew(clips, tmp_path):

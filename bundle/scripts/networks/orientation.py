@@ -120,10 +120,7 @@ def gather_evidence(outputs: Tensor, heights: Tensor, mirrored: Tensor) -> Evide
         mirrored: outputs for the slices of :func:`to_mirror`, mirrored.
     """
     outputs, mirrored = outputs.double().cpu(), mirrored.double().cpu()
-    seen = outputs[to_mirror(outputs)]
-    sides = mirrored_logits(*(each.clamp(-LARGEST_LOGIT, LARGEST_LOGIT) for each in (seen, mirrored)))
-    weight = (seen[:, 3].clamp(-LARGEST_LOGIT, LARGEST_LOGIT)).sigmoid()
-    left_right = float(weight @ sides / weight.sum())
+    left_right = _left_right(outputs[to_mirror(outputs)], mirrored)
     order = heights.argsort()
     outputs, heights = outputs[order], heights[order].double().cpu()
     front_back = outputs[:, 1].clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
@@ -143,6 +140,13 @@ def gather_evidence(outputs: Tensor, heights: Tensor, mirrored: Tensor) -> Evide
         extent=shown * step,
         slices=shown,
     )
+
+
+def _left_right(outputs: Tensor, mirrored: Tensor) -> float:
+    """Mean of :func:`mirrored_logits`, weighted by how likely each slice holds organs."""
+    outputs, mirrored = (each.clamp(-LARGEST_LOGIT, LARGEST_LOGIT) for each in (outputs, mirrored))
+    weight = outputs[:, 3].sigmoid()
+    return float(weight @ mirrored_logits(outputs, mirrored) / weight.sum())
 
 
 def save_head(head: OrientationHead, path: str | Path, *, backbone: SAM2, about: Mapping[str, Any]) -> None:

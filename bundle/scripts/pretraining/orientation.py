@@ -130,7 +130,8 @@ def encode_clips(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    identity = describe({"clips": clips, "weights": backbone.fingerprint(), "grid": head.grid})
+    shown_as = {"pooled": (), "mirrored": (-1,)}  # axes that are reversed
+    identity = describe({"clips": clips, "weights": backbone.fingerprint(), "grid": head.grid, "shown": [*shown_as]})
     batches = []
     for index in range(len(clips)):
         path = folder / f"clips_{index:05d}.pt"
@@ -139,9 +140,9 @@ def encode_clips(
             batch = clips.batch(index)
             image = batch.pop("image")
             shown = image if index % 2 else between_neighbours(image)
-            for name, slices in (("pooled", shown), ("mirrored", shown.flip(-1))):
+            for name, axes in shown_as.items():
                 with torch.no_grad():
-                    pooled = head.pool(backbone.encode_image(slices.flatten(0, 1)).embedding)
+                    pooled = head.pool(backbone.encode_image(shown.flip(axes).flatten(0, 1)).embedding)
                 batch[name] = pooled.unflatten(0, image.shape[:2]).half()
             content = {"identity": identity, **{key: value.cpu() for key, value in batch.items()}}
             save_atomically(content, path)
