@@ -52,6 +52,8 @@ PARTS = """What the settings are handed to. A part can be replaced as a whole in
 
 PRETRAINED = """A configuration by itself, whose settings are its own: what they have made is told by the
 [model card](../bundle/models/README.md)."""
+OVERLAID = """An overlay of `pretrain_anatomy.json`, whose other settings hold here too, but for those of its stages, of
+shapes, of its prior and of naming. Within its parts it changes {}."""
 
 
 def read_configs(folder: Path = CONFIGS) -> dict[str, dict[str, Any]]:
@@ -131,7 +133,9 @@ def page(configs: Configs, descriptions: Mapping[str, Any]) -> str:
     for name, group in alone.items():
         own = keys_of(configs[name], OPEN_IN_PRETRAINING)
         rows = [f"| `{key}` | {meaning} | {unit} | {_shown(own[key])} |" for key, (meaning, unit) in group.items()]
-        lines += ["", f"## `{name}`", "", PRETRAINED, "", *_table("setting", "meaning", "unit", "default"), *rows]
+        changes = ", ".join(f"`{key}`" for key in configs[name] if key[0] == "+" or "#" in key)
+        said = OVERLAID.format(changes) if changes else PRETRAINED
+        lines += ["", f"## `{name}`", "", said, "", *_table("setting", "meaning", "unit", "default"), *rows]
     return "\n".join([*lines, ""])
 
 

@@ -257,7 +257,7 @@ def test_a_folder_that_is_read_as_it_was_typed_is_taken(monkeypatch, typed):
         ("inferring", ["inference.json"]),
         ("pretraining", ["pretrain_nano.json"]),
         ("pretraining", ["pretrain_anatomy.json"]),
-        ("pretraining", ["pretrain_memories.json"]),
+        ("pretraining", ["pretrain_anatomy.json", "pretrain_memories.json"]),
         ("training", ["train.json", "pretrain_prior.json"]),
     ],
     ids=str,

@@ -45,7 +45,7 @@ LISTS = [
     [*EVALUATE, "multi_gpu_train.json", "multi_gpu_evaluate.json"],
     ["pretrain_nano.json"],
     ["pretrain_anatomy.json"],
-    ["pretrain_memories.json"],
+    ["pretrain_anatomy.json", "pretrain_memories.json"],
     ["pretrain_anatomy.json", "pretrain_encoder.json"],
 ]
 

@@ -26,7 +26,7 @@ RUNS = {
     "pretraining": ["pretrain_nano.json"],
     "pretraining an encoder": ["pretrain_nano.json", "pretrain_encoder.json"],
     "pretraining anatomy": ["pretrain_anatomy.json"],
-    "pretraining memories": ["pretrain_memories.json"],
+    "pretraining memories": ["pretrain_anatomy.json", "pretrain_memories.json"],
     "pretraining a prior": ["train.json", "pretrain_prior.json"],
     "pretraining orientation": ["pretrain_orientation.json"],
 }

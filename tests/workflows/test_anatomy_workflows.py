@@ -87,7 +87,8 @@ def test_backbone_and_prior_are_pretrained_one_after_the_other(tmp_path):
         "rows": 2,
     }
     memories |= {"epochs": 2, "iterations_per_epoch": 1, "recognise_epoch": 2, "patients_dir": patients}
-    run("pretraining", "pretrain_memories.json", output_dir=str(tmp_path / "memories"), **memories)
+    configs = ("pretrain_anatomy.json", "pretrain_memories.json")
+    run("pretraining", *configs, output_dir=str(tmp_path / "memories"), **memories)
     run(
         "training",
         "train.json",
