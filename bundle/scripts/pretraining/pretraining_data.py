@@ -12,7 +12,7 @@ from ..data.phantom_anatomy import ORGANS
 from ..errors import SettingError
 from ..networks.logits import MASK_LOGIT, mask_to_logits
 from ..networks.sam2_backbone import SAM2, between_neighbours
-from .patient_clips import AnatomyClips
+from .patient_clips import AnatomyClips, EpochBatches
 
 
 class ClipMix:
@@ -41,7 +41,7 @@ class ClipMix:
             yield next(shapes) if self.every and index % self.every == self.every - 1 else self.anatomy.batch(index)
 
 
-class EncodedAnatomy:
+class EncodedAnatomy(EpochBatches):
     """(slice, organ) pairs of painted patients, drawn and encoded anew in every batch: what
     :class:`~scripts.training.trainer.DiffuSAMTrainer` takes in place of cached slices of labelled volumes.
 
@@ -69,17 +69,10 @@ class EncodedAnatomy:
         if list(organs) != list(ORGANS):
             raise SettingError(f"Painted patients have the organs {list(ORGANS)}, in this order; got {list(organs)}.")
         self.anatomy, self.backbone, self.batch_size, self.absent_share = anatomy, backbone, batch_size, absent_share
-        self.context_share, self.seed = context_share, seed
+        self.context_share, self.length, self.seed = context_share, anatomy.length, seed
 
     def set_epoch(self, epoch: int) -> None:
         self.anatomy.set_epoch(epoch)
-
-    def __len__(self) -> int:
-        return len(self.anatomy)
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for index in range(len(self)):
-            yield self.batch(index)
 
     @torch.no_grad()
     def batch(self, index: int) -> dict[str, Tensor]:
