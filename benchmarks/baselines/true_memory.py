@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from scripts.networks.logits import MASK_LOGIT, mask_to_logits
+from scripts.networks.logits import mask_to_logits
 from scripts.networks.sam2_backbone import FrozenSAM2
 from scripts.networks.sam2_types import ImageFeatures, Memory
 from torch import Tensor
@@ -37,8 +37,7 @@ def decode_true_memories(network: FrozenSAM2, features: ImageFeatures, labels: T
     """Gated mask logits ``(B, organs, S/4, S/4)`` of slices with label maps ``(B, S, S)``, from their own memories."""
     values = torch.arange(1, organs + 1, device=labels.device).view(1, -1, 1, 1)
     masks = (labels[:, None] == values).flatten(0, 1)[:, None]
-    score = torch.where(masks.flatten(1).any(1, keepdim=True), MASK_LOGIT, -MASK_LOGIT)
     repeated = features.repeat_interleave(organs)
-    memory = network.encode_memory(repeated, mask_to_logits(masks), score)
+    memory = network.encode_memory(repeated, mask_to_logits(masks))
     decoded = network.decode(network.condition(repeated, [Memory(memory)]), repeated)
     return decoded.gated()[:, 0].unflatten(0, (-1, organs))

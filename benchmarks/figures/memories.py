@@ -28,7 +28,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from scripts.networks.logits import MASK_LOGIT, mask_to_logits
+from scripts.networks.logits import mask_to_logits
 from scripts.output.previews import COLOURS
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
@@ -118,8 +118,7 @@ def memories(parser, priors: Mapping[str, str], slices: int) -> Memories:
         features = network.backbone.encode_image(image[index].to(device))
         mask = (label[index] == torch.arange(1, count + 1).view(1, -1, 1, 1)).flatten(0, 1)[:, None]
         present = mask.flatten(1).any(1)
-        score = torch.where(present, MASK_LOGIT, -MASK_LOGIT)[:, None].to(device)
-        memory = network.backbone.encode_memory(network.each_organ(features)[0], mask_to_logits(mask).to(device), score)
+        memory = network.backbone.encode_memory(network.each_organ(features)[0], mask_to_logits(mask).to(device))
         organ.append(torch.arange(count).repeat(len(index))[present])
         true.append(network.prior.standardise(memory)[present].flatten(1).cpu())
         for stage, prior in stages.items():

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..data.phantom_anatomy import ORGANS
 from ..networks.diffusion_prior import MemoryPrior
-from ..networks.logits import MASK_LOGIT, mask_to_logits
+from ..networks.logits import mask_to_logits
 from ..networks.naming_head import NamingHead, grouped
 from ..networks.sam2_backbone import SAM2, between_neighbours
 from ..networks.sam2_types import ImageFeatures
@@ -114,8 +114,7 @@ class AnatomyModel(ClipModel):
         target = mask.transpose(1, 2).flatten(0, 2)[:, None].float()  # organs run fastest, then frames
         repeated = encoded.repeat_interleave(organs)
         with torch.no_grad():
-            score = torch.where(target.flatten(1).amax(1, keepdim=True) > 0, MASK_LOGIT, -MASK_LOGIT)
-            memory = self.backbone.encode_memory(repeated, mask_to_logits(target), score).float()
+            memory = self.backbone.encode_memory(repeated, mask_to_logits(target)).float()
             self._follow_statistics(memory, encoded.embedding.float())
         organ = organ[:, None].expand(-1, frames, -1).flatten()
         last = torch.full_like(organ, self.prior.scheduler.config.num_train_timesteps - 1)

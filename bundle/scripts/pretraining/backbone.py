@@ -190,7 +190,7 @@ class ClipModel(Described, nn.Module):
         given = torch.rand(len(target), 1, device=target.device) < share
         true_logits = mask_to_logits(target)
         logits = torch.where(given[..., None, None], true_logits, resize_logits(logits, target.shape[-1]))
-        true_score = torch.where(target.flatten(1).amax(1, keepdim=True) > 0, MASK_LOGIT, -MASK_LOGIT)
+        true_score = true_logits.flatten(1).amax(1, keepdim=True)
         return self.backbone.encode_memory(features, logits, torch.where(given, true_score, score))
 
     def _own_memory(self, features: ImageFeatures, target: Tensor, predicted: Tensor | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data.phantom_anatomy import ORGANS
 from ..errors import SettingError
-from ..networks.logits import MASK_LOGIT, mask_to_logits
+from ..networks.logits import mask_to_logits
 from ..networks.sam2_backbone import SAM2, between_neighbours
 from .patient_clips import AnatomyClips, EpochBatches
 
@@ -95,12 +95,11 @@ class EncodedAnatomy(EpochBatches):
         image = between_neighbours(drawn["image"])[:, 1] if context else drawn["image"][:, 1]
         features = self.backbone.encode_image(image)[chosen // len(ORGANS)]
         mask, present = mask.flatten(0, 1)[chosen][:, None], present[chosen]
-        score = torch.where(present, MASK_LOGIT, -MASK_LOGIT)[:, None]
         return {
             "embedding": features.embedding,
             "high_res_fine": features.high_res[0],
             "high_res_coarse": features.high_res[1],
-            "memory": self.backbone.encode_memory(features, mask_to_logits(mask), score),
+            "memory": self.backbone.encode_memory(features, mask_to_logits(mask)),
             "mask": mask,
             "organ": chosen % len(ORGANS),
             "present": present,
