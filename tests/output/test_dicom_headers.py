@@ -160,6 +160,22 @@ def test_utf_8_is_known_where_no_character_set_is_stated(write, stated, caplog):
 
 @pytest.mark.parametrize(
     ("written", "said"),
+    [
+        (b"Muller^Jorg", "read as the default one"),
+        ("Müller^Jörg".encode(), "texts are read as UTF-8"),
+        ("Müller^Jörg".encode("latin-1"), "read as the default one"),
+    ],
+)
+def test_how_texts_of_an_unknown_character_set_are_read_is_said_once(write, written, said):
+    files = written_in(write, "ISO_IR 999", written).iterdir()
+    notes = mend_headers({file: pydicom.dcmread(file) for file in files})
+    assert [each for each in notes if "read as" in each] == [
+        f"SpecificCharacterSet 'ISO_IR 999' is not known, and {said}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
     [("Müller^Jörg".encode("latin-1"), "read as ISO_IR 100"), (JAPANESE_BYTES, "PatientID is in a character set that")],
 )
 def test_letters_of_no_stated_character_set_are_named(write, written, said, caplog):

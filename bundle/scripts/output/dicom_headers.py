@@ -179,14 +179,17 @@ def _meant_character_set(header: pydicom.Dataset) -> Iterator[str]:
     meant = ["", *meant] if meant[0] in _LED_TO else meant
     if meant != stated:
         yield f"SpecificCharacterSet {_shown(stated)} is {listed(meant)}"
-    if unknown := [each for each in meant if each not in python_encoding]:
-        yield f"SpecificCharacterSet '{listed(unknown)}' is not known, and read as the default one"
+    unknown = [each for each in meant if each not in python_encoding]
     beyond = [each for each in _undecoded_texts(header) if not each.isascii()]
     beyond = beyond if unknown or meant in _NONE_STATED else []
-    if beyond and all(map(_is_utf_8, beyond)):
+    if is_utf_8 := bool(beyond) and all(map(_is_utf_8, beyond)):
         meant = [UTF_8]
+    if unknown:
+        read = "texts are read as UTF-8" if is_utf_8 else "read as the default one"
+        yield f"SpecificCharacterSet '{listed(unknown)}' is not known, and {read}"
+    elif is_utf_8:
         yield "texts are read as UTF-8, which no SpecificCharacterSet says"
-    elif beyond and not unknown:
+    elif beyond:
         yield "texts with letters that no SpecificCharacterSet names are read as ISO_IR 100"
     if meant != stated:
         _read_by(header, meant)
