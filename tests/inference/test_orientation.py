@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from types import SimpleNamespace
+from weakref import ref
 
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine
+from monai.engines.utils import IterationEvents
 from scripts.inference.orientation import OrientationCheck, orientation_flags, slice_spacing, verdicts
 from scripts.networks.orientation import Evidence, OrientationHead, save_head
 from scripts.networks.sam2_backbone import FrozenSAM2
@@ -146,6 +149,65 @@ def test_slices_are_mirrored_as_the_walk_encodes_them(tmp_path, backbone_file):
 
     assert slices.asked == [4, 2] and slices.autocast == {amp}
     assert check.judge(5.0)["evidence"]["slices"] == 11
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_case_without_memory_for_mirrored_slices_is_segmented_and_a_note_says_so(
+    tmp_path, tiny_dataset, backbone_file, monkeypatch, error
+):
+    def fail(outputs):
+        raise error
+
+    monkeypatch.setattr("scripts.inference.orientation.to_mirror", fail)
+    head = write_head(tmp_path / "head.pt", backbone_file, 1.0)
+    image = str(tiny_dataset / "image_c.nii.gz")
+    overlay = write_overlay(tmp_path, tiny_dataset, backbone_file, input=image, orientation_file=str(head))
+    write_prior(overlay)
+    run("inferring", overlay)
+
+    case = json.loads((tmp_path / "inference/results.json").read_text())["cases"]["image_c"]
+    assert case["status"] == "done" and "orientation" not in case["quality"]
+    (note,) = (note for note in case["warnings"] if "how it lies" in note)
+    assert note.startswith("how it lies is not checked: out of memory (")
+
+
+def test_other_errors_of_mirrored_slices_are_not_taken_for_want_of_memory(tmp_path, backbone_file):
+    backbone = FrozenSAM2("sam2_nano", SIZE, checkpoint=backbone_file)
+    check = OrientationCheck(write_head(tmp_path / "head.pt", backbone_file, 1.0), backbone)
+    assert check.head is not None
+    slices = SomeSlices(backbone.embedding_channels)
+    check.add(slices, range(2), SimpleNamespace(embedding=slices.embedding.expand(2, -1, -1, -1)))
+    slices.features = lambda indices: torch.zeros(2, 3) @ torch.zeros(2, 3)
+
+    with pytest.raises(RuntimeError, match="shape"):
+        check.mirror(SimpleNamespace(amp=False, amp_kwargs={}))
+
+
+def test_the_volume_of_a_case_that_failed_is_not_kept(tmp_path, backbone_file):
+    backbone = FrozenSAM2("sam2_nano", SIZE, checkpoint=backbone_file)
+    check = OrientationCheck(write_head(tmp_path / "head.pt", backbone_file, 1.0), backbone)
+    assert check.head is not None
+
+    def failed(engine, batch):
+        slices = SomeSlices(backbone.embedding_channels)
+        check.add(slices, range(2), SimpleNamespace(embedding=slices.embedding.expand(2, -1, -1, -1)))
+        return ref(slices)
+
+    engine = Engine(failed)
+    engine.register_events(*IterationEvents)
+    check.attach(engine)
+    engine.inferer = None
+    engine.run([0])
+
+    assert engine.state.output() is None
 
 
 def test_a_head_of_another_backbone_is_left_out(tmp_path, backbone_file):

@@ -124,6 +124,8 @@ class CaseEvaluator(SupervisedEvaluator):
             super().run(global_epoch)
 
     def _begin(self, engine: Engine) -> None:
+        if engine.state.output == [] and torch.cuda.is_available():
+            torch.cuda.empty_cache()  # after running out of memory, a smaller volume may well fit
         engine.state.output = None  # or the last volume would be kept while the next one is read
         self._started = time.perf_counter()
 
@@ -152,8 +154,6 @@ class CaseEvaluator(SupervisedEvaluator):
                 notes=notes,
                 lost_seg=output.get(LOST_SEG),
             )
-        if not engine.state.output and torch.cuda.is_available():
-            torch.cuda.empty_cache()  # after running out of memory, a smaller volume may well fit
         return engine.state.output
 
 

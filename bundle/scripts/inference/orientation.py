@@ -27,6 +27,7 @@ from ..networks.sam2_backbone import FrozenSAM2
 from ..networks.sam2_types import ImageFeatures
 from ..segmentation.views import View
 from ..segmentation.walked_slices import VolumeSlices
+from .cases import reason
 
 AS_STATED, EXCHANGED, CANNOT_TELL = "as stated", "exchanged", "cannot tell"
 SIDES = {"left_right": "left and right", "front_back": "front and back", "upside_down": "head and feet"}
@@ -50,6 +51,7 @@ class OrientationCheck(Described):
         self._outputs: dict[int, Tensor] = {}
         self._slices: VolumeSlices | None = None
         self._mirrored: Tensor | None = None
+        self.problem: str | None = None  # why the present case is not checked
 
     def described(self) -> dict[str, Any]:
         """The content of the head's file, where it is used."""
@@ -73,7 +75,8 @@ class OrientationCheck(Described):
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._listen)
-        engine.add_event_handler(Events.GET_BATCH_STARTED, self._forget)
+        # of a case that failed too, whose volume is not to be kept while the next one is read
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._forget)
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self.mirror)
 
     def _listen(self, engine: Engine) -> None:
@@ -81,7 +84,7 @@ class OrientationCheck(Described):
             engine.inferer.on_features = self.add
 
     def _forget(self) -> None:
-        self._outputs, self._slices, self._mirrored = {}, None, None
+        self._outputs, self._slices, self._mirrored, self.problem = {}, None, None, None
 
     def add(self, slices: VolumeSlices, indices: Sequence[int], features: ImageFeatures) -> None:
         """Takes the features of some slices of the present case, which are counted from its feet as the header has it.
@@ -96,18 +99,26 @@ class OrientationCheck(Described):
 
     def mirror(self, engine: SupervisedEvaluator) -> None:
         """Encodes a few slices of the present case once more, mirrored, after all have been added: as many at a time as
-        the inferer, and in its precision.
+        the inferer, and in its precision. Where there is no memory for them, ``problem`` says so, and the case, which
+        is segmented already, is not checked.
         """
-        if self._slices is not None:
-            indices, outputs = self._in_order()
-            mirrored = self._slices.seen_in(View(mirrored=True))
-            chosen = [indices[place] for place in to_mirror(outputs).tolist()]
-            size = mirrored.batch_size
+        slices, self._slices = self._slices, None
+        if slices is None:
+            return
+        try:
             with torch.no_grad(), torch.autocast("cuda", enabled=engine.amp, **engine.amp_kwargs):
-                read = [
-                    self._read(mirrored.features(chosen[start : start + size])) for start in range(0, len(chosen), size)
-                ]
-            self._mirrored, self._slices = torch.cat(read), None
+                self._mirrored = self._read_mirrored(slices.seen_in(View(mirrored=True)))
+        except (MemoryError, RuntimeError) as error:  # PyTorch's is one of the latter
+            said = reason(error)
+            if not said.startswith("out of memory"):
+                raise
+            self.problem = f"how it lies is not checked: {said}".rstrip(".")
+
+    def _read_mirrored(self, mirrored: VolumeSlices) -> Tensor:
+        indices, outputs = self._in_order()
+        chosen = [indices[place] for place in to_mirror(outputs).tolist()]
+        starts = range(0, len(chosen), mirrored.batch_size)
+        return torch.cat([self._read(mirrored.features(chosen[at : at + mirrored.batch_size])) for at in starts])
 
     @torch.no_grad()
     def _read(self, features: ImageFeatures) -> Tensor:

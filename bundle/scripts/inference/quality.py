@@ -18,6 +18,7 @@ from ignite.engine import Engine
 
 from ..data.components import Pieces, organ_boxes
 from ..data.dataset_check import CaseSummary
+from ..data.intensity import remark
 from ..data.volumes import result_name
 from ..descriptions import Described
 from ..errors import SettingError, count, listed, one_line
@@ -112,7 +113,11 @@ class QualityCheck(Described):
                 if dice is not None and self.calibration is not None:
                     dice = self.calibration(dice)
                 measure["predicted_dice"] = None if dice is None else round(dice, 4)
-            lies = None if self.orientation is None else self.orientation.judge(slice_spacing(output["image"].affine))
+            lies = None
+            if self.orientation is not None:
+                lies = self.orientation.judge(slice_spacing(output["image"].affine))
+                if self.orientation.problem is not None:
+                    remark(output["image"], self.orientation.problem)
             flags: list[dict[str, Any]] = [*orientation_flags(lies)]
             flags += find_flags(measures, self.thresholds, self._volumes)
             output["quality"] = {"organs": measures, "flags": flags}
