@@ -88,6 +88,42 @@ def test_encoded_pairs_are_what_the_backbone_says_of_them(clips):
         assert any(torch.equal(mask, each) for each in masks[:, organ])
 
 
+def test_pairs_that_are_kept_are_encoded_once_and_drawn_in_every_epoch(clips):
+    backbone = FrozenSAM2("sam2_nano", 64)
+    options = {"organs": ORGANS, "batch_size": 6}
+    encoded = EncodedAnatomy(AnatomyClips(clips.pool, STAGES, length=3), backbone, kept=2, **options)
+    anew = EncodedAnatomy(AnatomyClips(clips.pool, STAGES, length=3), backbone, **options)
+    there = torch.cat([anew.batch(index)["memory"] for index in range(2)]).half().float()
+
+    first = list(encoded)
+    encoded.anatomy = None
+    encoded.set_epoch(2)
+    second = list(encoded)
+
+    assert len(first) == len(second) == 3
+    assert not torch.equal(first[0]["memory"], second[0]["memory"])
+    for batch in first + second:
+        assert {key: (each.shape, each.dtype) for key, each in batch.items()} == {
+            key: (each.shape, each.dtype) for key, each in anew.batch(0).items()
+        }
+        assert torch.equal(batch["present"], batch["mask"].flatten(1).any(1))
+        assert all(any(torch.equal(each, other) for other in there) for each in batch["memory"])
+
+
+def test_what_is_kept_does_not_depend_on_the_epoch_in_which_a_training_goes_on(clips):
+    backbone = FrozenSAM2("sam2_nano", 64)
+    batches = []
+    for epochs in ((1, 2), (2,)):
+        anatomy = AnatomyClips(clips.pool, STAGES, length=3)
+        encoded = EncodedAnatomy(anatomy, backbone, organs=ORGANS, batch_size=6, kept=2)
+        for epoch in epochs:
+            encoded.set_epoch(epoch)
+            batches.append(encoded.batch(0))
+
+    _, there, resumed = batches
+    assert all(torch.equal(there[key], resumed[key]) for key in there)
+
+
 def test_other_organs_are_refused(clips):
     with pytest.raises(ValueError, match="Painted patients have the organs"):
         EncodedAnatomy(clips, FrozenSAM2("sam2_nano", 64), organs=["pancreas"], batch_size=2)

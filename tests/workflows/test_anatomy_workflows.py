@@ -96,6 +96,7 @@ def test_backbone_and_prior_are_pretrained_one_after_the_other(tmp_path):
         patients_dir=patients,
         slices=2,
         batch_size=2,
+        kept_batches=2,
         iterations=2,
         iterations_per_epoch=2,
         image_size=64,
@@ -107,6 +108,7 @@ def test_backbone_and_prior_are_pretrained_one_after_the_other(tmp_path):
     content = torch.load(tmp_path / "prior/model.pt", weights_only=True)
     assert content["model"]["_extra_state"]["organs"] == ["spleen", "right kidney", "left kidney", "liver"]
     assert content["organ_volumes"]["liver"][0] < 1500 < content["organ_volumes"]["liver"][1]
+    assert content["training"]["settings"]["slices"] == {"slices": 2, "kept_batches": 2}
     identity = torch.load(tmp_path / "backbone/checkpoint.pt", weights_only=True)["identity"]
     assert identity["stages"] == STAGES and identity["starts"] == {
         "backbone": sha256_of(tmp_path / "encoder/sam2_nano.pt"),

@@ -52,6 +52,8 @@ class EncodedAnatomy(EpochBatches):
         batch_size: pairs in a batch, drawn from all slices and organs of a batch of clips.
         absent_share: of pairs whose slice does not hold the organ.
         context_share: of batches in which the slice is shown between its neighbours.
+        kept: batches that are drawn and encoded once and kept in main memory, in half precision; their pairs are drawn
+            again and again. 0 encodes every batch anew.
         seed: of the pairs drawn.
     """
 
@@ -64,21 +66,41 @@ class EncodedAnatomy(EpochBatches):
         batch_size: int,
         absent_share: float = 0.25,
         context_share: float = 0.5,
+        kept: int = 0,
         seed: int = 0,
     ) -> None:
         if list(organs) != list(ORGANS):
             raise SettingError(f"Painted patients have the organs {list(ORGANS)}, in this order; got {list(organs)}.")
         self.anatomy, self.backbone, self.batch_size, self.absent_share = anatomy, backbone, batch_size, absent_share
-        self.context_share, self.length, self.seed = context_share, anatomy.length, seed
+        self.context_share, self.length, self.kept, self.seed = context_share, anatomy.length, kept, seed
+        self.encoded: list[dict[str, Tensor]] = []
 
     def set_epoch(self, epoch: int) -> None:
-        self.anatomy.set_epoch(epoch)
+        super().set_epoch(epoch)
+        if not self.kept:  # what is kept is the same when an interrupted training resumes
+            self.anatomy.set_epoch(epoch)
 
-    @torch.no_grad()
     def batch(self, index: int) -> dict[str, Tensor]:
         """Batch ``index`` of the present epoch, with the keys of
         :class:`~scripts.training.encoded_slices.EncodedSlices`' items.
         """
+        if not self.kept:
+            return self._encode(index)
+        for number in range(len(self.encoded), self.kept):
+            pairs = self._encode(number)
+            self.encoded.append(
+                {key: (each.half() if each.is_floating_point() else each).cpu() for key, each in pairs.items()}
+            )
+        places = np.random.default_rng([self.seed, self.epoch, index]).integers(
+            self.kept * self.batch_size, size=self.batch_size
+        )
+        rows = [divmod(int(place), self.batch_size) for place in places]
+        batch = {key: torch.stack([self.encoded[number][key][row] for number, row in rows]) for key in self.encoded[0]}
+        device = next(self.backbone.parameters()).device
+        return {key: (each.float() if each.is_floating_point() else each).to(device) for key, each in batch.items()}
+
+    @torch.no_grad()
+    def _encode(self, index: int) -> dict[str, Tensor]:
         drawn = self.anatomy.batch(index)
         mask = drawn["mask"][:, : len(ORGANS), 1]  # (V, organs, S, S)
         present = mask.flatten(2).any(2).flatten()
