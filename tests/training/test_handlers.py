@@ -333,17 +333,6 @@ def test_the_same_training_gives_the_same_bytes(tmp_path):
     assert (tmp_path / "a/checkpoint.pt").read_bytes() == (tmp_path / "b/checkpoint.pt").read_bytes()
 
 
-def test_interval_skips_epochs_but_never_the_last(checkpoint, monkeypatch):
-    written = []
-    monkeypatch.setattr(
-        handlers, "save_atomically", lambda content, path: written.append(content["trainer"]["iteration"] // BATCHES)
-    )
-
-    train(checkpoint, max_epochs=5, interval=2)
-
-    assert written == [2, 4, 5]
-
-
 def test_save_atomically_makes_the_folder_and_leaves_only_the_file(tmp_path):
     save_atomically({"a": torch.ones(2)}, tmp_path / "new" / "file.pt")
 

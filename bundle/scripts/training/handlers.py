@@ -50,7 +50,6 @@ class ResumableCheckpoint:
         save_dict: objects with ``state_dict`` and ``load_state_dict``; the engine itself is added as ``"trainer"``, and
             its gradient scaler, where it has one, as ``"scaler"``.
         resume: whether an existing file is loaded when the engine starts.
-        interval: epochs between two writes; the last epoch is always written.
         identity: what the training is, see :func:`scripts.training.identity.training_identity`; None is never compared.
         iterations: that the training takes in all; None stands for whole epochs.
     """
@@ -61,11 +60,10 @@ class ResumableCheckpoint:
         save_dict: Mapping[str, Any],
         *,
         resume: bool = True,
-        interval: int = 1,
         identity: Mapping[str, Any] | None = None,
         iterations: int | None = None,
     ) -> None:
-        self.path, self.save_dict, self.resume, self.interval = Path(path), dict(save_dict), resume, interval
+        self.path, self.save_dict, self.resume = Path(path), dict(save_dict), resume
         self.identity, self.iterations = None if identity is None else describe(identity), iterations
         self._taken_up = False
 
@@ -119,9 +117,6 @@ class ResumableCheckpoint:
 
     def save(self, engine: Engine) -> None:
         state = engine.state
-        whole = state.iteration == state.epoch * (state.epoch_length or 0)
-        if whole and state.epoch % self.interval and state.epoch != state.max_epochs:
-            return
         content = {key: on_cpu(item.state_dict()) for key, item in self.save_dict.items()}
         if scaler := getattr(engine, "scaler", None):
             content["scaler"] = on_cpu(scaler.state_dict())
@@ -133,7 +128,7 @@ class ResumableCheckpoint:
                 "--learning_rate."
             )
         content["trainer"] = dict(engine.state_dict())
-        if not whole:
+        if state.iteration != state.epoch * (state.epoch_length or 0):
             before = load_tensors(self.path, "checkpoint", remedy=_REMEDY) if self._taken_up else {}
             content = {**before, "end": content}
         save_atomically({**content, "identity": self._identity(engine)}, self.path)
