@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Resize
+from scripts.data.phantoms import write_phantoms
 from scripts.data.stored import WINDOW
 from scripts.inference.orientation import verdicts
 from scripts.networks.orientation import Evidence, OrientationHead
 from scripts.networks.sam2_backbone import FrozenSAM2
 
 from benchmarks import nothing_there, orientation
+from benchmarks.configuration import parse
+from tests.helpers.workflows import BUNDLE
 
 LIMITS = {
     **{"left_right": [-1.0, 1.0], "front_back": [-1.0, 1.0], "upside_down": [-8.0, 8.0]},
@@ -85,6 +89,25 @@ def test_volumes_are_in_the_units_of_their_modality(kind):
     assert ct.min() < -100 and mr.min() >= 0
     with pytest.raises(ValueError, match="as 'pet'"):
         nothing_there.make_image(kind, 0, "pet")
+
+
+@pytest.mark.parametrize("modality", ["ct", "mr"])
+def test_what_ships_tells_a_head_from_an_abdomen(tmp_path, modality, monkeypatch):
+    monkeypatch.setattr(orientation, "FLIPS", [(), ("left_right",)])  # what a verdict needs
+    write_phantoms(tmp_path / "abdomen", 1, modality=modality)
+    image, spacing = nothing_there.make_image("head", 1, modality)
+    path = tmp_path / "images" / "head.nii.gz"
+    path.parent.mkdir()
+    nib.save(nib.Nifti1Image(image.astype(np.int16), np.diag([*spacing, 1.0])), path)
+    (tmp_path / "abdomen" / f"image_{modality}000.nii.gz").rename(path.with_name("abdomen.nii.gz"))
+    settings = {"bundle_root": str(BUNDLE), "input": str(path.parent), "output": str(tmp_path / "out")}
+    parser = parse([str(BUNDLE / "configs" / name) for name in ("inference.json", f"{modality}.json")], settings)
+    check, backbone = (parser.get_parsed_content(name) for name in ("orientation", "backbone"))
+
+    orientation.encode_cases(parser, tmp_path, check.head)
+    found = orientation.judge_cases(tmp_path, check.head, check.limits, backbone.fingerprint())
+
+    assert {name: verdict[0]["abdomen"] for name, verdict in found.items()} == {"abdomen": True, "head": False}
 
 
 def case(volume: float, *flags: str) -> dict:

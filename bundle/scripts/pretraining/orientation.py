@@ -1,5 +1,8 @@
 """What the orientation head learns from: painted patients, mirrored at random, and what is no axial abdomen.
 
+Of the latter there are patients cut in other planes, random shapes, and, in clips of their own, bodies that are none of
+an abdomen (:mod:`.other_bodies`): of these layers in shells the painted patients alone would say that they are one.
+
 The backbone is frozen, so slices are encoded once, into files that an interrupted run finds again; the head itself is
 fitted in seconds. Where a volume is called mirrored follows from volumes of other painted patients.
 """
@@ -30,6 +33,7 @@ from ..networks.orientation import (
 from ..networks.sam2_backbone import SAM2, between_neighbours
 from ..weights import load_tensors, save_atomically
 from .contrasts import Draw, render
+from .other_bodies import BodyClips
 from .patient_clips import AnatomyClips, Positions
 from .synthetic_clips import SyntheticClips, stage_of
 
@@ -112,7 +116,7 @@ def turned(positions: Positions, draw: Draw) -> Positions:
 
 
 def encode_clips(
-    clips: OrientationClips, backbone: SAM2, head: OrientationHead, folder: str | Path
+    clips: OrientationClips | BodyClips, backbone: SAM2, head: OrientationHead, folder: str | Path
 ) -> dict[str, Tensor]:
     """Pooled image embeddings of all batches, from files where they are there.
 
@@ -271,6 +275,7 @@ def pretrain_orientation(
     backbone: SAM2,
     *,
     training: OrientationClips,
+    bodies: BodyClips,
     calibration: OrientationClips,
     cache_dir: str | Path,
     path: str | Path,
@@ -284,6 +289,7 @@ def pretrain_orientation(
         head: with weights of its initialisation.
         backbone: frozen.
         training: what the head learns from.
+        bodies: what else it learns from, none of them an abdomen.
         calibration: clips of other patients, each as long as a volume.
         cache_dir: of the encoded clips, by which an interrupted run goes on.
         path: of the head's file.
@@ -291,10 +297,15 @@ def pretrain_orientation(
         fitting: see :func:`fit_head`.
     """
     cache_dir = Path(cache_dir)
-    loss = fit_head(head, encode_clips(training, backbone, head, cache_dir / "training"), **fitting)
+    parts = [
+        encode_clips(clips, backbone, head, cache_dir / name)
+        for name, clips in (("training", training), ("bodies", bodies))
+    ]
+    loss = fit_head(head, {key: torch.cat([part[key] for part in parts]) for key in parts[0]}, **fitting)
     rows = encode_clips(calibration, backbone, head, cache_dir / "calibration")
     found = painted_evidence(head, rows)
     limits = find_limits(found, extent, false_alarms=false_alarms)
-    about = {"training": describe({"clips": training, "calibration": calibration, "volumes": len(found), **fitting})}
+    clips = {"clips": training, "bodies": bodies, "calibration": calibration}
+    about = {"training": describe({**clips, "volumes": len(found), **fitting})}
     save_head(head, path, backbone=backbone, about={"limits": limits, **about})
     logger.info("Loss %.3f; limits by %d painted volumes: %s. Wrote '%s'.", loss, len(found), limits, path)
