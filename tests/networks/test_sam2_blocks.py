@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from scripts.networks import sam2_backbone, sam2_blocks
+from scripts.networks import sam2_backbone, sam2_memories
 from scripts.networks.logits import NO_OBJECT_LOGIT
 from scripts.networks.sam2_backbone import SAM2, FrozenSAM2
 from scripts.networks.sam2_types import ImageFeatures, Memory
@@ -159,7 +159,7 @@ def test_masks_are_encoded_a_few_at_a_time_as_all_together(backbone, features, m
     logits = torch.randn(2 * ORGANS, 1, SIZE, SIZE)
     logits[4] = NO_OBJECT_LOGIT
     expected = backbone.encode_memory(features, logits)
-    monkeypatch.setattr(sam2_blocks, "MASK_PIXELS_AT_ONCE", 2 * SIZE**2)
+    monkeypatch.setattr(sam2_memories, "MASK_PIXELS_AT_ONCE", 2 * SIZE**2)
     seen = []
     first = backbone.model.memory_encoder.mask_downsampler.encoder[0]
     hook = first.register_forward_hook(lambda *call: seen.append(len(call[1][0])))

@@ -14,7 +14,8 @@ method                  SAM2 block                                             s
 
 Organs and slices share the batch dimension, organs running fastest: features are of B slices, and what is particular to
 an organ has a batch of B * K, for any K. What is the same for all organs of a slice is computed once. This is the only
-module that touches the ``sam2`` package; :mod:`scripts.networks.sam2_blocks` computes with what it has built.
+module that touches the ``sam2`` package; :mod:`scripts.networks.sam2_blocks` and :mod:`scripts.networks.sam2_memories`
+compute with what it has built.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from torch import Tensor, nn
 from ..descriptions import Described
 from ..errors import SettingError
 from .linear_maps import use_fast_linears
-from .sam2_blocks import attend_to_memories, decode_mask, encode_masks, image_features
+from .sam2_blocks import attend_to_memories, decode_mask, image_features
+from .sam2_memories import encode_masks
 from .sam2_releases import BACKBONES, NANO_YAML, SAM2_YAML, read_checkpoint
 from .sam2_types import Decoded, ImageFeatures, MaskPredictions, Memory
 

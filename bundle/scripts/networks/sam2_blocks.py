@@ -1,4 +1,5 @@
-"""SAM2's four blocks over its own modules and weights, without anything computed twice.
+"""SAM2's image encoder, memory attention and mask decoder over its own modules and weights, without anything computed
+twice. Its memory encoder is in :mod:`.sam2_memories`.
 
 sam2's code takes each object by itself. Here K organs are looked for in each slice, and much of what they need is the
 same for all of them or not needed at all:
@@ -9,9 +10,7 @@ same for all of them or not needed at all:
   organ; and with one head, what it reads of a memory is linear in it, so that attention weights can average the M
   channels of the memory itself in place of C projected ones;
 * :func:`decode_mask`: of the decoder's four masks one is wanted, and the position encoding of the image is projected
-  once;
-* :func:`encode_masks`: the image embedding is projected once a slice, and all organs that are absent from a slice have
-  one memory.
+  once.
 
 All of it is exact up to rounding, tested against sam2's own modules. Products of weights are formed anew in each call,
 which costs next to nothing: so they are never stale, and gradients flow through everything.
@@ -30,7 +29,6 @@ from .linear_maps import linear
 from .sam2_types import ImageFeatures, MaskPredictions
 
 QUERIES_AT_ONCE = 256  # whose attention weights stay in a core's cache
-MASK_PIXELS_AT_ONCE = 8 * 256**2  # of masks that are encoded on a CPU, whose finer maps stay there too
 
 
 def image_features(sam2: nn.Module, image: Tensor) -> ImageFeatures:
@@ -241,57 +239,3 @@ def _four_pixels(pixels: Tensor, transposed: nn.ConvTranspose2d) -> Tensor:
     """``(..., C)`` to ``(..., 2, 2, C')`` by a transposed convolution of stride and size 2, without its bias."""
     weight = transposed.weight.permute(2, 3, 1, 0)  # rows, columns, C', C
     return linear(pixels, weight.flatten(0, 2)).unflatten(-1, weight.shape[:3])
-
-
-def encode_masks(sam2: nn.Module, embedding: Tensor, logits: Tensor, present: Tensor) -> Tensor:
-    """``SAM2Base._encode_new_memory`` of masks that come from no prompt, for K organs in each of B slices.
-
-    Masks of one and the same value everywhere, which is what absent organs have, are encoded once a slice.
-
-    Args:
-        embedding: image embedding of the slices, ``(B, C, h, w)``.
-        logits: of the masks, organs running fastest, ``(B * K, 1, H, W)`` at any resolution.
-        present: ``(B * K, 1)`` bool; where it is False SAM2's embedding of "no object" is added.
-
-    Returns:
-        Memory features ``(B * K, M, h, w)``.
-    """
-    encoder = sam2.memory_encoder
-    pixels = encoder.pix_feat_proj(embedding)
-    of_slice = torch.arange(len(logits), device=logits.device) // (len(logits) // len(embedding))
-    values = logits.detach().flatten(1)
-    lowest, highest = _as_encoded(sam2, values.amin(1)), _as_encoded(sam2, values.amax(1))
-    uniform = lowest == highest
-    if uniform.any():  # those of another value than the first's are encoded one by one
-        uniform &= lowest == lowest[uniform][0]
-    single, slices = (~uniform).nonzero()[:, 0], of_slice[uniform].unique()
-    maps = _mask_maps(sam2, logits[torch.cat([single, uniform.nonzero()[:1, 0]])])
-    count = len(single)
-    maps = torch.cat([maps[:count], maps[count:].expand(len(slices), -1, -1, -1)])
-    maps = maps + pixels[torch.cat([of_slice[single], slices])]
-    memory = torch.cat([encoder.out_proj(encoder.fuser(part)) for part in maps.split(_masks_at_once(sam2, maps))])
-
-    where = torch.empty_like(of_slice)
-    where[single] = torch.arange(count, device=where.device)
-    where[uniform] = count + torch.searchsorted(slices, of_slice[uniform])
-    return memory[where] + (~present)[..., None, None] * sam2.no_obj_embed_spatial[..., None, None]
-
-
-def _mask_maps(sam2: nn.Module, logits: Tensor) -> Tensor:
-    """What the memory encoder makes of masks ``(B, 1, H, W)`` before it sees the image: ``(B, C, h, w)``."""
-    layers, size = sam2.memory_encoder.mask_downsampler.encoder, (sam2.image_size,) * 2
-    maps = []
-    for part in logits.split(_masks_at_once(sam2, logits)):
-        if part.shape[-2:] != size:
-            part = F.interpolate(part.float(), size, mode="bilinear")
-        maps.append(layers[:-1](_as_encoded(sam2, part)))
-    return layers[-1](torch.cat(maps))
-
-
-def _masks_at_once(sam2: nn.Module, masks: Tensor) -> int:
-    return max(1, MASK_PIXELS_AT_ONCE // sam2.image_size**2) if masks.device.type == "cpu" else max(1, len(masks))
-
-
-def _as_encoded(sam2: nn.Module, logits: Tensor) -> Tensor:
-    """Mask logits as the memory encoder gets them."""
-    return logits.sigmoid() * sam2.sigmoid_scale_for_mem_enc + sam2.sigmoid_bias_for_mem_enc
