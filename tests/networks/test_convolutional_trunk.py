@@ -33,3 +33,14 @@ def test_the_backbone_takes_its_widths_from_the_trunk():
 def test_any_multiple_of_32_pixels(size):
     features = SAM2("sam2_nano", size).encode_image(torch.rand(1, 1, size, size))
     assert features.embedding.shape[-1] == size // 16
+
+
+def test_each_channel_is_normalised_by_itself_as_instance_normalisation_does():
+    torch.manual_seed(0)
+    trunk, image = ConvolutionalTrunk((4, 6, 8, 10, 12)), torch.rand(2, 3, 96, 96)
+    maps = trunk(image)
+    norms = [(module, name) for module in trunk.modules() for name, child in module.named_children() if name == "N"]
+    for module, name in norms:
+        setattr(module, name, torch.nn.InstanceNorm2d(getattr(module, name).num_channels))
+    assert len(norms) == 5 * 2 + 3
+    torch.testing.assert_close(maps, trunk(image), rtol=1e-4, atol=1e-5)

@@ -9,9 +9,9 @@ that is coarser.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from monai.networks.blocks import ResidualUnit
 from torch import Tensor, nn
 
@@ -28,10 +28,12 @@ class ConvolutionalTrunk(nn.Module):
         super().__init__()
         widths = (3, *channels)
         self.down = nn.ModuleList(
-            ResidualUnit(2, before, after, strides=2, subunits=subunits) for before, after in zip(widths, widths[1:])
+            ResidualUnit(2, before, after, strides=2, subunits=subunits, norm=_each_channel(after))
+            for before, after in zip(widths, widths[1:])
         )
         self.up = nn.ModuleList(
-            ResidualUnit(2, fine + coarse, fine, subunits=1) for fine, coarse in zip(channels[1:-1], channels[2:])
+            ResidualUnit(2, fine + coarse, fine, subunits=1, norm=_each_channel(fine))
+            for fine, coarse in zip(channels[1:-1], channels[2:])
         )
         self.channel_list = list(reversed(channels[1:]))
 
@@ -43,6 +45,11 @@ class ConvolutionalTrunk(nn.Module):
             skips.append(features)
         outputs = [features]
         for unit, skip in zip(reversed(self.up), reversed(skips[1:-1])):
-            above = F.interpolate(outputs[-1], scale_factor=2, mode="nearest")
+            above = outputs[-1].repeat_interleave(2, 2).repeat_interleave(2, 3)
             outputs.append(unit(torch.cat([skip, above], 1)))
         return outputs[::-1]
+
+
+def _each_channel(channels: int) -> tuple[str, dict[str, Any]]:
+    """MONAI's name of a norm: instance normalisation, by PyTorch's group normalisation, which is four times as fast."""
+    return "group", {"num_groups": channels, "affine": False}
