@@ -26,6 +26,7 @@ from scripts.networks.logits import MASK_LOGIT, NO_OBJECT_LOGIT, resize_logits
 from scripts.networks.sam2_backbone import SAM2
 from scripts.networks.sam2_releases import NANO_YAML, SAM2_YAML
 from scripts.segmentation.propagation import VolumetricInferer
+from scripts.segmentation.walked_slices import VolumeSlices
 from torch import Tensor, nn
 
 
@@ -118,7 +119,8 @@ def labelled(methods: Mapping[tuple[object, str], str]) -> Iterator[dict[str, Co
 
 
 class GivenMasks(VolumetricInferer):
-    """The whole walk at its cost, but with given masks for what it decodes: networks of random weights find nothing.
+    """The whole walk at its cost, but with given masks for what it decodes, and for what a head names in a walk without
+    neighbours: networks of random weights find nothing.
 
     Args:
         masks: ``(K, H, W, slices)`` bool, at any resolution in plane.
@@ -130,12 +132,23 @@ class GivenMasks(VolumetricInferer):
         self.masks = masks
         self._asked: tuple[list[int], list[int]] = ([], [])
 
+    def _walk_independent(self, source: VolumeSlices) -> Iterator[tuple[list[int], Tensor]]:
+        if source.network.names is not None:
+            size, left = source.network.backbone.image_size, iter(range(source.count))  # slices are named in order
+
+            def named(names: Tensor) -> Tensor:
+                masks = self.masks[..., [next(left) for _ in names]].permute(3, 0, 1, 2)
+                return resize_logits(masks.float(), size) > 0.5
+
+            source.masks = named
+        return super()._walk_independent(source)
+
     def _decode_step(self, own: Any, indices: list[int], sides: Any) -> Tensor:
         of = own.of
 
-        def recorded(indices: Sequence[int], organs: Sequence[int]) -> Any:
+        def recorded(indices: Sequence[int], organs: Sequence[int], *windows: Any) -> Any:
             self._asked = list(indices), list(organs)
-            return of(indices, organs)
+            return of(indices, organs, *windows)
 
         own.of = recorded
         try:

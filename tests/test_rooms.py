@@ -52,8 +52,9 @@ def test_no_room_knows_one_beside_or_above_it(graph):
     assert sorted(upward) == []
 
 
-def test_one_module_alone_touches_sam2(graph):
-    assert graph.find_modules_that_directly_import("sam2") == {"scripts.networks.sam2_backbone"}
+def test_sam2_is_touched_where_it_is_built_and_used_alone(graph):
+    modules = {"scripts.networks.sam2_backbone", "scripts.networks.sam2_releases"}
+    assert graph.find_modules_that_directly_import("sam2") == modules
 
 
 @pytest.mark.parametrize("outside", ["tests", "benchmarks"])

@@ -283,7 +283,7 @@ def propagated(
 # what the configuration says of inference, kept with the result
 INFERENCE = (
     *("inference_steps", "eta", "memory_samples", "decoder_token"),
-    *("neighbours", "no_3d", "names_smoothing", "ended_after", "skip_absent", "views"),
+    *("neighbours", "no_3d", "names_smoothing", "ended_after", "skip_absent", "window_margin", "views"),
 )
 
 

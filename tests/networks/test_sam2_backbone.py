@@ -522,7 +522,8 @@ def test_memory_of_a_mask_is_sam2s(nano, features):
         is_mask_from_pts=False,
     )
 
-    torch.testing.assert_close(nano.encode_memory(features, logits, score), expected)
+    scale = expected.abs().max()
+    torch.testing.assert_close(nano.encode_memory(features, logits, score) / scale, expected / scale, rtol=0, atol=2e-6)
 
 
 def test_object_score_of_a_memory_follows_the_mask_unless_given(nano, features):

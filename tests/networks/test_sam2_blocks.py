@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from scripts.networks import sam2_backbone, sam2_memories
-from scripts.networks.logits import NO_OBJECT_LOGIT
+from scripts.networks.logits import NO_OBJECT_LOGIT, mask_to_logits
 from scripts.networks.sam2_backbone import SAM2, FrozenSAM2
-from scripts.networks.sam2_types import ImageFeatures, Memory
+from scripts.networks.sam2_types import ImageFeatures, Memory, Windows
 from torch import Tensor
 
 SIZE, ORGANS = 64, 3
@@ -149,7 +149,8 @@ def test_absent_organs_of_a_slice_share_one_encoding(backbone, features, absent,
     logits = torch.randn(2 * ORGANS, 1, SIZE, SIZE)
     logits[absent] = NO_OBJECT_LOGIT
     seen = []
-    hook = backbone.model.memory_encoder.fuser.register_forward_hook(lambda *call: seen.append(len(call[1][0])))
+    fuser = backbone.model.memory_encoder.fuser
+    hook = fuser.layers[0].dwconv.register_forward_hook(lambda *call: seen.append(len(call[1][0])))
     backbone.encode_memory(features, logits)
     hook.remove()
     assert seen == [encoded]
@@ -243,3 +244,100 @@ def test_slices_are_encoded_as_many_at_a_time_as_the_cache_holds(backbone, monke
     for level in range(2):
         each = torch.cat([features.high_res[level] for features in expected])
         torch.testing.assert_close(features.high_res[level], each, **CLOSE)
+
+
+def blobs(rows: list[tuple[int, int, int, int]], size: int = SIZE) -> Tensor:
+    """Masks ``(N, size, size)``, each one rectangle: first row, last row, first column, last column."""
+    masks = torch.zeros(len(rows), size, size, dtype=torch.bool)
+    for mask, (top, bottom, left, right) in zip(masks, rows):
+        mask[top : bottom + 1, left : right + 1] = True
+    return masks
+
+
+@pytest.mark.parametrize(
+    "box, margin, expected",
+    [
+        ((40, 50, 20, 90), 0, (2, 4, 1, 6)),
+        ((48, 63, 16, 31), 0, (3, 4, 1, 2)),  # whole tokens
+        ((40, 50, 20, 90), 1, (1, 5, 0, 7)),
+        ((0, 5, 120, 127), 2, (0, 3, 5, 8)),  # up to the edges, and no further
+        ((40, 50, 20, 90), 9, (0, 8, 0, 8)),
+    ],
+)
+def test_a_window_holds_its_mask_with_a_margin(box, margin, expected):
+    windows = Windows.around(blobs([box], 128), 8, margin)
+    top, bottom, left, right = expected
+    assert (windows.tops, windows.lefts) == ([top], [left])
+    assert (windows.height, windows.width) == (bottom - top, right - left)
+
+
+def test_windows_of_several_masks_are_of_one_size_and_lie_in_the_slice():
+    masks = blobs([(0, 10, 0, 10), (100, 127, 60, 70), (0, 0, 0, 0)], 128)
+    masks[2] = False  # and one is empty
+    windows = Windows.around(masks, 8, 1)
+    assert (windows.height, windows.width) == (3, 4)
+    assert windows.tops == [0, 5, 0] and windows.lefts == [0, 2, 0]
+    maps = torch.arange(3 * 2 * 16 * 16.0).view(3, 2, 16, 16)
+    cut = windows.cut(maps)
+    assert cut.shape == (3, 2, 6, 8) and torch.equal(cut[1], maps[1, :, 10:16, 4:12])
+    whole = windows.put_back(cut, -1.0)
+    assert torch.equal(windows.cut(whole), cut) and (whole == -1).sum() == 3 * 2 * (16 * 16 - 6 * 8)
+    places = windows.places(torch.device("cpu"))
+    assert torch.equal(maps[:, :, ::2, ::2].flatten(2)[1, 0, places[1]], cut[1, 0, ::2, ::2].flatten())
+
+
+def windowed(backbone, features, windows: Windows | None) -> tuple[Tensor, Tensor, Tensor]:
+    masks = blobs([(20, 43, 18, 40)] * len(features) * ORGANS)[:, None]
+    memory = backbone.encode_memory(features, mask_to_logits(masks), windows=windows)
+    conditioned = backbone.condition(features, [Memory(memory)], windows)
+    return memory, conditioned, backbone.decode(conditioned, features, windows=windows).mask_logits
+
+
+def test_windows_of_the_whole_slice_change_nothing(backbone, features):
+    count, tokens = 2 * ORGANS, SIZE // 16
+    whole = Windows([0] * count, [0] * count, tokens, tokens, tokens)
+    for found, expected in zip(windowed(backbone, features, whole), windowed(backbone, features, None)):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_outside_of_its_window_an_organ_is_not(backbone, features):
+    windows = Windows.around(blobs([(20, 43, 18, 40)] * 2 * ORGANS), SIZE // 16, 0)
+    memory, conditioned, logits = windowed(backbone, features, windows)
+    assert memory.shape[2:] == conditioned.shape[2:] == (2, 2) and logits.shape[2:] == (SIZE // 4, SIZE // 4)
+    assert (logits[..., 4:12, 4:12] > NO_OBJECT_LOGIT).all()
+    assert (logits == NO_OBJECT_LOGIT).sum() == 2 * ORGANS * (16 * 16 - 8 * 8)
+
+
+@pytest.mark.parametrize("box", [(5, 30, 40, 63), (0, 63, 17, 30), (33, 40, 33, 40)])
+def test_what_a_mask_adds_to_its_memory_is_in_its_window_what_it_is_in_the_slice(backbone, box):
+    masks = mask_to_logits(blobs([box]))[:, None]
+    windows = Windows.around(masks[:, 0] > 0, SIZE // 16, 0)
+    around = windows.with_tokens_before()
+    whole = sam2_memories._downsampled(backbone.model, masks)
+    found = windows.cut_from(around, sam2_memories._downsampled(backbone.model, around.cut(masks)))
+    torch.testing.assert_close(found, windows.cut(whole), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(whole, backbone.model.memory_encoder.mask_downsampler(masks.sigmoid() * 20 - 10))
+
+
+def test_memory_attention_in_windows_is_that_of_their_tokens_alone(backbone, features):
+    """Every weight of a token that lies in no window is taken away, once organs go their own ways."""
+    model, organs = backbone.model.memory_attention, 2 * ORGANS
+    windows = Windows.around(blobs([(0, 40, 20, 60), (20, 60, 0, 40)] * ORGANS), SIZE // 16, 0)
+    places = windows.places(torch.device("cpu"))
+    memories = make_memories(backbone, (0,))
+    found = backbone.condition(features, [replace(memories[0], features=windows.cut(memories[0].features))], windows)
+
+    outside = torch.ones(organs, (SIZE // 16) ** 2).scatter(1, places, 0).bool()
+    layers, expected = list(model.layers), features.repeat_interleave(ORGANS).embedding
+    attend, seen = torch.nn.functional.scaled_dot_product_attention, []
+
+    def among_their_own(queries, keys, values, **options):
+        seen.append(len(seen))
+        mask = torch.zeros(organs, 1, 1, outside.shape[1]).masked_fill(outside[:, None, None], -torch.inf)
+        return attend(queries, keys, values, attn_mask=None if len(seen) == 1 else mask)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", among_their_own)
+        expected = sam2_condition(backbone, expected, memories)
+    assert len(seen) == 2 * len(layers)
+    torch.testing.assert_close(found, windows.cut(expected), rtol=1e-4, atol=1e-4)

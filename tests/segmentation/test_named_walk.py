@@ -6,11 +6,11 @@ import pytest
 import torch
 from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
-from scripts.networks.logits import resize_logits
+from scripts.networks.logits import NO_OBJECT_LOGIT, resize_logits
 from scripts.networks.naming_head import grouped
 from scripts.networks.naming_network import naming
 from scripts.networks.sam2_backbone import FrozenSAM2
-from scripts.networks.sam2_types import Memory
+from scripts.networks.sam2_types import Memory, Windows
 from scripts.segmentation.propagation import VolumetricInferer
 from scripts.segmentation.walked_slices import SmoothedNames, VolumeSlices
 
@@ -150,6 +150,65 @@ def test_without_neighbours_slices_share_what_is_named_in_them_and_nothing_else(
     alone = VolumetricInferer(0, output="logits", names_smoothing=0)(volume, named)
     assert torch.equal(alone, VolumetricInferer(no_3d=True, output="logits")(volume, named))
     assert not torch.equal(alone[0, 1:], logits)
+
+
+@pytest.fixture
+def spots(named, monkeypatch):
+    """Each organ is named in a square of 13 pixels, about where the head gives it most, instead of all over a slice."""
+
+    def named_masks(logits, sample=0):
+        masks = torch.zeros(len(logits), len(ORGANS), SIZE, SIZE, dtype=torch.bool)
+        for row, column in torch.cartesian_prod(torch.arange(len(logits)), torch.arange(len(ORGANS))).tolist():
+            place = int(logits[row, column].argmax())
+            y, x = 4 * (place // logits.shape[-1]), 4 * (place % logits.shape[-1])
+            masks[row, column, max(0, y - 6) : y + 7, max(0, x - 6) : x + 7] = True
+        return masks
+
+    monkeypatch.setattr(named, "named_masks", named_masks)
+    return named_masks
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 20])
+def test_windows_do_not_depend_on_the_batches(named, spots, batch_size):
+    volume = make_volume(11)
+    expected = VolumetricInferer(0, output="logits", window_margin=0)(volume, named)
+
+    result = VolumetricInferer(0, output="logits", window_margin=0, batch_size=batch_size)(volume, named)
+
+    assert (result == NO_OBJECT_LOGIT).any() and (result > NO_OBJECT_LOGIT).any()
+    torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-2)
+
+
+def test_windows_as_large_as_the_slice_change_nothing(named, spots):
+    volume = make_volume(5)
+    whole, windows = (VolumetricInferer(0, output="logits", window_margin=each)(volume, named) for each in (None, 99))
+    torch.testing.assert_close(windows, whole, rtol=1e-3, atol=1e-2)
+
+
+@torch.no_grad()
+def test_an_organ_is_nowhere_but_in_the_window_of_its_name(named, spots):
+    volume, tokens = make_volume(6), named.backbone.embedding_size
+    _, names = SmoothedNames(slices_of(volume, named), 0.5).of(list(range(6)))
+    masks = spots(names)
+    logits = VolumetricInferer(0, output="logits", window_margin=0)(volume, named)[0, 1:]
+    for organ in range(len(ORGANS)):
+        windows = Windows.around(masks[:, organ], tokens, 0)
+        ones = torch.ones(6, 1, windows.height, windows.width)
+        inside = (resize_logits(windows.put_back(ones, 0.0), SIZE)[:, 0] > 0).permute(1, 2, 0)
+        found = logits[organ] > NO_OBJECT_LOGIT
+        assert found.flatten(0, 1).any(0).all() and not (found & ~inside).any()
+
+
+@pytest.mark.parametrize("options, same", [({"neighbours": 1}, True), ({"no_3d": True}, False)])
+def test_with_neighbours_there_are_no_windows(named, spots, options, same):
+    volume = make_volume(5)
+    results = [VolumetricInferer(output="logits", window_margin=each, **options)(volume, named) for each in (None, 0)]
+    assert torch.equal(*results) == same
+
+
+def test_a_margin_is_a_number_of_tokens_or_none():
+    with pytest.raises(ValueError, match="window_margin must be 0 or more image tokens, or None, got -1"):
+        VolumetricInferer(window_margin=-1)
 
 
 @pytest.mark.parametrize("weight", [-0.1, float("inf"), float("nan")])

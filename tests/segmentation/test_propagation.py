@@ -63,7 +63,7 @@ def run_traced(network, monkeypatch, slices: int, **options) -> tuple[Trace, tor
         trace.batches.append(len(image))
         return ImageFeatures(embedding, (embedding, embedding))
 
-    def condition(features, memories):
+    def condition(features, memories, windows=None):
         features = features.repeat_interleave(len(ORGANS))
         per_memory = [slice_of(memory.features) for memory in memories]
         for row, index in enumerate(slice_of(features.embedding)):
@@ -71,7 +71,7 @@ def run_traced(network, monkeypatch, slices: int, **options) -> tuple[Trace, tor
             trace.memories[index] = [(memory.distance, of[row]) for memory, of in zip(memories, per_memory)]
         return features.embedding
 
-    def decode(conditioned, features):
+    def decode(conditioned, features, windows=None):
         ones = torch.ones(len(conditioned), 1)
         carried = conditioned.mean((1, 2, 3), keepdim=True)
         return Decoded(carried.expand(-1, 1, 4 * TOKENS, 4 * TOKENS), ones, ones, ones)
@@ -282,7 +282,7 @@ def encoded(network, monkeypatch):
     decode, encode_memory = backbone.decode, backbone.encode_memory
     generator = torch.Generator().manual_seed(0)
 
-    def decode_overlapping(conditioned, features):
+    def decode_overlapping(conditioned, features, windows=None):
         decoded = decode(conditioned, features)
         logits = torch.randn(decoded.mask_logits.shape, generator=generator) + 0.5
         return Decoded(logits, decoded.object_score, decoded.iou, decoded.pointer)
@@ -392,7 +392,7 @@ def walk_over(network, monkeypatch, extents, slices: int = 13, named=None, **opt
         numbers = torch.tensor(range(len(ORGANS)) if organs is None else organs).repeat(len(features)).float()
         return numbers.view(-1, 1, 1, 1).expand(-1, MEMORY_CHANNELS, TOKENS, TOKENS)
 
-    def decode(self, network, features, own, adjacent):
+    def decode(self, network, features, own, adjacent, windows=None):
         numbers = own[:, 0, 0, 0].view(len(features), -1).int().tolist()
         logits = torch.full((len(features), len(numbers[0]), 4 * TOKENS, 4 * TOKENS), -1.0)
         for row, organs in enumerate(numbers):

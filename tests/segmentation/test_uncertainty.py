@@ -164,13 +164,15 @@ def test_samples_that_disagree_leave_uncertainty(network, volume, monkeypatch):
     def synthesise(features, sample=0, organs=None, masks=None):
         return torch.full((len(features) * 2, 1, 4, 4), signs[sample])
 
-    def decode(conditioned, features):
+    def decode(conditioned, features, windows=None):
         ones = torch.ones(len(conditioned), 1)
         organ = torch.tensor([1.0, 0.5]).repeat(len(conditioned) // 2).view(-1, 1, 1, 1)  # the first is the stronger
         return Decoded(conditioned.expand(-1, 1, SIZE // 4, SIZE // 4) * organ, ones, ones, ones)
 
     monkeypatch.setattr(network, "synthesise", synthesise)
-    monkeypatch.setattr(network.backbone, "condition", lambda features, memories: memories[0].features[:, :, :1, :1])
+    monkeypatch.setattr(
+        network.backbone, "condition", lambda features, memories, windows=None: memories[0].features[:, :, :1, :1]
+    )
     monkeypatch.setattr(network.backbone, "decode", decode)
     inferer = UncertaintyInferer(4, no_3d=True)
 

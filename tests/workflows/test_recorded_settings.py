@@ -84,6 +84,7 @@ INFERENCE = {
     "names_smoothing": 0.2,
     "ended_after": 2,
     "skip_absent": False,
+    "window_margin": 1,
     "views": [[5, 1]],
     "largest_component": True,
     "solid_organs": ["liver"],

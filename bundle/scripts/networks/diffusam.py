@@ -19,7 +19,7 @@ from .frozen_backbone import FrozenBackboneNetwork
 from .logits import MASK_LOGIT, mask_to_logits
 from .naming_head import NamingHead, named_labels
 from .sam2_backbone import FrozenSAM2, encoded_at_once
-from .sam2_types import ImageFeatures, Memory
+from .sam2_types import ImageFeatures, Memory, Windows
 
 
 class DiffuSAM(FrozenBackboneNetwork):
@@ -118,7 +118,7 @@ class DiffuSAM(FrozenBackboneNetwork):
         """
         if self.names is not None:
             masks = self.named_masks(self.name(features), sample) if masks is None else masks
-            return self._memories_of(features, masks if organs is None else masks[:, list(organs)])
+            return self.memories_of(features, masks if organs is None else masks[:, list(organs)])
         together = organs is None or self.prior.joint
         wanted = torch.arange(len(self.organs)) if together else torch.tensor(organs)
         organ = wanted.to(features.embedding.device).repeat(len(features))
@@ -136,11 +136,11 @@ class DiffuSAM(FrozenBackboneNetwork):
             return mean
         return mean.unflatten(0, (len(features), -1))[:, list(organs)].flatten(0, 1)
 
-    def _memories_of(self, features: ImageFeatures, masks: Tensor) -> Tensor:
-        """Memories ``(B * K, M, h, w)`` of masks ``(B, K, S, S)``."""
+    def memories_of(self, features: ImageFeatures, masks: Tensor, windows: Windows | None = None) -> Tensor:
+        """Memories ``(B * K, M, h, w)`` of masks ``(B, K, S, S)``, or as large as windows around them."""
         masks = masks.flatten(0, 1)[:, None]
         score = torch.where(masks.flatten(1).any(1, keepdim=True), MASK_LOGIT, -MASK_LOGIT)
-        return self.backbone.encode_memory(features, mask_to_logits(masks), score)
+        return self.backbone.encode_memory(features, mask_to_logits(masks), score, windows)
 
 
 def check_prior_file(path: str | Path) -> None:

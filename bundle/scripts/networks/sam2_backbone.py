@@ -13,9 +13,9 @@ method                  SAM2 block                                             s
 ======================  =====================================================  =====================
 
 Organs and slices share the batch dimension, organs running fastest: features are of B slices, and what is particular to
-an organ has a batch of B * K, for any K. What is the same for all organs of a slice is computed once. This is the only
-module that touches the ``sam2`` package; :mod:`scripts.networks.sam2_blocks` and :mod:`scripts.networks.sam2_memories`
-compute with what it has built.
+an organ has a batch of B * K, for any K. What is the same for all organs of a slice is computed once. Modules of the
+``sam2`` package are built in :mod:`scripts.networks.sam2_releases`; :mod:`scripts.networks.sam2_blocks` and
+:mod:`scripts.networks.sam2_memories` compute with them.
 """
 
 from __future__ import annotations
@@ -27,18 +27,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor, nn
 
 from ..descriptions import Described
 from ..errors import SettingError
 from .linear_maps import use_fast_linears
+from .logits import NO_OBJECT_LOGIT
 from .sam2_blocks import attend_to_memories, decode_mask, image_features
 from .sam2_memories import encode_masks
-from .sam2_releases import BACKBONES, NANO_YAML, SAM2_YAML, read_checkpoint
-from .sam2_types import Decoded, ImageFeatures, MaskPredictions, Memory
+from .sam2_releases import BACKBONES, EMBEDDING_STRIDE, build_sam2, read_checkpoint
+from .sam2_types import Decoded, ImageFeatures, MaskPredictions, Memory, Windows
 
-EMBEDDING_STRIDE = 16  # pixels of the input image per token of the image embedding
 PIXELS_AT_ONCE = 4 * 256**2  # of slices that are encoded on a CPU, measured with sam2_nano
 MANY_SLICES = 2**31 - 1  # as many as there are
 SIZE_MULTIPLE = 32  # the coarsest stride of the image encoder, and Hiera's positional window of 8 tokens at stride 4
@@ -86,7 +85,7 @@ class SAM2(Described, nn.Module):
             raise SettingError(f"decoder_token must be 'best_iou' or 'single', got '{decoder_token}'.")
         self.name = name
         self.decoder_token, self.slice_context = decoder_token, slice_context
-        self.model = _build_sam2(name, image_size)
+        self.model = build_sam2(name, image_size)
         use_fast_linears(self.model)
         self.resize(image_size)
         self.register_buffer("pixel_mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
@@ -178,7 +177,13 @@ class SAM2(Described, nn.Module):
     def _normalised(self, image: Tensor) -> Tensor:
         return (image.expand(-1, 3, -1, -1) - self.pixel_mean) / self.pixel_std
 
-    def encode_memory(self, features: ImageFeatures, mask_logits: Tensor, object_score: Tensor | None = None) -> Tensor:
+    def encode_memory(
+        self,
+        features: ImageFeatures,
+        mask_logits: Tensor,
+        object_score: Tensor | None = None,
+        windows: Windows | None = None,
+    ) -> Tensor:
         """Masks of known slices to memories: ME(y, z_img).
 
         Args:
@@ -187,23 +192,27 @@ class SAM2(Described, nn.Module):
                 :func:`~scripts.networks.logits.mask_to_logits`.
             object_score: ``(B * K, 1)`` logit; a negative one adds SAM2's "no object" embedding. Default: positive
                 where any logit is.
+            windows: parts of the slices that memories are made of. Not what SAM2 does.
 
         Returns:
-            Memory features ``(B * K, M, S/16, S/16)``.
+            Memory features ``(B * K, M, S/16, S/16)``, or as large as the windows.
         """
         if object_score is None:
             object_score = mask_logits.flatten(1).amax(1, keepdim=True)
-        return encode_masks(self.model, features.embedding, mask_logits, object_score > 0)
+        return encode_masks(self.model, features.embedding, mask_logits, object_score > 0, windows)
 
-    def condition(self, features: ImageFeatures, memories: Sequence[Memory] = ()) -> Tensor:
+    def condition(
+        self, features: ImageFeatures, memories: Sequence[Memory] = (), windows: Windows | None = None
+    ) -> Tensor:
         """Memory attention: the image embedding in the light of any number of memories, MA[...] of Equation 3.
 
         Args:
             features: of B slices.
             memories: each with a batch of B * K. None at all gives SAM2's "no memory" embedding, for prompted slices.
+            windows: parts of the slices to look at, which the memories are of. Not what SAM2 does.
 
         Returns:
-            Conditioned embedding ``(B * K, C, S/16, S/16)``, or of B slices without memories.
+            Conditioned embedding ``(B * K, C, S/16, S/16)``, or as large as the windows; of B slices without memories.
 
         Raises:
             ValueError: a distance beyond :attr:`max_distance`.
@@ -212,21 +221,22 @@ class SAM2(Described, nn.Module):
         if not memories:
             return embedding + sam2.no_mem_embed.view(1, -1, 1, 1)
         tokens, positions = [], []
+        places = slice(None) if windows is None else windows.places(embedding.device)
+        position = _to_tokens(sam2.memory_encoder.position_encoding(embedding[:1]).to(embedding.dtype))[0, places]
         for memory in memories:
             if not 0 <= memory.distance <= self.max_distance:
                 raise SettingError(f"A memory's distance must lie in 0...{self.max_distance}, got {memory.distance}.")
             # SAM2 counts backwards: the last temporal encoding belongs to conditioning memories (distance 0)
             temporal = sam2.maskmem_tpos_enc[memory.distance - 1]
-            position = sam2.memory_encoder.position_encoding(memory.features[:1]).to(memory.features.dtype)
             tokens.append(_to_tokens(memory.features))
-            positions.append(_to_tokens(position)[0] + temporal.flatten())
+            positions.append(position + temporal.flatten())
         pointers = [memory for memory in memories if memory.pointer is not None]
         if pointers:
             pointer_tokens, pointer_positions = self._pointer_tokens(pointers)
             tokens.append(pointer_tokens)
-            positions.append(pointer_positions)
+            positions.append(pointer_positions.expand(*position.shape[:-2], -1, -1))
         count = tokens[-1].shape[1] if pointers else 0
-        return attend_to_memories(sam2, embedding, torch.cat(tokens, 1), torch.cat(positions), count)
+        return attend_to_memories(sam2, embedding, torch.cat(tokens, 1), torch.cat(positions, -2), count, windows)
 
     def _pointer_tokens(self, memories: Sequence[Memory]) -> tuple[Tensor, Tensor]:
         """Object pointers as SAM2 appends them: each split into C/M tokens of M channels, with a sine of the
@@ -253,6 +263,7 @@ class SAM2(Described, nn.Module):
         points: tuple[Tensor, Tensor] | None = None,
         mask_prompt: Tensor | None = None,
         token: str | None = None,
+        windows: Windows | None = None,
     ) -> Decoded:
         """Mask decoder: D{conditioned, z_img}. Without prompts it is driven by the memories alone, as in the paper.
 
@@ -263,12 +274,20 @@ class SAM2(Described, nn.Module):
                 inside, 0 outside, 2 and 3 the corners of a box, -1 padding.
             mask_prompt: optional mask logits ``(B * K, 1, H, W)``.
             token: overrides ``decoder_token`` for this call.
+            windows: the parts of the slices that ``conditioned`` is of; outside of them is no object.
         """
         sparse, dense = self._prompt(conditioned, points, mask_prompt)
-        return self.decode_embeddings(conditioned, features, sparse=sparse, dense=dense, token=token)
+        return self.decode_embeddings(conditioned, features, sparse=sparse, dense=dense, token=token, windows=windows)
 
     def decode_embeddings(
-        self, conditioned: Tensor, features: ImageFeatures, *, sparse: Tensor, dense: Tensor, token: str | None = None
+        self,
+        conditioned: Tensor,
+        features: ImageFeatures,
+        *,
+        sparse: Tensor,
+        dense: Tensor,
+        token: str | None = None,
+        windows: Windows | None = None,
     ) -> Decoded:
         """Mask decoder with prompt embeddings made elsewhere, in place of SAM2's own prompt encoder.
 
@@ -279,21 +298,23 @@ class SAM2(Described, nn.Module):
             dense: one embedding for each image token, ``(B * K, C, S/16, S/16)``, as SAM2 makes of a mask; it is added
                 to ``conditioned``.
             token: overrides ``decoder_token`` for this call.
+            windows: see :meth:`decode`.
         """
         single = (token or self.decoder_token) == "single"
-        sam2 = self.model
         predicted = decode_mask(
-            sam2,
+            self.model,
             conditioned,
             features.high_res,
             sparse=sparse,
-            dense=dense,
-            choose=lambda ious: torch.zeros_like(ious[:, 0], dtype=torch.long) if single else ious[:, 1:].argmax(1) + 1,
+            dense=dense if windows is None else windows.cut(dense),
+            windows=windows,
+            choose=lambda ious: ious[:, 1:].argmax(1) + 1 if not single else torch.zeros_like(ious[:, 0]).long(),
         )
         output = predicted.tokens[:, 0]
         present = (predicted.object_score > 0).to(output.dtype)
-        pointer = present * sam2.obj_ptr_proj(output) + (1 - present) * sam2.no_obj_ptr
-        return Decoded(predicted.mask_logits, predicted.object_score, predicted.iou, pointer)
+        pointer = present * self.model.obj_ptr_proj(output) + (1 - present) * self.model.no_obj_ptr
+        whole = predicted.mask_logits if windows is None else windows.put_back(predicted.mask_logits, NO_OBJECT_LOGIT)
+        return Decoded(whole, predicted.object_score, predicted.iou, pointer)
 
     def _prompt(
         self, conditioned: Tensor, points: tuple[Tensor, Tensor] | None, mask_prompt: Tensor | None
@@ -377,23 +398,3 @@ def _check_image_size(image_size: int) -> None:
 def _to_tokens(feature_map: Tensor) -> Tensor:
     """``(B, C, H, W)`` to ``(B, H * W, C)``."""
     return feature_map.flatten(2).transpose(1, 2)
-
-
-def _build_sam2(name: str, image_size: int) -> nn.Module:
-    """Builds ``SAM2Base`` from its YAML, sam2's or the bundle's; Hydra's global state stays as it was found."""
-    hydra_was_initialised = GlobalHydra.instance().is_initialized()
-    import sam2 as sam2_package  # importing it initialises Hydra
-
-    if not hydra_was_initialised:
-        GlobalHydra.instance().clear()
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
-
-    yaml = NANO_YAML if name == "sam2_nano" else Path(sam2_package.__path__[0]) / SAM2_YAML[name]
-    config = OmegaConf.load(yaml).model
-    tokens = image_size // EMBEDDING_STRIDE
-    config.image_size = image_size
-    # the rotary tables are rebuilt at any other size on the first call; asking for the right one avoids that
-    config.memory_attention.layer.self_attention.feat_sizes = [tokens, tokens]
-    config.memory_attention.layer.cross_attention.feat_sizes = [tokens, tokens]
-    return instantiate(config, _recursive_=True)

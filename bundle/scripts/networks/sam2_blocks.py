@@ -19,16 +19,17 @@ which costs next to nothing: so they are never stale, and gradients flow through
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isqrt
+from math import log
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .linear_maps import linear
-from .sam2_types import ImageFeatures, MaskPredictions
+from .sam2_types import ImageFeatures, MaskPredictions, Windows
 
 QUERIES_AT_ONCE = 256  # whose attention weights stay in a core's cache
+LEAST_WEIGHT = 1e-20  # of a memory's token beside the one that weighs most, in memory attention on a CPU
 
 
 def image_features(sam2: nn.Module, image: Tensor) -> ImageFeatures:
@@ -55,7 +56,9 @@ def _one_linear(first: Tensor, first_bias: Tensor, second: Tensor, second_bias: 
     return second @ first, second @ first_bias + second_bias
 
 
-def attend_to_memories(sam2: nn.Module, embedding: Tensor, memory: Tensor, position: Tensor, pointers: int) -> Tensor:
+def attend_to_memories(
+    sam2: nn.Module, embedding: Tensor, memory: Tensor, position: Tensor, pointers: int, windows: Windows | None = None
+) -> Tensor:
     """``MemoryAttention`` of B slices for K organs each.
 
     Dropout is left out, which is SAM2's memory attention in evaluation mode.
@@ -64,46 +67,85 @@ def attend_to_memories(sam2: nn.Module, embedding: Tensor, memory: Tensor, posit
         embedding: of the slices, ``(B, C, h, w)``.
         memory: T tokens for every organ, organs running fastest, ``(B * K, T, M)``: first those of memories, then those
             of object pointers.
-        position: their position encoding, ``(T, M)``.
+        position: their position encoding, ``(T, M)`` or ``(B * K, T, M)``.
         pointers: how many of them are of object pointers.
+        windows: of the organs, which memories are of; outside of them nothing asks, and once organs go their own ways,
+            nothing is asked.
 
     Returns:
-        ``(B * K, C, h, w)``.
+        ``(B * K, C, h, w)``, or as large as the windows.
     """
     attention = sam2.memory_attention
     organs = len(memory) // len(embedding)
-    tokens = embedding.flatten(2).transpose(1, 2)
+    shape, tokens = embedding.shape[-2:], embedding.flatten(2).transpose(1, 2)
     if attention.pos_enc_at_input:
         encoding = sam2.image_encoder.neck.position_encoding(embedding[:1]).to(tokens.dtype)
         tokens = tokens + 0.1 * encoding.flatten(2).transpose(1, 2)
     placed = memory + position
+    places = None if windows is None else windows.places(tokens.device)
+    here: slice | Tensor = slice(None)
     for number, layer in enumerate(attention.layers):
         normed = layer.norm1(tokens)
-        tokens = tokens + _read(layer.self_attn, normed, normed, normed)
+        angles = _angles(layer.self_attn, embedding)[here]
+        tokens = tokens + _read(layer.self_attn, normed, normed, normed, asking=angles, asked=angles)
         normed = layer.norm2(tokens)
         if number == 0:  # from here on, organs go their own ways
             tokens = tokens.repeat_interleave(organs, 0)
-        tokens = tokens + _read(layer.cross_attn_image, normed, placed, memory, pointers)
+            if windows is not None:
+                tokens, normed = (_chosen(each, places) for each in (tokens, normed))
+                shape, here = (windows.height, windows.width), places
+        angles = _angles(layer.cross_attn_image, embedding)
+        asking = {"asking": angles[here], "asked": angles[here], "pointers": pointers}
+        tokens = tokens + _read(layer.cross_attn_image, normed, placed, memory, **asking)
         tokens = tokens + layer.linear2(layer.activation(layer.linear1(layer.norm3(tokens))))
-    return attention.norm(tokens).transpose(1, 2).unflatten(2, embedding.shape[-2:])
+    return attention.norm(tokens).transpose(1, 2).unflatten(2, shape)
 
 
-def _read(attention: nn.Module, tokens: Tensor, keys: Tensor, values: Tensor, pointers: int = 0) -> Tensor:
+def _chosen(tokens: Tensor, places: Tensor) -> Tensor:
+    """Some of B slices' tokens ``(B, T, C)`` for each of B * K organs: ``(B * K, N, C)`` at places ``(B * K, N)``."""
+    slices = torch.arange(len(places), device=places.device) // (len(places) // len(tokens))
+    return tokens[slices[:, None], places]
+
+
+def _read(
+    attention: nn.Module,
+    tokens: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    asking: Tensor,
+    asked: Tensor,
+    pointers: int = 0,
+) -> Tensor:
     """``RoPEAttention`` of one head, its two projections of values put behind the average over them.
 
     Args:
         tokens: that ask, ``(B, N, C)``.
         keys: ``(B * K, T, M)``, before their projection.
         values: ``(B * K, T, M)``, before theirs.
+        asking: the rotary position encoding of those that ask, ``(N, C / 2)`` or ``(B, N, C / 2)``.
+        asked: of the tokens that each memory among the keys has, likewise.
         pointers: at the end of the keys, which have no place in the image.
 
     Returns:
         ``(B * K, N, C)``.
     """
-    queries, keys = _rotate(attention, attention.q_proj(tokens), attention.k_proj(keys), pointers)
+    queries, keys = _turn(attention.q_proj(tokens), asking), attention.k_proj(keys)
+    memories = keys.shape[1] - pointers
+    turned = _turn(keys[:, :memories].unflatten(1, (-1, asked.shape[-2])), asked.unsqueeze(-3)).flatten(1, 2)
+    keys = torch.cat([turned, keys[:, memories:]], 1) if pointers else turned
     queries = queries.repeat_interleave(len(keys) // len(queries), 0)
     value, out = attention.v_proj, attention.out_proj
     return linear(_average(queries, keys, values), *_one_linear(value.weight, value.bias, out.weight, out.bias))
+
+
+def _angles(attention: nn.Module, embedding: Tensor) -> Tensor:
+    """SAM2's rotary position encoding of the tokens of an image embedding, complex, ``(h * w, C / 2)``."""
+    height, width = embedding.shape[-2:]
+    if len(attention.freqs_cis) != height * width:
+        attention.freqs_cis = attention.compute_cis(end_x=width, end_y=height)
+    attention.freqs_cis = attention.freqs_cis.to(embedding.device)
+    return attention.freqs_cis
 
 
 def _average(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -114,27 +156,28 @@ def _average(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     if queries.is_cuda or queries.requires_grad or keys.requires_grad:
         return F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None])[:, 0]
     queries = queries * queries.shape[-1] ** -0.5
+    parts = zip(queries, keys, values, strict=True)
     return torch.stack(
         [
-            torch.cat([linear(linear(part, key).softmax(-1), value.T) for part in query.split(QUERIES_AT_ONCE)])
-            for query, key, value in zip(queries, keys, values, strict=True)
+            torch.cat([_average_of(part, key, value) for part in query.split(QUERIES_AT_ONCE)])
+            for query, key, value in parts
         ]
     )
 
 
-def _rotate(attention: nn.Module, queries: Tensor, keys: Tensor, pointers: int) -> tuple[Tensor, Tensor]:
-    """SAM2's rotary position encoding of queries ``(B, N, C)`` and of all keys ``(B', T, C)`` but the pointers'."""
-    count = queries.shape[1]
-    if len(attention.freqs_cis) != count:
-        attention.freqs_cis = attention.compute_cis(end_x=isqrt(count), end_y=isqrt(count))
-    attention.freqs_cis = attention.freqs_cis.to(queries.device)
-    memories = keys.shape[1] - pointers
-    turned = _turn(keys[:, :memories].unflatten(1, (-1, count)), attention.freqs_cis).flatten(1, 2)
-    return _turn(queries, attention.freqs_cis), torch.cat([turned, keys[:, memories:]], 1) if pointers else turned
+def _average_of(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """:func:`_average` of one item whose queries are scaled, ``(N, C), (T, C), (T, M) -> (N, M)``.
+
+    Weights below :data:`LEAST_WEIGHT` would be lost in rounding anyway; numbers too small to be normal ones, which some
+    processors take many times as long for, are not among them then.
+    """
+    scores = linear(queries, keys)
+    weights = scores.sub_(scores.amax(-1, keepdim=True)).clamp_(min=log(LEAST_WEIGHT)).exp_()
+    return linear(weights, values.T).div_(weights.sum(-1, keepdim=True))
 
 
 def _turn(tokens: Tensor, angles: Tensor) -> Tensor:
-    """Turns pairs of channels, taken as complex numbers; ``(..., N, C)`` by ``(N, C/2)``."""
+    """Turns pairs of channels, taken as complex numbers; ``(..., N, C)`` by ``(N, C/2)`` or ``(..., N, C/2)``."""
     pairs = torch.view_as_complex(tokens.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * angles).flatten(-2).type_as(tokens)
 
@@ -147,6 +190,7 @@ def decode_mask(
     sparse: Tensor,
     dense: Tensor,
     choose: Callable[[Tensor], Tensor],
+    windows: Windows | None = None,
 ) -> MaskPredictions:
     """``MaskDecoder.predict_masks`` of one mask for each of B * K organs.
 
@@ -156,9 +200,10 @@ def decode_mask(
         sparse: prompt tokens ``(B * K, P, C)``.
         dense: ``(B * K, C, h, w)``, or of one pixel or one organ for all.
         choose: given the estimated IoU of all masks, ``(B * K, 4)``, says which is wanted, ``(B * K,)``.
+        windows: of which ``conditioned`` and ``dense`` are.
 
     Returns:
-        That one mask of each.
+        That one mask of each, as large as the windows.
     """
     decoder = sam2.sam_mask_decoder
     count, height, width = len(conditioned), *conditioned.shape[-2:]
@@ -166,6 +211,9 @@ def decode_mask(
     tokens = torch.cat([output.expand(count, -1, -1), sparse], 1)
     position = sam2.sam_prompt_encoder.get_dense_pe().flatten(2).transpose(1, 2)
     image = (conditioned + dense).flatten(2).transpose(1, 2)
+    if windows is not None:
+        position = position[0, windows.places(image.device)]
+        high_res = (windows.cut(high_res[0]), windows.cut(high_res[1]))
     tokens, image = _two_ways(decoder.transformer, tokens, image, position)
 
     ious = decoder.iou_prediction_head(tokens[:, 1])
@@ -179,7 +227,7 @@ def decode_mask(
 
 
 def _two_ways(transformer: nn.Module, tokens: Tensor, image: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-    """``TwoWayTransformer`` with one position encoding ``(1, N, C)`` for the images ``(B, N, C)`` of all items."""
+    """``TwoWayTransformer`` of images ``(B, N, C)``, whose position encoding is ``(1, N, C)`` or ``(B, N, C)``."""
     asked = tokens
     for layer in transformer.layers:
         if layer.skip_first_layer_pe:
@@ -188,29 +236,46 @@ def _two_ways(transformer: nn.Module, tokens: Tensor, image: Tensor, position: T
             placed = tokens + asked
             tokens = tokens + layer.self_attn(placed, placed, tokens)
         tokens = layer.norm1(tokens)
-        to_image, to_tokens = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
-        # the image asks, in the second of these, as it was when it was asked in the first
-        keys, queries, values = _project(image, position, to_image.k_proj, to_tokens.q_proj, plain=to_image.v_proj)
-        tokens = layer.norm2(tokens + _heads(to_image, to_image.q_proj(tokens + asked), keys, values))
+        placed = image + position  # the image asks as it was when it was asked
+        tokens = layer.norm2(tokens + _ask_image(layer.cross_attn_token_to_image, tokens + asked, placed, image))
         tokens = layer.norm3(tokens + layer.mlp(tokens))
-        keys, values = to_tokens.k_proj(tokens + asked), to_tokens.v_proj(tokens)
-        image = layer.norm4(image + _heads(to_tokens, queries, keys, values))
+        image = layer.norm4(image + _ask_tokens(layer.cross_attn_image_to_token, placed, tokens + asked, tokens))
     final = transformer.final_attn_token_to_image
-    keys, values = _project(image, position, final.k_proj, plain=final.v_proj)
-    return transformer.norm_final_attn(tokens + _heads(final, final.q_proj(tokens + asked), keys, values)), image
+    return transformer.norm_final_attn(tokens + _ask_image(final, tokens + asked, image + position, image)), image
 
 
-def _project(image: Tensor, position: Tensor, *placed: nn.Linear, plain: nn.Linear) -> tuple[Tensor, ...]:
-    """Projections of the image with its position encoding, and last one without it, in one product."""
-    weight = torch.cat([linear.weight for linear in (*placed, plain)])
-    shift = torch.cat([*(linear(position) for linear in placed), plain.bias.expand(*position.shape[:2], -1)], -1)
-    return (linear(image, weight) + shift).split([linear.out_features for linear in (*placed, plain)], -1)
+def _ask_image(attention: nn.Module, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """``Attention`` of a few tokens ``(B, T, C)`` to those of an image ``(B, N, C)``, none of which is projected.
+
+    The bias of their keys adds the same to all weights of a token, that of their values to its average.
+    """
+    queries = _in_heads(attention, attention.q_proj(tokens))
+    queries = queries @ _of_heads(attention, attention.k_proj) * queries.shape[-1] ** -0.5
+    weights = (queries.flatten(1, 2) @ keys.transpose(1, 2)).softmax(-1)
+    read = (weights @ values).unflatten(1, (attention.num_heads, -1))
+    read = read @ _of_heads(attention, attention.v_proj).transpose(1, 2)
+    return attention.out_proj(read.transpose(1, 2).flatten(2) + attention.v_proj.bias)
 
 
-def _heads(attention: nn.Module, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """``Attention`` after its projections of queries, keys and values."""
-    parts = [attention._separate_heads(each, attention.num_heads) for each in (queries, keys, values)]
-    return attention.out_proj(attention._recombine_heads(F.scaled_dot_product_attention(*parts)))
+def _ask_tokens(attention: nn.Module, image: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """``Attention`` of an image's tokens ``(B, N, C)`` to a few others ``(B, T, C)``; no token of it is projected."""
+    keys, values = (_in_heads(attention, each) for each in (attention.k_proj(keys), attention.v_proj(values)))
+    keys = keys * keys.shape[-1] ** -0.5
+    bias = keys @ attention.q_proj.bias.unflatten(0, (attention.num_heads, -1))[..., None]
+    scores = (keys @ _of_heads(attention, attention.q_proj)).flatten(1, 2) @ image.transpose(1, 2)
+    weights = (scores.unflatten(1, keys.shape[1:3]) + bias).softmax(2).flatten(1, 2)
+    values = values @ attention.out_proj.weight.T.unflatten(0, (attention.num_heads, -1))
+    return weights.transpose(1, 2) @ values.flatten(1, 2) + attention.out_proj.bias
+
+
+def _in_heads(attention: nn.Module, tokens: Tensor) -> Tensor:
+    """``(B, T, heads * D)`` to ``(B, heads, T, D)``."""
+    return tokens.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+
+
+def _of_heads(attention: nn.Module, projection: nn.Linear) -> Tensor:
+    """Weights of each head ``(heads, D, C)`` of a projection."""
+    return projection.weight.unflatten(0, (attention.num_heads, -1))
 
 
 def _upscale(decoder: nn.Module, image: Tensor, high_res: tuple[Tensor, Tensor], weights: Tensor) -> Tensor:

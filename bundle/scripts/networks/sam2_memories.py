@@ -10,10 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .sam2_types import Windows
+
 MASK_PIXELS_AT_ONCE = 8 * 256**2  # of masks that are encoded on a CPU, whose finer maps stay in a core's cache
 
 
-def encode_masks(sam2: nn.Module, embedding: Tensor, logits: Tensor, present: Tensor) -> Tensor:
+def encode_masks(
+    sam2: nn.Module, embedding: Tensor, logits: Tensor, present: Tensor, windows: Windows | None = None
+) -> Tensor:
     """``SAM2Base._encode_new_memory`` of masks that come from no prompt, for K organs in each of B slices.
 
     Masks of one and the same value everywhere, which is what absent organs have, are encoded once a slice.
@@ -22,12 +26,19 @@ def encode_masks(sam2: nn.Module, embedding: Tensor, logits: Tensor, present: Te
         embedding: image embedding of the slices, ``(B, C, h, w)``.
         logits: of the masks, organs running fastest, ``(B * K, 1, H, W)`` at any resolution.
         present: ``(B * K, 1)`` bool; where it is False SAM2's embedding of "no object" is added.
+        windows: of the masks, to encode these parts alone, as if the slices ended there; not what SAM2 does.
 
     Returns:
-        Memory features ``(B * K, M, h, w)``.
+        Memory features ``(B * K, M, h, w)``, or as large as the windows.
     """
     encoder = sam2.memory_encoder
     pixels = encoder.pix_feat_proj(embedding)
+    no_object = (~present)[..., None, None] * sam2.no_obj_embed_spatial[..., None, None]
+    if windows is not None:
+        around = windows.with_tokens_before()
+        maps = _downsampled(sam2, around.cut(_at_full_size(sam2, logits)))
+        maps = windows.cut_from(around, maps) + windows.cut(pixels)
+        return encoder.out_proj(_fuse(encoder.fuser, maps)) + no_object
     of_slice = torch.arange(len(logits), device=logits.device) // (len(logits) // len(embedding))
     values = logits.detach().flatten(1)
     lowest, highest = _as_encoded(sam2, values.amin(1)), _as_encoded(sam2, values.amax(1))
@@ -39,23 +50,41 @@ def encode_masks(sam2: nn.Module, embedding: Tensor, logits: Tensor, present: Te
     count = len(single)
     maps = torch.cat([maps[:count], maps[count:].expand(len(slices), -1, -1, -1)])
     maps = maps + pixels[torch.cat([of_slice[single], slices])]
-    memory = torch.cat([encoder.out_proj(encoder.fuser(part)) for part in maps.split(_masks_at_once(sam2, maps))])
+    memory = torch.cat(
+        [encoder.out_proj(_fuse(encoder.fuser, part)) for part in maps.split(_masks_at_once(sam2, maps))]
+    )
 
     where = torch.empty_like(of_slice)
     where[single] = torch.arange(count, device=where.device)
     where[uniform] = count + torch.searchsorted(slices, of_slice[uniform])
-    return memory[where] + (~present)[..., None, None] * sam2.no_obj_embed_spatial[..., None, None]
+    return memory[where] + no_object
 
 
 def _mask_maps(sam2: nn.Module, logits: Tensor) -> Tensor:
     """What the memory encoder makes of masks ``(B, 1, H, W)`` before it sees the image: ``(B, C, h, w)``."""
-    layers, size = sam2.memory_encoder.mask_downsampler.encoder, (sam2.image_size,) * 2
     maps = []
     for part in logits.split(_masks_at_once(sam2, logits)):
-        if part.shape[-2:] != size:
-            part = F.interpolate(part.float(), size, mode="bilinear")
-        maps.append(layers[:-1](_as_encoded(sam2, part)))
-    return layers[-1](torch.cat(maps))
+        maps.append(_downsampled(sam2, _at_full_size(sam2, part)))
+    return torch.cat(maps)
+
+
+def _at_full_size(sam2: nn.Module, logits: Tensor) -> Tensor:
+    size = (sam2.image_size,) * 2
+    return logits if logits.shape[-2:] == size else F.interpolate(logits.float(), size, mode="bilinear")
+
+
+def _downsampled(sam2: nn.Module, logits: Tensor) -> Tensor:
+    """``MaskDownSampler`` of mask logits ``(B, 1, H, W)``: ``(B, C, H/16, W/16)``."""
+    layers, masks = sam2.memory_encoder.mask_downsampler.encoder, _as_encoded(sam2, logits)
+    for convolution, norm, activation in zip(layers[:-1:3], layers[1:-1:3], layers[2:-1:3]):
+        masks = activation(_normalised(norm, convolution(masks)))
+    return layers[-1](masks)
+
+
+def _normalised(norm: nn.Module, maps: Tensor) -> Tensor:
+    """``LayerNorm2d``, of maps whose channels then lie last in memory."""
+    maps = F.layer_norm(maps.permute(0, 2, 3, 1), norm.weight.shape, norm.weight, norm.bias, norm.eps)
+    return maps.permute(0, 3, 1, 2)
 
 
 def _masks_at_once(sam2: nn.Module, masks: Tensor) -> int:
@@ -65,3 +94,15 @@ def _masks_at_once(sam2: nn.Module, masks: Tensor) -> int:
 def _as_encoded(sam2: nn.Module, logits: Tensor) -> Tensor:
     """Mask logits as the memory encoder gets them."""
     return logits.sigmoid() * sam2.sigmoid_scale_for_mem_enc + sam2.sigmoid_bias_for_mem_enc
+
+
+def _fuse(fuser: nn.Module, maps: Tensor) -> Tensor:
+    """``Fuser``, whose blocks normalise their channels where these lie last."""
+    maps = fuser.proj(maps)
+    for block in fuser.layers:
+        hidden = _normalised(block.norm, block.dwconv(maps)).permute(0, 2, 3, 1)
+        hidden = block.pwconv2(block.act(block.pwconv1(hidden)))
+        if block.gamma is not None:
+            hidden = hidden * block.gamma
+        maps = maps + block.drop_path(hidden.permute(0, 3, 1, 2))
+    return maps

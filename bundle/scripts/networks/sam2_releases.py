@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
+from hydra.core.global_hydra import GlobalHydra
+from torch import Tensor, nn
 
 from ..errors import MissingFileError, SettingError
 from ..files import BUNDLE, sha256_of
@@ -20,6 +21,7 @@ SAM2_YAML = {
 NANO_YAML = BUNDLE / "models" / "sam2_nano.yaml"  # the embedded backbone, beside its weights
 
 BACKBONES = (*SAM2_YAML, "sam2_nano")
+EMBEDDING_STRIDE = 16  # pixels of the input image per token of the image embedding
 
 
 def read_checkpoint(
@@ -73,3 +75,23 @@ def read_checkpoint(
         )
     check_finite(path, state, remedy="Name another one.")
     return state
+
+
+def build_sam2(name: str, image_size: int) -> nn.Module:
+    """Builds ``SAM2Base`` from its YAML, sam2's or the bundle's; Hydra's global state stays as it was found."""
+    hydra_was_initialised = GlobalHydra.instance().is_initialized()
+    import sam2 as sam2_package  # importing it initialises Hydra
+
+    if not hydra_was_initialised:
+        GlobalHydra.instance().clear()
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    yaml = NANO_YAML if name == "sam2_nano" else Path(sam2_package.__path__[0]) / SAM2_YAML[name]
+    config = OmegaConf.load(yaml).model
+    tokens = image_size // EMBEDDING_STRIDE
+    config.image_size = image_size
+    # the rotary tables are rebuilt at any other size on the first call; asking for the right one avoids that
+    config.memory_attention.layer.self_attention.feat_sizes = [tokens, tokens]
+    config.memory_attention.layer.cross_attention.feat_sizes = [tokens, tokens]
+    return instantiate(config, _recursive_=True)

@@ -40,11 +40,13 @@ class ImageFeatures:
 
     @classmethod
     def joined(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
-        """Slices that were encoded one part after the other, without their images."""
+        """Slices that were encoded one part after the other, with their images where all parts have them."""
         if len(parts) == 1:
             return parts[0]
         fine, coarse = (torch.cat(level) for level in zip(*(part.high_res for part in parts)))
-        return cls(torch.cat([part.embedding for part in parts]), (fine, coarse))
+        images = [part.image for part in parts if part.image is not None]
+        image = torch.cat(images) if len(images) == len(parts) else None
+        return cls(torch.cat([part.embedding for part in parts]), (fine, coarse), image)
 
     def to(self, *args, **kwargs) -> ImageFeatures:
         """The features elsewhere, or of another type, without their images."""
@@ -74,6 +76,79 @@ class Memory:
     features: Tensor
     distance: int = 0
     pointer: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Parts of slices in which organs are decoded, all of one size: one for each of B * K items, in image tokens.
+
+    Attributes:
+        tops: first row of each.
+        lefts: first column of each.
+        height, width: of all of them.
+        tokens: rows and columns of the whole slice.
+    """
+
+    tops: Sequence[int]
+    lefts: Sequence[int]
+    height: int
+    width: int
+    tokens: int
+
+    @classmethod
+    def around(cls, masks: Tensor, tokens: int, margin: int) -> Windows:
+        """Around masks ``(N, S, S)`` bool, with so many tokens more to each side; for an empty one anywhere."""
+        rows, columns = (_spans(masks.any(axis), tokens, margin) for axis in (2, 1))
+        height, width = (max(last - first for first, last in spans) for spans in (rows, columns))
+        tops = [min(first, tokens - height) for first, _ in rows]
+        return cls(tops, [min(first, tokens - width) for first, _ in columns], height, width, tokens)
+
+    def places(self, device: torch.device) -> Tensor:
+        """Indices ``(N, height * width)`` of the tokens among those of the whole slice, row by row."""
+        rows = torch.tensor(self.tops)[:, None] + torch.arange(self.height)
+        columns = torch.tensor(self.lefts)[:, None] + torch.arange(self.width)
+        return (rows[:, :, None] * self.tokens + columns[:, None]).flatten(1).to(device)
+
+    def with_tokens_before(self) -> Windows:
+        """As large as the windows and one row and column of tokens more, which lie before each where there are any."""
+        height, width = (min(size + 1, self.tokens) for size in (self.height, self.width))
+        tops, lefts = ([max(first - 1, 0) for first in each] for each in (self.tops, self.lefts))
+        return Windows(tops, lefts, height, width, self.tokens)
+
+    def cut(self, maps: Tensor) -> Tensor:
+        """``(B, C, n * tokens, n * tokens)`` to ``(B * K, C, n * height, n * width)``."""
+        scale, organs = maps.shape[-1] // self.tokens, len(self.tops) // len(maps)
+        boxes = (self._box(top, left, scale) for top, left in zip(self.tops, self.lefts))
+        return torch.stack([maps[number // organs][box] for number, box in enumerate(boxes)])
+
+    def cut_from(self, others: Windows, maps: Tensor) -> Tensor:
+        """The same of ``maps`` ``(B * K, C, others.height, others.width)`` of windows in which these lie."""
+        starts = zip(self.tops, self.lefts, others.tops, others.lefts)
+        boxes = (self._box(top - first, left - other) for top, left, first, other in starts)
+        return torch.stack([each[box] for each, box in zip(maps, boxes)])
+
+    def put_back(self, maps: Tensor, fill: float) -> Tensor:
+        """``(B * K, C, n * height, n * width)`` to ``(B * K, C, n * tokens, n * tokens)``, else with this value."""
+        scale = maps.shape[-1] // self.width
+        whole = maps.new_full((*maps.shape[:2], scale * self.tokens, scale * self.tokens), fill)
+        for each, part, top, left in zip(whole, maps, self.tops, self.lefts):
+            each[self._box(top, left, scale)] = part
+        return whole
+
+    def _box(self, top: int, left: int, scale: int = 1) -> tuple[slice, slice, slice]:
+        rows, columns = (
+            slice(scale * top, scale * (top + self.height)),
+            slice(scale * left, scale * (left + self.width)),
+        )
+        return slice(None), rows, columns
+
+
+def _spans(there: Tensor, tokens: int, margin: int) -> list[tuple[int, int]]:
+    """First token of each row of ``(N, S)`` bool that holds something, and the one after the last, so much wider."""
+    held = there.unflatten(1, (tokens, -1)).any(2)
+    first, last = held.int().argmax(1), tokens - held.flip(1).int().argmax(1)
+    last = torch.where(held.any(1), last, first + 1)
+    return list(zip((first - margin).clamp_min(0).tolist(), (last + margin).clamp_max(tokens).tolist()))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from ..data.phantom_anatomy import ORGANS
 from ..errors import SettingError
 from ..networks.logits import mask_to_logits
-from ..networks.sam2_backbone import EMBEDDING_STRIDE, SAM2
+from ..networks.sam2_backbone import SAM2
+from ..networks.sam2_releases import EMBEDDING_STRIDE
 from ..networks.sam2_types import ImageFeatures, Memory
 from .backbone import ClipModel, random_prompts
 from .patient_clips import CLASSES, AnatomyClips, EpochBatches, class_weights

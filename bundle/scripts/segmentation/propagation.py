@@ -22,7 +22,7 @@ from ..data.stored import scaled
 from ..errors import RefusedError, SettingError
 from ..networks.diffusam import DiffuSAM
 from ..networks.logits import NO_OBJECT_LOGIT, resize_logits
-from ..networks.sam2_types import ImageFeatures, Memory
+from ..networks.sam2_types import ImageFeatures, Memory, Windows
 from .corrected_slices import Corrector
 from .label_maps import LabelMapInferer
 from .sides import Side, batched, together
@@ -51,6 +51,9 @@ class VolumetricInferer(LabelMapInferer):
             not even encoded. 0 looks for every organ in every slice, and so does a walk without ``neighbours``.
         skip_absent: where memories are those of named masks, an organ that is named nowhere on a slice, and that was
             found on none of the neighbours, is not decoded there: nothing that the decoder would be told shows it.
+        window_margin: where memories are those of named masks, and without ``neighbours``, an organ's memory is made
+            and decoded in a window around what is named, at least so many image tokens (of 16 pixels of the network's
+            input) wider on each side; None takes whole slices, as the paper does.
         views: pairs of degrees and scale; the volume is segmented once in each, turned and enlarged in plane by so
             much, and the organs' probabilities are averaged. As many times the time. A user's corrections are made in
             the volume as it is. Not in the paper.
@@ -63,8 +66,8 @@ class VolumetricInferer(LabelMapInferer):
             has them, whenever some have been encoded, for whoever reads more in them. It may be set later.
 
     Raises:
-        ValueError: a number of neighbours that SAM2 has no temporal encoding for, ``names_smoothing`` or
-            ``ended_after`` below 0, views that are none, or an unknown ``output``.
+        ValueError: a number of neighbours that SAM2 has no temporal encoding for, ``names_smoothing``,
+            ``ended_after`` or ``window_margin`` below 0, views that are none, or an unknown ``output``.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class VolumetricInferer(LabelMapInferer):
         names_smoothing: float = 0.5,
         ended_after: int = 0,
         skip_absent: bool = True,
+        window_margin: int | None = None,
         views: Sequence[Sequence[float]] = ((0, 1),),
         output: str = "labels",
         on_slices: Callable[[int, int], None] | None = None,
@@ -88,9 +92,12 @@ class VolumetricInferer(LabelMapInferer):
             raise SettingError(f"names_smoothing must be a number from 0 on, got {names_smoothing}.")
         if ended_after < 0:
             raise SettingError(f"ended_after must be 0 or more slices, got {ended_after}.")
+        if window_margin is not None and window_margin < 0:
+            raise SettingError(f"window_margin must be 0 or more image tokens, or None, got {window_margin}.")
         self.neighbours = 0 if no_3d else neighbours
         self.batch_size, self.skip_absent = batch_size, skip_absent
         self.ended_after = ended_after if self.neighbours else 0
+        self.window_margin = None if self.neighbours else window_margin
         self.names_smoothing = 0.0 if no_3d else names_smoothing
         self.output, self.on_slices, self.on_features = output, on_slices, on_features
         self.views = read_views(views)
@@ -100,6 +107,7 @@ class VolumetricInferer(LabelMapInferer):
         return {
             **{"neighbours": self.neighbours, "ended_after": self.ended_after, "views": self.views},
             **{"names_smoothing": self.names_smoothing, "skip_absent": self.skip_absent},
+            "window_margin": self.window_margin,
         }
 
     @torch.no_grad()
@@ -170,10 +178,7 @@ class VolumetricInferer(LabelMapInferer):
 
     def _decode_view(self, source: VolumeSlices, number: int = 0) -> Iterator[tuple[list[int], Tensor]]:
         """:meth:`_decode_all` of one view, before which ``number`` others have been decoded."""
-        if self.neighbours:
-            walk = self._walk_outward
-        else:
-            walk = self._walk_named if self._smooths(source) else self._walk_independent
+        walk = self._walk_outward if self.neighbours else self._walk_independent
         decoded = number * source.count
         for indices, logits in walk(source):
             yield indices, logits
@@ -182,21 +187,16 @@ class VolumetricInferer(LabelMapInferer):
                 self.on_slices(decoded, source.count * len(self.views))
 
     def _walk_independent(self, source: VolumeSlices) -> Iterator[tuple[list[int], Tensor]]:
-        for indices in source.chunks():
-            features, memory = source.encode(indices)
-            yield indices, self._decode(source.network, features, memory.flatten(0, 1), ())
-
-    def _walk_named(self, source: VolumeSlices) -> Iterator[tuple[list[int], Tensor]]:
         """Slices that share nothing but what is named in them together."""
-        organs = len(source.network.organs)
-        side = Side(0, organs, ended_after=0)
-        names = SmoothedNames(source, self.names_smoothing)
+        side, names = Side(0, len(source.network.organs), ended_after=0), self._names(source)
         for indices in source.chunks():
-            own = OwnMemories(source, dict.fromkeys(indices, side.organs), names=names)
+            organs_of = dict.fromkeys(indices, side.organs)
+            own = OwnMemories(source, organs_of, names=names, margin=self.window_margin)
             yield indices, self._decode_step(own, indices, [side] * len(indices))
 
-    def _smooths(self, source: VolumeSlices) -> bool:
-        return self.names_smoothing > 0 and source.network.names is not None
+    def _names(self, source: VolumeSlices) -> SmoothedNames | None:
+        smooths = self.names_smoothing > 0 and source.network.names is not None
+        return SmoothedNames(source, self.names_smoothing) if smooths else None
 
     def _walk_outward(self, source: VolumeSlices) -> Iterator[tuple[list[int], Tensor]]:
         """Yields the slices from the middle one outward; both directions advance together in one batch."""
@@ -206,7 +206,7 @@ class VolumetricInferer(LabelMapInferer):
         steps = [[middle]] + [
             [index for index in (middle - step, middle + step) if 0 <= index < slices] for step in range(1, middle + 1)
         ]
-        names = SmoothedNames(source, self.names_smoothing) if self._smooths(source) else None
+        names = self._names(source)
         for batch in batched(steps, self.batch_size):
             organs_of = {index: sides[index > middle].organs for step in batch for index in step}
             own = OwnMemories(source, organs_of, names=names)
@@ -221,9 +221,10 @@ class VolumetricInferer(LabelMapInferer):
         """Organ logits ``(n, K, S/4, S/4)`` of n slices, whose memories their sides of the walk then keep."""
         network, size = own.network, 4 * own.network.backbone.embedding_size
         logits = torch.full((len(indices), len(network.organs), size, size), NO_OBJECT_LOGIT, device=own.device)
-        for organs, rows in together(self._may_hold(own, *each) for each in zip(indices, sides)):
-            features, memory = own.of([indices[row] for row in rows], organs)
-            decoded = self._decode(network, features, memory, [sides[row].memories(organs) for row in rows])
+        for organs, rows, windows in self._looked_for(own, indices, sides):
+            features, memory = own.of([indices[row] for row in rows], organs, windows)
+            adjacent = [sides[row].memories(organs) for row in rows]
+            decoded = self._decode(network, features, memory, adjacent, windows)
             for row, each in zip(rows, decoded):
                 logits[row, list(organs)] = each.to(logits)
         if not self.neighbours:
@@ -236,6 +237,19 @@ class VolumetricInferer(LabelMapInferer):
                 sides[row].add(each, entry)
         return logits
 
+    def _looked_for(
+        self, own: OwnMemories, indices: list[int], sides: list[Side]
+    ) -> Iterator[tuple[Sequence[int], list[int], Windows | None]]:
+        """Organs that are decoded together, in which of the slices, and in which windows of them."""
+        may_hold = [self._may_hold(own, *each) for each in zip(indices, sides)]
+        if not own.in_windows:
+            yield from ((organs, rows, None) for organs, rows in together(may_hold))
+            return
+        for organ in range(len(own.network.organs)):
+            held = [row for row, organs in enumerate(may_hold) if organ in organs]
+            for chosen, windows in own.windows([indices[row] for row in held], organ) if held else ():
+                yield [organ], [held[index] for index in chosen], windows
+
     def _may_hold(self, own: OwnMemories, index: int, side: Side) -> tuple[int, ...]:
         """The organs that are looked for in a slice: with ``skip_absent`` those of which any memory shows something."""
         if not self.skip_absent:
@@ -243,7 +257,12 @@ class VolumetricInferer(LabelMapInferer):
         return tuple(organ for organ in side.organs if own.named(index, organ) or side.found(organ))
 
     def _decode(
-        self, network: DiffuSAM, features: ImageFeatures, own: Tensor, adjacent: Sequence[Sequence[Tensor]]
+        self,
+        network: DiffuSAM,
+        features: ImageFeatures,
+        own: Tensor,
+        adjacent: Sequence[Sequence[Tensor]],
+        windows: Windows | None = None,
     ) -> Tensor:
         """Equation 3 for some slices.
 
@@ -252,6 +271,7 @@ class VolumetricInferer(LabelMapInferer):
             features: of n slices.
             own: their synthesised memories, ``(n * organs, M, h, w)``.
             adjacent: for each slice its neighbours' memories ``(organs, M, h, w)``, nearest first.
+            windows: outside of which nothing is looked for.
 
         Returns:
             Organ logits ``(n, organs, S/4, S/4)``.
@@ -260,7 +280,7 @@ class VolumetricInferer(LabelMapInferer):
         for distance, entries in enumerate(zip(*adjacent), 1):  # as many as the slice with the fewest has
             memories.append(Memory(torch.cat(entries), distance))
         backbone = network.backbone
-        decoded = backbone.decode(backbone.condition(features, memories), features)
+        decoded = backbone.decode(backbone.condition(features, memories, windows), features, windows=windows)
         return network.organ_logits(decoded, len(features))
 
     def _encode_masks(self, network: DiffuSAM, features: ImageFeatures, logits: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from itertools import groupby
 
 import torch
 from monai.transforms import Resize
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from ..networks.diffusam import DiffuSAM
 from ..networks.naming_head import grouped, smoothed
-from ..networks.sam2_types import ImageFeatures
+from ..networks.sam2_types import ImageFeatures, Windows
 from .views import View
+
+BLOCK = 8  # slices whose windows are of one size, whatever the number that is encoded at a time
 
 
 class VolumeSlices:
@@ -75,6 +78,10 @@ class VolumeSlices:
         return features
 
     def _encoded(self, indices: list[int]) -> ImageFeatures:
+        parts = (indices[start : start + self.batch_size] for start in range(0, len(indices), self.batch_size))
+        return ImageFeatures.joined([self._encoded_at_once(part) for part in parts])
+
+    def _encoded_at_once(self, indices: list[int]) -> ImageFeatures:
         backbone = self.network.backbone
         if not backbone.slice_context:
             return self.network.encode(self._shown(indices))
@@ -90,8 +97,8 @@ class VolumeSlices:
         return self.view.show(convert_to_tensor(image, track_meta=False)[:, None].to(self.device))
 
     def chunks(self) -> Iterator[list[int]]:
-        """Indices of all slices in their order, ``batch_size`` at a time."""
-        for indices in torch.arange(self.count).split(self.batch_size):
+        """Indices of all slices in their order, as many whole blocks at a time as ``batch_size`` slices need."""
+        for indices in torch.arange(self.count).split(-(-self.batch_size // BLOCK) * BLOCK):
             yield indices.tolist()
 
 
@@ -136,14 +143,21 @@ class OwnMemories:
         source: of the slices.
         organs: for each slice the organs to look for; a slice without any is not encoded.
         names: where organs are named with the slices on both sides.
+        margin: of windows around named masks, of which memories are made in place of whole slices, in image tokens.
     """
 
     def __init__(
-        self, source: VolumeSlices, organs: Mapping[int, tuple[int, ...]], *, names: SmoothedNames | None = None
+        self,
+        source: VolumeSlices,
+        organs: Mapping[int, tuple[int, ...]],
+        *,
+        names: SmoothedNames | None = None,
+        margin: int | None = None,
     ) -> None:
-        self.network, self.device = source.network, source.device
+        self.network, self.device, self._margin = source.network, source.device, margin
         self._rows = {index: row for row, index in enumerate(index for index, each in organs.items() if each)}
         self._memories: dict[tuple[int, int], Tensor] = {}  # of each slice and organ, ``(M, h, w)``
+        self._masks: Tensor | None = None
         if not self._rows:
             return
         everything = list(self._rows)
@@ -152,9 +166,9 @@ class OwnMemories:
             named = source.name(self._features)
         else:
             self._features, named = names.of(everything)
-        masks = source.masks(named)
+        masks = self._masks = source.masks(named)
         self._named = None if masks is None else masks.flatten(2).any(2).tolist()
-        for wanted in dict.fromkeys(organs[index] for index in self._rows):
+        for wanted in () if self.in_windows else dict.fromkeys(organs[index] for index in self._rows):
             indices = [index for index in self._rows if organs[index] == wanted]
             whole, rows = len(wanted) == len(self.network.organs), [self._rows[index] for index in indices]
             of_these = None if masks is None else masks[rows]
@@ -166,10 +180,29 @@ class OwnMemories:
         """Whether a slice's memory of an organ is one of something: generated, or of a mask that is not empty."""
         return self._named is None or self._named[self._rows[index]][organ]
 
-    def of(self, indices: Sequence[int], organs: Sequence[int]) -> tuple[ImageFeatures, Tensor]:
-        """Features of some slices, and memories ``(n * organs, M, h, w)`` of some organs."""
-        memories = [self._memories[index, organ] for index in indices for organ in organs]
-        return self.features(indices), torch.stack(memories)
+    @property
+    def in_windows(self) -> bool:
+        """Whether memories are made of windows: with a margin, where a head names masks."""
+        return self._margin is not None and self._masks is not None
+
+    def windows(self, indices: Sequence[int], organ: int) -> Iterator[tuple[list[int], Windows]]:
+        """Windows around an organ's masks in some slices: which of these, and theirs, of one size in each block."""
+        masks, tokens = self._masks_of(indices, [organ])[:, 0], self.network.backbone.embedding_size
+        for _, block in groupby(range(len(indices)), lambda row: indices[row] // BLOCK):
+            rows = list(block)
+            yield rows, Windows.around(masks[rows], tokens, self._margin)
+
+    def of(
+        self, indices: Sequence[int], organs: Sequence[int], windows: Windows | None = None
+    ) -> tuple[ImageFeatures, Tensor]:
+        """Features of n slices, and memories ``(n * organs, M, h, w)`` of some organs, or as large as windows."""
+        features = self.features(indices)
+        if windows is not None:
+            return features, self.network.memories_of(features, self._masks_of(indices, organs), windows)
+        return features, torch.stack([self._memories[index, organ] for index in indices for organ in organs])
+
+    def _masks_of(self, indices: Sequence[int], organs: Sequence[int]) -> Tensor:
+        return self._masks[[self._rows[index] for index in indices]][:, list(organs)]
 
     def features(self, indices: Sequence[int]) -> ImageFeatures:
         """Features of some slices."""
