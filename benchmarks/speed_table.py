@@ -33,7 +33,8 @@ from .timing import Cost, GivenMasks, cost, in_turns, stages, track, video_predi
 STAGES = {
     "encode_image": "image encoder",
     "name": "naming head",
-    "synthesise": "prior, or memories of named masks",
+    "synthesise": "prior",
+    "memories_of": "memories of named masks",
     "condition": "memory attention",
     "decode": "mask decoder",
     "_encode_masks": "merging and memory encoder",
@@ -159,7 +160,13 @@ def _compared(
     rows.add("... every organ in every slice (`ended_after` 0, `skip_absent` False)", each["everywhere"])
     speed = each["predictor"].cpu / each["here"].cpu
     rows.add("`SAM2VideoPredictor`, as many objects", each["predictor"], f"{speed:.2f} times the volume's time")
-    methods = [(network, "name"), (network, "synthesise"), (here, "_encode_masks"), (here, "_write")]
+    methods = [
+        (network, "name"),
+        (network, "synthesise"),
+        (network, "memories_of"),
+        (here, "_encode_masks"),
+        (here, "_write"),
+    ]
     with stages(*((backbone, name) for name in ("encode_image", "condition", "decode")), *methods) as spent:
         here(volume, network)
     for name, label in STAGES.items():

@@ -35,7 +35,7 @@ BEFORE = ("start: Python and imports", "configuration, networks and weights", "r
 WALK: Mapping[str, tuple[tuple[type, str], ...]] = {
     ENCODER: ((SAM2, "encode_image"),),
     "naming head": ((DiffuSAM, "name"),),
-    "prior, or memories of named masks": ((DiffuSAM, "synthesise"),),
+    "prior, or memories of named masks": ((DiffuSAM, "synthesise"), (DiffuSAM, "memories_of")),
     "memory attention": ((SAM2, "condition"),),
     "mask decoder": ((SAM2, "decode"),),
     "merging and memory encoder": ((VolumetricInferer, "_encode_masks"),),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .sam2_types import Windows
 
+FEW_CHANNELS = 16  # with less of them, numbers beside each other in memory are too few to be averaged fast
 MASK_PIXELS_AT_ONCE = 8 * 256**2  # of masks that are encoded on a CPU, whose finer maps stay in a core's cache
 
 
@@ -82,7 +83,9 @@ def _downsampled(sam2: nn.Module, logits: Tensor) -> Tensor:
 
 
 def _normalised(norm: nn.Module, maps: Tensor) -> Tensor:
-    """``LayerNorm2d``, of maps whose channels then lie last in memory."""
+    """``LayerNorm2d``; of more than a few channels by PyTorch's own, and they lie last in memory then."""
+    if maps.shape[1] < FEW_CHANNELS:
+        return norm(maps)
     maps = F.layer_norm(maps.permute(0, 2, 3, 1), norm.weight.shape, norm.weight, norm.bias, norm.eps)
     return maps.permute(0, 3, 1, 2)
 
