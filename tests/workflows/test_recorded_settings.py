@@ -178,6 +178,8 @@ def test_a_setting_that_changes_results_changes_the_record(usual, overlay, comma
     without = usual[command]
     if setting == "names_encoder":  # there is one where there is a head
         changes["named_memories"], without = True, recorded(command, overlay, named_memories=True)
+    if setting == "window_margin":  # there are windows where slices have no neighbours
+        changes["neighbours"], without = 0, recorded(command, overlay, neighbours=0)
     assert recorded(command, overlay, **changes) != without
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import MissingFileError, SettingError
 from .diffusion_prior import MemoryPrior
 from .frozen_backbone import FrozenBackboneNetwork
-from .logits import MASK_LOGIT, mask_to_logits
+from .logits import mask_to_logits
 from .naming_head import NamingHead, named_labels
 from .sam2_backbone import FrozenSAM2, encoded_at_once
 from .sam2_types import ImageFeatures, Memory, Windows
@@ -138,9 +138,7 @@ class DiffuSAM(FrozenBackboneNetwork):
 
     def memories_of(self, features: ImageFeatures, masks: Tensor, windows: Windows | None = None) -> Tensor:
         """Memories ``(B * K, M, h, w)`` of masks ``(B, K, S, S)``, or as large as windows around them."""
-        masks = masks.flatten(0, 1)[:, None]
-        score = torch.where(masks.flatten(1).any(1, keepdim=True), MASK_LOGIT, -MASK_LOGIT)
-        return self.backbone.encode_memory(features, mask_to_logits(masks), score, windows)
+        return self.backbone.encode_memory(features, mask_to_logits(masks.flatten(0, 1)[:, None]), windows=windows)
 
 
 def check_prior_file(path: str | Path) -> None:

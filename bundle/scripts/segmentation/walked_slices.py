@@ -96,9 +96,10 @@ class VolumeSlices:
         image = self.resize(self.scale(self.volume[..., indices].permute(2, 0, 1)))
         return self.view.show(convert_to_tensor(image, track_meta=False)[:, None].to(self.device))
 
-    def chunks(self) -> Iterator[list[int]]:
-        """Indices of all slices in their order, as many whole blocks at a time as ``batch_size`` slices need."""
-        for indices in torch.arange(self.count).split(-(-self.batch_size // BLOCK) * BLOCK):
+    def chunks(self, in_blocks: bool = False) -> Iterator[list[int]]:
+        """Indices of all slices in their order, ``batch_size`` at a time, or as many whole blocks as hold so many."""
+        size = -(-self.batch_size // BLOCK) * BLOCK if in_blocks else self.batch_size
+        for indices in torch.arange(self.count).split(size):
             yield indices.tolist()
 
 
