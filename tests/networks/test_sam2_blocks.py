@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from scripts.networks import sam2_backbone, sam2_memories
+from scripts.networks import sam2_backbone, sam2_blocks, sam2_memories
 from scripts.networks.logits import NO_OBJECT_LOGIT, mask_to_logits
 from scripts.networks.sam2_backbone import SAM2, FrozenSAM2
 from scripts.networks.sam2_types import ImageFeatures, Memory, Windows
@@ -341,3 +341,23 @@ def test_memory_attention_in_windows_is_that_of_their_tokens_alone(backbone, fea
         expected = sam2_condition(backbone, expected, memories)
     assert len(seen) == 2 * len(layers)
     torch.testing.assert_close(found, windows.cut(expected), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("graded", [False, True], ids=["inference", "training"])
+def test_attention_with_few_sure_weights_is_exact_and_has_no_subnormal_numbers(graded):
+    """Scores a hundred apart, as trained memory attention has them: exp(-100) is no normal number here."""
+    generator = torch.Generator().manual_seed(0)
+    queries, keys, values = (torch.randn(2, 40, 8, generator=generator) * size for size in (12, 12, 1))
+    scores = (queries @ keys.transpose(1, 2)).double() * 8**-0.5
+    assert (scores - scores.amax(-1, keepdim=True)).min() < -100
+    expected = scores.softmax(-1) @ values.double()
+    inputs = [each.requires_grad_(graded) for each in (queries, keys, values)]
+
+    found = sam2_blocks._average(*inputs)
+
+    torch.testing.assert_close(found.detach().double(), expected, rtol=1e-4, atol=1e-5)
+    if graded:
+        found.square().sum().backward()
+        for each in inputs:
+            small = each.grad.abs()
+            assert each.grad.any() and not ((small > 0) & (small < torch.finfo(torch.float32).tiny)).any()

@@ -151,29 +151,25 @@ def _angles(attention: nn.Module, embedding: Tensor) -> Tensor:
 def _average(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Scaled dot-product attention, ``(B, N, C), (B, T, C), (B, T, M) -> (B, N, M)``.
 
-    On the CPU, PyTorch's own is slower, and most where M is not C.
+    On the CPU, PyTorch's own is slower, and most where M is not C. Weights below :data:`LEAST_WEIGHT` would be lost in
+    rounding anyway; numbers too small to be normal ones, which some processors take many times as long for, are not
+    among them then, nor in gradients.
     """
-    if queries.is_cuda or queries.requires_grad or keys.requires_grad:
+    if queries.is_cuda:
         return F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None])[:, 0]
-    queries = queries * queries.shape[-1] ** -0.5
-    parts = zip(queries, keys, values, strict=True)
-    return torch.stack(
-        [
-            torch.cat([_average_of(part, key, value) for part in query.split(QUERIES_AT_ONCE)])
-            for query, key, value in parts
-        ]
-    )
+    queries, least = queries * queries.shape[-1] ** -0.5, log(LEAST_WEIGHT)
+    if torch.is_grad_enabled() and any(each.requires_grad for each in (queries, keys, values)):
+        scores = queries @ keys.transpose(1, 2)
+        weights = (scores - scores.detach().amax(-1, keepdim=True)).clamp(min=least).exp()
+        return weights @ values / weights.sum(-1, keepdim=True)
 
+    def average(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        scores = linear(queries, keys)
+        weights = scores.sub_(scores.amax(-1, keepdim=True)).clamp_(min=least).exp_()
+        return linear(weights, values.T).div_(weights.sum(-1, keepdim=True))
 
-def _average_of(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """:func:`_average` of one item whose queries are scaled, ``(N, C), (T, C), (T, M) -> (N, M)``.
-
-    Weights below :data:`LEAST_WEIGHT` would be lost in rounding anyway; numbers too small to be normal ones, which some
-    processors take many times as long for, are not among them then.
-    """
-    scores = linear(queries, keys)
-    weights = scores.sub_(scores.amax(-1, keepdim=True)).clamp_(min=log(LEAST_WEIGHT)).exp_()
-    return linear(weights, values.T).div_(weights.sum(-1, keepdim=True))
+    parts = zip((each.split(QUERIES_AT_ONCE) for each in queries), keys, values, strict=True)
+    return torch.stack([torch.cat([average(part, key, value) for part in some]) for some, key, value in parts])
 
 
 def _turn(tokens: Tensor, angles: Tensor) -> Tensor:
