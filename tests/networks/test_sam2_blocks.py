@@ -272,11 +272,10 @@ def test_a_window_holds_its_mask_with_a_margin(box, margin, expected):
 
 
 def test_windows_of_several_masks_are_of_one_size_and_lie_in_the_slice():
-    masks = blobs([(0, 10, 0, 10), (100, 127, 60, 70), (0, 0, 0, 0)], 128)
-    masks[2] = False  # and one is empty
+    masks = blobs([(0, 10, 0, 10), (100, 127, 60, 70), (40, 40, 40, 40)], 128)
     windows = Windows.around(masks, 8, 1)
     assert (windows.height, windows.width) == (3, 4)
-    assert windows.tops == [0, 5, 0] and windows.lefts == [0, 2, 0]
+    assert windows.tops == [0, 5, 1] and windows.lefts == [0, 2, 1]
     maps = torch.arange(3 * 2 * 16 * 16.0).view(3, 2, 16, 16)
     cut = windows.cut(maps)
     assert cut.shape == (3, 2, 6, 8) and torch.equal(cut[1], maps[1, :, 10:16, 4:12])
@@ -284,6 +283,12 @@ def test_windows_of_several_masks_are_of_one_size_and_lie_in_the_slice():
     assert torch.equal(windows.cut(whole), cut) and (whole == -1).sum() == 3 * 2 * (16 * 16 - 6 * 8)
     places = windows.places(torch.device("cpu"))
     assert torch.equal(maps[:, :, ::2, ::2].flatten(2)[1, 0, places[1]], cut[1, 0, ::2, ::2].flatten())
+
+
+def test_the_window_of_an_empty_mask_is_the_whole_slice():
+    masks = blobs([(0, 10, 0, 10), (0, 0, 0, 0)], 128)
+    masks[1] = False
+    assert Windows.around(masks, 8, 1) == Windows([0, 0], [0, 0], 8, 8, 8)
 
 
 def windowed(backbone, features, windows: Windows | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -185,6 +185,23 @@ def test_windows_as_large_as_the_slice_change_nothing(named, spots):
     torch.testing.assert_close(windows, whole, rtol=1e-3, atol=1e-2)
 
 
+@pytest.mark.parametrize("margin", [1e30, 3.0, True])
+def test_a_margin_may_be_any_whole_number(named, spots, margin):
+    volume = make_volume(2)
+    results = [VolumetricInferer(0, window_margin=each)(volume, named) for each in (margin, min(int(margin), 99))]
+    assert torch.equal(*results)
+
+
+def test_what_is_named_nowhere_is_looked_for_in_the_whole_slice_where_it_is_to_be(named, monkeypatch):
+    monkeypatch.setattr(
+        named, "named_masks", lambda logits, sample=0: torch.zeros(len(logits), len(ORGANS), SIZE, SIZE).bool()
+    )
+    volume, options = make_volume(3), {"output": "logits", "skip_absent": False}
+    whole, windows = (VolumetricInferer(0, window_margin=each, **options)(volume, named)[0, 1:] for each in (None, 0))
+    assert (whole > NO_OBJECT_LOGIT).any()
+    torch.testing.assert_close(windows, whole, rtol=1e-3, atol=1e-2)
+
+
 @torch.no_grad()
 def test_an_organ_is_nowhere_but_in_the_window_of_its_name(named, spots):
     volume, tokens = make_volume(6), named.backbone.embedding_size

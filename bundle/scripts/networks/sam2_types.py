@@ -97,7 +97,7 @@ class Windows:
 
     @classmethod
     def around(cls, masks: Tensor, tokens: int, margin: int) -> Windows:
-        """Around masks ``(N, S, S)`` bool, with so many tokens more to each side; for an empty one anywhere."""
+        """Around masks ``(N, S, S)`` bool, with so many tokens more to each side; an empty one has the whole slice."""
         rows, columns = (_spans(masks.any(axis), tokens, margin) for axis in (2, 1))
         height, width = (max(last - first for first, last in spans) for spans in (rows, columns))
         tops = [min(first, tokens - height) for first, _ in rows]
@@ -144,10 +144,11 @@ class Windows:
 
 
 def _spans(there: Tensor, tokens: int, margin: int) -> list[tuple[int, int]]:
-    """First token of each row of ``(N, S)`` bool that holds something, and the one after the last, so much wider."""
-    held = there.unflatten(1, (tokens, -1)).any(2)
-    first, last = held.int().argmax(1), tokens - held.flip(1).int().argmax(1)
-    last = torch.where(held.any(1), last, first + 1)
+    """First token of each row of ``(N, S)`` bool that holds something, and the one after the last, so much wider; from
+    the first to the last of all where there is none.
+    """
+    held, margin = there.unflatten(1, (tokens, -1)).any(2).int(), min(margin, tokens)
+    first, last = held.argmax(1), tokens - held.flip(1).argmax(1)
     return list(zip((first - margin).clamp_min(0).tolist(), (last + margin).clamp_max(tokens).tolist()))
 
 

@@ -53,7 +53,8 @@ class VolumetricInferer(LabelMapInferer):
             found on none of the neighbours, is not decoded there: nothing that the decoder would be told shows it.
         window_margin: where memories are those of named masks, and without ``neighbours``, an organ's memory is made
             and decoded in a window around what is named, at least so many image tokens (of 16 pixels of the network's
-            input) wider on each side; None takes whole slices, as the paper does.
+            input) wider on each side, and in the whole slice where nothing is; None takes whole slices, as the paper
+            does.
         views: pairs of degrees and scale; the volume is segmented once in each, turned and enlarged in plane by so
             much, and the organs' probabilities are averaged. As many times the time. A user's corrections are made in
             the volume as it is. Not in the paper.
@@ -94,10 +95,11 @@ class VolumetricInferer(LabelMapInferer):
             raise SettingError(f"ended_after must be 0 or more slices, got {ended_after}.")
         if window_margin is not None and window_margin < 0:
             raise SettingError(f"window_margin must be 0 or more image tokens, or None, got {window_margin}.")
-        self.neighbours = 0 if no_3d else neighbours
-        self.batch_size, self.skip_absent = batch_size, skip_absent
-        self.ended_after = ended_after if self.neighbours else 0
-        self.window_margin = None if self.neighbours else window_margin
+        # whole numbers may come as 3.0 or true
+        self.neighbours = 0 if no_3d else int(neighbours)
+        self.batch_size, self.skip_absent = int(batch_size), skip_absent
+        self.ended_after = int(ended_after) if self.neighbours else 0
+        self.window_margin = None if self.neighbours or window_margin is None else int(window_margin)
         self.names_smoothing = 0.0 if no_3d else names_smoothing
         self.output, self.on_slices, self.on_features = output, on_slices, on_features
         self.views = read_views(views)
