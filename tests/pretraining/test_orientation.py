@@ -154,7 +154,8 @@ def test_limits_need_volumes_that_show_enough():
         find_limits([painted(-1.0, extent=20.0)])
 
 
-def test_the_configuration_makes_a_head_for_its_backbone(tmp_path):
+@pytest.mark.parametrize("batches", [1, 6])
+def test_the_configuration_makes_a_head_for_its_backbone(tmp_path, batches):
     workflow = ConfigWorkflow(
         config_file=str(BUNDLE / "configs/pretrain_orientation.json"),
         logging_file=False,
@@ -167,7 +168,7 @@ def test_the_configuration_makes_a_head_for_its_backbone(tmp_path):
         patients_dir=str(tmp_path / "patients"),
         output_dir=str(tmp_path),
         image_size=64,
-        training_batches=6,
+        training_batches=batches,
         calibration_batches=3,
         iterations=5,
         extent=0.0,  # so short a training may see no abdomen anywhere
