@@ -12,8 +12,8 @@ same for all of them or not needed at all:
 * :func:`decode_mask`: of the decoder's four masks one is wanted, and the position encoding of the image is projected
   once.
 
-All of it is exact up to rounding, tested against sam2's own modules. Products of weights are formed anew in each call,
-which costs next to nothing: so they are never stale, and gradients flow through everything.
+All of it is exact up to rounding, but in windows, and tested against sam2's own modules. Products of weights are formed
+anew in each call, which costs next to nothing: so they are never stale, and gradients flow through everything.
 """
 
 from __future__ import annotations

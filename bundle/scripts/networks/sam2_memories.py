@@ -1,7 +1,7 @@
 """SAM2's memory encoder over its own modules and weights, without anything computed twice.
 
 The image embedding is projected once a slice, and all organs that are absent from a slice have one memory. It is exact
-up to rounding, tested against sam2's own modules; see :mod:`.sam2_blocks`.
+up to rounding, but in windows, and tested against sam2's own modules; see :mod:`.sam2_blocks`.
 """
 
 from __future__ import annotations

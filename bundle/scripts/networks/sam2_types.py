@@ -67,7 +67,7 @@ class Memory:
     """One memory per item of the batch, as memory attention reads it.
 
     Attributes:
-        features: ``(B, M, S/16, S/16)``.
+        features: ``(B, M, S/16, S/16)``, or as large as :class:`Windows`.
         distance: how many slices away it was made. 0 marks a conditioning memory (in DiffuSAM the slice's own,
             synthesised one), 1 to 6 a neighbour's.
         pointer: optional object pointers ``(B, C)``; a synthesised memory has none.
