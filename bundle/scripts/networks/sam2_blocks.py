@@ -86,17 +86,15 @@ def attend_to_memories(
     here: slice | Tensor = slice(None)
     for number, layer in enumerate(attention.layers):
         normed = layer.norm1(tokens)
-        angles = _angles(layer.self_attn, embedding)[here]
-        tokens = tokens + _read(layer.self_attn, normed, normed, normed, asking=angles, asked=angles)
+        tokens = tokens + _read(layer.self_attn, normed, normed, normed, _angles(layer.self_attn, embedding)[here])
         normed = layer.norm2(tokens)
         if number == 0:  # from here on, organs go their own ways
             tokens = tokens.repeat_interleave(organs, 0)
             if windows is not None:
                 tokens, normed = (_chosen(each, places) for each in (tokens, normed))
                 shape, here = (windows.height, windows.width), places
-        angles = _angles(layer.cross_attn_image, embedding)
-        asking = {"asking": angles[here], "asked": angles[here], "pointers": pointers}
-        tokens = tokens + _read(layer.cross_attn_image, normed, placed, memory, **asking)
+        angles = _angles(layer.cross_attn_image, embedding)[here]
+        tokens = tokens + _read(layer.cross_attn_image, normed, placed, memory, angles, pointers)
         tokens = tokens + layer.linear2(layer.activation(layer.linear1(layer.norm3(tokens))))
     return attention.norm(tokens).transpose(1, 2).unflatten(2, shape)
 
@@ -108,14 +106,7 @@ def _chosen(tokens: Tensor, places: Tensor) -> Tensor:
 
 
 def _read(
-    attention: nn.Module,
-    tokens: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    *,
-    asking: Tensor,
-    asked: Tensor,
-    pointers: int = 0,
+    attention: nn.Module, tokens: Tensor, keys: Tensor, values: Tensor, angles: Tensor, pointers: int = 0
 ) -> Tensor:
     """``RoPEAttention`` of one head, its two projections of values put behind the average over them.
 
@@ -123,16 +114,16 @@ def _read(
         tokens: that ask, ``(B, N, C)``.
         keys: ``(B * K, T, M)``, before their projection.
         values: ``(B * K, T, M)``, before theirs.
-        asking: the rotary position encoding of those that ask, ``(N, C / 2)`` or ``(B, N, C / 2)``.
-        asked: of the tokens that each memory among the keys has, likewise.
+        angles: the rotary position encoding of the tokens that ask, which are those of each memory among the keys as
+            well, ``(N, C / 2)`` or ``(B, N, C / 2)``.
         pointers: at the end of the keys, which have no place in the image.
 
     Returns:
         ``(B * K, N, C)``.
     """
-    queries, keys = _turn(attention.q_proj(tokens), asking), attention.k_proj(keys)
+    queries, keys = _turn(attention.q_proj(tokens), angles), attention.k_proj(keys)
     memories = keys.shape[1] - pointers
-    turned = _turn(keys[:, :memories].unflatten(1, (-1, asked.shape[-2])), asked.unsqueeze(-3)).flatten(1, 2)
+    turned = _turn(keys[:, :memories].unflatten(1, (-1, angles.shape[-2])), angles.unsqueeze(-3)).flatten(1, 2)
     keys = torch.cat([turned, keys[:, memories:]], 1) if pointers else turned
     queries = queries.repeat_interleave(len(keys) // len(queries), 0)
     value, out = attention.v_proj, attention.out_proj
