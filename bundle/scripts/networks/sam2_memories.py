@@ -63,10 +63,8 @@ def encode_masks(
 
 def _mask_maps(sam2: nn.Module, logits: Tensor) -> Tensor:
     """What the memory encoder makes of masks ``(B, 1, H, W)`` before it sees the image: ``(B, C, h, w)``."""
-    maps = []
-    for part in logits.split(_masks_at_once(sam2, logits)):
-        maps.append(_downsampled(sam2, _at_full_size(sam2, part)))
-    return torch.cat(maps)
+    parts = logits.split(_masks_at_once(sam2, logits))
+    return torch.cat([_downsampled(sam2, _at_full_size(sam2, part)) for part in parts])
 
 
 def _at_full_size(sam2: nn.Module, logits: Tensor) -> Tensor:

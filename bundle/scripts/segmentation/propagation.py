@@ -191,10 +191,9 @@ class VolumetricInferer(LabelMapInferer):
     def _walk_independent(self, source: VolumeSlices) -> Iterator[tuple[list[int], Tensor]]:
         """Slices that share nothing but what is named in them together."""
         side, names = Side(0, len(source.network.organs), ended_after=0), self._names(source)
-        in_windows = self.window_margin is not None and source.network.names is not None
-        for indices in source.chunks(in_windows):
-            organs_of = dict.fromkeys(indices, side.organs)
-            own = OwnMemories(source, organs_of, names=names, margin=self.window_margin)
+        margin = None if source.network.names is None else self.window_margin
+        for indices in source.chunks(in_blocks=margin is not None):
+            own = OwnMemories(source, dict.fromkeys(indices, side.organs), names=names, margin=margin)
             yield indices, self._decode_step(own, indices, [side] * len(indices))
 
     def _names(self, source: VolumeSlices) -> SmoothedNames | None:

@@ -144,7 +144,8 @@ class OwnMemories:
         source: of the slices.
         organs: for each slice the organs to look for; a slice without any is not encoded.
         names: where organs are named with the slices on both sides.
-        margin: of windows around named masks, of which memories are made in place of whole slices, in image tokens.
+        margin: of windows around the masks that the network's head names, of which memories are made in place of whole
+            slices, in image tokens.
     """
 
     def __init__(
@@ -183,8 +184,8 @@ class OwnMemories:
 
     @property
     def in_windows(self) -> bool:
-        """Whether memories are made of windows: with a margin, where a head names masks."""
-        return self._margin is not None and self._masks is not None
+        """Whether memories are made of windows."""
+        return self._margin is not None
 
     def windows(self, indices: Sequence[int], organ: int) -> Iterator[tuple[list[int], Windows]]:
         """Windows around an organ's masks in some slices: which of these, and theirs, of one size in each block."""
