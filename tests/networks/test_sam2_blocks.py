@@ -9,7 +9,8 @@ import torch
 from scripts.networks import sam2_backbone, sam2_blocks, sam2_memories
 from scripts.networks.logits import NO_OBJECT_LOGIT, mask_to_logits
 from scripts.networks.sam2_backbone import SAM2, FrozenSAM2
-from scripts.networks.sam2_types import ImageFeatures, Memory, Windows
+from scripts.networks.sam2_types import ImageFeatures, Memory
+from scripts.networks.windows import Windows
 from torch import Tensor
 
 SIZE, ORGANS = 64, 3

@@ -10,7 +10,8 @@ from scripts.networks.logits import NO_OBJECT_LOGIT, resize_logits
 from scripts.networks.naming_head import grouped
 from scripts.networks.naming_network import naming
 from scripts.networks.sam2_backbone import FrozenSAM2
-from scripts.networks.sam2_types import Memory, Windows
+from scripts.networks.sam2_types import Memory
+from scripts.networks.windows import Windows
 from scripts.segmentation.propagation import VolumetricInferer
 from scripts.segmentation.walked_slices import SmoothedNames, VolumeSlices
 

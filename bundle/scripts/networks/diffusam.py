@@ -19,7 +19,8 @@ from .frozen_backbone import FrozenBackboneNetwork
 from .logits import mask_to_logits
 from .naming_head import NamingHead, named_labels
 from .sam2_backbone import FrozenSAM2, encoded_at_once
-from .sam2_types import ImageFeatures, Memory, Windows
+from .sam2_types import ImageFeatures, Memory
+from .windows import Windows
 
 
 class DiffuSAM(FrozenBackboneNetwork):

@@ -36,7 +36,8 @@ from .logits import NO_OBJECT_LOGIT
 from .sam2_blocks import attend_to_memories, decode_mask, image_features
 from .sam2_memories import encode_masks
 from .sam2_releases import BACKBONES, EMBEDDING_STRIDE, build_sam2, read_checkpoint
-from .sam2_types import Decoded, ImageFeatures, MaskPredictions, Memory, Windows
+from .sam2_types import Decoded, ImageFeatures, MaskPredictions, Memory
+from .windows import Windows
 
 PIXELS_AT_ONCE = 4 * 256**2  # of slices that are encoded on a CPU, measured with sam2_nano
 MANY_SLICES = 2**31 - 1  # as many as there are

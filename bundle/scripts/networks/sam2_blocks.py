@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .linear_maps import linear
-from .sam2_types import ImageFeatures, MaskPredictions, Windows
+from .sam2_types import ImageFeatures, MaskPredictions
+from .windows import Windows
 
 QUERIES_AT_ONCE = 256  # whose attention weights stay in a core's cache
 LEAST_WEIGHT = 1e-20  # of a memory's token beside the one that weighs most, in memory attention on a CPU

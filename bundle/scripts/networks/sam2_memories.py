@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .sam2_types import Windows
+from .windows import Windows
 
 FEW_CHANNELS = 16  # with less of them, numbers beside each other in memory are too few to be averaged fast
 MASK_PIXELS_AT_ONCE = 8 * 256**2  # of masks that are encoded on a CPU, whose finer maps stay in a core's cache

@@ -22,7 +22,8 @@ from ..data.stored import scaled
 from ..errors import RefusedError, SettingError
 from ..networks.diffusam import DiffuSAM
 from ..networks.logits import NO_OBJECT_LOGIT, resize_logits
-from ..networks.sam2_types import ImageFeatures, Memory, Windows
+from ..networks.sam2_types import ImageFeatures, Memory
+from ..networks.windows import Windows
 from .corrected_slices import Corrector
 from .label_maps import LabelMapInferer
 from .sides import Side, batched, together

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..networks.diffusam import DiffuSAM
 from ..networks.naming_head import grouped, smoothed
-from ..networks.sam2_types import ImageFeatures, Windows
+from ..networks.sam2_types import ImageFeatures
+from ..networks.windows import Windows
 from .views import View
 
 BLOCK = 8  # slices whose windows are of one size, whatever the number that is encoded at a time
