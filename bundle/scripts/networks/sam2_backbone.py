@@ -34,7 +34,7 @@ from ..errors import SettingError
 from .linear_maps import use_fast_linears
 from .logits import NO_OBJECT_LOGIT
 from .sam2_blocks import attend_to_memories, decode_mask, image_features
-from .sam2_memories import encode_masks
+from .sam2_memories import encode_masks, pointer_tokens
 from .sam2_releases import BACKBONES, EMBEDDING_STRIDE, build_sam2, read_checkpoint
 from .sam2_types import Decoded, ImageFeatures, MaskPredictions, Memory
 from .windows import Windows
@@ -233,28 +233,11 @@ class SAM2(Described, nn.Module):
             positions.append(position + temporal.flatten())
         pointers = [memory for memory in memories if memory.pointer is not None]
         if pointers:
-            pointer_tokens, pointer_positions = self._pointer_tokens(pointers)
-            tokens.append(pointer_tokens)
+            of_pointers, pointer_positions = pointer_tokens(sam2, pointers)
+            tokens.append(of_pointers)
             positions.append(pointer_positions.expand(*position.shape[:-2], -1, -1))
         count = tokens[-1].shape[1] if pointers else 0
         return attend_to_memories(sam2, embedding, torch.cat(tokens, 1), torch.cat(positions, -2), count, windows)
-
-    def _pointer_tokens(self, memories: Sequence[Memory]) -> tuple[Tensor, Tensor]:
-        """Object pointers as SAM2 appends them: each split into C/M tokens of M channels, with a sine of the
-        distance.
-        """
-        from sam2.modeling.sam2_utils import get_1d_sine_pe
-
-        sam2 = self.model
-        pointers = torch.stack([memory.pointer for memory in memories])
-        distances = torch.tensor([float(memory.distance) for memory in memories], device=pointers.device)
-        position = get_1d_sine_pe(distances / (sam2.max_obj_ptrs_in_encoder - 1), dim=sam2.hidden_dim)
-        position = (
-            sam2.obj_ptr_tpos_proj(position) if sam2.proj_tpos_enc_in_obj_ptrs else position[:, : sam2.mem_dim] * 0
-        )
-        split = sam2.hidden_dim // sam2.mem_dim
-        tokens = pointers.unflatten(2, (split, sam2.mem_dim)).transpose(0, 1).flatten(1, 2)
-        return tokens, position.repeat_interleave(split, dim=0)
 
     def decode(
         self,

@@ -6,10 +6,13 @@ up to rounding, but in windows, and tested against sam2's own modules; see :mod:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .sam2_types import Memory
 from .windows import Windows
 
 FEW_CHANNELS = 16  # with less of them, numbers beside each other in memory are too few to be averaged fast
@@ -59,6 +62,21 @@ def encode_masks(
     where[single] = torch.arange(count, device=where.device)
     where[uniform] = count + torch.searchsorted(slices, of_slice[uniform])
     return memory[where] + no_object
+
+
+def pointer_tokens(sam2: nn.Module, memories: Sequence[Memory]) -> tuple[Tensor, Tensor]:
+    """Object pointers as SAM2 appends them: each split into C/M tokens of M channels, with a sine of the
+    distance.
+    """
+    from sam2.modeling.sam2_utils import get_1d_sine_pe
+
+    pointers = torch.stack([memory.pointer for memory in memories])
+    distances = torch.tensor([float(memory.distance) for memory in memories], device=pointers.device)
+    position = get_1d_sine_pe(distances / (sam2.max_obj_ptrs_in_encoder - 1), dim=sam2.hidden_dim)
+    position = sam2.obj_ptr_tpos_proj(position) if sam2.proj_tpos_enc_in_obj_ptrs else position[:, : sam2.mem_dim] * 0
+    split = sam2.hidden_dim // sam2.mem_dim
+    tokens = pointers.unflatten(2, (split, sam2.mem_dim)).transpose(0, 1).flatten(1, 2)
+    return tokens, position.repeat_interleave(split, dim=0)
 
 
 def _mask_maps(sam2: nn.Module, logits: Tensor) -> Tensor:
