@@ -129,26 +129,28 @@ class GivenMasks(VolumetricInferer):
 
     def __init__(self, masks: Tensor, **options: Any) -> None:
         super().__init__(**options)
-        self.masks = masks
+        self.masks = masks.permute(3, 0, 1, 2).float()
         self._asked: tuple[list[int], list[int]] = ([], [])
+        self._at: dict[int, Tensor] = {}  # masks of each size: made once, so that it does not count as a walk's time
 
     def _walk_independent(self, source: VolumeSlices) -> Iterator[tuple[list[int], Tensor]]:
         if source.network.names is not None:
-            size, left = source.network.backbone.image_size, iter(range(source.count))  # slices are named in order
+            named, left = source.masks, iter(range(source.count))  # slices are named in order
 
-            def named(names: Tensor) -> Tensor:
-                masks = self.masks[..., [next(left) for _ in names]].permute(3, 0, 1, 2)
-                return resize_logits(masks.float(), size) > 0.5
+            def given(names: Tensor) -> Tensor:
+                named(names)  # for its cost
+                self._asked = [next(left) for _ in names], []
+                return self._of_size(source.network.backbone.image_size)[self._asked[0]]
 
-            source.masks = named
+            source.masks = given
         return super()._walk_independent(source)
 
     def _decode_step(self, own: Any, indices: list[int], sides: Any) -> Tensor:
         of = own.of
 
-        def recorded(indices: Sequence[int], organs: Sequence[int], *windows: Any) -> Any:
+        def recorded(indices: Sequence[int], organs: Sequence[int]) -> Any:
             self._asked = list(indices), list(organs)
-            return of(indices, organs, *windows)
+            return of(indices, organs)
 
         own.of = recorded
         try:
@@ -159,10 +161,23 @@ class GivenMasks(VolumetricInferer):
     def _decode(self, network: DiffuSAM, *args: Any) -> Tensor:
         logits = super()._decode(network, *args)
         indices, organs = self._asked
-        masks = self.masks[organs][..., indices].permute(3, 0, 1, 2).float()
-        given = resize_logits((2 * masks - 1) * MASK_LOGIT, logits.shape[-2:]).to(logits)
-        # an absent organ's logits are what the gate of the object score makes of them
-        return torch.where(given.amax((2, 3), keepdim=True) > 0, given, NO_OBJECT_LOGIT)
+        return self._gated(self._of_size(logits.shape[-1])[indices][:, organs], logits)
+
+    def _segment_named(self, network: DiffuSAM, *args: Any) -> Tensor:
+        logits = super()._segment_named(network, *args)
+        return self._gated(self._of_size(logits.shape[-1])[self._asked[0]], logits)
+
+    def _of_size(self, size: int) -> Tensor:
+        """The masks ``(slices, K, size, size)`` bool."""
+        if size not in self._at:
+            self._at[size] = resize_logits(self.masks, size) > 0.5
+        return self._at[size]
+
+    @staticmethod
+    def _gated(masks: Tensor, logits: Tensor) -> Tensor:
+        """Logits of masks. Those of an absent organ are what the gate of the object score makes of them."""
+        given = torch.where(masks, MASK_LOGIT, -MASK_LOGIT).to(logits)
+        return torch.where(masks.flatten(2).any(2)[..., None, None], given, NO_OBJECT_LOGIT)
 
 
 def video_predictor(backbone: SAM2) -> nn.Module:

@@ -7,14 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 from scripts.networks import sam2_backbone, sam2_blocks, sam2_memories
+from scripts.networks import windows as windows_module
 from scripts.networks.logits import NO_OBJECT_LOGIT, mask_to_logits
 from scripts.networks.sam2_backbone import SAM2, FrozenSAM2
 from scripts.networks.sam2_types import ImageFeatures, Memory
-from scripts.networks.windows import Windows
+from scripts.networks.windows import Windows, windows_around
 from torch import Tensor
 
 SIZE, ORGANS = 64, 3
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+OF_SLICE = [0] * ORGANS + [1] * ORGANS  # of every organ of two slices
 
 
 def lively(model: SAM2) -> SAM2:
@@ -266,7 +268,7 @@ def blobs(rows: list[tuple[int, int, int, int]], size: int = SIZE) -> Tensor:
     ],
 )
 def test_a_window_holds_its_mask_with_a_margin(box, margin, expected):
-    windows = Windows.around(blobs([box], 128), 8, margin)
+    windows = around(blobs([box], 128), 8, margin)
     top, bottom, left, right = expected
     assert (windows.tops, windows.lefts) == ([top], [left])
     assert (windows.height, windows.width) == (bottom - top, right - left)
@@ -274,40 +276,85 @@ def test_a_window_holds_its_mask_with_a_margin(box, margin, expected):
 
 def test_windows_of_several_masks_are_of_one_size_and_lie_in_the_slice():
     masks = blobs([(0, 10, 0, 10), (100, 127, 60, 70), (40, 40, 40, 40)], 128)
-    windows = Windows.around(masks, 8, 1)
-    assert (windows.height, windows.width) == (3, 4)
+    windows = around(masks, 8, 1)
+    assert (windows.height, windows.width) == (3, 4) and windows.slices == [0, 1, 2]
     assert windows.tops == [0, 5, 1] and windows.lefts == [0, 2, 1]
     maps = torch.arange(3 * 2 * 16 * 16.0).view(3, 2, 16, 16)
     cut = windows.cut(maps)
     assert cut.shape == (3, 2, 6, 8) and torch.equal(cut[1], maps[1, :, 10:16, 4:12])
     whole = windows.put_back(cut, -1.0)
-    assert torch.equal(windows.cut(whole), cut) and (whole == -1).sum() == 3 * 2 * (16 * 16 - 6 * 8)
+    assert torch.equal(windows.cut_each(whole), cut) and (whole == -1).sum() == 3 * 2 * (16 * 16 - 6 * 8)
     places = windows.places(torch.device("cpu"))
     assert torch.equal(maps[:, :, ::2, ::2].flatten(2)[1, 0, places[1]], cut[1, 0, ::2, ::2].flatten())
+
+
+def test_several_windows_may_be_of_one_slice():
+    windows = replace(around(blobs([(0, 10, 0, 10), (100, 127, 60, 70)], 128), 8, 0), slices=[1, 1])
+    maps = torch.rand(2, 3, 8, 8)
+    assert torch.equal(windows.cut(maps), windows.cut_each(maps[[1, 1]]))
 
 
 def test_the_window_of_an_empty_mask_is_the_whole_slice():
     masks = blobs([(0, 10, 0, 10), (0, 0, 0, 0)], 128)
     masks[1] = False
-    assert Windows.around(masks, 8, 1) == Windows([0, 0], [0, 0], 8, 8, 8)
+    assert around(masks, 8, 1) == Windows([0, 1], [0, 0], [0, 0], 8, 8, 8)
+
+
+def test_masks_of_about_one_size_share_windows_and_others_have_smaller_ones():
+    """Of 64 tokens a side, so that a window of many tokens costs more than a call of its own."""
+    small, large = (0, 15, 0, 15), (0, 31 * 16, 0, 31 * 16)
+    masks = blobs([small, large, (32, 63, 32, 79), small], 1024)
+    groups = dict(
+        (tuple(chosen), windows) for chosen, windows in windows_around(masks, [0, 0, 1, 2], tokens=64, margin=0)
+    )
+    assert set(groups) == {(1,), (2, 0, 3)}
+    assert (groups[1,].height, groups[1,].width, groups[1,].slices) == (32, 32, [0])
+    alike = groups[2, 0, 3]
+    assert (alike.height, alike.width, alike.slices) == (2, 3, [1, 0, 2])
+    assert alike.tops == [2, 0, 0] and alike.lefts == [2, 0, 0]
+
+
+@pytest.mark.parametrize("call, groups", [(0, 9), (10**9, 1)])
+def test_what_a_call_costs_says_how_many_there_are(monkeypatch, call, groups):
+    monkeypatch.setattr(windows_module, "TOKENS_OF_A_CALL", call)
+    masks = blobs([(0, 16 * rows - 1, 0, 16 * columns - 1) for rows in (1, 2, 3) for columns in (1, 2, 3)] * 2, 128)
+    found = windows_around(masks, [0] * 18, tokens=8, margin=0)
+    assert len(found) == groups
+    assert sorted(index for chosen, _ in found for index in chosen) == list(range(18))
+
+
+def test_large_windows_go_a_few_at_a_time(monkeypatch):
+    monkeypatch.setattr(windows_module, "TOKENS_AT_ONCE", 13)
+    masks = blobs([(0, 31, 0, 47), (64, 95, 0, 47), (0, 31, 80, 127), (0, 15, 0, 15), (0, 127, 0, 127)], 128)
+    found = [(chosen, each.height * each.width) for chosen, each in windows_around(masks, [0] * 5, tokens=8, margin=0)]
+    assert found == [([4], 64), ([0, 1], 6), ([2, 3], 6)]
+
+
+def around(masks: Tensor, tokens: int, margin: int) -> Windows:
+    """The windows of masks of one slice each, all of one size."""
+    ((chosen, windows),) = windows_around(masks, list(range(len(masks))), tokens=tokens, margin=margin)
+    order = sorted(range(len(chosen)), key=chosen.__getitem__)
+    return replace(
+        windows, **{key: [getattr(windows, key)[index] for index in order] for key in ("slices", "tops", "lefts")}
+    )
 
 
 def windowed(backbone, features, windows: Windows | None) -> tuple[Tensor, Tensor, Tensor]:
     masks = blobs([(20, 43, 18, 40)] * len(features) * ORGANS)[:, None]
-    memory = backbone.encode_memory(features, mask_to_logits(masks), windows=windows)
+    memory = backbone.encode_memory(features, masks, windows=windows)
     conditioned = backbone.condition(features, [Memory(memory)], windows)
     return memory, conditioned, backbone.decode(conditioned, features, windows=windows).mask_logits
 
 
 def test_windows_of_the_whole_slice_change_nothing(backbone, features):
     count, tokens = 2 * ORGANS, SIZE // 16
-    whole = Windows([0] * count, [0] * count, tokens, tokens, tokens)
+    whole = Windows(OF_SLICE, [0] * count, [0] * count, tokens, tokens, tokens)
     for found, expected in zip(windowed(backbone, features, whole), windowed(backbone, features, None)):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_outside_of_its_window_an_organ_is_not(backbone, features):
-    windows = Windows.around(blobs([(20, 43, 18, 40)] * 2 * ORGANS), SIZE // 16, 0)
+    windows = replace(around(blobs([(20, 43, 18, 40)] * 2 * ORGANS), SIZE // 16, 0), slices=OF_SLICE)
     memory, conditioned, logits = windowed(backbone, features, windows)
     assert memory.shape[2:] == conditioned.shape[2:] == (2, 2) and logits.shape[2:] == (SIZE // 4, SIZE // 4)
     assert (logits[..., 4:12, 4:12] > NO_OBJECT_LOGIT).all()
@@ -317,10 +364,10 @@ def test_outside_of_its_window_an_organ_is_not(backbone, features):
 @pytest.mark.parametrize("box", [(5, 30, 40, 63), (0, 63, 17, 30), (33, 40, 33, 40)])
 def test_what_a_mask_adds_to_its_memory_is_in_its_window_what_it_is_in_the_slice(backbone, box):
     masks = mask_to_logits(blobs([box]))[:, None]
-    windows = Windows.around(masks[:, 0] > 0, SIZE // 16, 0)
-    around = windows.with_tokens_before()
+    windows = around(masks[:, 0] > 0, SIZE // 16, 0)
+    wider = windows.with_tokens_before()
     whole = sam2_memories._downsampled(backbone.model, masks)
-    found = windows.cut_from(around, sam2_memories._downsampled(backbone.model, around.cut(masks)))
+    found = windows.cut_from(wider, sam2_memories._downsampled(backbone.model, wider.cut_each(masks)))
     torch.testing.assert_close(found, windows.cut(whole), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(whole, backbone.model.memory_encoder.mask_downsampler(masks.sigmoid() * 20 - 10))
 
@@ -328,10 +375,12 @@ def test_what_a_mask_adds_to_its_memory_is_in_its_window_what_it_is_in_the_slice
 def test_memory_attention_in_windows_is_that_of_their_tokens_alone(backbone, features):
     """Every weight of a token that lies in no window is taken away, once organs go their own ways."""
     model, organs = backbone.model.memory_attention, 2 * ORGANS
-    windows = Windows.around(blobs([(0, 40, 20, 60), (20, 60, 0, 40)] * ORGANS), SIZE // 16, 0)
+    windows = replace(around(blobs([(0, 40, 20, 60), (20, 60, 0, 40)] * ORGANS), SIZE // 16, 0), slices=OF_SLICE)
     places = windows.places(torch.device("cpu"))
     memories = make_memories(backbone, (0,))
-    found = backbone.condition(features, [replace(memories[0], features=windows.cut(memories[0].features))], windows)
+    found = backbone.condition(
+        features, [replace(memories[0], features=windows.cut_each(memories[0].features))], windows
+    )
 
     outside = torch.ones(organs, (SIZE // 16) ** 2).scatter(1, places, 0).bool()
     layers, expected = list(model.layers), features.repeat_interleave(ORGANS).embedding
@@ -346,7 +395,7 @@ def test_memory_attention_in_windows_is_that_of_their_tokens_alone(backbone, fea
         patch.setattr(torch.nn.functional, "scaled_dot_product_attention", among_their_own)
         expected = sam2_condition(backbone, expected, memories)
     assert len(seen) == 2 * len(layers)
-    torch.testing.assert_close(found, windows.cut(expected), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, windows.cut_each(expected), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("graded", [False, True], ids=["inference", "training"])
@@ -367,3 +416,27 @@ def test_attention_with_few_sure_weights_is_exact_and_has_no_subnormal_numbers(g
         for each in inputs:
             small = each.grad.abs()
             assert each.grad.any() and not ((small > 0) & (small < torch.finfo(torch.float32).tiny)).any()
+
+
+def test_windows_of_slices_that_have_attended_to_themselves(backbone, features):
+    """In whatever order, and as many of each slice as there are."""
+    memory = make_memories(backbone, (0,))[0]
+    of_slice = replace(around(blobs([(20, 43, 18, 40)] * 2 * ORGANS), SIZE // 16, 0), slices=OF_SLICE)
+    memory = replace(memory, features=of_slice.cut_each(memory.features))
+    every = backbone.condition(features, [memory], of_slice)
+    order = [4, 0, 1]
+    some = Windows([1, 0, 0], [1] * 3, [1] * 3, 2, 2, SIZE // 16)
+    of_some = replace(memory, features=memory.features[order])
+
+    found = backbone.condition(features, [of_some], some, backbone.attend(features))
+
+    torch.testing.assert_close(found, every[order], **CLOSE)
+
+
+def test_given_masks_have_memories_as_their_logits_have(backbone, features):
+    masks = blobs([(20, 43, 18, 40), (0, 10, 3, 60)] * ORGANS)[:, None]
+    masks[3] = False
+    windows = replace(around(masks[:, 0], SIZE // 16, 0), slices=OF_SLICE)
+    for each in (None, windows):
+        found = backbone.encode_memory(features, masks, windows=each)
+        assert torch.equal(found, backbone.encode_memory(features, mask_to_logits(masks), windows=each))

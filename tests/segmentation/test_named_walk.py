@@ -11,7 +11,7 @@ from scripts.networks.naming_head import grouped
 from scripts.networks.naming_network import naming
 from scripts.networks.sam2_backbone import FrozenSAM2
 from scripts.networks.sam2_types import Memory
-from scripts.networks.windows import Windows
+from scripts.networks.windows import windows_around
 from scripts.segmentation.propagation import VolumetricInferer
 from scripts.segmentation.walked_slices import SmoothedNames, VolumeSlices
 
@@ -210,9 +210,11 @@ def test_an_organ_is_nowhere_but_in_the_window_of_its_name(named, spots):
     masks = spots(names)
     logits = VolumetricInferer(0, output="logits", window_margin=0)(volume, named)[0, 1:]
     for organ in range(len(ORGANS)):
-        windows = Windows.around(masks[:, organ], tokens, 0)
-        ones = torch.ones(6, 1, windows.height, windows.width)
-        inside = (resize_logits(windows.put_back(ones, 0.0), SIZE)[:, 0] > 0).permute(1, 2, 0)
+        inside = torch.zeros(SIZE, SIZE, 6, dtype=torch.bool)
+        for chosen, windows in windows_around(masks.flatten(0, 1), [0] * 12, tokens=tokens, margin=0):
+            ones = windows.put_back(torch.ones(len(chosen), 1, windows.height, windows.width), 0.0)
+            for index, window in zip(chosen, resize_logits(ones, SIZE)[:, 0] > 0):
+                inside[..., index // 2] |= window if index % 2 == organ else False
         found = logits[organ] > NO_OBJECT_LOGIT
         assert found.flatten(0, 1).any(0).all() and not (found & ~inside).any()
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from ..errors import MissingFileError, SettingError
 from .diffusion_prior import MemoryPrior
 from .frozen_backbone import FrozenBackboneNetwork
-from .logits import mask_to_logits
+from .logits import NO_OBJECT_LOGIT
 from .naming_head import NamingHead, named_labels
 from .sam2_backbone import FrozenSAM2, encoded_at_once
 from .sam2_types import ImageFeatures, Memory
-from .windows import Windows
+from .windows import Windows, windows_around
 
 
 class DiffuSAM(FrozenBackboneNetwork):
@@ -81,6 +81,33 @@ class DiffuSAM(FrozenBackboneNetwork):
         memories = [Memory(self.synthesise(features) if memory is None else memory)]
         return self.organ_logits(self.backbone.decode(self.backbone.condition(features, memories), features))
 
+    def segment_named(self, features: ImageFeatures, masks: Tensor, *, margin: int, skip_absent: bool = True) -> Tensor:
+        """Mask logits of every organ in B slices, no 3D, each from the memory of a mask, and in a window around it:
+        ``(B, organs, S/4, S/4)``. Not in the paper.
+
+        Args:
+            features: of the B slices.
+            masks: of :meth:`named_masks`.
+            margin: see :func:`~scripts.networks.windows.windows_around`.
+            skip_absent: whether organs whose masks are empty are left out; they are looked for in the whole slice
+                otherwise.
+        """
+        backbone, size = self.backbone, 4 * self.backbone.embedding_size
+        logits = torch.full((*masks.shape[:2], size, size), NO_OBJECT_LOGIT, device=masks.device)
+        wanted = masks.flatten(2).any(2) if skip_absent else masks.new_ones(masks.shape[:2])
+        slices, organs = wanted.nonzero(as_tuple=True)
+        if not len(slices):
+            return logits
+        shown, places = slices.unique(return_inverse=True)
+        features, masks = features[shown], masks[slices, organs]
+        attended = backbone.attend(features)
+        for chosen, windows in windows_around(masks, places.tolist(), tokens=backbone.embedding_size, margin=margin):
+            memory = Memory(self.memories_of(features, masks[chosen, None], windows))
+            conditioned = backbone.condition(features, [memory], windows, attended)
+            decoded = backbone.decode(conditioned, features, windows=windows)
+            logits[slices[chosen], organs[chosen]] = self.organ_logits(decoded, len(chosen))[:, 0].to(logits)
+        return logits
+
     def name(self, features: ImageFeatures) -> Tensor | None:
         """Logits ``(B, classes, S/4, S/4)`` of the head that names organs, which all samples of :meth:`synthesise` have
         in common; None where there is none.
@@ -138,8 +165,8 @@ class DiffuSAM(FrozenBackboneNetwork):
         return mean.unflatten(0, (len(features), -1))[:, list(organs)].flatten(0, 1)
 
     def memories_of(self, features: ImageFeatures, masks: Tensor, windows: Windows | None = None) -> Tensor:
-        """Memories ``(B * K, M, h, w)`` of masks ``(B, K, S, S)``, or as large as windows around them."""
-        return self.backbone.encode_memory(features, mask_to_logits(masks.flatten(0, 1)[:, None]), windows=windows)
+        """Memories ``(B * K, M, h, w)`` of masks ``(B, K, S, S)``, or of ``(N, 1, S, S)`` in N windows of B slices."""
+        return self.backbone.encode_memory(features, masks.flatten(0, 1)[:, None], windows=windows)
 
 
 def check_prior_file(path: str | Path) -> None:

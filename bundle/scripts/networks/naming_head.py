@@ -106,13 +106,13 @@ def named_labels(logits: Tensor, organs: int, size: int) -> Tensor:
         ``(S, S)``, 0 where it is none of the organs.
     """
     named = grouped(logits[None], organs)
-    *values, highest = F.interpolate(named, (size, size), mode="bilinear")[0]
-    labels = torch.zeros(size, size, dtype=torch.int32, device=logits.device)
     # between pixels that are likelier something else, an organ is so nowhere
     there = (named[:, :-1] >= named[:, -1:])[0].flatten(1).any(1).nonzero()[:, 0].tolist()
-    for organ in reversed(there):  # of equals the first
-        labels.masked_fill_(values[organ] >= highest, organ + 1)
-        highest = torch.maximum(highest, values[organ])
+    *values, highest = F.interpolate(named[:, [*there, -1]], (size, size), mode="bilinear")[0]
+    labels = torch.zeros(size, size, dtype=torch.int32, device=logits.device)
+    for organ, value in zip(reversed(there), reversed(values)):  # of equals the first
+        labels.masked_fill_(value >= highest, organ + 1)
+        highest = torch.maximum(highest, value)
     return labels
 
 

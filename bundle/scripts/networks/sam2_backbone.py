@@ -33,7 +33,7 @@ from ..descriptions import Described
 from ..errors import SettingError
 from .linear_maps import use_fast_linears
 from .logits import NO_OBJECT_LOGIT
-from .sam2_blocks import attend_to_memories, decode_mask, image_features
+from .sam2_blocks import attend_to_itself, attend_to_memories, decode_mask, image_features
 from .sam2_memories import encode_masks, pointer_tokens
 from .sam2_releases import BACKBONES, EMBEDDING_STRIDE, build_sam2, read_checkpoint
 from .sam2_types import Decoded, ImageFeatures, MaskPredictions, Memory
@@ -179,41 +179,46 @@ class SAM2(Described, nn.Module):
         return (image.expand(-1, 3, -1, -1) - self.pixel_mean) / self.pixel_std
 
     def encode_memory(
-        self,
-        features: ImageFeatures,
-        mask_logits: Tensor,
-        object_score: Tensor | None = None,
-        windows: Windows | None = None,
+        self, features: ImageFeatures, masks: Tensor, object_score: Tensor | None = None, windows: Windows | None = None
     ) -> Tensor:
         """Masks of known slices to memories: ME(y, z_img).
 
         Args:
             features: of B slices.
-            mask_logits: ``(B * K, 1, H, W)`` at any resolution; resampled to S x S. For a given mask use
-                :func:`~scripts.networks.logits.mask_to_logits`.
+            masks: ``(B * K, 1, H, W)`` at any resolution, resampled to S x S: logits, or bool for given ones.
             object_score: ``(B * K, 1)`` logit; a negative one adds SAM2's "no object" embedding. Default: positive
-                where any logit is.
-            windows: parts of the slices that memories are made of. Not what SAM2 does.
+                where any of a mask is.
+            windows: N parts of the slices that memories are made of, one for each mask. Not what SAM2 does.
 
         Returns:
-            Memory features ``(B * K, M, S/16, S/16)``, or as large as the windows.
+            Memory features ``(B * K, M, S/16, S/16)``, or as many and as large as the windows.
         """
         if object_score is None:
-            object_score = mask_logits.flatten(1).amax(1, keepdim=True)
-        return encode_masks(self.model, features.embedding, mask_logits, object_score > 0, windows)
+            object_score = masks.flatten(1).amax(1, keepdim=True)
+        return encode_masks(self.model, features.embedding, masks, object_score > 0, windows)
+
+    def attend(self, features: ImageFeatures) -> Tensor:
+        """What memory attention makes of B slices before it reads a memory: ``(B, S/16 * S/16, C)``."""
+        return attend_to_itself(self.model, features.embedding)
 
     def condition(
-        self, features: ImageFeatures, memories: Sequence[Memory] = (), windows: Windows | None = None
+        self,
+        features: ImageFeatures,
+        memories: Sequence[Memory] = (),
+        windows: Windows | None = None,
+        attended: Tensor | None = None,
     ) -> Tensor:
         """Memory attention: the image embedding in the light of any number of memories, MA[...] of Equation 3.
 
         Args:
             features: of B slices.
             memories: each with a batch of B * K. None at all gives SAM2's "no memory" embedding, for prompted slices.
-            windows: parts of the slices to look at, which the memories are of. Not what SAM2 does.
+            windows: N parts of the slices to look at, which the memories are of. Not what SAM2 does.
+            attended: of :meth:`attend`, where the slices have been asked for it before.
 
         Returns:
-            Conditioned embedding ``(B * K, C, S/16, S/16)``, or as large as the windows; of B slices without memories.
+            Conditioned embedding ``(B * K, C, S/16, S/16)``, as many and as large as the windows, or of B slices
+            without memories.
 
         Raises:
             ValueError: a distance beyond :attr:`max_distance`.
@@ -237,7 +242,8 @@ class SAM2(Described, nn.Module):
             tokens.append(of_pointers)
             positions.append(pointer_positions.expand(*position.shape[:-2], -1, -1))
         count = tokens[-1].shape[1] if pointers else 0
-        return attend_to_memories(sam2, embedding, torch.cat(tokens, 1), torch.cat(positions, -2), count, windows)
+        joined = torch.cat(tokens, 1), torch.cat(positions, -2)
+        return attend_to_memories(sam2, embedding, *joined, pointers=count, windows=windows, attended=attended)
 
     def decode(
         self,
@@ -290,7 +296,7 @@ class SAM2(Described, nn.Module):
             conditioned,
             features.high_res,
             sparse=sparse,
-            dense=dense if windows is None else windows.cut(dense),
+            dense=dense if windows is None else windows.cut_each(dense),
             windows=windows,
             choose=lambda ious: ious[:, 1:].argmax(1) + 1 if not single else torch.zeros_like(ious[:, 0]).long(),
         )
@@ -342,7 +348,7 @@ class FrozenSAM2(SAM2):
     Example:
         >>> sam2 = FrozenSAM2("sam2_nano", image_size=64)
         >>> features = sam2.encode_image(torch.rand(2, 1, 64, 64))
-        >>> memory = sam2.encode_memory(features, mask_to_logits(torch.ones(2, 1, 64, 64)))
+        >>> memory = sam2.encode_memory(features, torch.ones(2, 1, 64, 64) > 0)
         >>> sam2.decode(sam2.condition(features, [Memory(memory)]), features).mask_logits.shape
         torch.Size([2, 1, 16, 16])
     """

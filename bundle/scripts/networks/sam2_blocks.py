@@ -57,10 +57,31 @@ def _one_linear(first: Tensor, first_bias: Tensor, second: Tensor, second_bias: 
     return second @ first, second @ first_bias + second_bias
 
 
+def attend_to_itself(sam2: nn.Module, embedding: Tensor) -> Tensor:
+    """What ``MemoryAttention`` makes of slices ``(B, C, h, w)`` before it first reads a memory: ``(B, h * w, C)``."""
+    attention, tokens = sam2.memory_attention, embedding.flatten(2).transpose(1, 2)
+    if attention.pos_enc_at_input:
+        encoding = sam2.image_encoder.neck.position_encoding(embedding[:1]).to(tokens.dtype)
+        tokens = tokens + 0.1 * encoding.flatten(2).transpose(1, 2)
+    return _attended(attention.layers[0], tokens, _angles(attention.layers[0].self_attn, embedding))
+
+
+def _attended(layer: nn.Module, tokens: Tensor, angles: Tensor) -> Tensor:
+    normed = layer.norm1(tokens)
+    return tokens + _read(layer.self_attn, normed, normed, normed, angles)
+
+
 def attend_to_memories(
-    sam2: nn.Module, embedding: Tensor, memory: Tensor, position: Tensor, pointers: int, windows: Windows | None = None
+    sam2: nn.Module,
+    embedding: Tensor,
+    memory: Tensor,
+    position: Tensor,
+    *,
+    pointers: int,
+    windows: Windows | None = None,
+    attended: Tensor | None = None,
 ) -> Tensor:
-    """``MemoryAttention`` of B slices for K organs each.
+    """``MemoryAttention`` of B slices for K organs each, or in N windows of them.
 
     Dropout is left out, which is SAM2's memory attention in evaluation mode.
 
@@ -70,40 +91,31 @@ def attend_to_memories(
             of object pointers.
         position: their position encoding, ``(T, M)`` or ``(B * K, T, M)``.
         pointers: how many of them are of object pointers.
-        windows: of the organs, which memories are of; outside of them nothing asks, and once organs go their own ways,
+        windows: which the N memories are of; outside of them nothing asks, and once organs go their own ways,
             nothing is asked.
+        attended: of :func:`attend_to_itself`, where it has been computed before.
 
     Returns:
-        ``(B * K, C, h, w)``, or as large as the windows.
+        ``(B * K, C, h, w)``, or ``(N, C, windows.height, windows.width)``.
     """
     attention = sam2.memory_attention
-    organs = len(memory) // len(embedding)
-    shape, tokens = embedding.shape[-2:], embedding.flatten(2).transpose(1, 2)
-    if attention.pos_enc_at_input:
-        encoding = sam2.image_encoder.neck.position_encoding(embedding[:1]).to(tokens.dtype)
-        tokens = tokens + 0.1 * encoding.flatten(2).transpose(1, 2)
-    placed = memory + position
-    places = None if windows is None else windows.places(tokens.device)
-    here: slice | Tensor = slice(None)
+    shape, here = embedding.shape[-2:], slice(None)
+    tokens, placed = attend_to_itself(sam2, embedding) if attended is None else attended, memory + position
     for number, layer in enumerate(attention.layers):
-        normed = layer.norm1(tokens)
-        tokens = tokens + _read(layer.self_attn, normed, normed, normed, _angles(layer.self_attn, embedding)[here])
+        if number:
+            tokens = _attended(layer, tokens, _angles(layer.self_attn, embedding)[here])
         normed = layer.norm2(tokens)
         if number == 0:  # from here on, organs go their own ways
-            tokens = tokens.repeat_interleave(organs, 0)
-            if windows is not None:
-                tokens, normed = (_chosen(each, places) for each in (tokens, normed))
-                shape, here = (windows.height, windows.width), places
+            if windows is None:
+                tokens = tokens.repeat_interleave(len(memory) // len(embedding), 0)
+            else:
+                shape, here = (windows.height, windows.width), windows.places(tokens.device)
+                of = torch.tensor(windows.slices, device=tokens.device)[:, None]
+                tokens, normed = tokens[of, here], normed[of, here]
         angles = _angles(layer.cross_attn_image, embedding)[here]
         tokens = tokens + _read(layer.cross_attn_image, normed, placed, memory, angles, pointers)
         tokens = tokens + layer.linear2(layer.activation(layer.linear1(layer.norm3(tokens))))
     return attention.norm(tokens).transpose(1, 2).unflatten(2, shape)
-
-
-def _chosen(tokens: Tensor, places: Tensor) -> Tensor:
-    """Some of B slices' tokens ``(B, T, C)`` for each of B * K organs: ``(B * K, N, C)`` at places ``(B * K, N)``."""
-    slices = torch.arange(len(places), device=places.device) // (len(places) // len(tokens))
-    return tokens[slices[:, None], places]
 
 
 def _read(
@@ -180,7 +192,7 @@ def decode_mask(
     choose: Callable[[Tensor], Tensor],
     windows: Windows | None = None,
 ) -> MaskPredictions:
-    """``MaskDecoder.predict_masks`` of one mask for each of B * K organs.
+    """``MaskDecoder.predict_masks`` of one mask for each of B * K organs, or of N windows.
 
     Args:
         conditioned: ``(B * K, C, h, w)``.

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .logits import mask_to_logits
 from .sam2_types import Memory
 from .windows import Windows
 
@@ -20,7 +21,7 @@ MASK_PIXELS_AT_ONCE = 8 * 256**2  # of masks that are encoded on a CPU, whose fi
 
 
 def encode_masks(
-    sam2: nn.Module, embedding: Tensor, logits: Tensor, present: Tensor, windows: Windows | None = None
+    sam2: nn.Module, embedding: Tensor, masks: Tensor, present: Tensor, windows: Windows | None = None
 ) -> Tensor:
     """``SAM2Base._encode_new_memory`` of masks that come from no prompt, for K organs in each of B slices.
 
@@ -28,21 +29,21 @@ def encode_masks(
 
     Args:
         embedding: image embedding of the slices, ``(B, C, h, w)``.
-        logits: of the masks, organs running fastest, ``(B * K, 1, H, W)`` at any resolution.
+        masks: organs running fastest, ``(B * K, 1, H, W)`` at any resolution: logits, or bool for given ones.
         present: ``(B * K, 1)`` bool; where it is False SAM2's embedding of "no object" is added.
-        windows: of the masks, to encode these parts alone, as if the slices ended there; not what SAM2 does.
+        windows: of N masks, to encode these parts alone, as if the slices ended there; not what SAM2 does.
 
     Returns:
-        Memory features ``(B * K, M, h, w)``, or as large as the windows.
+        Memory features ``(B * K, M, h, w)``, or ``(N, M, windows.height, windows.width)``.
     """
     encoder = sam2.memory_encoder
-    pixels = encoder.pix_feat_proj(embedding)
     no_object = (~present)[..., None, None] * sam2.no_obj_embed_spatial[..., None, None]
     if windows is not None:
         around = windows.with_tokens_before()
-        maps = _downsampled(sam2, around.cut(_at_full_size(sam2, logits)))
-        maps = windows.cut_from(around, maps) + windows.cut(pixels)
+        maps = _downsampled(sam2, _as_logits(around.cut_each(_at_full_size(sam2, masks))))
+        maps = windows.cut_from(around, maps) + encoder.pix_feat_proj(windows.cut(embedding))
         return encoder.out_proj(_fuse(encoder.fuser, maps)) + no_object
+    logits, pixels = _as_logits(masks), encoder.pix_feat_proj(embedding)
     of_slice = torch.arange(len(logits), device=logits.device) // (len(logits) // len(embedding))
     values = logits.detach().flatten(1)
     lowest, highest = _as_encoded(sam2, values.amin(1)), _as_encoded(sam2, values.amax(1))
@@ -85,9 +86,13 @@ def _mask_maps(sam2: nn.Module, logits: Tensor) -> Tensor:
     return torch.cat([_downsampled(sam2, _at_full_size(sam2, part)) for part in parts])
 
 
-def _at_full_size(sam2: nn.Module, logits: Tensor) -> Tensor:
+def _at_full_size(sam2: nn.Module, masks: Tensor) -> Tensor:
     size = (sam2.image_size,) * 2
-    return logits if logits.shape[-2:] == size else F.interpolate(logits.float(), size, mode="bilinear")
+    return masks if masks.shape[-2:] == size else F.interpolate(_as_logits(masks).float(), size, mode="bilinear")
+
+
+def _as_logits(masks: Tensor) -> Tensor:
+    return mask_to_logits(masks) if masks.dtype == torch.bool else masks
 
 
 def _downsampled(sam2: nn.Module, logits: Tensor) -> Tensor:

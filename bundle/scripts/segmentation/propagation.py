@@ -23,7 +23,6 @@ from ..errors import RefusedError, SettingError
 from ..networks.diffusam import DiffuSAM
 from ..networks.logits import NO_OBJECT_LOGIT, resize_logits
 from ..networks.sam2_types import ImageFeatures, Memory
-from ..networks.windows import Windows
 from .corrected_slices import Corrector
 from .label_maps import LabelMapInferer
 from .sides import Side, batched, together
@@ -191,15 +190,23 @@ class VolumetricInferer(LabelMapInferer):
 
     def _walk_independent(self, source: VolumeSlices) -> Iterator[tuple[list[int], Tensor]]:
         """Slices that share nothing but what is named in them together."""
-        side, names = Side(0, len(source.network.organs), ended_after=0), self._names(source)
-        margin = None if source.network.names is None else self.window_margin
-        for indices in source.chunks(in_blocks=margin is not None):
-            own = OwnMemories(source, dict.fromkeys(indices, side.organs), names=names, margin=margin)
+        side, named = Side(0, len(source.network.organs), ended_after=0), self._named(source)
+        if source.network.names is not None and self.window_margin is not None:
+            for indices in source.chunks(in_blocks=True):
+                features, names = named(indices)
+                yield indices, self._segment_named(source.network, features, source.masks(names))
+            return
+        for indices in source.chunks():
+            own = OwnMemories(source, dict.fromkeys(indices, side.organs), named)
             yield indices, self._decode_step(own, indices, [side] * len(indices))
 
-    def _names(self, source: VolumeSlices) -> SmoothedNames | None:
+    def _segment_named(self, network: DiffuSAM, features: ImageFeatures, masks: Tensor) -> Tensor:
+        return network.segment_named(features, masks, margin=self.window_margin, skip_absent=self.skip_absent)
+
+    def _named(self, source: VolumeSlices) -> Callable[[Sequence[int]], tuple[ImageFeatures, Tensor | None]]:
+        """Gives features of slices, and what is named in them."""
         smooths = self.names_smoothing > 0 and source.network.names is not None
-        return SmoothedNames(source, self.names_smoothing) if smooths else None
+        return SmoothedNames(source, self.names_smoothing).of if smooths else source.named
 
     def _walk_outward(self, source: VolumeSlices) -> Iterator[tuple[list[int], Tensor]]:
         """Yields the slices from the middle one outward; both directions advance together in one batch."""
@@ -209,10 +216,10 @@ class VolumetricInferer(LabelMapInferer):
         steps = [[middle]] + [
             [index for index in (middle - step, middle + step) if 0 <= index < slices] for step in range(1, middle + 1)
         ]
-        names = self._names(source)
+        named = self._named(source)
         for batch in batched(steps, self.batch_size):
             organs_of = {index: sides[index > middle].organs for step in batch for index in step}
-            own = OwnMemories(source, organs_of, names=names)
+            own = OwnMemories(source, organs_of, named)
             for step in batch:
                 ahead = [sides[index > middle] for index in step]
                 logits = self._decode_step(own, step, ahead)
@@ -224,10 +231,10 @@ class VolumetricInferer(LabelMapInferer):
         """Organ logits ``(n, K, S/4, S/4)`` of n slices, whose memories their sides of the walk then keep."""
         network, size = own.network, 4 * own.network.backbone.embedding_size
         logits = torch.full((len(indices), len(network.organs), size, size), NO_OBJECT_LOGIT, device=own.device)
-        for organs, rows, windows in self._looked_for(own, indices, sides):
-            features, memory = own.of([indices[row] for row in rows], organs, windows)
+        for organs, rows in together(self._may_hold(own, *each) for each in zip(indices, sides)):
+            features, memory = own.of([indices[row] for row in rows], organs)
             adjacent = [sides[row].memories(organs) for row in rows]
-            decoded = self._decode(network, features, memory, adjacent, windows)
+            decoded = self._decode(network, features, memory, adjacent)
             for row, each in zip(rows, decoded):
                 logits[row, list(organs)] = each.to(logits)
         if not self.neighbours:
@@ -240,19 +247,6 @@ class VolumetricInferer(LabelMapInferer):
                 sides[row].add(each, entry)
         return logits
 
-    def _looked_for(
-        self, own: OwnMemories, indices: list[int], sides: list[Side]
-    ) -> Iterator[tuple[Sequence[int], list[int], Windows | None]]:
-        """Organs that are decoded together, in which of the slices, and in which windows of them."""
-        may_hold = [self._may_hold(own, *each) for each in zip(indices, sides)]
-        if not own.in_windows:
-            yield from ((organs, rows, None) for organs, rows in together(may_hold))
-            return
-        for organ in range(len(own.network.organs)):
-            held = [row for row, organs in enumerate(may_hold) if organ in organs]
-            for chosen, windows in own.windows([indices[row] for row in held], organ) if held else ():
-                yield [organ], [held[index] for index in chosen], windows
-
     def _may_hold(self, own: OwnMemories, index: int, side: Side) -> tuple[int, ...]:
         """The organs that are looked for in a slice: with ``skip_absent`` those of which any memory shows something."""
         if not self.skip_absent:
@@ -260,12 +254,7 @@ class VolumetricInferer(LabelMapInferer):
         return tuple(organ for organ in side.organs if own.named(index, organ) or side.found(organ))
 
     def _decode(
-        self,
-        network: DiffuSAM,
-        features: ImageFeatures,
-        own: Tensor,
-        adjacent: Sequence[Sequence[Tensor]],
-        windows: Windows | None = None,
+        self, network: DiffuSAM, features: ImageFeatures, own: Tensor, adjacent: Sequence[Sequence[Tensor]]
     ) -> Tensor:
         """Equation 3 for some slices.
 
@@ -274,7 +263,6 @@ class VolumetricInferer(LabelMapInferer):
             features: of n slices.
             own: their synthesised memories, ``(n * organs, M, h, w)``.
             adjacent: for each slice its neighbours' memories ``(organs, M, h, w)``, nearest first.
-            windows: outside of which nothing is looked for.
 
         Returns:
             Organ logits ``(n, organs, S/4, S/4)``.
@@ -282,8 +270,7 @@ class VolumetricInferer(LabelMapInferer):
         memories = [Memory(own)]
         for distance, entries in enumerate(zip(*adjacent), 1):  # as many as the slice with the fewest has
             memories.append(Memory(torch.cat(entries), distance))
-        backbone = network.backbone
-        decoded = backbone.decode(backbone.condition(features, memories, windows), features, windows=windows)
+        decoded = network.backbone.decode(network.backbone.condition(features, memories), features)
         return network.organ_logits(decoded, len(features))
 
     def _encode_masks(self, network: DiffuSAM, features: ImageFeatures, logits: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from itertools import groupby
 
 import torch
 from monai.transforms import Resize
@@ -17,10 +16,9 @@ from torch import Tensor
 from ..networks.diffusam import DiffuSAM
 from ..networks.naming_head import grouped, smoothed
 from ..networks.sam2_types import ImageFeatures
-from ..networks.windows import Windows
 from .views import View
 
-BLOCK = 8  # slices whose windows are of one size, whatever the number that is encoded at a time
+BLOCK = 16  # slices whose windows are looked at together, whatever the number that is encoded at a time
 
 
 class VolumeSlices:
@@ -56,12 +54,17 @@ class VolumeSlices:
 
     def encode(self, indices: list[int]) -> tuple[ImageFeatures, Tensor]:
         """Image features of some slices and their synthesised memories ``(n, organs, M, h, w)``."""
-        features = self.features(indices)
-        return features, self.synthesise(features, self.masks(self.name(features)))
+        features, named = self.named(indices)
+        return features, self.synthesise(features, self.masks(named))
 
     def name(self, features: ImageFeatures) -> Tensor | None:
         """What the network's head names; see :meth:`~scripts.networks.diffusam.DiffuSAM.name`."""
         return self.network.name(features)
+
+    def named(self, indices: Sequence[int]) -> tuple[ImageFeatures, Tensor | None]:
+        """Image features of some slices, and what is named in each by itself."""
+        features = self.features(list(indices))
+        return features, self.name(features)
 
     def masks(self, named: Tensor | None) -> Tensor | None:
         """Masks ``(n, organs, S, S)`` of what is named; None where the network generates memories."""
@@ -98,8 +101,8 @@ class VolumeSlices:
         return self.view.show(convert_to_tensor(image, track_meta=False)[:, None].to(self.device))
 
     def chunks(self, in_blocks: bool = False) -> Iterator[list[int]]:
-        """Indices of all slices in their order, ``batch_size`` at a time, or as many whole blocks as hold so many."""
-        size = -(-self.batch_size // BLOCK) * BLOCK if in_blocks else self.batch_size
+        """Indices of all slices in their order, ``batch_size`` at a time, or one block."""
+        size = BLOCK if in_blocks else self.batch_size
         for indices in torch.arange(self.count).split(size):
             yield indices.tolist()
 
@@ -144,34 +147,24 @@ class OwnMemories:
     Args:
         source: of the slices.
         organs: for each slice the organs to look for; a slice without any is not encoded.
-        names: where organs are named with the slices on both sides.
-        margin: of windows around the masks that the network's head names, of which memories are made in place of whole
-            slices, in image tokens.
+        named: gives features of slices, and what is named in them.
     """
 
     def __init__(
         self,
         source: VolumeSlices,
         organs: Mapping[int, tuple[int, ...]],
-        *,
-        names: SmoothedNames | None = None,
-        margin: int | None = None,
+        named: Callable[[Sequence[int]], tuple[ImageFeatures, Tensor | None]],
     ) -> None:
-        self.network, self.device, self._margin = source.network, source.device, margin
+        self.network, self.device = source.network, source.device
         self._rows = {index: row for row, index in enumerate(index for index, each in organs.items() if each)}
         self._memories: dict[tuple[int, int], Tensor] = {}  # of each slice and organ, ``(M, h, w)``
-        self._masks: Tensor | None = None
         if not self._rows:
             return
-        everything = list(self._rows)
-        if names is None:
-            self._features = source.features(everything)
-            named = source.name(self._features)
-        else:
-            self._features, named = names.of(everything)
-        masks = self._masks = source.masks(named)
+        self._features, names = named(list(self._rows))
+        masks = source.masks(names)
         self._named = None if masks is None else masks.flatten(2).any(2).tolist()
-        for wanted in () if self.in_windows else dict.fromkeys(organs[index] for index in self._rows):
+        for wanted in dict.fromkeys(organs[index] for index in self._rows):
             indices = [index for index in self._rows if organs[index] == wanted]
             whole, rows = len(wanted) == len(self.network.organs), [self._rows[index] for index in indices]
             of_these = None if masks is None else masks[rows]
@@ -183,29 +176,10 @@ class OwnMemories:
         """Whether a slice's memory of an organ is one of something: generated, or of a mask that is not empty."""
         return self._named is None or self._named[self._rows[index]][organ]
 
-    @property
-    def in_windows(self) -> bool:
-        """Whether memories are made of windows."""
-        return self._margin is not None
-
-    def windows(self, indices: Sequence[int], organ: int) -> Iterator[tuple[list[int], Windows]]:
-        """Windows around an organ's masks in some slices: which of these, and theirs, of one size in each block."""
-        masks, tokens = self._masks_of(indices, [organ])[:, 0], self.network.backbone.embedding_size
-        for _, block in groupby(range(len(indices)), lambda row: indices[row] // BLOCK):
-            rows = list(block)
-            yield rows, Windows.around(masks[rows], tokens, self._margin)
-
-    def of(
-        self, indices: Sequence[int], organs: Sequence[int], windows: Windows | None = None
-    ) -> tuple[ImageFeatures, Tensor]:
-        """Features of n slices, and memories ``(n * organs, M, h, w)`` of some organs, or as large as windows."""
-        features = self.features(indices)
-        if windows is not None:
-            return features, self.network.memories_of(features, self._masks_of(indices, organs), windows)
-        return features, torch.stack([self._memories[index, organ] for index in indices for organ in organs])
-
-    def _masks_of(self, indices: Sequence[int], organs: Sequence[int]) -> Tensor:
-        return self._masks[[self._rows[index] for index in indices]][:, list(organs)]
+    def of(self, indices: Sequence[int], organs: Sequence[int]) -> tuple[ImageFeatures, Tensor]:
+        """Features of n slices, and memories ``(n * organs, M, h, w)`` of some organs."""
+        memories = torch.stack([self._memories[index, organ] for index in indices for organ in organs])
+        return self.features(indices), memories
 
     def features(self, indices: Sequence[int]) -> ImageFeatures:
         """Features of some slices."""
