@@ -28,13 +28,14 @@ from scripts.training.trainer import DiffuSAMTrainer
 from torch import Tensor, nn
 
 from .configuration import parse
-from .timing import Cost, GivenMasks, cost, in_turns, stages, track, video_predictor
+from .timing import Cost, GivenMasks, cost, in_turns, labelled, track, video_predictor
 
 STAGES = {
     "encode_image": "image encoder",
     "name": "naming head",
     "synthesise": "prior",
     "memories_of": "memories of named masks",
+    "attend": "memory attention",
     "condition": "memory attention",
     "decode": "mask decoder",
     "_encode_masks": "merging and memory encoder",
@@ -167,10 +168,11 @@ def _compared(
         (here, "_encode_masks"),
         (here, "_write"),
     ]
-    with stages(*((backbone, name) for name in ("encode_image", "condition", "decode")), *methods) as spent:
+    methods += [(backbone, name) for name in ("encode_image", "attend", "condition", "decode")]
+    with labelled({(owner, name): STAGES[name] for owner, name in methods}) as spent:
         here(volume, network)
-    for name, label in STAGES.items():
-        rows.add(f"... {label}", spent[name].of(volume.shape[-1]))
+    for label in dict.fromkeys(STAGES.values()):
+        rows.add(f"... {label}", spent[label].of(volume.shape[-1]))
     return rows, about
 
 

@@ -36,7 +36,7 @@ WALK: Mapping[str, tuple[tuple[type, str], ...]] = {
     ENCODER: ((SAM2, "encode_image"),),
     "naming head": ((DiffuSAM, "name"),),
     "prior, or memories of named masks": ((DiffuSAM, "synthesise"), (DiffuSAM, "memories_of")),
-    "memory attention": ((SAM2, "condition"),),
+    "memory attention": ((SAM2, "attend"), (SAM2, "condition")),
     "mask decoder": ((SAM2, "decode"),),
     "merging and memory encoder": ((VolumetricInferer, "_encode_masks"),),
     "writing logits as labels": ((LabelMapInferer, "_write"),),
