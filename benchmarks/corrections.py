@@ -18,7 +18,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import fire
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -36,6 +35,7 @@ from tqdm import tqdm
 from benchmarks.baselines.prompts import prompt_points
 from benchmarks.baselines.slicewise import oriented_like
 from benchmarks.configuration import parse
+from benchmarks.program import run_command
 
 KINDS = ("click", "box")
 SCORES = ("dice", "slice_dice")
@@ -203,4 +203,4 @@ def save_picture(path: Path, image: Tensor, truth: np.ndarray, clicked: Sequence
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

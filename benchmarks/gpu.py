@@ -19,10 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import fire
 import torch
 from scripts.networks.sam2_backbone import FrozenSAM2
 from scripts.networks.sam2_types import ImageFeatures, Memory
+
+from benchmarks.program import run_command
 
 from .configuration import parse
 from .speed_table import _network
@@ -185,4 +186,4 @@ def _run(command: list[str], seconds: float) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    fire.Fire({"suite": suite, "agreement": agreement, "walk": walk})
+    run_command({"suite": suite, "agreement": agreement, "walk": walk})

@@ -26,7 +26,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import fire
 import nibabel as nib
 import numpy as np
 from scripts.data.datalists import check_output, inference_inputs
@@ -35,6 +34,8 @@ from scripts.errors import SettingError
 from scripts.files import whole_file
 from scripts.inference.case_records import LABEL_MAP, CaseRecords
 from scripts.output.html_report import write_report
+
+from benchmarks.program import run_command
 
 INFERENCE = ("configs/inference.json",)
 ORGANS = ("spleen", "right kidney", "left kidney", "liver")
@@ -178,4 +179,4 @@ def table(**overrides) -> None:
 
 
 if __name__ == "__main__":
-    fire.Fire({"processes": processes, "bookkeeping": bookkeeping, "stubbed": stubbed, "table": table})
+    run_command({"processes": processes, "bookkeeping": bookkeeping, "stubbed": stubbed, "table": table})

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import fire
 import nibabel as nib
 import numpy as np
 import torch
@@ -26,6 +25,8 @@ from scripts.data.phantom_shapes import smooth_field
 from scripts.errors import SettingError
 from scripts.files import whole_file
 from scripts.pretraining.synthetic_clips import random_labels, render
+
+from benchmarks.program import run_command
 
 LEAST_ML = 5.0  # an organ of less is as good as none
 FIRST_SEED = 10_000  # far from those of any pretraining
@@ -191,4 +192,4 @@ def as_text(found: dict[str, dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

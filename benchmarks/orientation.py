@@ -16,7 +16,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import fire
 import torch
 from monai.bundle import ConfigParser
 from scripts import errors
@@ -30,6 +29,7 @@ from scripts.weights import load_tensors, save_atomically
 from torch import Tensor
 
 from benchmarks.configuration import parse
+from benchmarks.program import run_command
 
 AXES = {"left_right": 1, "front_back": 0, "upside_down": 2}  # of a volume along P, L, S
 FLIPS = [tuple(side for side, chosen in zip(SIDES, flags) if chosen) for flags in product((False, True), repeat=3)]
@@ -142,4 +142,4 @@ def as_text(cases: dict[str, list[dict[str, Any]]]) -> str:
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

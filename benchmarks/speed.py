@@ -21,7 +21,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import fire
 import nibabel as nib
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from scripts.training.trainer import DiffuSAMTrainer
 from torch import Tensor
 
 from benchmarks.configuration import parse
+from benchmarks.program import run_command
 from benchmarks.speed_table import memory, table
 from benchmarks.stages import stages
 
@@ -195,4 +195,4 @@ def _random_batch(features: ImageFeatures, memory: Tensor, size: int) -> dict[st
 
 if __name__ == "__main__":
     commands = {"table": table, "stages": stages, "cache": cache, "recipe": recipe, "volume": volume, "memory": memory}
-    fire.Fire(commands, serialize=lambda _: None)
+    run_command(commands, serialize=lambda _: None)

@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import fire
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -43,6 +42,7 @@ from scripts.output.previews import COLOURS
 from scripts.segmentation.uncertainty import UncertaintyInferer
 
 from benchmarks.configuration import parse
+from benchmarks.program import run_command
 
 STEPS = 256  # values of a voxel's uncertainty, stored as a byte
 GOOD, BAD = 0.8, 0.7  # Dice from which on an organ should get no flag, and below which it should
@@ -316,4 +316,4 @@ def draw(result: dict[str, Any], fitted) -> Figure:
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

@@ -32,7 +32,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import fire
 from monai.utils import set_determinism
 from scripts.errors import DatasetError
 
@@ -52,6 +51,7 @@ from benchmarks.baselines.evaluation import (
 )
 from benchmarks.baselines.supervised import NetworkInferer, plain_unet, train
 from benchmarks.configuration import parse
+from benchmarks.program import run_command
 
 
 def train_source(
@@ -286,4 +286,4 @@ def _adapted(
 COMMANDS = {each.__name__: each for each in (train_source, source_only, dpl, dfg, target_supervised)}
 
 if __name__ == "__main__":
-    fire.Fire(COMMANDS, serialize=lambda result: None)
+    run_command(COMMANDS, serialize=lambda result: None)

@@ -15,7 +15,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import fire
 import torch
 from monai.losses import DiceCELoss
 from scripts import errors
@@ -24,6 +23,8 @@ from scripts.pretraining.anatomy import write_patients
 from scripts.pretraining.patient_clips import AnatomyClips, PatientPool
 from scripts.weights import save_atomically
 from torch import nn
+
+from benchmarks.program import run_command
 
 from .supervised import ResumableSteps, plain_unet, plain_unetr, start_network
 
@@ -102,4 +103,4 @@ def _network(name: str, image_size: int, start_from: str | None) -> nn.Module:
 
 
 if __name__ == "__main__":
-    fire.Fire(train)
+    run_command(train)

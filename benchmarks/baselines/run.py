@@ -30,7 +30,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import fire
 import torch
 from monai.utils import optional_import
 from scripts import errors
@@ -48,6 +47,7 @@ from benchmarks.baselines.propagated import PropagatedInferer
 from benchmarks.baselines.protosam import LabelledSlices, ProtoSamInferer
 from benchmarks.baselines.true_memory import TrueMemoryInferer
 from benchmarks.configuration import parse
+from benchmarks.program import run_command
 
 _SAM_NEEDS = (
     "needs a SAM checkpoint and the package segment-anything: fetch sam_vit_b_01ec64.pth (or vit_l, vit_h) from "
@@ -313,4 +313,4 @@ ROWS = (
 COMMANDS = {each.__name__: each for each in ROWS}
 
 if __name__ == "__main__":
-    fire.Fire(COMMANDS, serialize=lambda result: None)
+    run_command(COMMANDS, serialize=lambda result: None)

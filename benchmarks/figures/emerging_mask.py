@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import fire
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -27,6 +26,7 @@ from scripts.output.previews import add_legend, draw_slice
 from torch import Tensor
 
 from benchmarks.figures.common import load_prior, open_configuration, volumes, write
+from benchmarks.program import run_command
 
 
 @dataclass(frozen=True)
@@ -176,4 +176,4 @@ def draw(blocks: Sequence[Block], rows: Sequence[str]) -> Figure:
 
 
 if __name__ == "__main__":
-    fire.Fire(main, serialize=lambda result: None)
+    run_command(main, serialize=lambda result: None)

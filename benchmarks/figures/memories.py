@@ -23,7 +23,6 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-import fire
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -36,6 +35,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.figures.common import load_prior, open_configuration, volumes, write
+from benchmarks.program import run_command
 
 SETTINGS = ("backbone_name", "image_size", "inference_steps", "eta", "memory_samples")
 
@@ -181,4 +181,4 @@ def draw(true: Tensor, generated: Mapping[str, Tensor], organ: Tensor, organs) -
 
 
 if __name__ == "__main__":
-    fire.Fire(main, serialize=lambda result: None)
+    run_command(main, serialize=lambda result: None)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import fire
 import matplotlib
 import matplotlib.pyplot as plt
 from scripts.data.phantom_anatomy import ORGANS
 from scripts.files import BUNDLE
 from scripts.pretraining.anatomy import write_patients
 from scripts.pretraining.patient_clips import AnatomyClips, PatientPool
+
+from benchmarks.program import run_command
 
 COLOURS = ("lime", "cyan", "yellow", "red")
 
@@ -56,4 +57,4 @@ def draw(
 
 
 if __name__ == "__main__":
-    fire.Fire(draw)
+    run_command(draw)

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import sys
 
-import fire
-
+from benchmarks.program import run_command
 from benchmarks.tables import report
 from benchmarks.tables.plan import Table, TableError, run_steps
 
@@ -67,4 +66,4 @@ def _chosen(names, known, what: str, recorded: dict[str, str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)
