@@ -53,7 +53,7 @@ def test_no_room_knows_one_beside_or_above_it(graph):
 
 
 def test_sam2_is_touched_where_it_is_built_and_used_alone(graph):
-    modules = {"scripts.networks.sam2_backbone", "scripts.networks.sam2_releases"}
+    modules = {"scripts.networks.sam2_memories", "scripts.networks.sam2_releases"}
     assert graph.find_modules_that_directly_import("sam2") == modules
 
 

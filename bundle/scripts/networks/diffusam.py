@@ -99,7 +99,8 @@ class DiffuSAM(FrozenBackboneNetwork):
         if not len(slices):
             return logits
         shown, places = slices.unique(return_inverse=True)
-        features, masks = features[shown], masks[slices, organs]
+        features = features[shown] if len(shown) < len(features) else features
+        masks = masks[slices, organs]
         attended = backbone.attend(features)
         for chosen, windows in windows_around(masks, places.tolist(), tokens=backbone.embedding_size, margin=margin):
             memory = Memory(self.memories_of(features, masks[chosen, None], windows))

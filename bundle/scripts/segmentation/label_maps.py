@@ -88,7 +88,7 @@ def merged_labels(logits: Tensor, size: Sequence[int], dtype: torch.dtype = torc
     bits, highest = torch.zeros_like(labels), 0.0
     there = (logits.amax((1, 2)) > 0).nonzero()[:, 0].tolist()
     for organ, values in zip(there, resize_logits(logits[there][None], size)[0] if there else ()):
-        labels[values > highest] = organ + 1
-        bits += (values > 0) * 2**organ
+        labels.masked_fill_(values > highest, organ + 1)
+        bits.add_(values > 0, alpha=2**organ)
         highest = values.clamp_min(highest)
     return labels, bits

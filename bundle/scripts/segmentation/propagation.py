@@ -197,7 +197,7 @@ class VolumetricInferer(LabelMapInferer):
                 yield indices, self._segment_named(source.network, features, source.masks(names))
             return
         for indices in source.chunks():
-            own = OwnMemories(source, dict.fromkeys(indices, side.organs), named)
+            own = OwnMemories(source, dict.fromkeys(indices, side.organs), named=named)
             yield indices, self._decode_step(own, indices, [side] * len(indices))
 
     def _segment_named(self, network: DiffuSAM, features: ImageFeatures, masks: Tensor) -> Tensor:
@@ -219,7 +219,7 @@ class VolumetricInferer(LabelMapInferer):
         named = self._named(source)
         for batch in batched(steps, self.batch_size):
             organs_of = {index: sides[index > middle].organs for step in batch for index in step}
-            own = OwnMemories(source, organs_of, named)
+            own = OwnMemories(source, organs_of, named=named)
             for step in batch:
                 ahead = [sides[index > middle] for index in step]
                 logits = self._decode_step(own, step, ahead)

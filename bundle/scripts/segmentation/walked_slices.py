@@ -154,6 +154,7 @@ class OwnMemories:
         self,
         source: VolumeSlices,
         organs: Mapping[int, tuple[int, ...]],
+        *,
         named: Callable[[Sequence[int]], tuple[ImageFeatures, Tensor | None]],
     ) -> None:
         self.network, self.device = source.network, source.device
