@@ -31,6 +31,8 @@ AROUND = 8.0  # mm to either side in a slice, over which greys are averaged
 OVERLAP = 1 / 3  # of an organ's largest area, that two slices share where it has not ended in the one between them
 SPARED = 0.95  # of the voxels that experts have drawn: an organ of which less would stay is not solid
 
+_SLICES = 16  # looked at together
+
 logger = logging.getLogger(__name__)
 
 
@@ -127,12 +129,13 @@ def _other_greys(organ: np.ndarray, stored: torch.Tensor, image: MetaTensor, spa
     median = float(scaled(stored[held], image).median())
     sizes = [2 * int(AROUND / step) + 1 for step in spacing[:2]]
     other = np.zeros_like(organ)
-    for index in np.flatnonzero(organ.any((0, 1))):  # slice by slice: copies of the whole would be large
-        inside = organ[..., index].astype(np.float32)
-        grey = inside * scaled(stored[..., index], image).numpy()
-        around, share = (ndimage.uniform_filter(each, sizes, mode="constant") for each in (grey, inside))
+    for start in range(0, organ.shape[2], _SLICES):  # some at a time: copies of the whole would be large
+        part = (..., slice(start, start + _SLICES))
+        inside = organ[part].astype(np.float32)
+        grey = inside * scaled(stored[part], image).numpy()
+        around, share = (ndimage.uniform_filter(each, (*sizes, 1), mode="constant") for each in (grey, inside))
         mean = around / np.maximum(share, np.finfo(np.float32).tiny)
-        other[..., index] = organ[..., index] & ((mean < DARK * median) | (mean > BRIGHT * median))
+        other[part] = organ[part] & ((mean < DARK * median) | (mean > BRIGHT * median))
     return other
 
 
