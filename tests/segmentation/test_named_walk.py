@@ -108,6 +108,16 @@ def test_a_slice_that_alone_is_named_otherwise_is_named_as_its_neighbours(named,
 
 
 @pytest.mark.parametrize("neighbours", [0, 1])
+def test_a_head_needs_no_prior(named, neighbours):
+    volume = make_volume(2)
+    expected = VolumetricInferer(neighbours)(volume, named)
+    named.prior.fitted.fill_(False)
+    result = VolumetricInferer(neighbours)(volume, named)
+    named.prior.fitted.fill_(True)
+    assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("neighbours", [0, 1])
 @pytest.mark.parametrize("batch_size", [1, 3, 20])
 def test_the_result_does_not_depend_on_the_batches(named, batch_size, neighbours):
     volume = make_volume(6)

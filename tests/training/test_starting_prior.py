@@ -62,6 +62,20 @@ def test_organs_are_matched_by_name_and_new_ones_keep_their_own_embedding(earlie
     assert "knows liver; from scratch: pancreas" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "organs, fitted", [(["spleen", "liver"], True), (["pancreas", "liver"], False), (["pancreas", "stomach"], False)]
+)
+def test_a_prior_that_is_not_trained_generates_memories_of_organs_that_it_knows_all(earlier, organs, fitted, caplog):
+    starting = network(organs, seed=2)
+
+    with caplog.at_level("INFO"):
+        StartingPrior(starting, earlier[1], statistics=pytest.fail, trained=False)()
+
+    assert bool(starting.prior.fitted) == fitted
+    assert ("will not generate memories: " in caplog.text) == (not fitted)
+    assert fitted or "pancreas" in caplog.text
+
+
 def test_automedsam_starts_from_an_automedsam(tmp_path, statistics, caplog):
     def automedsam(organs: list[str]) -> AutoMedSAM:
         encoder = ClassPromptEncoder(128, len(organs), block_out_channels=(32, 64), attention_levels=1)

@@ -128,6 +128,34 @@ def test_a_head_that_names_organs_is_trained_beside_the_prior(backbone, batch, w
         assert not changed and "names_loss" not in history[0]
 
 
+def test_a_head_may_be_trained_alone(backbone, batch, monkeypatch):
+    network = new_network(backbone, batch)
+    network.names = NamingHead(backbone.embedding_channels, naming_classes(ORGANS))
+    before = {key: value.clone() for key, value in network.state_dict().items() if key != "_extra_state"}
+    batch = {**batch, "label": (batch["mask"][:, 0] * (batch["organ"] + 1)[:, None, None]).to(torch.uint8)}
+    for unused in (network.prior, backbone):
+        monkeypatch.setattr(unused, "forward", lambda *args: pytest.fail("the prior is asked, which is not trained"))
+    monkeypatch.setattr(backbone, "condition", lambda *args: pytest.fail("something is decoded"))
+
+    history = train(network, batch, iterations=15, loss=DiffuSAMLoss(0.0, 0.0))
+
+    assert set(history[0]) == {"loss", "names_loss"}
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+    changed = {key for key, value in before.items() if not torch.equal(value, network.state_dict()[key])}
+    assert changed and all(key.startswith("names.") for key in changed)
+
+
+@pytest.mark.parametrize("head, weights", [(False, (0.0, 0.0)), (True, (0.0, 0.0, 0.0))])
+def test_what_trains_nothing_is_refused(backbone, batch, head, weights):
+    network = new_network(backbone, batch)
+    if head:
+        network.names = NamingHead(backbone.embedding_channels, naming_classes(ORGANS))
+    loss = DiffuSAMLoss(*weights[:2], lambda_names=weights[-1])
+    with pytest.raises(ValueError, match="Nothing would be trained: .* Set --lambda_prior 1 --lambda_seg 1"):
+        train(network, batch, iterations=1, loss=loss)
+    network.requires_grad_(True)
+
+
 def test_a_head_with_an_encoder_of_its_own_sees_random_contrasts(backbone, batch):
     def first_losses(**options):
         network = new_network(backbone, batch)

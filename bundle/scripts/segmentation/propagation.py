@@ -157,9 +157,10 @@ class VolumetricInferer(LabelMapInferer):
 
     def _source(self, inputs: Tensor, network: DiffuSAM) -> VolumeSlices:
         network = getattr(network, "module", network)
-        if not network.prior.fitted:
+        if network.names is None and not network.prior.fitted:
             raise RefusedError(
-                "The memory prior is untrained: load a trained one (`prior_file`), or run training first."
+                "The memory prior is untrained: load a trained one (`prior_file`), or run training first. A file whose "
+                "training has taught its head alone needs that: --named_memories True."
             )
         scale = partial(scaled, image=inputs)
         return VolumeSlices(

@@ -51,6 +51,11 @@ class DiffuSAMLoss(Described, nn.Module):
         self.named_dice = DiceLoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
         self.focal = FocalLoss(reduction="none", gamma=2.0, alpha=0.25)
 
+    @property
+    def trains_prior(self) -> bool:
+        """Whether the prior has a part in the loss."""
+        return self.lambda_prior > 0 or self.lambda_seg > 0
+
     def forward(
         self, prior_error: Tensor, mask_logits: Tensor, object_score: Tensor, mask: Tensor
     ) -> dict[str, Tensor]:

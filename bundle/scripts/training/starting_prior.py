@@ -37,6 +37,8 @@ class StartingPrior:
         start_from: file of a trained prior, such as the bundle's own ``models/model.pt``; None starts from noise. One
             that is not there, or was made for another backbone or of other widths, is left, and the log says why.
         statistics: pairs of memories and embeddings of the training volumes, asked for where statistics must be fitted.
+        trained: whether the prior will be trained. One that will not stays unfitted, unless it has all it needs from
+            the file.
     """
 
     def __init__(
@@ -45,8 +47,9 @@ class StartingPrior:
         start_from: str | Path | None,
         *,
         statistics: Iterable[tuple[Tensor, Tensor]],
+        trained: bool = True,
     ) -> None:
-        self.network, self.statistics = network, statistics
+        self.network, self.statistics, self.trained = network, statistics, trained
         self.start_from = None if start_from is None else Path(start_from)
 
     def __call__(self) -> None:
@@ -60,9 +63,11 @@ class StartingPrior:
                     "its own (`names_encoder` True), or `named_memories` to False."
                 )
         reason = reason or self._take_over(state)
-        if reason:
+        if reason and self.trained:
             logger.info("The prior starts from scratch: %s.", reason)
             self.network.prior.fit_statistics(self.statistics)
+        elif reason:
+            logger.info("The prior, which is not trained, will not generate memories: %s.", reason)
 
     def _read(self) -> tuple[dict[str, Any], str | None]:
         """What the file holds, and why nothing of it can be taken over, where that is so.
@@ -108,6 +113,9 @@ class StartingPrior:
             return f"'{path}' knows none of the organs {self.network.organs}, but {about['organs']}"
         prior.load_state_dict(weights)
         new = [organ for organ in self.network.organs if organ not in known]
+        if not self.trained and new:
+            prior.fitted.fill_(False)
+            return f"'{path}' knows nothing of {', '.join(new)}"
         scratch = f"; from scratch: {', '.join(new)}" if new else ""
         logger.info("The prior starts from '%s', which knows %s%s.", path, ", ".join(known), scratch)
         return None

@@ -63,6 +63,8 @@ class DiffuSAMTrainer(Described, SupervisedTrainer):
         random_contrasts: in which a head with an image encoder of its own sees some of the slices; None or a share of 0
             shows all as they are.
 
+    Where the prior has no part in the loss, it stays as it is, and a head that names organs is all that is trained.
+
     A loss that is not finite ends the training, before it changes any weight, with a :class:`RefusedError`.
     """
 
@@ -92,6 +94,13 @@ class DiffuSAMTrainer(Described, SupervisedTrainer):
         self.timesteps = None if timesteps is None else torch.tensor(list(timesteps))
         if names is not None:
             names.requires_grad_(self.loss_function.lambda_names > 0)
+        self.trains_prior = getattr(self.loss_function, "trains_prior", True)
+        self.network.prior.requires_grad_(self.trains_prior)
+        if not any(parameter.requires_grad for parameter in self.network.trained_parameters()):
+            raise SettingError(
+                "Nothing would be trained: lambda_prior and lambda_seg are 0, and no head names organs, or "
+                "lambda_names is 0 too. Set --lambda_prior 1 --lambda_seg 1, or --named_memories True."
+            )
         self.step: nn.Module = TrainingStep(self.network, self.loss_function, compute=self._losses)
         if idist.get_world_size() > 1:
             self.step = DistributedDataParallel(self.step, broadcast_buffers=False)
@@ -159,21 +168,24 @@ class DiffuSAMTrainer(Described, SupervisedTrainer):
             (batch["high_res_fine"].float(), batch["high_res_coarse"].float()),
             batch["image"].float() if "image" in batch else None,
         )
-        true_memory, organ = batch["memory"].float(), batch["organ"]
-        timestep = draw_rows(lambda rows: self._draw_timesteps(network, rows, organ.device), len(organ))
-        prior_error, memory = network.prior(true_memory, features, organ, timestep, noise_like(true_memory))
-        decoded = network.backbone.decode(network.backbone.condition(features, [Memory(memory)]), features)
-        mask_logits = resize_logits(decoded.mask_logits, network.backbone.image_size)
-        losses = self.loss_function(prior_error, mask_logits, decoded.object_score, batch["mask"])
+        losses = self._prior_losses(network, batch, features) if self.trains_prior else {}
         if network.names is not None and self.loss_function.lambda_names:
             seen = features
             if self.random_contrasts is not None and features.image is not None:
                 seen = replace(features, image=self.random_contrasts(features.image, batch["label"]))
             _, named = network.names(seen)
             naming = self.loss_function.naming(named, batch["label"], len(network.organs))
-            losses["loss"] = losses["loss"] + self.loss_function.lambda_names * naming
+            losses["loss"] = losses.get("loss", 0) + self.loss_function.lambda_names * naming
             losses["names_loss"] = naming.detach()
         return losses
+
+    def _prior_losses(self, network: DiffuSAM, batch: dict[str, Tensor], features: ImageFeatures) -> dict[str, Tensor]:
+        true_memory, organ = batch["memory"].float(), batch["organ"]
+        timestep = draw_rows(lambda rows: self._draw_timesteps(network, rows, organ.device), len(organ))
+        prior_error, memory = network.prior(true_memory, features, organ, timestep, noise_like(true_memory))
+        decoded = network.backbone.decode(network.backbone.condition(features, [Memory(memory)]), features)
+        mask_logits = resize_logits(decoded.mask_logits, network.backbone.image_size)
+        return self.loss_function(prior_error, mask_logits, decoded.object_score, batch["mask"])
 
     def _draw_timesteps(self, network: DiffuSAM, count: int, device: torch.device) -> Tensor:
         if self.timesteps is None:
