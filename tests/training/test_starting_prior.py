@@ -76,6 +76,19 @@ def test_a_prior_that_is_not_trained_generates_memories_of_organs_that_it_knows_
     assert fitted or "pancreas" in caplog.text
 
 
+def test_a_prior_that_was_never_trained_is_no_start(earlier, statistics, caplog):
+    trained, path = earlier
+    trained.prior.fitted.fill_(False)
+    torch.save({"model": trained.state_dict()}, path)
+    starting = network(["spleen", "liver"], seed=2)
+
+    with caplog.at_level("INFO"):
+        StartingPrior(starting, path, statistics=statistics)()
+
+    assert starting.prior.fitted and "starts from scratch: the prior of" in caplog.text
+    assert not torch.equal(starting.prior.state_dict()[EMBEDDING], trained.prior.state_dict()[EMBEDDING])
+
+
 def test_automedsam_starts_from_an_automedsam(tmp_path, statistics, caplog):
     def automedsam(organs: list[str]) -> AutoMedSAM:
         encoder = ClassPromptEncoder(128, len(organs), block_out_channels=(32, 64), attention_levels=1)

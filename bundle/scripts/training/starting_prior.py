@@ -100,6 +100,8 @@ class StartingPrior:
         if about.get("joint_prior", False) != own.get("joint_prior", False):
             return f"'{path}' holds a prior of another kind (joint_prior)"
         weights = {key.removeprefix("prior."): value for key, value in state.items() if key.startswith("prior.")}
+        if not weights.get("fitted", True):
+            return f"the prior of '{path}' has never been trained, its head alone has"
         expected = prior.state_dict()
         embedding = next((key for key in _EMBEDDINGS if key in expected), None)
         if embedding is None:  # of a joint prior, whose organs are channels
