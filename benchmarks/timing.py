@@ -140,7 +140,7 @@ class GivenMasks(VolumetricInferer):
             def given(names: Tensor) -> Tensor:
                 named(names)  # for its cost
                 self._asked = [next(left) for _ in names], []
-                return self._of_size(source.network.backbone.image_size)[self._asked[0]]
+                return self._of_size(source.network.backbone.image_size)[self._asked[0]].to(names.device)
 
             source.masks = given
         return super()._walk_independent(source)
@@ -176,6 +176,7 @@ class GivenMasks(VolumetricInferer):
     @staticmethod
     def _gated(masks: Tensor, logits: Tensor) -> Tensor:
         """Logits of masks. Those of an absent organ are what the gate of the object score makes of them."""
+        masks = masks.to(logits.device)
         given = torch.where(masks, MASK_LOGIT, -MASK_LOGIT).to(logits)
         return torch.where(masks.flatten(2).any(2)[..., None, None], given, NO_OBJECT_LOGIT)
 

@@ -13,7 +13,7 @@ from scripts.networks.sam2_backbone import FrozenSAM2
 from scripts.networks.sam2_types import Memory
 from scripts.networks.windows import windows_around
 from scripts.segmentation.propagation import VolumetricInferer
-from scripts.segmentation.walked_slices import SmoothedNames, VolumeSlices
+from scripts.segmentation.walked_slices import BLOCK, SmoothedNames, VolumeSlices
 
 SIZE, ORGANS = 64, ("spleen", "liver")
 
@@ -181,7 +181,7 @@ def spots(named, monkeypatch):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 20])
 def test_windows_do_not_depend_on_the_batches(named, spots, batch_size):
-    volume = make_volume(11)
+    volume = make_volume(BLOCK + 3)
     expected = VolumetricInferer(0, output="logits", window_margin=0)(volume, named)
 
     result = VolumetricInferer(0, output="logits", window_margin=0, batch_size=batch_size)(volume, named)

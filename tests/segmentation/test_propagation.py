@@ -367,6 +367,18 @@ def test_merged_labels_are_the_highest_positive_logit_and_bits_every_positive_on
     assert torch.equal(bits, ((full[0] > 0) * 2 ** torch.arange(9).view(-1, 1, 1)).sum(0).int())
 
 
+@pytest.mark.parametrize("dtype, kept", [(torch.uint8, 8), (torch.int32, 32)])
+def test_merged_labels_of_more_organs_than_a_number_has_bits(dtype, kept):
+    """TotalSegmentator names 117."""
+    logits = torch.full((117, 1, 117), -1.0)
+    logits[range(117), 0, range(117)] = 1.0
+
+    labels, bits = merged_labels(logits, (1, 117), dtype)
+
+    assert labels[0].tolist() == list(range(1, 118))
+    assert [value % 2**kept for value in bits[0].tolist()] == [2**organ for organ in range(kept)] + [0] * (117 - kept)
+
+
 def test_merged_labels_of_a_slice_without_organs_are_background():
     labels, bits = merged_labels(torch.full((2, 4, 4), NO_OBJECT_LOGIT), (5, 6))
     assert labels.shape == bits.shape == (5, 6) and not labels.any() and not bits.any()

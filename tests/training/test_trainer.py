@@ -133,8 +133,7 @@ def test_a_head_may_be_trained_alone(backbone, batch, monkeypatch):
     network.names = NamingHead(backbone.embedding_channels, naming_classes(ORGANS))
     before = {key: value.clone() for key, value in network.state_dict().items() if key != "_extra_state"}
     batch = {**batch, "label": (batch["mask"][:, 0] * (batch["organ"] + 1)[:, None, None]).to(torch.uint8)}
-    for unused in (network.prior, backbone):
-        monkeypatch.setattr(unused, "forward", lambda *args: pytest.fail("the prior is asked, which is not trained"))
+    monkeypatch.setattr(network.prior, "forward", lambda *args: pytest.fail("the prior is asked, which is not trained"))
     monkeypatch.setattr(backbone, "condition", lambda *args: pytest.fail("something is decoded"))
 
     history = train(network, batch, iterations=15, loss=DiffuSAMLoss(0.0, 0.0))
@@ -153,7 +152,6 @@ def test_what_trains_nothing_is_refused(backbone, batch, head, weights):
     loss = DiffuSAMLoss(*weights[:2], lambda_names=weights[-1])
     with pytest.raises(ValueError, match="Nothing would be trained: .* Set --lambda_prior 1 --lambda_seg 1"):
         train(network, batch, iterations=1, loss=loss)
-    network.requires_grad_(True)
 
 
 def test_a_head_with_an_encoder_of_its_own_sees_random_contrasts(backbone, batch):

@@ -258,7 +258,7 @@ class SAM2(Described, nn.Module):
         """Mask decoder: D{conditioned, z_img}. Without prompts it is driven by the memories alone, as in the paper.
 
         Args:
-            conditioned: of :meth:`condition`, ``(B * K, C, S/16, S/16)``.
+            conditioned: of :meth:`condition`, ``(B * K, C, S/16, S/16)``, or of N windows.
             features: of the same B slices; only the high-resolution maps are read.
             points: optional coordinates ``(B * K, P, 2)`` as (x, y) in input pixels and labels ``(B * K, P)``: 1
                 inside, 0 outside, 2 and 3 the corners of a box, -1 padding.
@@ -282,7 +282,7 @@ class SAM2(Described, nn.Module):
         """Mask decoder with prompt embeddings made elsewhere, in place of SAM2's own prompt encoder.
 
         Args:
-            conditioned: of :meth:`condition`, ``(B * K, C, S/16, S/16)``.
+            conditioned: of :meth:`condition`, ``(B * K, C, S/16, S/16)``, or of N windows.
             features: of the same B slices; only the high-resolution maps are read.
             sparse: P prompt tokens ``(B * K, P, C)``, as SAM2 makes of points and boxes.
             dense: one embedding for each image token, ``(B * K, C, S/16, S/16)``, as SAM2 makes of a mask; it is added

@@ -6,9 +6,9 @@ same for all of them or not needed at all:
 
 * :func:`image_features`: the neck's projection of a fine level and the mask decoder's projection of its result are one
   linear map; position encodings that nobody reads are left out;
-* :func:`attend_to_memories`: up to the queries of its first cross-attention, memory attention knows nothing of the
-  organ; and with one head, what it reads of a memory is linear in it, so that attention weights can average the M
-  channels of the memory itself in place of C projected ones;
+* :func:`attend_to_itself`: up to the queries of its first cross-attention, memory attention knows nothing of the organ;
+* :func:`attend_to_memories`: with one head, what it reads of a memory is linear in it, so that attention weights can
+  average the M channels of the memory itself in place of C projected ones;
 * :func:`decode_mask`: of the decoder's four masks one is wanted, and the position encoding of the image is projected
   once.
 
@@ -195,7 +195,7 @@ def decode_mask(
     """``MaskDecoder.predict_masks`` of one mask for each of B * K organs, or of N windows.
 
     Args:
-        conditioned: ``(B * K, C, h, w)``.
+        conditioned: ``(B * K, C, h, w)``, or of N windows.
         high_res: the two finer maps of the B slices.
         sparse: prompt tokens ``(B * K, P, C)``.
         dense: ``(B * K, C, h, w)``, or of one pixel or one organ for all.

@@ -82,13 +82,20 @@ def merged_labels(logits: Tensor, size: Sequence[int], dtype: torch.dtype = torc
 
     Returns:
         ``(H, W)``: 1 + the organ of the highest logit where any is positive, or else 0; and a number whose bit i is set
-        where the logit of organ i is positive.
+        where the logit of organ i is positive, as far as the type has bits.
     """
     labels = torch.zeros(tuple(size), dtype=dtype, device=logits.device)
     bits, highest = torch.zeros_like(labels), 0.0
     there = (logits.amax((1, 2)) > 0).nonzero()[:, 0].tolist()
     for organ, values in zip(there, resize_logits(logits[there][None], size)[0] if there else ()):
         labels.masked_fill_(values > highest, organ + 1)
-        bits.add_(values > 0, alpha=2**organ)
+        bits.add_(values > 0, alpha=_bit(organ, dtype))
         highest = values.clamp_min(highest)
     return labels, bits
+
+
+def _bit(number: int, dtype: torch.dtype) -> int:
+    """The integer of a type of which this bit alone is set; 0 where it has fewer."""
+    about = torch.iinfo(dtype)
+    bit = 2**number if number < about.bits else 0
+    return bit if bit <= about.max else bit - 2**about.bits

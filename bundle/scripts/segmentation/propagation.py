@@ -35,8 +35,9 @@ class VolumetricInferer(LabelMapInferer):
 
     Slices are resized to the network's input a few at a time, and the masks back to the volume's own size. Memory use
     does not grow with the number of slices beyond the input and the output: slices are encoded and their memories
-    sampled a batch at a time, in the order of the walk, and only the nearest neighbours' memories are kept. Several
-    ``views`` keep every slice's masks at a quarter of the network's resolution.
+    sampled a batch at a time (in windows: made of sixteen slices at a time), in the order of the walk, and only the
+    nearest neighbours' memories are kept. Several ``views`` keep every slice's masks at a quarter of the network's
+    resolution.
 
     Args:
         neighbours: memories of previously decoded slices that a slice sees, 0 to 6. With 0 slices share nothing but

@@ -113,11 +113,10 @@ class StartingPrior:
             return f"'{path}' has other widths ({len(differing)} of its tensors differ, such as '{differing[0]}')"
         if not known:
             return f"'{path}' knows none of the organs {self.network.organs}, but {about['organs']}"
-        prior.load_state_dict(weights)
         new = [organ for organ in self.network.organs if organ not in known]
         if not self.trained and new:
-            prior.fitted.fill_(False)
             return f"'{path}' knows nothing of {', '.join(new)}"
+        prior.load_state_dict(weights)
         scratch = f"; from scratch: {', '.join(new)}" if new else ""
         logger.info("The prior starts from '%s', which knows %s%s.", path, ", ".join(known), scratch)
         return None
