@@ -160,8 +160,8 @@ class VolumetricInferer(LabelMapInferer):
         network = getattr(network, "module", network)
         if network.names is None and not network.prior.fitted:
             raise RefusedError(
-                "The memory prior is untrained: load a trained one (`prior_file`), or run training first. A file whose "
-                "training has taught its head alone needs that: --named_memories True."
+                "The memory prior is untrained: load a trained one (`prior_file`), or run training first. A file in "
+                "which the head alone was trained is used with --named_memories True."
             )
         scale = partial(scaled, image=inputs)
         return VolumeSlices(
