@@ -68,6 +68,8 @@ class AutoMedSAMLoss(Described, nn.Module):
         ValueError: an unknown ``pixel``.
     """
 
+    trains_prior = True  # in whole, whatever the weights
+
     def __init__(self, pixel: str = "focal", object_weight: float = 0.1) -> None:
         super().__init__()
         if pixel not in PIXEL_LOSSES:

@@ -59,9 +59,9 @@ class Windows:
 
     def cut_from(self, others: Windows, maps: Tensor) -> Tensor:
         """The same of ``(N, C, others.height, others.width)``, of windows in which these lie."""
-        starts = zip(self.tops, self.lefts, others.tops, others.lefts)
-        boxes = (self._box(top - first, left - other) for top, left, first, other in starts)
-        return torch.stack([each[box] for each, box in zip(maps, boxes)])
+        tops = [top - first for top, first in zip(self.tops, others.tops)]
+        lefts = [left - first for left, first in zip(self.lefts, others.lefts)]
+        return replace(self, tops=tops, lefts=lefts, tokens=others.width).cut_each(maps)
 
     def put_back(self, maps: Tensor, fill: float) -> Tensor:
         """``(N, C, n * height, n * width)`` to ``(N, C, n * tokens, n * tokens)``, with this value outside."""
@@ -71,7 +71,7 @@ class Windows:
             each[self._box(top, left, scale)] = part
         return whole
 
-    def _box(self, top: int, left: int, scale: int = 1) -> tuple[slice, slice, slice]:
+    def _box(self, top: int, left: int, scale: int) -> tuple[slice, slice, slice]:
         rows, columns = (
             slice(scale * top, scale * (top + self.height)),
             slice(scale * left, scale * (left + self.width)),

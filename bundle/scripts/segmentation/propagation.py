@@ -192,12 +192,13 @@ class VolumetricInferer(LabelMapInferer):
 
     def _walk_independent(self, source: VolumeSlices) -> Iterator[tuple[list[int], Tensor]]:
         """Slices that share nothing but what is named in them together."""
-        side, named = Side(0, len(source.network.organs), ended_after=0), self._named(source)
+        named = self._named(source)
         if source.network.names is not None and self.window_margin is not None:
             for indices in source.chunks(in_blocks=True):
                 features, names = named(indices)
                 yield indices, self._segment_named(source.network, features, source.masks(names))
             return
+        side = Side(0, len(source.network.organs), ended_after=0)
         for indices in source.chunks():
             own = OwnMemories(source, dict.fromkeys(indices, side.organs), named=named)
             yield indices, self._decode_step(own, indices, [side] * len(indices))
