@@ -30,7 +30,7 @@ set_up() {
             return 0
         fi
     done
-    echo "Installing, once: some gigabytes, a few minutes ..." >&2
+    echo "Installing, once: 2.5 GB, or 8 GB where PyTorch comes with CUDA; a few minutes ..." >&2
     shift
     if ! (cd "$root" && "$python" -m pip --quiet --disable-pip-version-check "$@" >&2); then
         echo "error: the installation failed, see above. Given again, the same command goes on." >&2

@@ -19,7 +19,7 @@ from ..files import BUNDLE, sha256_of
 from .runs import INFERRING, run, shown, workflow
 from .usage import UsageError, only_scalars
 
-PACKAGES = ("monai", "torch", "rf-sam-2", "diffusers", "nibabel", "itk", "pydicom", "highdicom", "pytorch-ignite")
+PACKAGES = ("monai", "torch", "rf-sam-2", "diffusers", "nibabel", "itk-io", "pydicom", "highdicom", "pytorch-ignite")
 DIGESTS = BUNDLE / "models" / "sha256sums.txt"  # as sha256sum writes them
 LEAST_DICE = 0.5  # of the phantom's liver, which a working installation has 0.9 of
 _SHAPE, _SPACING = (128, 112, 16), (3.0, 3.0, 12.0)  # voxels, and millimetres, of the phantom
