@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -82,7 +83,7 @@ def test_augmenting_leaves_the_volume_itself_alone(volume):
     assert all(torch.equal(before[key], volume[key]) for key in KEYS)
 
 
-@pytest.mark.parametrize("seed, case, variant", [(1, "a", 1), (0, "b", 1), (0, "a", 2)])
+@pytest.mark.parametrize("seed, case, variant", [(1, "a", 1), (0, "b", 1), (0, "a", 2), (0, os.fsdecode(b"a\xe9"), 1)])
 def test_another_seed_case_or_variant_differs(volume, seed, case, variant):
     reference = AugmentedVariant(augmentation(), seed=0)(volume, "a", 1)
 

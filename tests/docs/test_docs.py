@@ -239,6 +239,13 @@ def test_every_benchmark_starts_in_the_bundles_folder():
     assert run.returncode == 0, run.stderr
 
 
+def test_no_page_types_a_none_that_monai_leaves_out():
+    """Fire makes Python's None of it, and MONAI an option that was not given; `'$None'` arrives."""
+    for page in PAGES + BESIDE:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert not re.findall(r"--\w+[ =](?:None|null)\b", text), page
+
+
 # pages without commands of their own
 BESIDE = ["CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "bundle/docs/README.md", "bundle/models/README.md"]
 

@@ -121,7 +121,7 @@ def test_an_inference_records_and_says_it(tmp_path, tiny_dataset, backbone_file,
 class SomeSlices:
     """Eleven slices whose embeddings are all alike; notes which are encoded together, and how."""
 
-    batch_size = 4
+    view = View()
 
     def __init__(self, channels: int) -> None:
         self.embedding = torch.zeros(1, channels, 4, 4)
@@ -139,7 +139,7 @@ class SomeSlices:
 
 
 def test_slices_are_mirrored_as_the_walk_encodes_them(tmp_path, backbone_file):
-    """No more at a time than fit into memory, and in the same precision."""
+    """Which takes as many at a time as fit into memory; and in the same precision."""
     backbone = FrozenSAM2("sam2_nano", SIZE, checkpoint=backbone_file)
     check = OrientationCheck(write_head(tmp_path / "head.pt", backbone_file, 1.0), backbone)
     assert check.head is not None
@@ -147,7 +147,7 @@ def test_slices_are_mirrored_as_the_walk_encodes_them(tmp_path, backbone_file):
     check.add(slices, range(11), SimpleNamespace(embedding=slices.embedding.expand(11, -1, -1, -1)))
     check.mirror(SimpleNamespace(amp=amp, amp_kwargs={}))
 
-    assert slices.asked == [4, 2] and slices.autocast == {amp}
+    assert slices.asked == [6] and slices.autocast == {amp}
     assert check.judge(5.0)["evidence"]["slices"] == 11
 
 

@@ -16,6 +16,7 @@ from scripts.networks.logits import NO_OBJECT_LOGIT, mask_to_logits, resize_logi
 from scripts.networks.sam2_backbone import SAM2, FrozenSAM2
 from scripts.networks.sam2_releases import BACKBONES, SAM2_YAML
 from scripts.networks.sam2_types import ImageFeatures, Memory
+from scripts.networks.windows import windows_around
 from torch import nn
 
 from tests.helpers import started
@@ -510,20 +511,24 @@ def test_gradients_reach_prompt_embeddings_through_the_decoder(nano, features):
     assert sparse.grad.flatten(2).any(2).all() and dense.grad.any()
 
 
-def test_memory_of_a_mask_is_sam2s(nano, features):
+@pytest.mark.parametrize("backbone", ["nano", "released"])
+def test_memory_of_a_mask_is_sam2s(backbone, request):
+    model = request.getfixturevalue(backbone)
+    features = make_features(2, model)
     logits = mask_to_logits(torch.rand(2, 1, SIZE, SIZE) > 0.5)
     score = torch.tensor([[10.0], [-10.0]])
 
-    expected, _ = nano.model._encode_new_memory(
+    expected, _ = model.model._encode_new_memory(
         current_vision_feats=[features.embedding.flatten(2).permute(2, 0, 1)],
-        feat_sizes=[(TOKENS, TOKENS)],
+        feat_sizes=[features.embedding.shape[-2:]],
         pred_masks_high_res=logits,
         object_score_logits=score,
         is_mask_from_pts=False,
     )
 
     scale = expected.abs().max()
-    torch.testing.assert_close(nano.encode_memory(features, logits, score) / scale, expected / scale, rtol=0, atol=2e-6)
+    found = model.encode_memory(features, logits, score)
+    torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=2e-6)
 
 
 def test_object_score_of_a_memory_follows_the_mask_unless_given(nano, features):
@@ -538,6 +543,25 @@ def test_absent_object_shifts_the_memory_by_sam2s_embedding(nano, features):
     present, absent = (nano.encode_memory(features, logits, torch.full((2, 1), sign)) for sign in (1.0, -1.0))
     shift = nano.model.no_obj_embed_spatial.view(1, MEMORY_CHANNELS, 1, 1).expand_as(present)
     torch.testing.assert_close(absent - present, shift, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name.endswith("tiny")])
+@pytest.mark.parametrize("margin", [None, 1], ids=["whole slices", "windows"])
+def test_every_release_goes_from_a_mask_to_a_mask(name, margin):
+    """SAM 2.0 lacks parts that 2.1 has; the larger ones of each release have the same parts as its smallest."""
+    torch.manual_seed(0)
+    model = FrozenSAM2(name, SIZE)
+    features, mask = make_features(2, model), torch.zeros(2, 1, SIZE, SIZE, dtype=torch.bool)
+    mask[0, 0, 8:24, 8:24] = True  # and nothing in the other slice
+    windows = None
+    if margin is not None:
+        ((_, windows),) = windows_around(mask[:, 0], range(2), tokens=model.embedding_size, margin=margin)
+
+    with torch.no_grad():
+        memory = Memory(model.encode_memory(features, mask, windows=windows))
+        decoded = model.decode(model.condition(features, [memory], windows), features, windows=windows)
+
+    assert decoded.mask_logits.shape == (2, 1, SIZE // 4, SIZE // 4) and decoded.mask_logits.isfinite().all()
 
 
 # -------------------------------------------------------------------------------------------- logits

@@ -15,6 +15,7 @@ from monai.networks import one_hot
 from monai.transforms import Orientation
 from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filter
 from scripts.output.metrics import DfgDice, FateDice, OrganDice, OrganMetricHandler, SurfaceMetrics
+from scripts.segmentation.label_maps import LabelMapInferer
 from torch.nn.functional import interpolate
 
 SHAPE = (24, 20, 12)
@@ -58,6 +59,15 @@ def found(metric, prediction: MetaTensor, truth: MetaTensor) -> dict[str, list[f
 
 def close(expected) -> object:
     return pytest.approx(expected, abs=1e-5, nan_ok=True)
+
+
+class Written(LabelMapInferer):
+    """Writes given logits, as all inferers do."""
+
+    def __call__(self, inputs: torch.Tensor, network: torch.Tensor) -> torch.Tensor:
+        output = self._empty_output(self._volume(inputs), network.shape[1])
+        self._write(output, range(len(network)), network)
+        return output
 
 
 PREDICTION, TRUTH = blobs(0), blobs(1)
@@ -195,6 +205,24 @@ def test_fate_dice_knows_more_organs_than_a_byte_has_bits():
     bits = (label_map({1: CENTRE}) > 0).int() << 8
 
     assert found(FateDice(9), bits, label_map({9: CENTRE}))["dice_fate"] == close([math.nan] * 8 + [1])
+
+
+@pytest.mark.parametrize("organs, organ", [(40, 32), (40, 36), (64, 64), (70, 64)])
+def test_fate_dice_tells_organs_apart_whose_bit_is_or_lies_behind_a_sign(organs, organ):
+    logits = torch.full((2, organs, 4, 4), -1.0)
+    logits[:, organ - 1] = 1
+    output = Written("labels_and_organs")(torch.zeros(1, 1, 8, 8, 2), logits)
+    truth = MetaTensor(torch.full((1, 8, 8, 2), organ))
+
+    dice = found(FateDice(organs), MetaTensor(output[0, 1:]), truth)["dice_fate"]
+    assert [number for number, value in enumerate(dice, 1) if value == 1] == [organ]
+    assert all(math.isnan(value) for number, value in enumerate(dice, 1) if number != organ)
+
+
+def test_fate_dice_is_undefined_where_there_are_no_bits():
+    truth = MetaTensor(torch.full((1, 3, 4, 5), 66))
+    dice = found(FateDice(70), torch.ones_like(truth), truth)
+    assert math.isnan(dice["dice_fate"][65]) and dice["fate_slices_dropped"][65] == 0
 
 
 # ---- surfaces

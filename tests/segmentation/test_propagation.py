@@ -367,7 +367,7 @@ def test_merged_labels_are_the_highest_positive_logit_and_bits_every_positive_on
     assert torch.equal(bits, ((full[0] > 0) * 2 ** torch.arange(9).view(-1, 1, 1)).sum(0).int())
 
 
-@pytest.mark.parametrize("dtype, kept", [(torch.uint8, 8), (torch.int32, 32)])
+@pytest.mark.parametrize("dtype, kept", [(torch.uint8, 8), (torch.int32, 32), (torch.int64, 64)])
 def test_merged_labels_of_more_organs_than_a_number_has_bits(dtype, kept):
     """TotalSegmentator names 117."""
     logits = torch.full((117, 1, 117), -1.0)

@@ -120,3 +120,17 @@ def test_views_are_averaged_and_counted(network, volume):
 def test_views_that_are_none(views, message):
     with pytest.raises(ValueError, match=f"(?i){message}"):
         read_views(views)
+
+
+@pytest.mark.parametrize("views", [[[0, 1]], [[7, 1]], [[7, 1], [0, 1]]])
+def test_features_are_shown_once_as_the_first_view_has_them(volume, network, views):
+    shown = []
+    inferer = VolumetricInferer(
+        no_3d=True, views=views, on_features=lambda slices, indices, _: shown.extend((i, slices.view) for i in indices)
+    )
+
+    inferer(volume, network)
+
+    first = View(*views[0])
+    assert sorted(index for index, _ in shown) == list(range(volume.shape[-1]))
+    assert {view for _, view in shown} == {first}

@@ -21,7 +21,7 @@ from scripts.training import parallel
 from scripts.training.handlers import PriorExporter, ResumableCheckpoint
 from scripts.training.losses import DiffuSAMLoss
 
-from tests.helpers.workflows import BUNDLE, CONFIGS, run, train, write_overlay
+from tests.helpers.workflows import BUNDLE, CONFIGS, SETTINGS, run, save_start, train, write_overlay
 
 PROCESSES = 2
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", f"--nproc_per_node={PROCESSES}"]
@@ -76,6 +76,28 @@ def test_two_processes_train_the_prior_of_one_with_twice_the_batch(trained, file
 
     assert one.keys() == two.keys()
     for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-3, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [{"lambda_prior": 0, "lambda_seg": 0}, {"names_encoder": True, "random_contrasts": 0.5}],
+    ids=["the head alone", "with its encoder, beside the prior"],
+)
+def test_two_processes_train_the_head_of_one_with_twice_the_batch(overlay, backbone_file, tmp_path, settings):
+    start, one, two = tmp_path / "start.pt", tmp_path / "one", tmp_path / "two"
+    save_start(start, backbone_file, prior_channels=SETTINGS["prior_channels"])
+    settings = {"named_memories": True, "start_from": str(start), "use_high_res": True, **settings}
+    train(overlay, output_dir=str(one), batch_size=4, **settings)
+    result = run_in_processes("training", overlay, "multi_gpu_train", output_dir=two, batch_size=2, **settings)
+    assert result.returncode == 0, result.stderr
+
+    one, two = weights(one / "model.pt"), weights(two / "model.pt")
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        if key.startswith("names.sam2.image_encoder.trunk") and key.endswith("conv.bias"):
+            continue  # an instance norm follows, so that its gradient is rounding alone
         torch.testing.assert_close(two[key], value, rtol=1e-3, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}")
 
 
@@ -187,6 +209,30 @@ def test_the_mean_of_the_processes_losses_is_the_loss_of_all_slices(process, mon
     shares = [loss(*(each[rank::2] for each in tensors))["loss"] for rank in range(2)]
 
     torch.testing.assert_close(torch.stack(shares).mean(), expected)
+
+
+def test_the_mean_of_the_gradients_of_all_processes_is_that_of_a_loss_of_all_rows(process, monkeypatch):
+    """Of a quotient of sums, as Dice of a batch is one, which is no mean of those of its parts."""
+
+    def loss(rows: torch.Tensor) -> torch.Tensor:
+        return rows[:, 0].sum() / rows[:, 1].square().sum()
+
+    rows = torch.rand(6, 2, generator=torch.Generator().manual_seed(0))
+    whole = rows.clone().requires_grad_()
+    expected = loss(whole)
+    expected.backward()
+
+    gradients = []
+    monkeypatch.setattr(idist, "all_gather", lambda part: rows.clone())
+    for rank in range(2):
+        process(rank, 2)
+        part = rows[3 * rank :][:3].clone().requires_grad_()
+        value = loss(parallel.rows_of_all_processes(part))
+        torch.testing.assert_close(value, expected)
+        value.backward()
+        gradients.append(part.grad / 2)  # which are averaged over the processes
+
+    torch.testing.assert_close(torch.cat(gradients), whole.grad)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

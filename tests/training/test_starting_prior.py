@@ -216,3 +216,11 @@ def test_few_volumes_change_the_names_of_known_organs_less(earlier, volumes, sha
     assert share_learned(volumes, ["liver", "heart"], path, most=0.6) == 0.6
     assert share_learned(volumes, ["liver"], path.with_name("none.pt"), most=0.6) == 0.6
     assert share_learned(volumes, ["liver"], None, most=0.6) == 0.6
+
+
+@pytest.mark.parametrize("model", [torch.zeros(2), None, {"_extra_state": torch.zeros(2)}, {"_extra_state": {}}])
+def test_what_is_learned_from_a_file_that_is_no_prior_is_not_asked(tmp_path, model):
+    torch.save({"model": model}, tmp_path / "other.pt")
+
+    with pytest.raises(UnusableFileError, match="'.*other.pt' is no trained prior: it holds model"):
+        share_learned(3, ["liver"], tmp_path / "other.pt")

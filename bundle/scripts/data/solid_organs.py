@@ -27,6 +27,7 @@ from .grids import seen_on
 from .stored import scaled
 
 DARK, BRIGHT = 0.5, 3.0  # of the organ's median: what is darker or brighter is none of it
+BLACK = 0.05  # of the range of greys: an organ darker than that, as one full of iron, counts as so grey
 AROUND = 8.0  # mm to either side in a slice, over which greys are averaged
 OVERLAP = 1 / 3  # of an organ's largest area, that two slices share where it has not ended in the one between them
 SPARED = 0.95  # of the voxels that experts have drawn: an organ of which less would stay is not solid
@@ -62,9 +63,9 @@ def _voxels(labels: torch.Tensor, organs: int) -> np.ndarray:
 
 class KeepSolidOrgansd(MapTransform):
     """Takes away from solid organs what is darker than :data:`DARK` of their median grey or brighter than
-    :data:`BRIGHT`, on an average of what lies around; then all but the largest piece; then what hangs on it by a bridge
-    (:func:`.bridges.bridged`). A single slice without the organ is filled before, between two in which it overlaps
-    by more than :data:`OVERLAP`.
+    :data:`BRIGHT` of it (of :data:`BLACK` at least), on an average of what lies around; then all but the largest
+    piece; then what hangs on it by a bridge (:func:`.bridges.bridged`). A single slice without the organ is filled
+    before, between two in which it overlaps by more than :data:`OVERLAP`.
 
     Args:
         keys: label maps ``(1, I, J, K)`` of integers; changed in place.
@@ -135,7 +136,7 @@ def _other_greys(organ: np.ndarray, stored: torch.Tensor, image: MetaTensor, spa
         grey = inside * scaled(stored[part], image).numpy()
         around, share = (ndimage.uniform_filter(each, (*sizes, 1), mode="constant") for each in (grey, inside))
         mean = around / np.maximum(share, np.finfo(np.float32).tiny)
-        other[part] = organ[part] & ((mean < DARK * median) | (mean > BRIGHT * median))
+        other[part] = organ[part] & ((mean < DARK * median) | (mean > BRIGHT * max(median, BLACK)))
     return other
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ class AugmentedVariant(Transform):
         """Variant 0 is the volume as it is; 1, 2, ... are augmented."""
         if variant == 0:
             return dict(data)
-        entropy = [self.seed, variant, *case.encode()]
+        entropy = [self.seed, variant, *os.fsencode(case)]  # names of files are not always UTF-8
         self.transform.set_random_state(seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]))
         return dict(self.transform(data))
 

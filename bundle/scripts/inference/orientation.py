@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from ..files import sha256_of
 from ..networks.orientation import Evidence, OrientationHead, gather_evidence, load_head, to_mirror
 from ..networks.sam2_backbone import FrozenSAM2
 from ..networks.sam2_types import ImageFeatures
-from ..segmentation.views import View
 from ..segmentation.walked_slices import VolumeSlices
 from .cases import reason
 
@@ -107,7 +107,7 @@ class OrientationCheck(Described):
             return
         try:
             with torch.no_grad(), torch.autocast("cuda", enabled=engine.amp, **engine.amp_kwargs):
-                self._mirrored = self._read_mirrored(slices.seen_in(View(mirrored=True)))
+                self._mirrored = self._read_mirrored(slices.seen_in(replace(slices.view, mirrored=True)))
         except (MemoryError, RuntimeError) as error:  # PyTorch's is one of the latter
             said = reason(error)
             if not said.startswith("out of memory"):
@@ -117,8 +117,7 @@ class OrientationCheck(Described):
     def _read_mirrored(self, mirrored: VolumeSlices) -> Tensor:
         indices, outputs = self._in_order()
         chosen = [indices[place] for place in to_mirror(outputs).tolist()]
-        starts = range(0, len(chosen), mirrored.batch_size)
-        return torch.cat([self._read(mirrored.features(chosen[at : at + mirrored.batch_size])) for at in starts])
+        return self._read(mirrored.features(chosen))
 
     @torch.no_grad()
     def _read(self, features: ImageFeatures) -> Tensor:

@@ -20,7 +20,7 @@ from .logits import NO_OBJECT_LOGIT
 from .naming_head import NamingHead, named_labels
 from .sam2_backbone import FrozenSAM2, encoded_at_once
 from .sam2_types import ImageFeatures, Memory
-from .windows import Windows, windows_around
+from .windows import TOKENS_AT_ONCE, Windows, windows_around
 
 
 class DiffuSAM(FrozenBackboneNetwork):
@@ -101,7 +101,9 @@ class DiffuSAM(FrozenBackboneNetwork):
         shown, places = slices.unique(return_inverse=True)
         features = features[shown] if len(shown) < len(features) else features
         masks = masks[slices, organs]
-        attended = backbone.attend(features)
+        at_once = max(1, TOKENS_AT_ONCE // backbone.embedding_size**2)
+        parts = [features[start : start + at_once] for start in range(0, len(features), at_once)]
+        attended = torch.cat([backbone.attend(part) for part in parts])
         for chosen, windows in windows_around(masks, places.tolist(), tokens=backbone.embedding_size, margin=margin):
             memory = Memory(self.memories_of(features, masks[chosen, None], windows))
             conditioned = backbone.condition(features, [memory], windows, attended)

@@ -30,14 +30,15 @@ def encode_masks(
     Args:
         embedding: image embedding of the slices, ``(B, C, h, w)``.
         masks: organs running fastest, ``(B * K, 1, H, W)`` at any resolution: logits, or bool for given ones.
-        present: ``(B * K, 1)`` bool; where it is False SAM2's embedding of "no object" is added.
+        present: ``(B * K, 1)`` bool; where it is False SAM2's embedding of "no object" is added, which SAM 2.0 has not.
         windows: of N masks, to encode these parts alone, as if the slices ended there; not what SAM2 does.
 
     Returns:
         Memory features ``(B * K, M, h, w)``, or ``(N, M, windows.height, windows.width)``.
     """
     encoder = sam2.memory_encoder
-    no_object = (~present)[..., None, None] * sam2.no_obj_embed_spatial[..., None, None]
+    nothing = sam2.no_obj_embed_spatial
+    no_object = 0 if nothing is None else (~present)[..., None, None] * nothing[..., None, None]
     if windows is not None:
         around = windows.with_tokens_before()
         maps = _downsampled(sam2, _as_logits(around.cut_each(_at_full_size(sam2, masks))))

@@ -109,7 +109,8 @@ class FateDice(OrganMetric):
     ``run_inference_single_volume`` of ``notebooks/predictor_utils.py``. Over which slices ``mean_and_ci`` ran for the
     paper's tables is not there; a volume's number here is the mean over its slices that are kept.)
 
-    As ``y_pred`` it takes a mask for each organ, packed: bit i - 1 is set where organ i's own logit is positive.
+    As ``y_pred`` it takes a mask for each organ, packed: bit i - 1 is set where organ i's own logit is positive. Of
+    organs for which its type has no bit it is undefined; integers of 64 bits have them for 64 organs.
     """
 
     names = ("dice_fate", "fate_slices_kept", "fate_slices_dropped")
@@ -125,8 +126,12 @@ class FateDice(OrganMetric):
     def _slices(self, bits: Tensor, labels: Tensor) -> Tensor:
         """Dice ``(K, slices)`` of ``(slices, H, W)``, from the voxels that belong to any organ alone."""
         count, held = len(bits), ((bits != 0) | (labels != 0)).nonzero(as_tuple=True)
+        packed = 24 if bits.is_floating_point() else torch.iinfo(bits.dtype).bits
         index, bits, labels, rows = held[0], bits[held].long(), labels[held], []
         for value in range(1, self.organs + 1):
+            if value > packed:
+                rows.append(torch.full((count,), math.nan, dtype=torch.double, device=labels.device))
+                continue
             predicted, true = (bits >> (value - 1) & 1).bool(), labels == value
             shared, *voxels = (index[mask].bincount(minlength=count) for mask in (predicted & true, predicted, true))
             rows.append(2 * shared.double() / sum(voxels))

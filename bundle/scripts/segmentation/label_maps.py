@@ -21,8 +21,8 @@ class LabelMapInferer(Described, Inferer):
 
     Args:
         output: ``"labels"``, a label map; ``"labels_and_organs"``, with a second channel whose bit i - 1 is set where
-            organ i's own logit is positive, before organs are merged; ``"logits"``, a channel for the background
-            (0 everywhere) and each organ.
+            organ i's own logit is positive, before organs are merged, up to the 64th; ``"logits"``, a channel for the
+            background (0 everywhere) and each organ.
 
     Raises:
         SettingError: an unknown ``output``.
@@ -54,6 +54,8 @@ class LabelMapInferer(Described, Inferer):
     def _empty_output(self, volume: Tensor, organs: int) -> Tensor:
         """``(1, channels, H, W, slices)``, of which each slice lies together in memory, as it is written."""
         channels, dtype = OUTPUTS.index(self.output) + 1, torch.uint8 if organs <= 8 else torch.int32
+        if self.output == "labels_and_organs" and organs > 32:
+            dtype = torch.int64
         if self.output == "logits":
             channels, dtype = 1 + organs, torch.float32
         *size, slices = volume.shape

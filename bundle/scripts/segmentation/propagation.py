@@ -160,8 +160,8 @@ class VolumetricInferer(LabelMapInferer):
         network = getattr(network, "module", network)
         if network.names is None and not network.prior.fitted:
             raise RefusedError(
-                "The memory prior is untrained: load a trained one (`prior_file`), or run training first. A file in "
-                "which the head alone was trained is used with --named_memories True."
+                "The memory prior is untrained: load a trained one (`prior_file`), or run training first. A file of "
+                "DiffuSAM in which the head alone was trained is used with --named_memories True."
             )
         scale = partial(scaled, image=inputs)
         return VolumeSlices(
@@ -175,7 +175,10 @@ class VolumetricInferer(LabelMapInferer):
             return
         mean = MeanOverViews()
         for number, view in enumerate(self.views):
-            for indices, logits in self._decode_view(source.seen_in(view), number):
+            seen = source.seen_in(view)
+            if number == 0:
+                seen.on_features = source.on_features
+            for indices, logits in self._decode_view(seen, number):
                 mean.add(view, indices, logits)
         for index in range(source.count):
             yield [index], mean.pop(index)[None].to(source.device)

@@ -47,9 +47,9 @@ class VolumeSlices:
         self.view = View()
 
     def seen_in(self, view: View) -> VolumeSlices:
-        """The same slices in a view."""
+        """The same slices in a view, whose features are shown to nobody."""
         other = copy(self)
-        other.view = view
+        other.view, other.on_features = view, None
         return other
 
     def encode(self, indices: list[int]) -> tuple[ImageFeatures, Tensor]:
@@ -59,7 +59,9 @@ class VolumeSlices:
 
     def name(self, features: ImageFeatures) -> Tensor | None:
         """What the network's head names; see :meth:`~scripts.networks.diffusam.DiffuSAM.name`."""
-        return self.network.name(features)
+        starts = range(0, len(features), self.batch_size)  # a head may have an encoder of its own
+        parts = [self.network.name(features[start : start + self.batch_size]) for start in starts]
+        return None if parts[0] is None else torch.cat(parts)
 
     def named(self, indices: Sequence[int]) -> tuple[ImageFeatures, Tensor | None]:
         """Image features of some slices, and what is named in each by itself."""
@@ -77,7 +79,7 @@ class VolumeSlices:
 
     def features(self, indices: list[int]) -> ImageFeatures:
         features = self._encoded(indices)
-        if self.on_features is not None and self.view == View():
+        if self.on_features is not None:
             self.on_features(self, indices, features)
         return features
 

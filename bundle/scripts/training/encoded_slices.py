@@ -27,7 +27,6 @@ from ..data.transforms import AugmentedVariant
 from ..data.volumes import volume_digest
 from ..descriptions import describe
 from ..errors import SettingError, UnusableFileError
-from ..networks.logits import mask_to_logits
 from ..networks.sam2_backbone import FrozenSAM2, between_neighbours
 from ..weights import load_tensors, save_atomically
 
@@ -229,8 +228,7 @@ class EncodedSlices(Dataset):
             features = self.backbone.encode_image(shown[start : start + self.batch_size].to(device))
             mask = label[start : start + self.batch_size] == values
             present = mask.flatten(2).any(2)
-            given = mask_to_logits(mask.flatten(0, 1)[:, None]).to(device)
-            memory = self.backbone.encode_memory(features.repeat_interleave(count), given)
+            memory = self.backbone.encode_memory(features, mask.flatten(0, 1)[:, None].to(device))
             chunk = {
                 "embedding": features.embedding,
                 "high_res_fine": features.high_res[0],

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..descriptions import Described
 from ..errors import SettingError
 from ..networks.naming_head import against_the_rest
-from .parallel import mean_over_processes
+from .parallel import mean_over_processes, rows_of_all_processes
 
 _ORGANS_WEIGHT = 3.0  # of an organ's pixels in the naming head's cross-entropy, as in its pretraining
 
@@ -89,7 +89,8 @@ class DiffuSAMLoss(Described, nn.Module):
     def naming(self, logits: Tensor, label: Tensor, organs: int) -> Tensor:
         """The loss of a head that names the structure of every pixel: cross-entropy and soft Dice of the organs.
 
-        All structures that are no organs are the background, whichever the head takes them for.
+        All structures that are no organs are the background, whichever the head takes them for. With several processes
+        it is in each of them the loss of all their slices together.
 
         Args:
             logits: ``(B, classes, h, w)``, the organs first.
@@ -100,6 +101,7 @@ class DiffuSAMLoss(Described, nn.Module):
         logits = torch.cat([rest, named], 1)
         step = label.shape[-1] // logits.shape[-1]
         label = label[:, step // 2 :: step, step // 2 :: step].long()
+        logits, label = rows_of_all_processes(logits), rows_of_all_processes(label)
         weight = torch.tensor([1.0] + [_ORGANS_WEIGHT] * organs, device=logits.device)
         return F.cross_entropy(logits, label, weight) + self.named_dice(logits, label[:, None])
 

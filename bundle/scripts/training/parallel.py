@@ -124,6 +124,21 @@ def noise_like(values: Tensor) -> Tensor:
     return draw_rows(lambda rows: torch.randn(rows, *values.shape[1:], device=values.device), len(values))
 
 
+def rows_of_all_processes(values: Tensor) -> Tensor:
+    """The rows ``(B, ...)`` of all processes, for a loss of a batch that is no mean of its rows' losses.
+
+    Gradients of this process's rows are as many times as large as there are processes: those of all processes, each
+    of which computes the loss of all rows, then have that loss's gradient as their mean.
+    """
+    processes = idist.get_world_size()
+    if processes == 1:
+        return values
+    rows = list(idist.all_gather(values.detach()).split(len(values)))
+    if values.requires_grad:
+        rows[idist.get_rank()] = processes * values - (processes - 1) * values.detach()
+    return torch.cat(rows)
+
+
 def mean_over_processes(value: Tensor) -> Tensor:
     """The mean of a tensor's values in all processes, without gradient."""
     return idist.all_reduce(value.detach().clone()) / idist.get_world_size()

@@ -80,11 +80,8 @@ class StartingPrior:
             return {}, "no `start_from` is named"
         if not path.is_file():
             return {}, f"'{path}' is not there"
-        content = load_tensors(path, "trained prior", remedy=_REMEDY)
-        state = content.get("model")
-        about = state.get("_extra_state") if isinstance(state, dict) else None
-        if not isinstance(about, dict) or not about.keys() >= _ABOUT:
-            raise UnusableFileError(f"'{path}' is no trained prior: it holds {listed(content) or 'nothing'}. {_REMEDY}")
+        state = _trained_prior(path)
+        about = state["_extra_state"]
         check_finite(path, state, remedy=_REMEDY)
         own = self.network.get_extra_state()
         if about.get("network", "DiffuSAM") != own["network"]:
@@ -185,13 +182,29 @@ def share_learned(
         start_from: see :class:`StartingPrior`.
         most: the share from enough volumes on.
         enough: that many.
+
+    Raises:
+        UnusableFileError: the file is no trained prior.
     """
     if start_from is None or not Path(start_from).is_file():
         return most
-    content = load_tensors(start_from, "trained prior", remedy=_REMEDY, mmap=True)  # of which no tensor is needed
-    about = content.get("model", {}).get("_extra_state", {})
-    known = set(organs) <= set(about.get("organs", ()))
+    about = _trained_prior(start_from, mmap=True)["_extra_state"]  # no tensor is needed
+    known = set(organs) <= set(about["organs"])
     return round(most * min(1.0, volumes / enough), 4) if known else most
+
+
+def _trained_prior(path: str | Path, **options: Any) -> dict[str, Any]:
+    """The state of the network that a file holds, whose ``_extra_state`` says whose it is.
+
+    Raises:
+        UnusableFileError: it is no trained prior.
+    """
+    content = load_tensors(path, "trained prior", remedy=_REMEDY, **options)
+    state = content.get("model")
+    about = state.get("_extra_state") if isinstance(state, dict) else None
+    if not isinstance(about, dict) or not about.keys() >= _ABOUT:
+        raise UnusableFileError(f"'{path}' is no trained prior: it holds {listed(content) or 'nothing'}. {_REMEDY}")
+    return state
 
 
 def starting_digest(start_from: str | Path | None) -> str | None:

@@ -94,6 +94,7 @@ class DiffuSAMTrainer(Described, SupervisedTrainer):
         self.timesteps = None if timesteps is None else torch.tensor(list(timesteps))
         if names is not None:
             names.requires_grad_(self.loss_function.lambda_names > 0)
+            names.coarse.requires_grad_(False)  # of the embedding alone, for which no loss asks here
         self.trains_prior = self.loss_function.trains_prior
         self.network.prior.requires_grad_(self.trains_prior)
         if not any(parameter.requires_grad for parameter in self.network.trained_parameters()):
