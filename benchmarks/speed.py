@@ -27,6 +27,7 @@ import torch
 from scripts.networks.sam2_types import ImageFeatures
 from scripts.training.trainer import DiffuSAMTrainer
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from benchmarks.configuration import parse
 from benchmarks.program import run_command
@@ -65,12 +66,9 @@ def cache(config_file, iterations: int = 10, **overrides) -> None:
     def encode(volume) -> None:
         index = torch.randint(0, volume["image"].shape[-1], (size,))
         encoded = dataset.encode({key: volume[key][..., index] for key in ("image", "label")})
-        organ = torch.randint(0, count, (size,))
-        batch = {key: encoded[key] for key in ("embedding", "high_res_fine", "high_res_coarse")}
-        batch["memory"] = encoded["memory"][torch.arange(size), organ]
-        batch["mask"] = (encoded["label"] == (organ + 1).view(-1, 1, 1))[:, None]
-        batch["organ"] = organ
-        trainer._iteration(trainer, batch)
+        organs = torch.randint(0, count, (size,)).tolist()
+        pairs = [dataset.pair(encoded, position, organ) for position, organ in enumerate(organs)]
+        trainer._iteration(trainer, default_collate(pairs))
 
     variants = iter(range(1, 10**6))
     steps = {

@@ -10,10 +10,12 @@ import sys
 import pytest
 import torch
 from scripts.networks.sam2_backbone import FrozenSAM2
+from scripts.training.trainer import DiffuSAMTrainer
 
 from benchmarks import gpu, speed, speed_table, timing
 from benchmarks.timing import Cost, GivenMasks
 from tests.helpers.networks import SIZE, make_backbone, make_diffusam
+from tests.helpers.workflows import save_start
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,38 @@ def test_table_compares_with_the_predictor(bundle, tiny_dataset, tmp_path, monke
         assert f"| {row}" in said.replace("`", "")
     assert "masks given" in said and "times four organs" in said
     assert (tmp_path / "speed.json").is_file()
+
+
+def test_iterations_with_and_without_the_cache_see_the_same(bundle, tiny_dataset, tmp_path, monkeypatch, backbone_file):
+    """Whatever the configuration trains, here a head that reads slices beside the prior."""
+    monkeypatch.chdir(bundle)
+    save_start(tmp_path / "start.pt", backbone_file)
+    seen, plain = [], DiffuSAMTrainer._iteration
+
+    def iteration(trainer, engine, batch):
+        seen.append({key: value.shape for key, value in batch.items() if isinstance(value, torch.Tensor)})
+        return plain(trainer, engine, batch)
+
+    monkeypatch.setattr(DiffuSAMTrainer, "_iteration", iteration)
+    speed.cache(
+        "configs/train.json",
+        iterations=1,
+        dataset_dir=str(tiny_dataset),
+        train_cases=["a"],
+        variants=1,
+        output_dir=str(tmp_path),
+        backbone_checkpoint=str(backbone_file),
+        start_from=str(tmp_path / "start.pt"),
+        image_size=SIZE,
+        batch_size=2,
+        named_memories=True,
+        names_encoder=True,
+        use_high_res=True,
+    )
+
+    assert len(seen) == 6
+    for each in seen:
+        assert {**each, "present": None} == {**seen[0], "present": None}
 
 
 def test_gpu_steps_that_fail_or_are_cut_off_do_not_end_the_suite(tmp_path, monkeypatch):

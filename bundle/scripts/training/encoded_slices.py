@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,17 @@ class EncodedSlices(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         file, position, organ = self.pairs[index].tolist()
-        content = self._content(file)
+        case = self.data[file // (self.variants + 1)]["case"]
+        return {**self.pair(self._content(file), position, organ), "present": bool(self.present[index]), "case": case}
+
+    def pair(self, content: Mapping[str, Tensor], position: int, organ: int) -> dict[str, Any]:
+        """What training sees of a slice and an organ.
+
+        Args:
+            content: of :meth:`encode`, for one volume.
+            position: of the slice.
+            organ: 0 to K - 1.
+        """
         item = {key: content[key][position] for key in ("embedding", "high_res_fine", "high_res_coarse")}
         memories = content["memory"][position]
         item["memory"] = memories if self.all_memories else memories[organ]
@@ -117,8 +127,7 @@ class EncodedSlices(Dataset):
             last = len(content["image"]) - 1
             shown = [max(position - 1, 0), position, min(position + 1, last)] if self.context else [position]
             item["image"] = content["image"][shown]
-        case = self.data[file // (self.variants + 1)]["case"]
-        return {**item, "organ": organ, "present": bool(self.present[index]), "case": case}
+        return {**item, "organ": organ}
 
     def __getstate__(self) -> dict[str, Any]:
         # worker processes open the files themselves and have no use for the backbone
