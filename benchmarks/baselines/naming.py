@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from scripts.errors import SettingError, listed
 from scripts.networks.diffusam import DiffuSAM
-from scripts.networks.naming_head import grouped
+from scripts.networks.naming_head import grouped, naming_classes
 from scripts.weights import load_tensors
 from torch import Tensor
 
@@ -17,13 +18,28 @@ SLICES_AT_A_TIME = 8
 
 
 def with_names(network: DiffuSAM, path: str | Path) -> DiffuSAM:
-    """Loads a trained file, whose head is then the network's.
+    """Loads a trained file, whose head is then the network's. Organs may be others than the file's, as long as its head
+    names them.
 
     Raises:
-        BundleError: the file is not there, is something else, has no head, or is of another backbone.
+        BundleError: the file is not there, is something else, has no head, is of another backbone, or names no such
+            organ.
     """
     remedy = "Name a file that has a head, such as the model that ships, with --prior_file."
-    network.load_state_dict(load_tensors(path, "trained prior", remedy=remedy)["model"])
+    state = load_tensors(path, "trained prior", remedy=remedy)["model"]
+    about = state["_extra_state"]
+    if about["organs"] == network.organs:
+        network.load_state_dict(state)
+        return network.eval()
+    network.set_extra_state({**about, "organs": network.organs})  # refuses what is of another backbone
+    head = {key.removeprefix("names."): value for key, value in state.items() if key.startswith("names.")}
+    named = naming_classes(about["organs"]) if head else []
+    if unknown := [organ for organ in network.organs if organ not in named]:
+        raise SettingError(
+            f"The head of '{path}' names {listed(named) if named else 'nothing'}, not {listed(unknown)}. Leave that "
+            "out of `label_map`."
+        )
+    network.names.take_over(head, named)
     return network.eval()
 
 

@@ -235,7 +235,7 @@ def naming(
 ) -> dict:
     """What the head of a trained file (``prior_file``) names by itself, without SAM2's memories and decoder: a U-Net as
     it were. Of the model that ships it has seen no label; of one that was trained with ``configs/few_shot.json``, those
-    of its training.
+    of its training. ``label_map`` may ask for any structure that the head names, such as the aorta.
 
     Args:
         smoothing: weight of what it names in the slices on both sides beside each slice's own.

@@ -22,10 +22,10 @@ def backbone() -> FrozenSAM2:
     return FrozenSAM2("sam2_nano", SIZE, slice_context=True)
 
 
-def network(backbone, own_encoder: bool = False, named: bool = True) -> DiffuSAM:
-    prior = MemoryPrior(32, 128, organs=2, block_out_channels=(32, 64), attention_levels=1)
-    names = naming(backbone, ORGANS, own_encoder=own_encoder) if named else None
-    return DiffuSAM(backbone, prior, organs=ORGANS, names=names)
+def network(backbone, own_encoder: bool = False, named: bool = True, organs: list[str] = ORGANS) -> DiffuSAM:
+    prior = MemoryPrior(32, 128, organs=len(organs), block_out_channels=(32, 64), attention_levels=1)
+    names = naming(backbone, organs, own_encoder=own_encoder) if named else None
+    return DiffuSAM(backbone, prior, organs=organs, names=names)
 
 
 @pytest.mark.parametrize("own_encoder", [False, True])
@@ -40,6 +40,22 @@ def test_what_the_head_names_is_the_label(backbone, tmp_path, own_encoder, name,
     output = NamingInferer(ORGANS)(volume, with_names(network(backbone, own_encoder), tmp_path / "model.pt"))
 
     assert (output[0, 0] == value).all()
+
+
+@pytest.mark.parametrize("own_encoder", [False, True])
+def test_other_organs_may_be_asked_for_than_the_file_is_of(backbone, tmp_path, own_encoder):
+    trained = network(backbone, own_encoder)
+    torch.nn.init.zeros_(trained.names.fine.weight)
+    trained.names.fine.bias.data = torch.tensor([9.0 * (each == "aorta") for each in trained.names.classes])
+    torch.save({"model": trained.state_dict()}, tmp_path / "model.pt")
+    volume = MetaTensor(torch.rand(1, 1, 40, 50, 3), affine=torch.eye(4))
+    organs = ["liver", "stomach", "aorta"]
+
+    asked = with_names(network(backbone, own_encoder, organs=organs), tmp_path / "model.pt")
+
+    assert (NamingInferer(organs)(volume, asked)[0, 0] == 3).all()
+    with pytest.raises(SettingError, match="names spleen, liver, .*not femur. Leave that out"):
+        with_names(network(backbone, own_encoder, organs=["liver", "femur"]), tmp_path / "model.pt")
 
 
 def test_a_file_without_a_head_is_refused(backbone, tmp_path):
