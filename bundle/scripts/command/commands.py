@@ -11,11 +11,12 @@ from ..arguments import share_numbers
 from ..errors import MissingFileError, RefusedError, count, listed, one_line, say
 from ..files import json_of, named_by_content
 from ..inert import inert_json
+from ..inference.journals import FOLDER as JOURNALS
 from ..shell import quoted
 from . import runs
 from .configurations import refuse_said
 from .layouts import Layout, layout_of
-from .learned import OVERLAY, RUN, cases_in, overlay_of, places_in, prior_of, recorded
+from .learned import OVERLAY, RUN, cases_in, overlay_of, places_in, prior_of, recorded, remove_training, trained_with
 from .options import (
     OWN_DATA,
     SAID_BY_EVALUATING,
@@ -76,12 +77,13 @@ def segment(
     if model is not None:
         options = {"prior_file": plain(prior_of(model), "model"), **options}
     wanted = {"input": typed(input_of(scans, folder)), "output": typed(shown(folder)), **options}
-    before = _records(folder)
-    code = run(workflow("inferring", configs, options=wanted, processes=_number_from_1("processes", processes)))
+    before, number = _records(folder), _number_from_1("processes", processes)
+    code = run(workflow("inferring", configs, options=wanted, processes=number))
     if code == 0:
         say(f"\nLabel maps, previews and report.html are in {one_line(shown(folder))}.")
         return 0
-    return code if code != FAILED else _failure(before, _records(folder))
+    # torchrun ends with 1 whatever its processes ended with; a process by itself says what it has done
+    return _failure(before, folder) if code == FAILED and number > 1 else code
 
 
 def learn(
@@ -124,10 +126,13 @@ def learn(
     training, evaluating = (*runs.TRAINING, runs.FEW_SHOT), (*runs.EVALUATING, runs.FEW_SHOT)
     workflow("evaluating", evaluating, options=options)  # what cannot be read is said before anything is prepared
     given = {"label_map": label_map, "train_cases": train_cases, "overwrite": overwrite, **read}
+    overlay = target / OVERLAY
+    before = trained_with(overlay)
     code = _prepare(folder, target, modality, image, label, given)
     if code:
         return code
-    overlay = target / OVERLAY
+    if before is not None and before != trained_with(overlay):  # which --overwrite alone lets pass
+        remove_training(target)
     code = run(workflow("training", [*training, overlay], options=options), shared=True)
     if code:
         return code
@@ -341,10 +346,14 @@ def _records(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _failure(before: Mapping[str, Any], after: Mapping[str, Any]) -> int:
-    """Whether a run that failed has done some of its scans: it has recorded failures, and has results too."""
+def _failure(before: Mapping[str, Any], folder: Path) -> int:
+    """Whether a run that failed has come to its end: it has recorded failures, has results too, and no journal is left
+    in which cases are taken.
+    """
+    after = _records(folder)
     status = [record.get("status") for record in after.values()]
-    return SOME_FAILED if before != after and "failed" in status and "done" in status else FAILED
+    ended = before != after and not (folder / JOURNALS).exists()
+    return SOME_FAILED if ended and "failed" in status and "done" in status else FAILED
 
 
 def _number_from_1(name: str, text: str) -> int:

@@ -62,6 +62,27 @@ def places_in(folder: Path, prior: Path) -> Path:
     return named_by_content(folder, "evaluate.json", inert_json(places))
 
 
+def trained_with(overlay: Path) -> dict[str, Any] | None:
+    """What of an overlay a training depends on, which is all but the cases that are evaluated; None where there is no
+    overlay, or none that can be read.
+    """
+    try:
+        content = _content(overlay)
+    except UnusableFileError:
+        return None
+    return {key: value for key, value in content.items() if key != "test_cases"}
+
+
+def remove_training(folder: Path) -> None:
+    """Takes away the training of an earlier overlay, and its model, so that the next one begins anew."""
+    files = [folder / RUN / name for name in ("checkpoint.pt", "model.pt")]
+    there = [each for each in files if each.is_file()]
+    for each in there:
+        each.unlink()
+    if there:
+        print(f"The training in '{folder / RUN}' was of what has been replaced: it begins anew.", flush=True)
+
+
 def _below(text: str, folder: Path) -> bool:
     return os.path.isabs(text) and Path(text).is_relative_to(folder)
 

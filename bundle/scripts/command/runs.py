@@ -26,6 +26,7 @@ EVALUATING = ("configs/train.json", "configs/evaluate.json")
 MODALITY = "configs/by_modality.json"  # where nobody says which modality
 
 _OVERLAYS = "config_file"
+_PATIENCE = 1.0  # seconds that a command has to end by itself, before an interruption is passed on
 
 Options = Mapping[str, str]
 
@@ -78,7 +79,8 @@ def preparation(*words: str, options: Options | None = None) -> list[str]:
 def run(words: Sequence[str], say: bool = True, last: bool = False, shared: bool = False) -> int:
     """Prints a command, runs it, and returns its exit code, 128 and more for signals as in a shell.
 
-    Interruptions reach the command, which ends in its own way; this program waits for it.
+    Interruptions reach the command, which ends in its own way; this program waits for it. A terminal sends them to
+    both; those that were sent to this program alone are passed on.
 
     Args:
         words: of the command.
@@ -98,17 +100,36 @@ def run(words: Sequence[str], say: bool = True, last: bool = False, shared: bool
         with suppress(OSError):
             process.send_signal(number)
 
-    before = signal.signal(signal.SIGTERM, pass_on)
+    before, patience = signal.signal(signal.SIGTERM, pass_on), None
     try:
         while True:
             try:
-                code = process.wait()
+                code = process.wait(patience)
                 break
-            except KeyboardInterrupt:  # a terminal sends it to both
-                continue
+            except KeyboardInterrupt:
+                patience = None if _in_foreground() else _PATIENCE
+            except subprocess.TimeoutExpired:  # nobody has sent it to the command
+                pass_on(signal.SIGINT, None)
+                patience = None
     finally:
         signal.signal(signal.SIGTERM, before)
     return code if code >= 0 else 128 - code
+
+
+def _in_foreground() -> bool:
+    """Whether ^C at a terminal reaches the commands that this program runs, too."""
+    if os.name == "nt":
+        return True
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
 
 
 def writable(output: str) -> Path:
