@@ -41,6 +41,10 @@ LAYOUTS = {
         ["images/a.nii.gz", "images/b.nii.gz", "labels/a.nii.gz"],
         ("images/{case}.nii.gz", "labels/{case}.nii.gz", ["a"]),
     ),
+    "a label without an image, and an atlas": (
+        [*(f"images/{case}.nii.gz" for case in "abcd"), *(f"labels/{case}.nii.gz" for case in [*"abcde", "atlas"])],
+        ("images/{case}.nii.gz", "labels/{case}.nii.gz", ["a", "b", "c", "d"]),
+    ),
     "other formats": (
         ["Images/a.nrrd", "Images/b.nrrd", "Masks/a_mask.mha", "Masks/b_mask.mha"],
         ("Images/{case}.nrrd", "Masks/{case}_mask.mha", ["a", "b"]),
@@ -266,12 +270,22 @@ def test_what_the_command_wrote_itself_is_no_source(tmp_path, name, left_out, be
     assert (found.image, found.label, sorted(found.cases)) == (image, label, cases)
 
 
+def test_images_that_results_would_go_to_are_named(tmp_path):
+    touch(tmp_path, *LAYOUTS["images beside labels"][0])
+    with pytest.raises(DatasetError, match="'images' is not looked into: results go there"):
+        layout_of(tmp_path, leave_out=tmp_path / "images")
+
+
 @pytest.mark.parametrize(
     "files, said",
     [
         ([], "The folder is empty"),
         (["scans.zip", "a.nii.gz"], "There are, for example: a.nii.gz, scans.zip"),
         (["images/a.nii.gz", "labels/a.nii.gz", "labels/a.nrrd"], "No images with labels of their names"),
+        (
+            ["imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "labelsTr/a.nii.gz"],
+            "Where images have several channels, as _0000 and _0001, one is chosen",
+        ),
         (["images/a.nii.gz", "labels/b.nii.gz"], 'Say where they are: --image "images/{case}.nii.gz"'),
         (
             [f"{case}/{name}.nii.gz" for case in "ab" for name in ("ct", "mr", "label")],
@@ -285,7 +299,7 @@ def test_what_the_command_wrote_itself_is_no_source(tmp_path, name, left_out, be
             "--image 'sub-{case}/anat/sub-{case}_T2w.nii.gz' --label 'derivatives/sub-{case}/anat/sub-{case}_dseg.nii",
         ),
     ],
-    ids=["empty", "something else", "two labels a case", "other names", "two images a case", "BIDS"],
+    ids=["empty", "something else", "two labels a case", "two channels", "other names", "two images a case", "BIDS"],
 )
 def test_what_does_not_fit_in_one_way_is_asked_for(tmp_path, files, said):
     with pytest.raises(DatasetError) as caught:

@@ -84,13 +84,15 @@ def layout_of(folder: Path, *, leave_out: Path | None = None, organs_given: bool
     if isinstance(about.get("training"), list):
         cases = [Path(str(each.get("label", ""))).name for each in about["training"] if isinstance(each, dict)]
         return Layout(None, None, cases, text=f"dataset.json lists {count(len(cases), 'labelled volume')}.")
-    found: dict[tuple[str, ...], _Candidate] = {}
-    for each in _candidates(folder, _Listing(leave_out)):
-        # other patterns of the same files say nothing new
-        key = tuple(pattern.replace(CASE, case) for pattern in (each.image, each.label) for case in each.cases)
-        found.setdefault(key, each)
+    listing_of = _Listing(leave_out)
+    found = _found(folder, listing_of) or _found(folder, listing_of, orphans=True)
     if not found:
-        raise DatasetError(f"No images with labels of their names in '{folder}'. {_there(folder)} {_REMEDY}")
+        said = [f"No images with labels of their names in '{folder}'.", _there(folder)]
+        if leave_out is not None and leave_out.resolve().parent == folder.resolve():
+            said.append(f"'{leave_out.name}' is not looked into: results go there (--output).")
+        if any(_stem(path.name).endswith("_0001") for path in _first(folder, 200)):
+            said.append("Where images have several channels, as _0000 and _0001, one is chosen: {case}_0000.")
+        raise DatasetError(" ".join([*said, _REMEDY]))
     most = max(len(each.cases) for each in found.values())
     best = [each for each in found.values() if len(each.cases) == most]
     best = [each for each in best if not (each.image + each.label).count(_ANY)] or best
@@ -105,6 +107,16 @@ def layout_of(folder: Path, *, leave_out: Path | None = None, organs_given: bool
         label_map = _masks(folder, label, cases) if ORGAN in label else label_map_of(about, listing)
     text = f"{count(len(cases), 'labelled volume')}: {one_line(image)} with {one_line(label)}."
     return Layout(image, label, cases, label_map, _modality(about, image), text)
+
+
+def _found(folder: Path, listing: _Listing, orphans: bool = False) -> dict[tuple[str, ...], _Candidate]:
+    """The ways to read a folder, by the files that each names; see :func:`_candidates`."""
+    found: dict[tuple[str, ...], _Candidate] = {}
+    for each in _candidates(folder, listing, orphans):
+        # other patterns of the same files say nothing new
+        key = tuple(pattern.replace(CASE, case) for pattern in (each.image, each.label) for case in each.cases)
+        found.setdefault(key, each)
+    return found
 
 
 _REMEDY = 'Say where they are: --image "images/{case}.nii.gz" --label "labels/{case}.nii.gz".'
@@ -166,13 +178,19 @@ class _Listing:
         return sorted([*_volumes(folder), *self.folders(folder)])
 
 
-def _candidates(folder: Path, listing: _Listing) -> Iterator[_Candidate]:
-    """Patterns of images and labels that name the same cases, and these."""
+def _candidates(folder: Path, listing: _Listing, orphans: bool) -> Iterator[_Candidate]:
+    """Patterns of images and labels that name the same cases, and these.
+
+    Args:
+        folder: with all of them.
+        listing: what is looked into.
+        orphans: whether there may be labels without an image, such as an atlas, which the preparation names.
+    """
     folders = listing.folders(folder)
     lower = {name.lower(): name for name in folders}
     of_images, of_labels = ([lower[name] for name in names if name in lower] for names in (_IMAGES, _LABELS))
     for images, labels in product(of_images, of_labels):
-        for image, label, cases in _pairs(listing.entries(folder / images), listing.entries(folder / labels)):
+        for image, label, cases in _pairs(listing.entries(folder / images), listing.entries(folder / labels), orphans):
             yield _Candidate(f"{images}/{image}", f"{labels}/{label}", cases)
     yield from _folders_of_cases(folder, {name: listing.entries(folder / name) for name in folders})
     yield from _of_bids(folder)
@@ -181,7 +199,7 @@ def _candidates(folder: Path, listing: _Listing) -> Iterator[_Candidate]:
     for name in files:
         words = re.split(r"[^A-Za-z]+", _stem(name).lower())
         split[any(word in _LABEL_WORDS for word in words)].append(name)
-    yield from _pairs(split[False], split[True])
+    yield from _pairs(split[False], split[True], orphans)
 
 
 def _folders_of_cases(folder: Path, contents: Mapping[str, Sequence[str]]) -> Iterator[_Candidate]:
@@ -242,13 +260,16 @@ def _opened(patterns: Mapping[str, Mapping[str, str]]) -> list[tuple[str, dict[s
     return [(pattern, dict(named)) for pattern, named in (*patterns.items(), *alone.items())]
 
 
-def _pairs(images: Sequence[str], labels: Sequence[str]) -> Iterator[_Candidate]:
-    """Patterns of names by which each label has an image; those with the longest names of cases first."""
+def _pairs(images: Sequence[str], labels: Sequence[str], orphans: bool) -> Iterator[_Candidate]:
+    """Patterns of names by which each label has an image, or most have one where there may be orphans; those with the
+    longest names of cases first.
+    """
     for (before, after), (label_before, label_after) in product(_frames(images), _frames(labels)):
         of_labels = _inside(labels, label_before, label_after)
         of_images = set(_inside(images, before, after))
         cases = [case for case in of_labels if case in of_images]
-        if cases and len(cases) == len(set(of_labels)) == len(labels):
+        enough = 2 * len(cases) > len(labels) if orphans else len(cases) == len(labels)
+        if cases and enough and len(set(of_labels)) == len(labels):
             yield _Candidate(f"{before}{CASE}{after}", f"{label_before}{CASE}{label_after}", cases)
 
 
