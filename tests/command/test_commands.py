@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +41,7 @@ class Started:
             if name in words:
                 effect(words)
         code = next((code for name, code in self.codes.items() if name in words), 0)
-        return type("Process", (), {"wait": lambda process: code})()
+        return type("Process", (), {"wait": lambda process, timeout=None: code})()
 
 
 @pytest.fixture
@@ -470,7 +471,7 @@ def test_an_evaluation_that_goes_elsewhere_is_named_there(started, tmp_path, cap
     assert program(["evaluate", "learned", "--evaluation_dir", "./second"]) == 0
 
     assert value(started.words[0], "--evaluation_dir") == "./second"
-    assert "Results are in second." in capsys.readouterr().out
+    assert "Results are in 'second'." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["learn", "evaluate", "prepare"])
@@ -521,25 +522,40 @@ def record(output: Path, **status: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "code, before, after, expected",
+    "processes, code, before, after, expected",
     [
-        (0, {}, {"a": "done"}, 0),
-        (1, {}, {"a": "done", "b": "failed"}, 3),
-        (1, {}, {"a": "failed"}, 1),
-        (1, {"a": "done", "b": "failed"}, {"a": "done", "b": "failed"}, 1),
-        (3, {}, {}, 3),
-        (-9, {}, {}, 137),
-        (130, {}, {"a": "done", "b": "running"}, 130),
+        (1, 0, {}, {"a": "done"}, 0),
+        (2, 1, {}, {"a": "done", "b": "failed"}, 3),
+        (2, 1, {}, {"a": "failed"}, 1),
+        (2, 1, {"a": "done", "b": "failed"}, {"a": "done", "b": "failed"}, 1),
+        (1, 3, {}, {}, 3),
+        (1, 1, {}, {"a": "done", "b": "failed"}, 1),  # whose records could not be written to the end
+        (1, -9, {}, {}, 137),
+        (1, 130, {}, {"a": "done", "b": "running"}, 130),
     ],
-    ids=["all done", "some failed", "all failed", "nothing was tried", "said by the workflow", "killed", "interrupted"],
+    ids=[
+        *("all done", "some failed", "all failed", "nothing was tried", "said by the workflow", "broken off", "killed"),
+        "interrupted",
+    ],
 )
-def test_the_exit_code_says_whether_some_have_failed(started, scan, tmp_path, code, before, after, expected):
+def test_the_exit_code_says_whether_some_have_failed(started, scan, tmp_path, processes, code, before, after, expected):
     if before:
         record(tmp_path / "out", **before)
     started.codes["inferring"] = code
     started.effects["inferring"] = lambda words: record(tmp_path / "out", **after)
 
-    assert program(["segment", "scan.nii.gz", "-o", "out"]) == expected
+    assert program(["segment", "scan.nii.gz", "-o", "out", "--processes", str(processes)]) == expected
+
+
+def test_of_several_processes_one_that_broke_off_is_no_end(started, scan, tmp_path):
+    """Its journal is left, and the cases in it have not been tried."""
+    started.codes["inferring"] = 1
+    started.effects["inferring"] = lambda words: (
+        record(tmp_path / "out", a="done", b="failed"),
+        (tmp_path / "out/.running").mkdir(),
+    )
+
+    assert program(["segment", "scan.nii.gz", "-o", "out", "--processes", "2"]) == 1
 
 
 @pytest.mark.parametrize("cases", ['{"a": "done"}', '["a"]', "3", '{"a": null}'])
@@ -579,6 +595,65 @@ def test_learn_prepares_trains_and_evaluates_what_is_left(started, tmp_path, tes
     assert value(preparation, "--train_cases") == "['a']"
     assert configs(training)[-2:] == ["few_shot.json", "overlay.json"] and value(training, "--iterations") == "7"
     assert all(configs(words)[-2:] == ["few_shot.json", "overlay.json"] for words in started.words[1:])
+
+
+@pytest.mark.parametrize(
+    "before, kept",
+    [({"train_cases": ["a"], "test_cases": []}, True), ({"train_cases": ["b"], "test_cases": ["c"]}, False)],
+    ids=["another test case", "another training"],
+)
+def test_what_is_learned_in_place_of_something_else_begins_anew(started, tmp_path, capsys, before, kept):
+    """Or the new overlay would stand beside the model of the old one."""
+    save_dataset(tmp_path / "mine")
+    started.effects["folder"] = prepared(["b"])
+    files = [tmp_path / "out/run" / name for name in ("checkpoint.pt", "model.pt")]
+    files[0].parent.mkdir(parents=True)
+    for each in files:
+        each.touch()
+    (tmp_path / "out/overlay.json").write_text(json.dumps(before))
+
+    assert program(["learn", "mine", "-o", "out", "--overwrite"]) == 0
+
+    assert [each.exists() for each in files] == [kept, kept]
+    assert ("it begins anew" in capsys.readouterr().out) == (not kept)
+
+
+def test_a_model_without_scans_to_evaluate_it_on_says_which_would_do(tmp_path, capsys):
+    learned_at(tmp_path / "learned", test_cases=[])
+
+    assert program(["evaluate", str(tmp_path / "learned")]) == 1
+
+    assert "have trained the model" in (said := capsys.readouterr().err) and "diffusam evaluate FOLDER" in said
+
+
+def test_settings_of_an_evaluation_lie_with_its_results(started, tmp_path):
+    folder = learned_at(tmp_path / "learned")
+    before = sorted(folder.rglob("*"))
+
+    assert program(["evaluate", str(folder), "--evaluation_dir", str(tmp_path / "mine")]) == 0
+
+    assert sorted(folder.rglob("*")) == before and len(list((tmp_path / "mine").glob("*.json"))) == 2
+
+
+def alone(*words: str) -> subprocess.Popen:
+    """A command in a session of its own, as a supervisor starts it."""
+    code = f"import sys; from scripts.command import runs; sys.exit(runs.run({list(words)!r}, say=False))"
+    environment = {**os.environ, "PYTHONPATH": str(BUNDLE)}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are those of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_program_alone_ends_the_command_too(number):
+    code = "import time; print('at work', flush=True); time.sleep(60)"
+    process = alone("python", "-c", code)
+    assert process.stdout.readline() == "at work\n"
+
+    process.send_signal(number)
+
+    assert process.wait(20) == 128 + number
 
 
 @pytest.mark.parametrize("step", ["folder", "training", "evaluating"])

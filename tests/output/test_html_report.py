@@ -15,12 +15,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from monai.transforms import ScaleIntensityRanged
+from monai.transforms import ScaleIntensityRanged, ScaleIntensityRangePercentilesd
 from PIL import Image
+from scripts.data.intensity import ScaleByModalityd
 from scripts.descriptions import describe
 from scripts.errors import DatasetError
 from scripts.output.html_report import LostReportError, ReportWriter, chart, main, number, write_report
-from scripts.output.report_content import Case, Content, Curve, read_curves
+from scripts.output.report_content import Case, Content, Curve, _window, read_curves
 from scripts.output.report_slices import draw_view, view_case
 from torch.utils.tensorboard import SummaryWriter
 
@@ -419,6 +420,16 @@ def test_outlines_lie_around_their_organ_however_it_is_stored(tmp_path, codes):
     # from the patient's right, and from the front, in voxels that are here pixels
     assert points.min(0) == pytest.approx([4, 24], abs=0.5) and points.max(0) == pytest.approx([14, 32], abs=0.5)
     assert view.extents == [[], [(3, 1)], [], []] and view.start == 3 and view.thumbnails == [3]
+
+
+@pytest.mark.parametrize(
+    "modality, window", [("ct", (-125, 275)), ("mr", None), (None, None)], ids=["CT", "MR", "recorded by none"]
+)
+def test_where_images_say_their_modality_each_has_the_window_of_its_own(modality, window):
+    ct = ScaleIntensityRanged("image", -125, 275, 0, 1, True)
+    mr = ScaleIntensityRangePercentilesd("image", 0, 99.5, 0, 1, True)
+    settings = describe({"preprocessing": [ScaleByModalityd("image", ct=ct, mr=mr)]})
+    assert _window(settings, modality) == window
 
 
 def test_the_window_of_the_settings_is_shown(inference):

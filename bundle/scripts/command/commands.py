@@ -11,7 +11,6 @@ from ..arguments import share_numbers
 from ..errors import MissingFileError, RefusedError, count, listed, one_line, say
 from ..files import json_of, named_by_content
 from ..inert import inert_json
-from ..inference.journals import FOLDER as JOURNALS
 from ..shell import quoted
 from . import runs
 from .configurations import refuse_said
@@ -80,7 +79,7 @@ def segment(
     before, number = _records(folder), _number_from_1("processes", processes)
     code = run(workflow("inferring", configs, options=wanted, processes=number))
     if code == 0:
-        say(f"\nLabel maps, previews and report.html are in {one_line(shown(folder))}.")
+        say(f"\nLabel maps, previews and report.html are in '{one_line(shown(folder))}'.")
         return 0
     # torchrun ends with 1 whatever its processes ended with; a process by itself says what it has done
     return _failure(before, folder) if code == FAILED and number > 1 else code
@@ -142,7 +141,9 @@ def learn(
     else:
         print("\nNo labelled scan is left over, so nothing says how good it is. One more would.")
     model = quoted([shown(target)])
-    say(f"The model is {one_line(shown(target / 'run/model.pt'))}. Next: diffusam segment SCAN -o OUT --model {model}")
+    say(
+        f"The model is '{one_line(shown(target / 'run/model.pt'))}'. Next: diffusam segment SCAN -o OUT --model {model}"
+    )
     return code
 
 
@@ -269,10 +270,18 @@ def _evaluate_learned(folder: Path, model: str | None, told: Mapping[str, str | 
         )
     said = {name: remedy for name, remedy in SAID_BY_OUTPUT.items() if name != "evaluation_dir"}
     refuse_said(options, {**said, "output_dir": SAID_BY_LEARNED, "run_dir": SAID_BY_LEARNED})
+    if "test_cases" not in options and not cases_in(folder / OVERLAY)["test_cases"]:
+        raise RefusedError(
+            f"All labelled scans of '{folder}' have trained the model, so none is left over to evaluate it on. Give "
+            "others: diffusam evaluate FOLDER -o OUT --model LEARNED."
+        )
     prior = prior_of(model if model is not None else str(folder))
-    overlays = [folder / OVERLAY, recorded(prior, folder), places_in(folder, prior)]
+    results = options.get("evaluation_dir", str(folder / RUN / "evaluation"))
+    # nothing is written beside the model: its folder may be shared, and not this user's
+    target = writable(results, "evaluation_dir")
+    overlays = [folder / OVERLAY, recorded(prior, target), places_in(folder, target, prior)]
     code = run(workflow("evaluating", [*runs.EVALUATING, *overlays], options=options))
-    return code or _said(Path(options.get("evaluation_dir", folder / RUN / "evaluation")) / "report.html")
+    return code or _said(target / "report.html")
 
 
 def _prepare(
@@ -350,6 +359,8 @@ def _failure(before: Mapping[str, Any], folder: Path) -> int:
     """Whether a run that failed has come to its end: it has recorded failures, has results too, and no journal is left
     in which cases are taken.
     """
+    from ..inference.journals import FOLDER as JOURNALS  # which imports MONAI: only where it is needed
+
     after = _records(folder)
     status = [record.get("status") for record in after.values()]
     ended = before != after and not (folder / JOURNALS).exists()
@@ -372,7 +383,7 @@ def _said(report: Path) -> int:
 def _place(report: Path) -> str:
     """Where the results are: in the report, or where none was wanted (``--report False``) in the folder."""
     return (
-        f"\nThe report is {one_line(shown(report))}."
+        f"\nThe report is '{one_line(shown(report))}'."
         if report.is_file()
-        else f"\nResults are in {one_line(shown(report.parent))}."
+        else f"\nResults are in '{one_line(shown(report.parent))}'."
     )

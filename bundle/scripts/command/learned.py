@@ -45,12 +45,13 @@ def recorded(prior: Path, folder: Path) -> Path:
     return named_by_content(folder, "model_settings.json", json.dumps(trained_settings(prior), indent=4) + "\n")
 
 
-def places_in(folder: Path, prior: Path) -> Path:
+def places_in(folder: Path, target: Path, prior: Path) -> Path:
     """Writes an overlay with the places of a learned folder as it lies now: its own overlay has those of where it was
     learned, which may be another by now, or the one that it was copied from.
 
     Args:
         folder: that was learned, or prepared.
+        target: the folder that the overlay is written into.
         prior: the model to be evaluated.
     """
     overlay, now = folder / OVERLAY, folder.resolve()
@@ -59,7 +60,7 @@ def places_in(folder: Path, prior: Path) -> Path:
     texts = {key: _text(content.get(key)) for key in _READ}
     moved = {key: str(now / Path(text).relative_to(before)) for key, text in texts.items() if _below(text, before)}
     places = {"output_dir": str(now / RUN), "prior_file": os.path.abspath(prior), **moved}
-    return named_by_content(folder, "evaluate.json", inert_json(places))
+    return named_by_content(target, "evaluate.json", inert_json(places))
 
 
 def trained_with(overlay: Path) -> dict[str, Any] | None:

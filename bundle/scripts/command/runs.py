@@ -132,15 +132,19 @@ def _in_foreground() -> bool:
         os.close(terminal)
 
 
-def writable(output: str) -> Path:
+def writable(output: str, option: str = "output") -> Path:
     """A folder for results, made where it is missing.
+
+    Args:
+        output: its path.
+        option: by which it is named.
 
     Raises:
         UsageError: it is ``None``, as of a variable that is not set.
         RefusedError: it cannot be made, or nothing can be written there.
     """
     if read_as(output) is None:
-        raise UsageError(f"--output is {output}. Is a variable not set? A folder of this name is './{output}'.")
+        raise UsageError(f"--{option} is {output}. Is a variable not set? A folder of this name is './{output}'.")
     folder = Path(output).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +152,7 @@ def writable(output: str) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise RefusedError(f"Nothing can be written to --output: {system_error(error)}") from error
+        raise RefusedError(f"Nothing can be written to --{option}: {system_error(error)}") from error
     return folder
 
 

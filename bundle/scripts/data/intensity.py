@@ -38,7 +38,7 @@ _FAR = 1e30  # between values: far below the largest number of single precision,
 # share of voxels at each end that may be anything, and the part of the range that all others fill at least
 _ENDS, _FILLED = 0.02, 0.1
 
-_MODALITY = "modality"  # in the meta of an image: which scaling was chosen for it
+MODALITY = "modality"  # in the meta of an image: which scaling was chosen for it
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +67,9 @@ class ScaleByModalityd(MapTransform):
     def of(self, image: Any) -> MapTransform:
         """The transform that this image needs."""
         meta = getattr(image, "meta", {})
-        modality = self.modality or meta.get(_MODALITY)
+        modality = self.modality or meta.get(MODALITY)
         if modality is None:
-            modality = meta[_MODALITY] = modality_in(image, meta.get(ImageMetaKey.FILENAME_OR_OBJ))
+            modality = meta[MODALITY] = modality_in(image, meta.get(ImageMetaKey.FILENAME_OR_OBJ))
         return self.transforms[modality]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -202,6 +202,7 @@ class CaseRecords:
         quality: Mapping[str, Any] | None = None,
         notes: Sequence[str] = (),
         lost_seg: str | None = None,
+        modality: str | None = None,
     ) -> None:
         """All results of a case are written.
 
@@ -212,6 +213,7 @@ class CaseRecords:
             quality: what a :class:`~scripts.inference.quality.QualityCheck` found.
             notes: what is odd about the image.
             lost_seg: why there is no DICOM SEG, where there should be one.
+            modality: by which its intensities were scaled, where each image says its own.
 
         A case whose input has changed meanwhile fails: nobody knows which of the two was segmented.
         """
@@ -233,6 +235,8 @@ class CaseRecords:
             record["quality"] = quality
         if notes:
             record["warnings"] = list(notes)
+        if modality:
+            record["modality"] = modality
         if lost_seg:
             record[LOST_SEG] = self.lost[item["case"]] = lost_seg
         self._record(item, status="done", **record)

@@ -23,7 +23,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ..console import Progress
 from ..data.datalists import Item
 from ..data.dataset_check import voxel_problem
-from ..data.intensity import NOTES
+from ..data.intensity import MODALITY, NOTES
 from ..data.volumes import Volume, VolumeReader, VolumeWriter, result_name
 from ..errors import DatasetError, one_line, system_error, user_error
 from ..segmentation.uncertainty import PROBABILITY_STEPS
@@ -153,6 +153,7 @@ class CaseEvaluator(SupervisedEvaluator):
                 quality=output.get("quality"),
                 notes=notes,
                 lost_seg=output.get(LOST_SEG),
+                modality=output["image"].meta.get(MODALITY),
             )
         return engine.state.output
 

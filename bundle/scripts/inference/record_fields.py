@@ -14,7 +14,7 @@ EARLIER_FILES = "earlier_files"  # of a case that is not done: what an earlier r
 
 # what the fields of a case's record are, where they are there, and of what else there may be nothing is asked
 _KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(["image", "status", "error", "lost_dicom_seg"], str),
+    **dict.fromkeys(["image", "status", "error", "lost_dicom_seg", "modality"], str),
     **dict.fromkeys(["input", "configuration"], (str, NoneType)),
     **dict.fromkeys(["files", EARLIER_FILES, "quality", "corrections"], dict),
     **dict.fromkeys(["shape", "warnings"], list),

@@ -174,19 +174,19 @@ def _inference(folder: Path, records: Mapping[str, Any]) -> Content:
     configurations = records.get("configurations", {})
     content = Content("inference", folder)
     used = Counter(record.get("configuration") for record in records.get("cases", {}).values())
-    display: dict[str | None, dict[str, Any]] = {}  # how images are read and shown, which many cases have in common
+    read: dict[str | None, dict[str, Any]] = {}  # settings, and how images are read, which many cases have in common
     for digest, configuration in configurations.items():
         content.settings.append(_settings(f"Settings of {count(used[digest], 'case')}", configuration))
         settings = configuration.get("settings", {})
-        display[digest] = {"loading": _loading(settings), "window": _window(settings)}
+        read[digest] = {"settings": settings, "loading": _loading(settings)}
         organs = _named(settings, "organs", list) or []
         content.organs += [organ for organ in organs if organ not in content.organs]
     for name, record in records.get("cases", {}).items():
-        content.cases.append(_recorded_case(folder, name, record, display.get(record.get("configuration"), {})))
+        content.cases.append(_recorded_case(folder, name, record, read.get(record.get("configuration"), {})))
     return content
 
 
-def _recorded_case(folder: Path, name: str, record: Mapping[str, Any], display: Mapping[str, Any]) -> Case:
+def _recorded_case(folder: Path, name: str, record: Mapping[str, Any], read: Mapping[str, Any]) -> Case:
     quality, files = record.get("quality") or {}, record.get("files") or {}
     return Case(
         name,
@@ -202,7 +202,8 @@ def _recorded_case(folder: Path, name: str, record: Mapping[str, Any], display: 
         image=Path(record["image"]) if "image" in record else None,
         label_map=_file(folder, files.get("label_map")),
         uncertainty=_file(folder, files.get("uncertainty")),
-        **display,
+        window=_window(read.get("settings", {}), record.get("modality")),
+        loading=read.get("loading", {}),
     )
 
 
@@ -285,8 +286,11 @@ def _loading(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _window(settings: Mapping[str, Any]) -> tuple[float, float] | None:
-    """The range that a recorded ``ScaleIntensityRanged`` maps to [0, 1]."""
+def _window(settings: Mapping[str, Any], modality: str | None = None) -> tuple[float, float] | None:
+    """The range that a recorded ``ScaleIntensityRanged`` maps to [0, 1]; of one for each modality, that of this one."""
+    by_modality = _named(settings, "ScaleByModalityd", dict)
+    if by_modality is not None:
+        settings = by_modality.get(modality or by_modality.get("modality")) or {}
     intensity = _named(settings, "ScaleIntensityRanged", dict)
     low, high = (_named(intensity, key, (int, float)) for key in ("a_min", "a_max"))
     return None if low is None or high is None else (low, high)

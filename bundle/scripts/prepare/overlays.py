@@ -8,7 +8,7 @@ from typing import Any
 from ..data.datalists import Item
 from ..data.dataset_check import CaseSummary
 from ..data.volumes import VolumeReader
-from ..errors import DatasetError, listed
+from ..errors import DatasetError, count, listed
 from .report import notes_on, report
 from .targets import Target, store_overlay
 
@@ -77,8 +77,9 @@ def write_overlay(
     places = {**files, "output_dir": str(run), "prior_file": str(run / "model.pt")}
     overlay = {**places, "train_cases": list(train), "test_cases": test, **meanings}
     store_overlay(target, "overlay.json", overlay, evaluated=["intensity"])
-    tested = f"{len(test)} are evaluated" if test else "none is left to evaluate on"
-    split = f"Of {len(items)} labelled volumes, {len(train)} are for training ({listed(train)}), {tested}."
+    tested = f"{len(test)} {_are(test)} evaluated ({listed(test)})" if test else "none is left to evaluate on"
+    trained = f"{len(train)} {_are(train)} for training ({listed(train)})"
+    split = f"Of {count(len(items), 'labelled volume')}, {trained}, {tested}."
     return report(
         [],
         summaries,
@@ -87,4 +88,9 @@ def write_overlay(
         overlay=str(target.folder / "overlay.json"),
         prior=str(run / "model.pt"),
         evaluated=bool(test),
+        before_overlay=["configs/few_shot.json"],  # what a few labelled volumes teach best
     )
+
+
+def _are(cases: Sequence[str]) -> str:
+    return "is" if len(cases) == 1 else "are"

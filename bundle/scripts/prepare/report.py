@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -10,7 +11,8 @@ from ..data.datalists import Item, LabelMap
 from ..data.dataset_check import CaseSummary
 from ..data.volumes import VolumeReader
 from ..errors import DatasetError, count, listed, one_line
-from ..shell import bundle_command, quoted, tells_next
+from ..files import BUNDLE
+from ..shell import bundle_command, quoted, shown, tells_next
 from .anatomy import SIDES, misplaced_organs
 from .targets import Target
 
@@ -25,6 +27,7 @@ def report(
     prior: str,
     options: Mapping[str, str] | None = None,
     evaluated: bool = True,
+    before_overlay: Sequence[str] = (),
 ) -> str:
     """Everything a command says: a table of the volumes, with organs in millilitres, between its remarks.
 
@@ -37,6 +40,7 @@ def report(
         prior: the file that training with it writes.
         options: that training and evaluation need as well.
         evaluated: whether cases are left to evaluate on.
+        before_overlay: configurations that training and evaluation are given before it.
     """
     organs = list(summaries[0].voxels)
     rows = [("case", "voxels", "mm", *(f"{one_line(organ)} (ml)" for organ in organs), "")]
@@ -48,19 +52,19 @@ def report(
     table = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:-1]), row[-1]]).rstrip() for row in rows
     ]
-    return "\n".join([*before, "", *table, "", *after, *_next_commands(overlay, prior, options or {}, evaluated)])
+    following = _next_commands([*before_overlay, overlay], prior, options or {}, evaluated) if tells_next() else []
+    return "\n".join([*before, "", *table, "", *after, *following])
 
 
-def _next_commands(overlay: str, prior: str, options: Mapping[str, str], evaluated: bool) -> list[str]:
-    if not tells_next():
-        return []
+def _next_commands(overlays: Sequence[str], prior: str, options: Mapping[str, str], evaluated: bool) -> list[str]:
     train, evaluate = "configs/train.json", "configs/evaluate.json"
-    commands = {"Train with": ("training", [train, overlay], options)}
+    commands = {"Train with": ("training", [train, *overlays], options)}
     if evaluated:
-        commands["Then evaluate with"] = ("evaluating", [train, evaluate, overlay], options)
+        commands["Then evaluate with"] = ("evaluating", [train, evaluate, *overlays], options)
     scan = {"prior_file": prior, "input": "SCAN", "output": "OUT"}
     commands["Then segment with"] = ("inferring", ["configs/inference.json"], scan)
-    return [f"{purpose}: {quoted(bundle_command(*command))}" for purpose, command in commands.items()]
+    lines = [f"{purpose}: {quoted(bundle_command(*command))}" for purpose, command in commands.items()]
+    return lines if Path.cwd() == BUNDLE.resolve() else [f"In the folder of the bundle, '{shown(BUNDLE)}':", *lines]
 
 
 def notes_on(
