@@ -177,6 +177,15 @@ def test_a_preview_that_cannot_be_written_fails_no_case(overlay, scans, caplog):
     assert files["preview"] is None and not list(output.rglob(".part-*"))
 
 
+def test_what_follows_a_segmentation_is_set_up_before_any_begins(overlay, scans, tmp_path):
+    workflow = new_workflow("inferring", overlay, input=str(scans), output=str(tmp_path / "o"), solid_organs=["livr"])
+
+    with pytest.raises(Exception) as caught:
+        workflow.initialize()
+
+    assert "`solid_organs` names 'livr'" in str(user_error(caught.value))
+
+
 def test_what_is_wrong_for_every_case_ends_the_run_at_once(overlay, scans, tmp_path):
     other = tmp_path / "other.pt"
     content = torch.load(overlay.parent / "model.pt", weights_only=True)
