@@ -16,7 +16,6 @@ from monai.transforms import LoadImage, SaveImage
 from nibabel.affines import apply_affine
 from nibabel.eulerangles import euler2mat
 from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, RLELossless
-from scripts.data.dicom_files import modality_of
 from scripts.data.file_names import case_name
 from scripts.data.volumes import VolumeReader, VolumeWriter, files_of, load_volume, output_name
 from scripts.errors import DatasetError, user_error
@@ -612,7 +611,7 @@ def test_what_holds_no_image_is_no_second_one(tmp_path, write_dicom_series, capl
     )
     np.testing.assert_array_equal(load_volume(tmp_path).voxels, VOXELS)
     assert f"beside the images there is 'Dose' (1.2.9), number unknown, {modality}, no image" in caplog.text
-    assert modality_of(tmp_path) == "CT"
+    assert load_volume(tmp_path).modality == "CT"
 
 
 @pytest.mark.parametrize("series", ["1.2.3", "3", "portal", "abdomen PORTAL venous"])

@@ -258,6 +258,18 @@ def test_one_of_several_dicom_series_is_converted(tmp_path):
     assert nib.load(tmp_path / "out/image/a.nii.gz").shape == label.shape
 
 
+@pytest.mark.parametrize("series, words", [("CT", "a_min"), ("MR", "Percentiles")])
+def test_intensities_are_scaled_as_those_of_the_series_that_is_chosen(tmp_path, series, words):
+    label = simple_label()[::-1, ::-1]
+    for modality in ("CT", "MR"):
+        save_dicom_series(tmp_path / "data/a", simple_image(label), AXIAL, modality + "{index}", Modality=modality)
+    save_volume(tmp_path / "data/a.nii.gz", label, AXIAL)
+
+    prepare_folder(tmp_path / "data", "{case}", "{case}.nii.gz", tmp_path / "out", modality="auto", series=series)
+
+    assert words in json.dumps(overlay_of(tmp_path / "out")["intensity"])
+
+
 @pytest.mark.parametrize(
     "voxels, found",
     [

@@ -40,6 +40,7 @@ class CaseSummary:
         spacing: millimetres along the same axes.
         voxels: labelled voxels of each organ; empty without a label.
         digest: of the image, see :func:`scripts.data.volumes.voxels_digest`.
+        modality: that the image states, if it is a DICOM series.
     """
 
     case: str
@@ -47,6 +48,7 @@ class CaseSummary:
     spacing: tuple[float, ...]
     voxels: dict[str, int] = field(default_factory=dict)
     digest: str = field(default="", compare=False)
+    modality: str | None = None
 
 
 # ---- which label value means which organ
@@ -162,7 +164,7 @@ def check_dataset(
         if purpose in ("training", "prepared") and image is not None and image.voxels.min() == image.voxels.max():
             problems.append(_constant(item["image"], image))
         if image is not None:
-            summaries.append(CaseSummary(item["case"], image.voxels.shape, image.spacing, voxels, voxels_digest(image)))
+            summaries.append(_summary(item["case"], image, voxels))
     _say_what_is_one_scan(summaries, purpose)
     _say_what_is_little(summaries)
     problems += contradicted_names(segments, organs)
@@ -172,6 +174,10 @@ def check_dataset(
         numbered = [f"  {number}. {problem}" for number, problem in enumerate(problems, 1)]
         raise DatasetError("\n".join([f"{count(len(problems), 'problem')} in the {purpose} data:", *numbered]))
     return summaries
+
+
+def _summary(case: str, image: Volume, voxels: dict[str, int]) -> CaseSummary:
+    return CaseSummary(case, image.voxels.shape, image.spacing, voxels, voxels_digest(image), image.modality)
 
 
 def check_disjoint(train: Sequence[Item], test: Sequence[Item]) -> None:
