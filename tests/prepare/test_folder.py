@@ -286,6 +286,19 @@ def test_labels_without_organs_are_refused(tmp_path, voxels, found):
         prepare_folder(tmp_path, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine")
 
 
+def test_volumes_on_a_sheared_grid_are_those_of_its_voxels(tmp_path):
+    leaning = np.diag([2.0, 2.0, 5.0, 1.0])
+    leaning[1, 2] = -3  # whereby slices are no further apart
+    for name, voxels in (("image", simple_image(simple_label())), ("label", simple_label())):
+        save_volume(tmp_path / f"{name}_a.nii.gz", voxels, leaning)
+
+    report = prepare_folder(
+        tmp_path, *PATTERNS, tmp_path / "mine", label_map={"liver": 4}, background_values=[0, 1, 2, 3]
+    )
+
+    assert f"{16 * 16 * 6 * 0.02:.1f}" in report
+
+
 def test_kidneys_on_the_wrong_side_are_noticed(tiny_dataset, tmp_path):
     swapped = {"right kidney": 3, "left kidney": 2}
 

@@ -20,6 +20,7 @@ from nibabel.affines import apply_affine
 from ..console import counted
 from ..errors import SHOWN, DatasetError, count, listed
 from .datalists import Item, LabelMap
+from .grids import is_sheared
 from .organ_names import contradicted_names, segments_of
 from .volumes import Volume, VolumeReader, voxels_digest
 
@@ -41,6 +42,7 @@ class CaseSummary:
         voxels: labelled voxels of each organ; empty without a label.
         digest: of the image, see :func:`scripts.data.volumes.voxels_digest`.
         modality: that the image states, if it is a DICOM series.
+        voxel_volume: cubic millimetres; None where axes are perpendicular: the product of the spacing.
     """
 
     case: str
@@ -49,6 +51,12 @@ class CaseSummary:
     voxels: dict[str, int] = field(default_factory=dict)
     digest: str = field(default="", compare=False)
     modality: str | None = None
+    voxel_volume: float | None = None
+
+    def millilitres(self, organ: str) -> float:
+        """The volume of an organ."""
+        one = float(np.prod(self.spacing)) if self.voxel_volume is None else self.voxel_volume
+        return self.voxels[organ] * one / 1000
 
 
 # ---- which label value means which organ
@@ -177,7 +185,8 @@ def check_dataset(
 
 
 def _summary(case: str, image: Volume, voxels: dict[str, int]) -> CaseSummary:
-    return CaseSummary(case, image.voxels.shape, image.spacing, voxels, voxels_digest(image), image.modality)
+    one = image.voxel_volume if is_sheared(image.affine) else None
+    return CaseSummary(case, image.voxels.shape, image.spacing, voxels, voxels_digest(image), image.modality, one)
 
 
 def check_disjoint(train: Sequence[Item], test: Sequence[Item]) -> None:

@@ -32,7 +32,7 @@ from ..files import sha256_of, whole_file
 from .dicom import load_series
 from .dicom_files import dicom_files, is_dicom_file
 from .file_names import HEADER_SUFFIXES, IMAGE_SUFFIXES, MGH_SUFFIXES, NIFTI_SUFFIXES, case_name
-from .grids import is_mistake, is_sheared, is_usable, oriented, unreadable, upright_grid
+from .grids import is_mistake, is_sheared, is_usable, oriented, unreadable, upright_grid, voxel_volume
 from .intensity import NOTES, STATED
 from .itk_files import load_itk
 from .itk_headers import data_files, header_fields
@@ -73,6 +73,11 @@ class Volume:
     def spacing(self) -> tuple[float, ...]:
         """Millimetres between voxels along each axis."""
         return tuple(float(size) for size in voxel_sizes(self.affine))
+
+    @property
+    def voxel_volume(self) -> float:
+        """Cubic millimetres that a voxel takes."""
+        return voxel_volume(self.affine)
 
 
 def load_volume(
