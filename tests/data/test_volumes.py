@@ -219,6 +219,13 @@ def test_axes_that_a_file_does_not_name_are_refused(tmp_path, write):
     assert "left and right" in message and "--default_axcodes" in message
 
 
+@pytest.mark.parametrize(("sform", "qform"), [(99, 0), (-1, 0), (0, 99), (-1, 99)])
+def test_codes_that_there_are_not_are_told_as_they_are_in_the_file(tmp_path, sform, qform):
+    path = write_nifti(tmp_path / "a.nii", sform_code=sform, qform_code=qform)
+
+    assert f"its sform_code is {sform} and its qform_code is {qform}, and only codes from 1 to 5" in refusal(path)
+
+
 @pytest.mark.parametrize("write", UNPLACED.values(), ids=UNPLACED)
 def test_axes_that_a_file_does_not_name_can_be_stated(tmp_path, write):
     volume = load_volume(write(tmp_path), default_axcodes="PIR")

@@ -253,17 +253,24 @@ def _placed(
             return np.asarray(header.get_qform(), float), qform
     affine = np.asarray(image.affine, dtype=float)
     if not sform:
-        # on loading, nibabel makes 1 of spacings that are 0
+        # on loading, nibabel makes 1 of spacings that are 0, and 0 of codes that there are not
         stream.seek(0)
-        spacing = np.abs(type(header).from_fileobj(stream, check=False)["pixdim"][1:4])
+        stored = type(header).from_fileobj(stream, check=False)
+        spacing = np.abs(stored["pixdim"][1:4])
         check_spacing(path, spacing)
         if not qform:
-            has_codes = "sform_code" in header
-            found = (
-                "its sform_code and qform_code are both 0" if has_codes else "it is Analyze, which has no place for it"
-            )
-            affine = unplaced(path, default_axcodes, spacing=spacing, found=found)
+            affine = unplaced(path, default_axcodes, spacing=spacing, found=_told_codes(stored))
     return affine, sform or qform or SCANNER
+
+
+def _told_codes(header: Any) -> str:
+    """Why a header does not say where voxels lie, by its codes as they are in the file."""
+    if "sform_code" not in header:
+        return "it is Analyze, which has no place for it"
+    sform, qform = (int(header[code]) for code in ("sform_code", "qform_code"))
+    if sform == qform == 0:
+        return "its sform_code and qform_code are both 0"
+    return f"its sform_code is {sform} and its qform_code is {qform}, and only codes from 1 to 5 say it"
 
 
 def _agreed_form(path: Path, image: Any) -> str:
