@@ -286,7 +286,7 @@ def _outliers(values: Tensor, left_out: Tensor | None) -> _Range | None:
     for index in reversed(torch.nonzero(gaps > 0).flatten().tolist()):
         share = 1 - shares[index].item()
         single = index == len(gaps) - 1 and is_single(kept, high - width, high)
-        if not single and share > 0.1:
+        if not single and share > _MOST_ODD_ABOVE:
             break
         others = max(filled[index].item() - filled[0].item() + 1, 1) * width
         if gaps[index].item() * width >= _GAP_ABOVE * others:
