@@ -95,6 +95,27 @@ def test_endings_that_a_pattern_leaves_open_may_differ(tmp_path, ending):
 
 
 @pytest.mark.parametrize("ending", ["", ".*"])
+@pytest.mark.parametrize("stray", ["notes.txt", "p1.json", "p3.raw", "p4.zraw", "p5.img", "p5.img.gz", "README", "p1"])
+def test_what_is_no_volume_is_no_case_of_an_open_ending(tmp_path, ending, stray):
+    touch(tmp_path, "images/p1.nii.gz", "images/p2/1.dcm", "images/p3.mhd", "images/p4.mhd", "images/p5.hdr")
+    (tmp_path / "images" / stray).write_text("no image")
+
+    items = find_cases(tmp_path, "images/{case}" + ending)
+
+    names = {item["case"]: Path(item["image"]).name for item in items}
+    assert names == {"p1": "p1.nii.gz", "p2": "p2", "p3": "p3.mhd", "p4": "p4.mhd", "p5": "p5.hdr"}
+
+
+def test_a_dicom_file_without_an_ending_is_a_case_of_a_pattern_without_one(tmp_path, write_dicom_series):
+    write_dicom_series(tmp_path, np.zeros((4, 4, 2), np.int16), name="p{index}")
+    (tmp_path / "p2").symlink_to(tmp_path / "gone")  # which is to be said
+
+    assert cases_of(find_cases(tmp_path, "{case}", cases=["p0", "p1"])) == ["p0", "p1"]
+    with pytest.raises(FileNotFoundError, match="p2"):
+        find_cases(tmp_path, "{case}")
+
+
+@pytest.mark.parametrize("ending", ["", ".*"])
 def test_labels_beside_the_images_are_told_by_what_follows_their_name(tmp_path, ending):
     touch(tmp_path, "a.nii.gz", "a_seg.nrrd", "b.mha", "b_seg.nii.gz", "a.b.nii")
     touch(tmp_path, "a.b_seg.nii.gz")

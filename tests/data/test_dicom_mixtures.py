@@ -226,6 +226,39 @@ def test_what_headers_say_against_the_slices_is_told(tmp_path, caplog, taken, ta
     assert said in notes and said in caplog.text if said else not notes and not caplog.text
 
 
+def halves(first, second):
+    """An element of which the slices below the middle have one value, and those above it another."""
+    return lambda index: first if index < SLICES // 2 else second
+
+
+@pytest.mark.parametrize(
+    "tags, said",
+    [
+        (
+            {"RescaleIntercept": halves(-1024, 0)},
+            "is -1024 in 4 ('0000.dcm', '0001.dcm' and 2 more), 0 in 4 ('0004.dcm',",
+        ),
+        ({"RescaleIntercept": by_turns(-1000, 0)}, "which differs by 1000 from one slice to the next"),
+        ({"RescaleIntercept": lambda index: -1024 - 10 * index}, None),
+        ({"RescaleIntercept": -1024}, None),
+        ({"RescaleIntercept": halves(-1024, 0), "Modality": "MR"}, None),
+        ({"RescaleSlope": 0}, "RescaleSlope is 0 in 8 of 8 slices ('0000.dcm', '0001.dcm' and 6 more), and taken as 1"),
+        ({"RescaleSlope": halves(1, 0)}, "RescaleSlope is 0 in 4 of 8 slices ('0004.dcm', '0005.dcm' and 2 more)"),
+        ({"RescaleSlope": 0, "Modality": "MR"}, "RescaleSlope is 0 in 8 of 8 slices"),
+    ],
+)
+def test_slopes_and_intercepts_that_may_be_lost_are_told(tmp_path, caplog, tags, said):
+    tags = {"Modality": "CT", "RescaleSlope": 1, "RescaleIntercept": 0} | tags
+    notes = load_volume(save_dicom_series(tmp_path / "a", STORED, **tags)).notes
+    assert len(notes) == 1 and said in notes[0] and said in caplog.text if said else not notes and not caplog.text
+
+
+def test_a_slope_of_0_beside_others_is_refused(tmp_path):
+    tags = {"RescaleSlope": halves(2.5, 0), "RescaleIntercept": 0}
+    message = refusal(save_dicom_series(tmp_path / "a", STORED, **tags))
+    assert "RescaleSlope 0 in 4 of 8 slices: '0004.dcm'" in message and "such as 2.5" in message
+
+
 @pytest.mark.parametrize("taken, said", [(5, COUNTED.format(name="Philips' NumberOfSlicesMR")), (6, None), (3, None)])
 def test_slices_that_philips_counts_are_told(tmp_path, taken, said):
     series = save_dicom_series(tmp_path / "a", STORED[..., :taken])

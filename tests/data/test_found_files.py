@@ -515,6 +515,21 @@ def test_a_series_in_several_folders_is_said(tmp_path, write_dicom_series, caplo
     assert f"slices of its series lie in {tmp_path}/in/A too" in found["B"] and found["B"] in caplog.text
 
 
+@pytest.mark.parametrize(("series", "said"), [("portal", True), ("arterial", False), ("nothing", False)])
+def test_only_the_series_that_is_chosen_is_looked_for_in_other_folders(tmp_path, write_dicom_series, series, said):
+    for folder, number in (("A", 1), ("B", 2)):  # the first series of each is its own, the second the same
+        for name, uid in (("arterial", f"1.2.{number}"), ("portal", "1.2.9")):
+            options = {"SeriesInstanceUID": uid, "SeriesDescription": name}
+            write_dicom_series(tmp_path / "in" / folder, VOXELS, name=name + "{index}.dcm", **options)
+    (tmp_path / "prior.pt").touch()
+    records = CaseRecords(tmp_path / "out", tmp_path / "prior.pt", settings={}, series=series)
+
+    found = {item["case"]: item.get("remark", "") for item in records.pending(inference_inputs(tmp_path / "in"))}
+
+    assert found.keys() == {"A", "B"}
+    assert ["slices of its series lie in" in found[case] for case in "AB"] == [said, said]
+
+
 @pytest.mark.parametrize(("name", "said"), [("0001.dcm", True), ("alone.dcm", False), ("more", False)])
 def test_a_slice_that_is_given_without_its_folder_is_said(tmp_path, write_dicom_series, caplog, name, said):
     folder = write_dicom_series(tmp_path / "in", VOXELS)

@@ -255,6 +255,10 @@ def by_modality():
     return intensity("by_modality")
 
 
+def loaded(path, series=None):
+    return LoadImaged("image", reader=VolumeReader(series), ensure_channel_first=True)({"image": path})["image"]
+
+
 def test_the_two_scalings_are_those_of_ct_and_of_mr():
     contents = [json.loads((BUNDLE / "configs" / f"{name}.json").read_text()) for name in ("by_modality", "ct", "mr")]
     both, ct, mr_alone = (content["intensity"] for content in contents)
@@ -265,7 +269,7 @@ def test_the_two_scalings_are_those_of_ct_and_of_mr():
 @pytest.mark.parametrize("modality", ["CT", "MR"])
 def test_a_series_is_scaled_by_the_modality_that_it_states(tmp_path, write_dicom_series, modality):
     folder = write_dicom_series(tmp_path / "series", simple_image(simple_label()), Modality=modality)
-    image = LoadImaged("image", reader=VolumeReader(), ensure_channel_first=True)({"image": folder})
+    image = {"image": loaded(folder)}
     usual = intensity(modality.lower())
     steps = lambda scaling: Compose(  # noqa: E731
         [CheckUnitsd("image", scaling), LeaveOutPaddingd("image", scaling), InSlabsd(scaling)]
@@ -290,7 +294,21 @@ def test_another_modality_is_refused_by_its_name(tmp_path, write_dicom_series):
     folder = write_dicom_series(tmp_path / "pet", simple_image(simple_label()), Modality="PT")
 
     with pytest.raises(DatasetError, match="its Modality is PT, expected CT or MR"):
-        modality_in(VolumeReader().load(folder).voxels, folder)
+        by_modality().of(loaded(folder))
+
+
+def test_of_several_series_the_one_that_is_chosen_says_how_it_is_scaled(tmp_path, write_dicom_series):
+    values = simple_image(simple_label())
+    for at, modality in enumerate(("OT", "CT", "MR")):  # by name the first is neither
+        name = f"{at}_{{index}}.dcm"
+        write_dicom_series(tmp_path, values, name=name, Modality=modality, SeriesInstanceUID=f"1.2.{at}")
+    both = by_modality()
+
+    assert {each: both.of(loaded(tmp_path, each)) for each in ("CT", "MR")} == {
+        modality.upper(): transform for modality, transform in both.transforms.items()
+    }
+    with pytest.raises(DatasetError, match="its Modality is OT, expected CT or MR"):
+        both.of(loaded(tmp_path, "OT"))
 
 
 def test_folders_are_prepared_by_what_their_images_say(tmp_path):

@@ -89,7 +89,13 @@ def test_one_organ_has_one_value(tmp_path, label_map, named, said, purpose):
     assert said.format(tmp_path) in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["kidney_right", "Kidney Right", "right kidney", "RIGHT_KIDNEY", "Kidney_R"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("kidney_right", "Kidney Right", "right kidney", "RIGHT_KIDNEY", "Kidney_R"),
+        *("Kidney-Right", "kidney.right", "R. Kidney", "right-kidney", "kidney - right", "kidney_r."),
+    ],
+)
 def test_an_organ_has_one_name(name):
     assert organ_named(name) == "right kidney"
 
@@ -98,6 +104,11 @@ def test_an_organ_has_one_name(name):
     "given, names, said",
     [
         (["spleen", "right kidney", "Left Lobe"], ["spleen", "right kidney", "Left Lobe"], []),
+        (
+            ["Kidney-Left", "Aorta-Abdominal"],
+            ["left kidney", "Aorta-Abdominal"],
+            ["'Kidney-Left' is called left kidney"],
+        ),
         (["Renal_R", "LIVER", "aorta"], ["Renal_R", "liver", "aorta"], ["'LIVER' is called liver"]),
         (
             ["kidney_right", "liver "],
@@ -113,7 +124,10 @@ def test_the_organs_of_the_shipped_model_get_its_names(given, names, said):
     assert remarks == [f"As in the model that ships, {each}." for each in said]
 
 
-@pytest.mark.parametrize("names", [["kidney_right", "right kidney"], ["liver", "liver "], ["Right_Kidney", "r kidney"]])
+@pytest.mark.parametrize(
+    "names",
+    [["kidney_right", "right kidney"], ["liver", "liver "], ["Right_Kidney", "r kidney"], ["Kidney-Right", "kidney.r"]],
+)
 def test_two_names_of_one_organ_are_refused(names):
     with pytest.raises(DatasetError, match=re.escape(f"({names[0]!r}, {names[1]!r}). Give each one name")):
         with_known_names({name: value for value, name in enumerate(names, 1)})

@@ -13,11 +13,12 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, SaveImage
+from nibabel import imageglobals
 from nibabel.affines import apply_affine
 from nibabel.eulerangles import euler2mat
 from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, RLELossless
-from scripts.data.dicom_files import modality_of
 from scripts.data.file_names import case_name
+from scripts.data.intensity import NOTES
 from scripts.data.volumes import VolumeReader, VolumeWriter, files_of, load_volume, output_name
 from scripts.errors import DatasetError, user_error
 from scripts.files import whole_file
@@ -218,6 +219,44 @@ def test_axes_that_a_file_does_not_name_are_refused(tmp_path, write):
     message = refusal(path)
     assert f"'{path}': its header does not say where its axes point" in message
     assert "left and right" in message and "--default_axcodes" in message
+
+
+@pytest.mark.parametrize(("sform", "qform"), [(99, 0), (-1, 0), (0, 99), (-1, 99)])
+def test_codes_that_there_are_not_are_told_as_they_are_in_the_file(tmp_path, sform, qform):
+    path = write_nifti(tmp_path / "a.nii", sform_code=sform, qform_code=qform)
+
+    assert f"its sform_code is {sform} and its qform_code is {qform}, and only codes from 1 to 5" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"sform_code": 99, "qform_code": 1}, "sform_code 99 not valid; setting to 0"),
+        ({"pixdim": (1, 0, 0, 0, 1, 1, 1, 1), "qform_code": 0}, "pixdim[1,2,3] should be non-zero"),
+        ({"pixdim": (1, -1.5, 2.5, 4, 1, 1, 1, 1), "qform_code": 0}, "pixdim[1,2,3] should be positive"),
+    ],
+    ids=["a code that there is not", "no spacing", "a negative spacing"],
+)
+def test_what_is_odd_about_a_header_is_said_once_of_its_file(tmp_path, caplog, capfd, fields, said):
+    path = write_nifti(tmp_path / "a.nii", **fields)
+
+    (note,) = load_volume(path).notes
+
+    assert said in note
+    assert [(each.name, each.levelname, each.message) for each in caplog.records] == [
+        ("scripts.data.nifti", "WARNING", f"'{path}': {note}.")
+    ]
+    assert said not in capfd.readouterr().err
+    assert note in VolumeReader().get_data([path])[1][NOTES]
+
+
+def test_what_is_odd_about_a_header_is_said_of_one_that_is_refused(tmp_path, caplog):
+    path = write_nifti(tmp_path / "a.nii", sform_code=99, qform_code=0)
+
+    refusal(path)
+
+    assert [each.name for each in caplog.records] == ["scripts.data.nifti"] and str(path) in caplog.text
+    assert imageglobals.logger.filters == []  # others read as they did
 
 
 @pytest.mark.parametrize("write", UNPLACED.values(), ids=UNPLACED)
@@ -612,7 +651,7 @@ def test_what_holds_no_image_is_no_second_one(tmp_path, write_dicom_series, capl
     )
     np.testing.assert_array_equal(load_volume(tmp_path).voxels, VOXELS)
     assert f"beside the images there is 'Dose' (1.2.9), number unknown, {modality}, no image" in caplog.text
-    assert modality_of(tmp_path) == "CT"
+    assert load_volume(tmp_path).modality == "CT"
 
 
 @pytest.mark.parametrize("series", ["1.2.3", "3", "portal", "abdomen PORTAL venous"])

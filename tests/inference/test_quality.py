@@ -11,7 +11,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
-from scripts.data.dataset_check import CaseSummary
+from scripts.data.dataset_check import CaseSummary, check_dataset
 from scripts.inference.calibration import Calibration
 from scripts.inference.quality import (
     QualityCheck,
@@ -24,6 +24,7 @@ from scripts.inference.quality import (
 )
 from scripts.training.handlers import PriorExporter
 
+from tests.conftest import save_volume
 from tests.helpers.workflows import ORGANS, new_workflow, run, write_overlay, write_prior
 
 AFFINE = np.diag([2.0, 2.0, 5.0, 1.0])  # a voxel has 0.02 ml
@@ -54,6 +55,14 @@ def test_a_box_has_its_volume_one_piece_and_no_jump():
     assert found["volume_ml"] == 10 * 5 * 4 * 0.02
     assert (found["components"], found["outside"], found["largest_jump"]) == (1, 0.0, 0.0)
     assert found["touches_edge"] is False
+
+
+def test_the_volume_on_a_sheared_grid_is_that_of_its_voxels():
+    """Slices whose step leans to the back by 3 mm are 5 mm apart nevertheless."""
+    leaning = AFFINE.copy()
+    leaning[1, 2] = -3
+
+    assert measured(boxes(((2, 12), (3, 8), (1, 5))), leaning)["volume_ml"] == 10 * 5 * 4 * 0.02
 
 
 def test_pieces_are_counted_and_weighed():
@@ -174,6 +183,17 @@ def test_training_volumes_are_of_the_cases_that_have_the_organ():
         CaseSummary("b", (9, 9, 9), (1.0, 1.0, 5.0), {"liver": 1000, "spleen": 10}),
     ]
     assert training_volumes(summaries) == {"liver": [20.0, 5.0], "spleen": [0.05]}
+
+
+def test_training_volumes_on_a_sheared_grid_are_those_of_its_voxels(tmp_path):
+    leaning = AFFINE.copy()
+    leaning[1, 2] = -3
+    labels = boxes(((2, 12), (3, 8), (1, 5)))
+    item = {"case": "a"}
+    for name in ("image", "label"):
+        item[name] = str(save_volume(tmp_path / f"{name}.nii.gz", labels, leaning))
+
+    assert training_volumes(check_dataset([item], {"liver": 1})) == {"liver": [10 * 5 * 4 * 0.02]}
 
 
 def test_a_prior_carries_them(tmp_path):

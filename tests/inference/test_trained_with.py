@@ -11,16 +11,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
-from monai.transforms import ScaleIntensityRanged, ScaleIntensityRangePercentilesd
+from monai.transforms import LoadImage, ScaleIntensityRanged, ScaleIntensityRangePercentilesd
 from scripts.data.dataset_check import check_dataset
-from scripts.data.volumes import volume_digest
+from scripts.data.volumes import VolumeReader, volume_digest
 from scripts.descriptions import describe
 from scripts.errors import DatasetError, MissingFileError, SettingError, UnusableFileError
 from scripts.inference.trained_with import CheckModalityd, check_prior, check_test_cases
 from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
 from scripts.networks.sam2_backbone import FrozenSAM2
+from scripts.training.identity import about_training
 
 from tests.conftest import save_dicom_series, save_volume, simple_image, simple_label
 from tests.helpers.networks import NAMES, make_backbone, make_diffusam
@@ -289,12 +289,35 @@ def test_who_says_so_tests_on_training_cases(trained_on_a, cases, caplog):
 def test_another_modality_than_the_trainings_is_said(prior_file, tmp_path, caplog, trained, modality, said):
     caplog.set_level(logging.WARNING)
     series = save_dicom_series(tmp_path / "series", simple_image(simple_label()), Modality=modality)
-    image = MetaTensor(torch.zeros(1, 2, 2, 2), meta={"filename_or_obj": str(series)})
+    image = LoadImage(reader=VolumeReader())(series)
 
     result = CheckModalityd("image", prior_file(modalities=trained))({"image": image})["image"]
 
     assert ("its Modality is MR, the prior was trained on CT" in result.meta.get("notes", "")) == bool(said)
     assert len(caplog.records) == said
+
+
+@pytest.fixture
+def two_series(tmp_path):
+    """A folder with a series of CT and one of MR."""
+    for modality in ("CT", "MR"):
+        save_dicom_series(tmp_path / "two", simple_image(simple_label()), name=modality + "{index}", Modality=modality)
+    return tmp_path / "two"
+
+
+def test_the_modality_of_the_series_that_is_chosen_counts(prior_file, two_series):
+    image = LoadImage(reader=VolumeReader("MR"))(two_series)
+
+    result = CheckModalityd("image", prior_file(modalities=["CT"]))({"image": image})["image"]
+
+    assert "its Modality is MR, the prior was trained on CT" in result.meta.get("notes", "")
+
+
+@pytest.mark.parametrize("series", ["CT", "MR"])
+def test_a_prior_says_the_modality_of_the_series_that_it_was_trained_on(two_series, series):
+    summaries = check_dataset([{"case": "a", "image": str(two_series)}], {"spleen": 1}, reader=VolumeReader(series))
+
+    assert about_training({"files": {}}, None, summaries=summaries)["modalities"] == [series]
 
 
 def test_the_check_of_the_modality_changes_no_record(tmp_path):

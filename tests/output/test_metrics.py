@@ -13,6 +13,7 @@ from monai.handlers import from_engine
 from monai.metrics import DiceMetric, compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
 from monai.networks import one_hot
 from monai.transforms import Orientation
+from nibabel.eulerangles import euler2mat
 from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filter
 from scripts.output.metrics import DfgDice, FateDice, OrganDice, OrganMetricHandler, SurfaceMetrics
 from scripts.segmentation.label_maps import LabelMapInferer
@@ -302,6 +303,37 @@ def test_distances_in_a_rotated_grid():
     result = found(SurfaceMetrics(1), *sheets)
 
     assert (result["asd_mm"], result["surface_dice_2mm"]) == (close([2]), [1])
+
+
+def test_distances_in_a_tilted_gantry():
+    tilt = math.radians(25)
+    affine = np.eye(4)
+    affine[:3, 1], affine[:3, 2] = (0, math.cos(tilt), math.sin(tilt)), (0, 0, 5)
+    affine[:3, :3] = euler2mat(0.3, 0.2, 0.1) @ affine[:3, :3]  # turned, which changes no distance
+    sheets = [label_map({1: (*EVERYWHERE[:2], (at, at + 1))}, affine=affine) for at in (4, 6)]
+
+    result = found(SurfaceMetrics(1, tolerance=9.1), *sheets)
+
+    # across, from one sheet to the other: less than the 10 mm along the step of the slices
+    assert np.percentile([result["asd_mm"], result["hd95_mm"]], 0) >= 10 * math.cos(tilt) - 0.01
+    assert result["hd95_mm"][0] < 10 and result["surface_dice_9.1mm"][0] > 0.5
+
+
+def test_distances_in_a_sheared_grid_are_those_between_places():
+    affine = np.diag([*SPACING, 1])
+    affine[0, 2], affine[1, 2] = 1.5, -1.0
+    prediction, truth = (MetaTensor(each.as_tensor(), affine=affine) for each in (PREDICTION, TRUTH))
+
+    result = found(SurfaceMetrics(3), prediction, truth)
+
+    for value in (1, 2):
+        edges = [mask & ~binary_erosion(mask) for mask in (each[0].numpy() == value for each in (PREDICTION, TRUTH))]
+        places = [np.argwhere(edge) @ affine[:3, :3].T for edge in edges]
+        apart = np.linalg.norm(places[0][:, None] - places[1][None], axis=-1)
+        both = np.concatenate([apart.min(1), apart.min(0)])
+        assert result["hd95_mm"][value - 1] == pytest.approx(max(np.percentile(apart.min(axis), 95) for axis in (0, 1)))
+        assert result["asd_mm"][value - 1] == pytest.approx(both.mean())
+        assert result["surface_dice_2mm"][value - 1] == pytest.approx((both <= 2).mean())
 
 
 # ---- whatever the order in which a file has its axes

@@ -258,6 +258,18 @@ def test_one_of_several_dicom_series_is_converted(tmp_path):
     assert nib.load(tmp_path / "out/image/a.nii.gz").shape == label.shape
 
 
+@pytest.mark.parametrize("series, words", [("CT", "a_min"), ("MR", "Percentiles")])
+def test_intensities_are_scaled_as_those_of_the_series_that_is_chosen(tmp_path, series, words):
+    label = simple_label()[::-1, ::-1]
+    for modality in ("CT", "MR"):
+        save_dicom_series(tmp_path / "data/a", simple_image(label), AXIAL, modality + "{index}", Modality=modality)
+    save_volume(tmp_path / "data/a.nii.gz", label, AXIAL)
+
+    prepare_folder(tmp_path / "data", "{case}", "{case}.nii.gz", tmp_path / "out", modality="auto", series=series)
+
+    assert words in json.dumps(overlay_of(tmp_path / "out")["intensity"])
+
+
 @pytest.mark.parametrize(
     "voxels, found",
     [
@@ -272,6 +284,19 @@ def test_labels_without_organs_are_refused(tmp_path, voxels, found):
 
     with pytest.raises(DatasetError, match=found):
         prepare_folder(tmp_path, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine")
+
+
+def test_volumes_on_a_sheared_grid_are_those_of_its_voxels(tmp_path):
+    leaning = np.diag([2.0, 2.0, 5.0, 1.0])
+    leaning[1, 2] = -3  # whereby slices are no further apart
+    for name, voxels in (("image", simple_image(simple_label())), ("label", simple_label())):
+        save_volume(tmp_path / f"{name}_a.nii.gz", voxels, leaning)
+
+    report = prepare_folder(
+        tmp_path, *PATTERNS, tmp_path / "mine", label_map={"liver": 4}, background_values=[0, 1, 2, 3]
+    )
+
+    assert f"{16 * 16 * 6 * 0.02:.1f}" in report
 
 
 def test_kidneys_on_the_wrong_side_are_noticed(tiny_dataset, tmp_path):

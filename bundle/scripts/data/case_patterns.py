@@ -2,7 +2,7 @@
 
 ``{case}`` stands for what differs between two cases, a folder's name too, and each time for the same. An ending may be
 left out, or be ``.*``: the file may then have any that is read, or be a folder with the slices of a DICOM series, and
-of each case another one.
+of each case another one. What lies beside, such as notes, or the voxels of a header, is no case.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 
 from ..errors import DatasetError, listed
+from .dicom_files import is_dicom_file
 from .volumes import IMAGE_SUFFIXES
 
 CASE = "{case}"
@@ -55,14 +56,12 @@ def cases_matching(folder: Path, pattern: str) -> list[str]:
     of_case = re.compile(f"{first}([^/]+)" + r"\1".join(others))  # every time the same
     names = set()
     for match in glob.glob(globbed, root_dir=folder):
-        if not (_any_ending(pattern) and _ending_of(match)) and (
-            not pattern.endswith(_ANY) or (folder / match).is_dir()
-        ):
+        if not _any_ending(pattern) or (not _ending_of(match) and _is_without_ending(folder / match, pattern)):
             names.add(PurePath(match).as_posix())
     if _any_ending(pattern):
         for match in glob.glob(f"{globbed}.*", root_dir=folder):
-            name = PurePath(match).as_posix()
-            names.add(name.removesuffix(_ending_of(match)))
+            if ending := _ending_of(match):
+                names.add(PurePath(match).as_posix().removesuffix(ending))
     return [found[1] for found in map(of_case.fullmatch, names) if found]
 
 
@@ -73,7 +72,7 @@ def case_path(folder: Path, pattern: str, case: str) -> Path:
         DatasetError: there are files with several endings, and the pattern does not say which is meant.
     """
     path = folder / pattern.replace(CASE, case)
-    if not _any_ending(pattern) or path.exists():
+    if not _any_ending(pattern) or _is_without_ending(path, pattern):
         return path
     plain = folder / _without_ending(pattern).replace(CASE, case)
     named = [plain.with_name(plain.name + ending) for suffix in _SUFFIXES for ending in (suffix, suffix.upper())]
@@ -90,6 +89,14 @@ def case_path(folder: Path, pattern: str, case: str) -> Path:
 
 def _any_ending(pattern: str) -> bool:
     return pattern.endswith(_ANY) or not _ending_of(pattern)
+
+
+def _is_without_ending(path: Path, pattern: str) -> bool:
+    """Whether what has no ending of a volume is the image of a case all the same: a folder; or, where the pattern may
+    name a file without one, a DICOM file, or a link to something that is not there, which is to be said.
+    """
+    may_be_file = not pattern.endswith(_ANY)
+    return path.is_dir() or (may_be_file and (is_dicom_file(path) or (path.is_symlink() and not path.exists())))
 
 
 def _without_ending(pattern: str) -> str:

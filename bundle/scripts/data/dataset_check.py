@@ -20,6 +20,7 @@ from nibabel.affines import apply_affine
 from ..console import counted
 from ..errors import SHOWN, DatasetError, count, listed
 from .datalists import Item, LabelMap
+from .grids import is_sheared
 from .organ_names import contradicted_names, segments_of
 from .volumes import Volume, VolumeReader, voxels_digest
 
@@ -40,6 +41,8 @@ class CaseSummary:
         spacing: millimetres along the same axes.
         voxels: labelled voxels of each organ; empty without a label.
         digest: of the image, see :func:`scripts.data.volumes.voxels_digest`.
+        modality: that the image states, if it is a DICOM series.
+        voxel_volume: cubic millimetres; None where axes are perpendicular: the product of the spacing.
     """
 
     case: str
@@ -47,6 +50,13 @@ class CaseSummary:
     spacing: tuple[float, ...]
     voxels: dict[str, int] = field(default_factory=dict)
     digest: str = field(default="", compare=False)
+    modality: str | None = None
+    voxel_volume: float | None = None
+
+    def millilitres(self, organ: str) -> float:
+        """The volume of an organ."""
+        one = float(np.prod(self.spacing)) if self.voxel_volume is None else self.voxel_volume
+        return self.voxels[organ] * one / 1000
 
 
 # ---- which label value means which organ
@@ -162,7 +172,7 @@ def check_dataset(
         if purpose in ("training", "prepared") and image is not None and image.voxels.min() == image.voxels.max():
             problems.append(_constant(item["image"], image))
         if image is not None:
-            summaries.append(CaseSummary(item["case"], image.voxels.shape, image.spacing, voxels, voxels_digest(image)))
+            summaries.append(_summary(item["case"], image, voxels))
     _say_what_is_one_scan(summaries, purpose)
     _say_what_is_little(summaries)
     problems += contradicted_names(segments, organs)
@@ -172,6 +182,11 @@ def check_dataset(
         numbered = [f"  {number}. {problem}" for number, problem in enumerate(problems, 1)]
         raise DatasetError("\n".join([f"{count(len(problems), 'problem')} in the {purpose} data:", *numbered]))
     return summaries
+
+
+def _summary(case: str, image: Volume, voxels: dict[str, int]) -> CaseSummary:
+    one = image.voxel_volume if is_sheared(image.affine) else None
+    return CaseSummary(case, image.voxels.shape, image.spacing, voxels, voxels_digest(image), image.modality, one)
 
 
 def check_disjoint(train: Sequence[Item], test: Sequence[Item]) -> None:

@@ -12,8 +12,9 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pydicom
@@ -23,8 +24,8 @@ from .dicom_files import check_deflated, dicom_files, is_dicom_file, is_index
 from .dicom_grid import Slice, slices_of, stacked
 from .dicom_pixels import TAGS, Frames, Rescale, check_header, read_frames
 from .dicom_remarks import COUNTS, remarks
-from .dicom_series import Headers, chosen_series, is_image, other_objects, title, without_images
-from .file_names import original_of, without_added
+from .dicom_series import Headers, chosen_series, is_image, other_objects, series_meant, title, without_images
+from .file_names import IMAGE_SUFFIXES, original_of, without_added
 
 _TAGS: list[Any] = [
     *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "ImageType", "SOPClassUID"),
@@ -37,6 +38,9 @@ _TAGS: list[Any] = [
     *(0x00190010, 0x0019100A),  # in which Siemens says how many slices lie side by side in an image
     *TAGS,
     *COUNTS,
+]
+_CHOICE: list[Any] = [  # by what a series is chosen
+    *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "SOPClassUID", "Rows", "Columns")
 ]
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -60,16 +64,28 @@ class _Series:
     headers: Headers
 
 
-def load_series(path: Path, series: str | None = None) -> tuple[np.ndarray, np.ndarray, list[str]]:
+class SeriesVolume(NamedTuple):
+    """A series as a volume.
+
+    Attributes:
+        voxels: ``(columns, rows, slices)`` in real units, slices in the order of their positions.
+        affine: ``(4, 4)``, to millimetres, RAS+.
+        notes: what is odd about the series, which is said.
+        modality: that it states, such as ``"CT"``; None where it states none.
+    """
+
+    voxels: np.ndarray
+    affine: np.ndarray
+    notes: list[str]
+    modality: str | None
+
+
+def load_series(path: Path, series: str | None = None) -> SeriesVolume:
     """Reads the slices of one series.
 
     Args:
         path: a folder with the slices, or one file.
         series: see :func:`scripts.data.volumes.load_volume`.
-
-    Returns:
-        Voxels ``(columns, rows, slices)`` in real units, slices in the order of their positions, the affine ``(4, 4)``
-        to millimetres, RAS+, and what is odd about the series, which is said.
 
     Raises:
         DatasetError: see :func:`scripts.data.volumes.load_volume`.
@@ -81,7 +97,31 @@ def load_series(path: Path, series: str | None = None) -> tuple[np.ndarray, np.n
     notes = remarks(found.slices, others)
     for note in notes:
         logger.warning("%s: %s", found.where, note)
-    return _read_pixels(found.where, found.slices), found.affine, notes
+    modalities = (str(each.header.get("Modality") or "").strip() for each in found.slices)  # one, where they state it
+    return SeriesVolume(
+        _read_pixels(found.where, found.slices), found.affine, notes, next(filter(None, modalities), None)
+    )
+
+
+def series_of(path: str | Path, series: str | None = None) -> str | None:
+    """The UID of the series that an image is of, by the headers of its files alone: of the one that :func:`load_series`
+    reads, if it reads any; None in other formats, and where none is meant, or several are.
+
+    Args:
+        path: a folder with slices, or one file.
+        series: see :func:`scripts.data.volumes.load_volume`.
+    """
+    path = Path(path)
+    if path.name.lower().endswith(IMAGE_SUFFIXES):
+        return None
+    files = dicom_files(path) if path.is_dir() else filter(is_dicom_file, [path])
+    headers = ((file, _read_header(file, _CHOICE)) for file in files)
+    # without a choice there is but one series with images, and the first of its files tells which
+    one = dict(headers) if series else dict(islice(((file, each) for file, each in headers if is_image(each)), 1))
+    meant = series_meant(one, series)
+    if len(meant) != 1:
+        return None
+    return str(next(iter(meant[0].values())).get("SeriesInstanceUID") or "").strip() or None
 
 
 def series_slices(path: Path, series: str | None = None) -> tuple[list[tuple[Path, int]], np.ndarray]:
@@ -217,10 +257,10 @@ def _is_text(file: Path) -> bool:
     return bool(start) and not re.search(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]", start)
 
 
-def _read_header(file: Path) -> pydicom.Dataset:
+def _read_header(file: Path, tags: list[Any] = _TAGS) -> pydicom.Dataset:
     check_deflated(file)
     # forced: many archives hold files without a preamble
-    header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_TAGS)
+    header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=tags)
     if not any(tag in header for tag in ("SOPClassUID", "SeriesInstanceUID", "Rows")):
         raise DatasetError(
             f"'{file}': no DICOM file, although it is named like one. Copy or download it again, or move it elsewhere."

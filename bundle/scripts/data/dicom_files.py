@@ -1,4 +1,4 @@
-"""Which files are DICOM, and what kind of image they say they hold."""
+"""Which files are DICOM, and which of them are copies of others."""
 
 from __future__ import annotations
 
@@ -76,28 +76,6 @@ def check_deflated(file: Path) -> None:
             f"'{file}': deflated, and more than {MOST_INFLATED >> 20:,} MiB when it is inflated. Export the series "
             "uncompressed."
         )
-
-
-def modality_of(path: str | Path) -> str | None:
-    """The Modality that an image states, such as ``"CT"``, by the first of its DICOM files; None in other formats."""
-    return _stated(path, "Modality")
-
-
-def series_of(path: str | Path) -> str | None:
-    """The UID of the series that an image is of, by the first of its DICOM files; None in other formats."""
-    return None if str(path).lower().endswith(IMAGE_SUFFIXES) else _stated(path, "SeriesInstanceUID")
-
-
-def _stated(path: str | Path, keyword: str) -> str | None:
-    """What the first of an image's DICOM files has for an element; a report that lies beside has no say."""
-    path = Path(path)
-    files = dicom_files(path) if path.is_dir() else filter(is_dicom_file, [path])
-    tags = ["Rows", "Modality", keyword]
-    for file in files:
-        header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=tags)
-        if "Rows" in header and header.get("Modality") not in NO_IMAGE:
-            return str(header.get(keyword) or "").strip() or None
-    return None
 
 
 def is_copy(file: Path) -> bool:

@@ -56,6 +56,7 @@ class Slice:
     thickness: float | None
     rescale: Rescale
     is_rescaled: bool  # by its header, which may well say so with a slope of 1
+    has_no_slope: bool  # but a 0 in place of one
     kinds: Mapping[str, str]  # what it says for :data:`_APART` and :data:`_OWN`
 
     @property
@@ -120,6 +121,7 @@ def slices_of(file: Path, header: pydicom.Dataset) -> Iterator[Slice]:
                 0.0 if intercept is None else float(intercept[0]),
             ),
             stated or mapped is not None,
+            slope is not None and not slope[0],
             _kinds(header, by_frame[frame : frame + 1]),
         )
 
@@ -235,12 +237,18 @@ def stacked(where: str, slices: Sequence[Slice]) -> tuple[list[Slice], np.ndarra
 
 
 def _check_rescaled(where: str, slices: Sequence[Slice]) -> None:
-    """Slices may have slopes of their own, as in PET, but where some have none at all, these have lost it."""
+    """Slices may have slopes of their own, as in PET, but where some have none at all, or 0, these have lost it."""
     without = [each for each in slices if not each.is_rescaled]
     if without and any(each.rescale != Rescale() or each.header.get("ModalityLUTSequence") for each in slices):
         raise DatasetError(
             f"{where}: no RescaleSlope and RescaleIntercept in {len(without)} of {count(len(slices), 'slice')}: "
             f"{listed(without, 4)}. Expected them in all slices, or in none. Export the series again."
+        )
+    slopes = {each.rescale.slope for each in slices if not each.has_no_slope} - {1.0}
+    if slopes and (without := [each for each in slices if each.has_no_slope]):
+        raise DatasetError(
+            f"{where}: RescaleSlope 0 in {len(without)} of {count(len(slices), 'slice')}: {listed(without, 4)}. "
+            f"Expected another number, as in the others, such as {min(slopes):g}. Export the series again."
         )
 
 

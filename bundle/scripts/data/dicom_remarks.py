@@ -12,7 +12,7 @@ from contextlib import suppress
 import numpy as np
 import pydicom
 
-from ..errors import DatasetError, count
+from ..errors import DatasetError, count, listed
 from .dicom_grid import DISTANCE_TOLERANCE, Slice, decimals
 from .dicom_series import private_number
 
@@ -20,6 +20,7 @@ COUNTS = (  # of a header, for all that is said here
     *("SpacingBetweenSlices", "NumberOfSlices", "ImagesInAcquisition", "AcquisitionNumber", "ImageType"),
     *(0x20010010, 0x20011018),
 )
+_JUMP = 900  # Hounsfield units: what is added to stored values, and may be lost, is 1000 or 1024
 _PHILIPS = ("Philips Imaging DD 001", 0x2001, 0x18)
 
 
@@ -30,7 +31,7 @@ def remarks(slices: Sequence[Slice], others: int) -> list[str]:
         slices: in the order of their positions.
         others: how many more files with images lie beside, which what headers count may hold too.
     """
-    found = [*_apart(slices), *(_missing(slices, others) if len(slices) > 1 else ())]
+    found = [*_apart(slices), *(_missing(slices, others) if len(slices) > 1 else ()), *_rescaled(slices)]
     if all(each.is_localizer for each in slices):
         found.insert(0, "a localizer, by its ImageType: made to plan other series. Is it the one that you mean?")
     return found
@@ -57,6 +58,27 @@ def _apart(slices: Sequence[Slice]) -> Iterator[str]:
             f"its slices lie {measured:.6g} mm apart, and its headers say {numbers.mean():.6g} mm "
             f"(SpacingBetweenSlices): {whole - 1} of {whole} slices may be missing. If so, export it again, completely."
         )
+
+
+def _rescaled(slices: Sequence[Slice]) -> Iterator[str]:
+    """By slopes of 0, and by intercepts of CT of which some are another program's, or lost."""
+    without = [each for each in slices if each.has_no_slope]
+    if without:
+        yield (
+            f"RescaleSlope is 0 in {len(without)} of {count(len(slices), 'slice')} ({listed(without, 2)}), and taken "
+            "as 1: its numbers may be of another unit. If so, export it again."
+        )
+    jump = np.abs(np.diff([each.rescale.intercept for each in slices])).max(initial=0.0)
+    if jump < _JUMP or all(each.header.get("Modality") != "CT" for each in slices):
+        return
+    held: dict[float, list[Slice]] = {}
+    for each in slices:
+        held.setdefault(each.rescale.intercept, []).append(each)
+    texts = [f"{value:g} in {len(those)} ({listed(those, 2)})" for value, those in held.items()]
+    yield (
+        f"the RescaleIntercept of its {count(len(slices), 'slice')} is {listed(texts, 4)}, which differs by {jump:g} "
+        "from one slice to the next: some may be no Hounsfield units, and its label map wrong. If so, export it again."
+    )
 
 
 def _stated(each: Slice, keyword: str) -> float:

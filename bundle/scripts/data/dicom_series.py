@@ -38,16 +38,24 @@ Headers = dict[Path, pydicom.Dataset]
 logger = logging.getLogger(__name__)
 
 
+def series_meant(headers: Headers, series: str | None) -> list[Headers]:
+    """The headers of each series that may be meant: of the one with images that is there, or of those that what is
+    asked for names. Other than one are none that can be read.
+    """
+    groups = _by_series(headers)
+    if not series:
+        with_images = [group for group in groups if any(map(is_image, group.values()))]
+        return with_images if len(with_images) == 1 else groups
+    images = [group for group in groups if all(map(is_image, group.values()))]
+    named = [group for group in images if series.casefold() in _names(group)]
+    return named or [group for group in images if series.casefold() in _description(group).casefold()]
+
+
 def chosen_series(path: Path, headers: Headers, series: str | None) -> Headers:
     """The headers of the one series with images that is there, or of the one that is asked for."""
-    groups = _by_series(headers)
-    with_images = [group for group in groups if any(map(is_image, group.values()))]
-    candidates = with_images if len(with_images) == 1 else groups
-    if series:
-        images = [group for group in groups if all(map(is_image, group.values()))]
-        named = [group for group in images if series.casefold() in _names(group)]
-        candidates = named or [group for group in images if series.casefold() in _description(group).casefold()]
+    candidates = series_meant(headers, series)
     if len(candidates) != 1:
+        groups = _by_series(headers)
         found = f"{count(len(groups), 'DICOM series', 'DICOM series')} in one folder, expected one"
         if series:
             found = f"{len(candidates) or 'none'} of the DICOM series in it match series '{series}', expected one"

@@ -172,6 +172,13 @@ def is_sheared(affine: np.ndarray) -> bool:
     return not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3)
 
 
+def voxel_volume(affine: np.ndarray) -> float:
+    """Cubic millimetres that a voxel takes, on a sheared grid too, where it is less than the product of its sizes."""
+    if is_sheared(affine):
+        return float(abs(np.linalg.det(affine[:3, :3])))
+    return float(np.prod(voxel_sizes(affine)))
+
+
 def upright_grid(affine: np.ndarray, shape: Sequence[int]) -> tuple[tuple[int, ...], np.ndarray]:
     """Shape and affine of a grid with perpendicular axes that holds all of a sheared one, with its voxels as far apart.
 

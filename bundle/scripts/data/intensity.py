@@ -19,11 +19,11 @@ from monai.utils import ImageMetaKey
 from torch import Tensor
 
 from ..errors import DatasetError
-from .dicom_files import modality_of
 from .hounsfield import as_tensor, extremes, hounsfield_units, is_single, no_hounsfield_units, sample
 
 MODALITIES = ("ct", "mr")
 NOTES = "notes"  # in the meta of an image: what is odd about it, a line each
+STATED = "stated_modality"  # there: the Modality that the series it was read from states; empty where none does
 
 _BINS = 2000
 _ROUNDS = 4  # one outlier may hide another
@@ -69,7 +69,8 @@ class ScaleByModalityd(MapTransform):
         meta = getattr(image, "meta", {})
         modality = self.modality or meta.get(MODALITY)
         if modality is None:
-            modality = meta[MODALITY] = modality_in(image, meta.get(ImageMetaKey.FILENAME_OR_OBJ))
+            path = meta.get(ImageMetaKey.FILENAME_OR_OBJ)
+            modality = meta[MODALITY] = modality_in(image, path, stated=meta.get(STATED))
         return self.transforms[modality]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -79,7 +80,7 @@ class ScaleByModalityd(MapTransform):
         return result
 
 
-def modality_in(image: Any, path: Any = None) -> str:
+def modality_in(image: Any, path: Any = None, *, stated: str | None = None) -> str:
     """``"ct"`` or ``"mr"``: what an image is, as far as it says so.
 
     DICOM states it. Of other formats only one thing is safe to conclude: what has the air and the fat of Hounsfield
@@ -87,13 +88,14 @@ def modality_in(image: Any, path: Any = None) -> str:
 
     Args:
         image: its voxels.
-        path: of its file or series, for DICOM and for the message.
+        path: of its file or series, for the message.
+        stated: the Modality that the DICOM series states that it was read from, of which several may lie in one folder;
+            None, or empty, in other formats.
 
     Raises:
         DatasetError: it does not say, or it is neither.
     """
-    stated = modality_of(path) if path is not None else None
-    if stated is not None:
+    if stated:
         if stated.lower() in MODALITIES:
             return stated.lower()
         raise DatasetError(
@@ -284,7 +286,7 @@ def _outliers(values: Tensor, left_out: Tensor | None) -> _Range | None:
     for index in reversed(torch.nonzero(gaps > 0).flatten().tolist()):
         share = 1 - shares[index].item()
         single = index == len(gaps) - 1 and is_single(kept, high - width, high)
-        if not single and share > 0.1:
+        if not single and share > _MOST_ODD_ABOVE:
             break
         others = max(filled[index].item() - filled[0].item() + 1, 1) * width
         if gaps[index].item() * width >= _GAP_ABOVE * others:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import nibabel as nib
 import numpy as np
+from nibabel import imageglobals
 from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.orientations import aff2axcodes, io_orientation
 
@@ -52,11 +54,12 @@ logger = logging.getLogger(__name__)
 
 
 class Stored(NamedTuple):
-    """Voxels ``(I, J, K)``, affine ``(4, 4)`` to RAS+ millimetres, and NIfTI's code for its space."""
+    """Voxels ``(I, J, K)``, affine ``(4, 4)`` to RAS+ millimetres, NIfTI's code for its space, and what is odd."""
 
     voxels: np.ndarray
     affine: np.ndarray
     space: int
+    notes: tuple[str, ...] = ()
 
 
 def load_nifti(path: Path, default_axcodes: str | None, trusted_form: str | None) -> Stored:
@@ -73,7 +76,8 @@ def load_nifti(path: Path, default_axcodes: str | None, trusted_form: str | None
     """
     beside = voxels_beside(path)
     with opened(path) as (stream, compressed):
-        image = _header(path, stream) if beside is None else _header_of_pair(path, stream)
+        with told_of_header(path) as notes:
+            image = _header(path, stream) if beside is None else _header_of_pair(path, stream)
         header, data = image.header, image.dataobj
         dtype = header.get_data_dtype()
         check_components(path, 1 if dtype.kind in "biuf" else f"type {dtype}, which is of several")
@@ -102,7 +106,7 @@ def load_nifti(path: Path, default_axcodes: str | None, trusted_form: str | None
         voxels = np.empty(stored.shape, np.float32, order="F")
         for index in range(stored.shape[2]):  # a plane at a time: nibabel would make float64 of the whole volume
             voxels[..., index] = stored[..., index] * np.float64(data.slope) + data.inter
-    return Stored(voxels, affine, space)
+    return Stored(voxels, affine, space, tuple(notes))
 
 
 def voxels_beside(header: Path) -> Path | None:
@@ -137,6 +141,43 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
             return
         with gzip.GzipFile(fileobj=file) as stream:
             yield stream, True  # type: ignore[misc]
+
+
+@contextmanager
+def told_of_header(path: Path) -> Iterator[list[str]]:
+    """What nibabel puts into its own log while it reads a header: without the file's name, and more than once. It is
+    said here instead, of the file, and once.
+
+    Args:
+        path: of the file.
+
+    Yields:
+        What is odd about it, complete at the end.
+    """
+    told: dict[str, int] = {}
+    notes: list[str] = []
+    thread = threading.get_ident()
+
+    def keep(record: logging.LogRecord) -> bool:
+        if record.thread != thread:
+            return True
+        told[record.getMessage()] = record.levelno
+        return False
+
+    imageglobals.logger.addFilter(keep)
+    try:
+        yield notes
+    finally:
+        imageglobals.logger.removeFilter(keep)
+        for text, level in told.items():
+            if level >= imageglobals.error_level:  # by which it is refused, in these words
+                continue
+            note = f"its header is not as the standard has it: {text}"
+            logger.log(
+                min(level, logging.WARNING), "'%s': %s.", path, note
+            )  # nibabel has levels between, without names
+            if level >= logging.WARNING:
+                notes.append(note)
 
 
 def _header(path: Path, stream: BinaryIO) -> Any:
@@ -253,17 +294,24 @@ def _placed(
             return np.asarray(header.get_qform(), float), qform
     affine = np.asarray(image.affine, dtype=float)
     if not sform:
-        # on loading, nibabel makes 1 of spacings that are 0
+        # on loading, nibabel makes 1 of spacings that are 0, and 0 of codes that there are not
         stream.seek(0)
-        spacing = np.abs(type(header).from_fileobj(stream, check=False)["pixdim"][1:4])
+        stored = type(header).from_fileobj(stream, check=False)
+        spacing = np.abs(stored["pixdim"][1:4])
         check_spacing(path, spacing)
         if not qform:
-            has_codes = "sform_code" in header
-            found = (
-                "its sform_code and qform_code are both 0" if has_codes else "it is Analyze, which has no place for it"
-            )
-            affine = unplaced(path, default_axcodes, spacing=spacing, found=found)
+            affine = unplaced(path, default_axcodes, spacing=spacing, found=_told_codes(stored))
     return affine, sform or qform or SCANNER
+
+
+def _told_codes(header: Any) -> str:
+    """Why a header does not say where voxels lie, by its codes as they are in the file."""
+    if "sform_code" not in header:
+        return "it is Analyze, which has no place for it"
+    sform, qform = (int(header[code]) for code in ("sform_code", "qform_code"))
+    if sform == qform == 0:
+        return "its sform_code and qform_code are both 0"
+    return f"its sform_code is {sform} and its qform_code is {qform}, and only codes from 1 to 5 say it"
 
 
 def _agreed_form(path: Path, image: Any) -> str:

@@ -41,8 +41,8 @@ logger = logging.getLogger(__name__)
 
 
 def organ_named(name: str) -> str:
-    """An organ's name as the bundle's own are: ``kidney_right`` is the right kidney."""
-    plain = re.sub(r"[_\s]+", " ", name).strip().lower()
+    """An organ's name as the bundle's own are: ``kidney_right`` and ``Kidney-Right`` are the right kidney."""
+    plain = re.sub(r"[_\s.-]+", " ", name).strip().lower()
     return _SAME.get(plain, plain)
 
 

@@ -32,8 +32,8 @@ from ..files import sha256_of, whole_file
 from .dicom import load_series
 from .dicom_files import dicom_files, is_dicom_file
 from .file_names import HEADER_SUFFIXES, IMAGE_SUFFIXES, MGH_SUFFIXES, NIFTI_SUFFIXES, case_name
-from .grids import is_mistake, is_sheared, is_usable, oriented, unreadable, upright_grid
-from .intensity import NOTES
+from .grids import is_mistake, is_sheared, is_usable, oriented, unreadable, upright_grid, voxel_volume
+from .intensity import NOTES, STATED
 from .itk_files import load_itk
 from .itk_headers import data_files, header_fields
 from .mgh import load_mgh
@@ -60,17 +60,24 @@ class Volume:
         space: NIfTI's code for what these coordinates mean: 1 the scanner's, 2 aligned to another image, 3 Talairach,
             4 MNI. Always 1 in other formats.
         notes: what is odd about it, as its header says.
+        modality: that a DICOM series states, such as ``"CT"``; None where it states none, and in other formats.
     """
 
     voxels: np.ndarray
     affine: np.ndarray
     space: int = SCANNER
     notes: tuple[str, ...] = ()
+    modality: str | None = None
 
     @property
     def spacing(self) -> tuple[float, ...]:
         """Millimetres between voxels along each axis."""
         return tuple(float(size) for size in voxel_sizes(self.affine))
+
+    @property
+    def voxel_volume(self) -> float:
+        """Cubic millimetres that a voxel takes."""
+        return voxel_volume(self.affine)
 
 
 def load_volume(
@@ -107,8 +114,8 @@ def load_volume(
         elif name.endswith(IMAGE_SUFFIXES) and path.is_file():
             volume = Volume(*load_itk(path, default_axcodes))
         elif path.is_dir() or is_dicom_file(path):
-            voxels, affine, notes = load_series(path, series)
-            volume = Volume(voxels, affine, notes=tuple(notes))
+            found = load_series(path, series)
+            volume = Volume(found.voxels, found.affine, notes=tuple(found.notes), modality=found.modality)
         else:
             raise DatasetError(
                 f"'{path}': no image in a supported format, expected a file ending in {', '.join(IMAGE_SUFFIXES)}, a "
@@ -202,6 +209,7 @@ class VolumeReader(Described, ImageReader):
             MetaKeys.SPATIAL_SHAPE: np.asarray(volume.voxels.shape),
             MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),  # MONAI's word for "no channels"
             "nifti_space": volume.space,
+            STATED: volume.modality or "",  # where None is, batches cannot be made
         }
         if volume.notes:
             meta[NOTES] = "\n".join(volume.notes)

@@ -19,7 +19,8 @@ from typing import Any
 import nibabel as nib
 
 from ..data.datalists import Item
-from ..data.dicom_files import dicom_files, series_of
+from ..data.dicom import series_of
+from ..data.dicom_files import dicom_files
 from ..data.volumes import files_of
 from ..errors import listed
 from .record_fields import EARLIER_FILES
@@ -57,13 +58,17 @@ def _is_of(item: Item, record: Mapping[str, Any]) -> bool:
     return not has_results or record.get("input") == input_digest(item)
 
 
-def parts_of_series(items: Sequence[Item]) -> dict[str, str]:
-    """A remark on each case whose DICOM series is that of another case too, by the first of its files: the slices of
-    one image in several folders would be several images, of which none is whole. Nor is one of the slices of a folder.
+def parts_of_series(items: Sequence[Item], chosen: str | None = None) -> dict[str, str]:
+    """A remark on each case whose DICOM series is that of another case too, by its headers: the slices of one image in
+    several folders would be several images, of which none is whole. Nor is one of the slices of a folder.
+
+    Args:
+        items: all cases.
+        chosen: which of several series in a folder is read; see :func:`scripts.data.volumes.load_volume`.
     """
     series: dict[str, list[Item]] = {}
     for item in items:
-        if "problem" not in item and (uid := _series(item["image"])):
+        if "problem" not in item and (uid := _series(item["image"], chosen)):
             series.setdefault(uid, []).append(item)
     remarks: dict[str, str] = {}
     folders: dict[Path, Counter[str | None]] = {}
@@ -88,9 +93,9 @@ def parts_of_series(items: Sequence[Item]) -> dict[str, str]:
     return remarks
 
 
-def _series(image: str | Path) -> str | None:
+def _series(image: str | Path, chosen: str | None = None) -> str | None:
     try:
-        return series_of(image)
+        return series_of(image, chosen)
     except Exception:  # of any kind: reading the case will put it into words
         return None
 

@@ -56,6 +56,7 @@ class CaseRecords:
         prior_file: the trained prior.
         settings: everything else that results depend on: JSON values, or objects such as transforms; see
             :func:`scripts.data.transforms.describe`.
+        series: which of several DICOM series in one folder is read; see :func:`scripts.data.volumes.load_volume`.
         dicom_seg: whether DICOM input gets a DICOM SEG.
         probabilities: whether cases get probabilities.
         uncertainty: samples from which cases get their uncertainty, 0 for none.
@@ -74,6 +75,7 @@ class CaseRecords:
         prior_file: str | Path,
         *,
         settings: Mapping[str, Any],
+        series: str | None = None,
         dicom_seg: bool = True,
         probabilities: bool = False,
         overwrite: bool = False,
@@ -88,7 +90,7 @@ class CaseRecords:
             overwrite,
             uncertainty,
         )
-        self.corrections, self.share = corrections or {}, share
+        self.corrections, self.share, self.series = corrections or {}, share, series
         self.files = RecordFiles(Path(os.path.abspath(self.output)))
         self.path = self.files.output / RECORDS
         self.last = True  # whether the report is this process's to write
@@ -182,7 +184,7 @@ class CaseRecords:
 
     def _remarked(self, items: list[Item], everything: Sequence[Item]) -> list[Item]:
         """The same cases, with what is odd about one beside the others as ``"remark"``, which is said."""
-        remarks = parts_of_series(everything) if items else {}
+        remarks = parts_of_series(everything, self.series) if items else {}
         for item in items:
             if item["case"] in remarks:
                 logger.warning("%s: %s", item["case"], remarks[item["case"]])

@@ -18,6 +18,7 @@ from ignite.engine import Engine
 
 from ..data.components import Pieces, organ_boxes
 from ..data.dataset_check import CaseSummary
+from ..data.grids import voxel_volume
 from ..data.intensity import remark
 from ..data.volumes import result_name
 from ..descriptions import Described
@@ -145,8 +146,8 @@ def measure_organs(labels: np.ndarray, affine: np.ndarray, organs: Sequence[str]
     """
     axes = np.argsort(nib.io_orientation(affine)[:, 0])
     labels = np.moveaxis(labels, axes[AXIAL], -1)
-    spacing = nib.affines.voxel_sizes(affine)
-    plane = np.delete(spacing, axes[AXIAL])
+    plane = np.delete(nib.affines.voxel_sizes(affine), axes[AXIAL])
+    one = voxel_volume(affine)
     boxes = organ_boxes(labels, len(organs))
     result = {}
     for value, (organ, box) in enumerate(zip(organs, boxes), 1):
@@ -156,7 +157,7 @@ def measure_organs(labels: np.ndarray, affine: np.ndarray, organs: Sequence[str]
             pieces = Pieces(labels[box], value)
             voxels = pieces.sizes
             measures = {
-                "volume_ml": round(float(voxels.sum() * spacing.prod()) / 1000, 2),
+                "volume_ml": round(float(voxels.sum() * one) / 1000, 2),
                 "components": len(voxels),
                 "outside": round(float(1 - voxels.max() / voxels.sum()), 4),
                 "largest_jump": round(largest_jump(labels[box] == value, plane), 4),
@@ -262,7 +263,7 @@ def training_volumes(summaries: Iterable[CaseSummary]) -> dict[str, list[float]]
         for organ, voxels in summary.voxels.items():
             volumes.setdefault(organ, [])
             if voxels:
-                volumes[organ].append(round(float(voxels * np.prod(summary.spacing)) / 1000, 2))
+                volumes[organ].append(round(summary.millilitres(organ), 2))
     return volumes
 
 

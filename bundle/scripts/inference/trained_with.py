@@ -13,12 +13,10 @@ from typing import Any
 
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
-from monai.utils import ImageMetaKey
 
 from ..data.datalists import Item
 from ..data.dataset_check import CaseSummary
-from ..data.dicom_files import modality_of
-from ..data.intensity import remark
+from ..data.intensity import STATED, remark
 from ..data.volumes import volume_digest
 from ..descriptions import Described, describe, differences
 from ..errors import DatasetError, SettingError, UnusableFileError, count, listed
@@ -121,9 +119,8 @@ class CheckModalityd(Described, MapTransform):
             self._trained = list(content.get("training", {}).get("modalities", []))
         result = dict(data)
         for key in self.key_iterator(result) if self._trained else ():
-            path = getattr(result[key], "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ)
-            modality = None if path is None else modality_of(path)
-            if modality is not None and modality not in self._trained:
+            modality = getattr(result[key], "meta", {}).get(STATED)
+            if modality and modality not in self._trained:
                 remark(
                     result[key],
                     f"its Modality is {modality}, the prior was trained on {listed(self._trained)}: its label map may "

@@ -20,12 +20,14 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.data.utils import affine_to_spacing
 from monai.handlers import IgniteMetricHandler
 from monai.metrics import CumulativeIterationMetric, compute_dice, get_mask_edges, get_surface_distance
+from nibabel.affines import voxel_sizes
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from ..data.components import organ_boxes
+from ..data.grids import is_sheared
 from ..errors import SettingError
 
 SLICES_AT_A_TIME = 32
@@ -187,7 +189,8 @@ class SurfaceMetrics(OrganMetric):
     outside. These are the defaults of ``compute_hausdorff_distance``, ``compute_average_surface_distance`` and
     ``compute_surface_dice`` of MONAI, with equal results, but edges and distances are computed once for all three.
     Surface voxels count alike whatever their area. (MONAI's ``use_subvoxels`` weights surface Dice by area on a surface
-    between voxels; the distances have no such option, and the three would no longer speak of the same surface.)
+    between voxels; the distances have no such option, and the three would no longer speak of the same surface.) On a
+    sheared grid, such as that of a tilted gantry, they are measured between the places of the voxels all the same.
 
     Args:
         organs: K.
@@ -200,27 +203,41 @@ class SurfaceMetrics(OrganMetric):
         self.names = ("hd95_mm", "asd_mm", f"surface_dice_{tolerance:g}mm", "missed", "invented")
 
     def compute_volume(self, prediction: Tensor, truth: Tensor, affine: Tensor) -> list[Tensor]:
-        # without the rounding of a rotated float32 affine, by which 2 mm would be beyond a tolerance of 2 mm
-        spacing = affine_to_spacing(affine).numpy().round(5).tolist()
+        steps = _steps(affine.numpy())
         distances, counts = [], []
         for crop in organ_crops(prediction, truth, self.organs):
             there = (False, False) if crop is None else tuple(bool(mask.any()) for mask in crop)
             counts.append([there == (False, True), there == (True, False)])
             if all(there):
-                distances.append(self._compute_organ(*crop, spacing))
+                distances.append(self._compute_organ(*crop, steps))
             else:
                 distances.append([math.nan, math.nan, 0.0 if any(there) else math.nan])
         return [*torch.tensor(distances).T, *torch.tensor(counts, dtype=torch.long).T]
 
-    def _compute_organ(self, prediction: Tensor, truth: Tensor, spacing: list[float]) -> list[float]:
+    def _compute_organ(self, prediction: Tensor, truth: Tensor, steps: np.ndarray) -> list[float]:
         predicted, true = get_mask_edges(prediction, truth, crop=False)
-        directed = [
-            get_surface_distance(predicted, true, spacing=spacing),
-            get_surface_distance(true, predicted, spacing=spacing),
-        ]
+        directed = [_distances(predicted, true, steps), _distances(true, predicted, steps)]
         hd95 = max(float(np.quantile(each.numpy(), 0.95)) for each in directed)  # torch.quantile has a limit of size
         both = torch.cat(directed)
         return [hd95, both.mean().item(), (both <= self.tolerance).float().mean().item()]
+
+
+def _steps(affine: np.ndarray) -> np.ndarray:
+    """Millimetres ``(3, 3)`` from a voxel to the next along each axis, a column each, in a turned grid as in one that
+    is not; without the rounding of a rotated float32 affine, by which 2 mm would be beyond a tolerance of 2 mm.
+    """
+    if not is_sheared(affine):
+        return np.diag(voxel_sizes(affine).round(5))
+    return np.linalg.qr(affine[:3, :3]).R.round(5)
+
+
+def _distances(surface: Tensor, other: Tensor, steps: np.ndarray) -> Tensor:
+    """From each voxel of a surface, bool ``(H, W, D)``, to the nearest of another one, in millimetres."""
+    if not np.triu(steps, 1).any():
+        return get_surface_distance(surface, other, spacing=np.diag(steps).tolist())
+    # MONAI's takes axes for perpendicular, and so finds the same on an upright grid alone
+    places, others = (each.nonzero().numpy() @ steps.T for each in (surface, other))
+    return torch.from_numpy(KDTree(others, leafsize=32).query(places)[0]).float()
 
 
 class OrganMetricHandler(IgniteMetricHandler):

@@ -19,7 +19,9 @@ def common_modality(items: Sequence[Item], reader: VolumeReader) -> str:
     """
     found: dict[str, list[str]] = {}
     for item in items:
-        found.setdefault(modality_in(reader.load(item["image"]).voxels, item["image"]), []).append(item["case"])
+        image = reader.load(item["image"])
+        modality = modality_in(image.voxels, item["image"], stated=image.modality)
+        found.setdefault(modality, []).append(item["case"])
     if len(found) > 1:
         kinds = "; ".join(f"{modality.upper()}: {listed(cases)}" for modality, cases in found.items())
         raise DatasetError(

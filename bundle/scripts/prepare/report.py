@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from ..data.datalists import Item, LabelMap
 from ..data.dataset_check import CaseSummary
 from ..data.volumes import VolumeReader
@@ -45,7 +43,7 @@ def report(
     organs = list(summaries[0].voxels)
     rows = [("case", "voxels", "mm", *(f"{one_line(organ)} (ml)" for organ in organs), "")]
     for each, note in zip(summaries, notes):
-        millilitres = (each.voxels[organ] * float(np.prod(each.spacing)) / 1000 for organ in organs)
+        millilitres = (each.millilitres(organ) for organ in organs)
         shape, spacing = " x ".join(map(str, each.shape)), " x ".join(f"{size:.3g}" for size in each.spacing)
         rows.append((one_line(each.case), shape, spacing, *(f"{volume:.1f}" for volume in millilitres), note))
     widths = [max(map(len, column)) for column in zip(*rows)]

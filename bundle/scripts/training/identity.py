@@ -13,7 +13,6 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from ..data.datalists import Item
 from ..data.dataset_check import CaseSummary
-from ..data.dicom_files import modality_of
 from ..data.volumes import volume_digest
 from ..descriptions import Described, describe
 from ..files import sha256_of
@@ -92,13 +91,12 @@ def case_digests(data: Sequence[Item]) -> dict[str, dict[str, str]]:
 
 
 def about_training(
-    identity: Mapping[str, Any], data: Sequence[Item], intensity: Any, *, summaries: Iterable[CaseSummary] = ()
+    identity: Mapping[str, Any], intensity: Any, *, summaries: Iterable[CaseSummary] = ()
 ) -> dict[str, Any]:
     """What a prior says of its training.
 
     Args:
         identity: of :func:`training_identity`.
-        data: the training cases.
         intensity: the transform that scales intensities.
         summaries: of the training cases, by :func:`scripts.data.dataset_check.check_dataset`.
 
@@ -107,7 +105,8 @@ def about_training(
         ``intensity``; ``modalities``, as far as they are known: those that DICOM files state, or CT where intensities
         are scaled by a window of Hounsfield units.
     """
-    stated = {modality for item in data if (modality := modality_of(item["image"]))}
+    summaries = list(summaries)
+    stated = {summary.modality for summary in summaries if summary.modality}
     if not stated and isinstance(intensity, ScaleIntensityRanged) and intensity.scaler.a_min < 0:
         stated = {"CT"}
     voxels = {summary.case: summary.digest for summary in summaries}
