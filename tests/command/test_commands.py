@@ -40,7 +40,7 @@ class Started:
             if name in words:
                 effect(words)
         code = next((code for name, code in self.codes.items() if name in words), 0)
-        return type("Process", (), {"wait": lambda process: code})()
+        return type("Process", (), {"wait": lambda process, timeout=None: code})()
 
 
 @pytest.fixture
