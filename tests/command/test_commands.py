@@ -420,6 +420,10 @@ def test_an_empty_word_is_no_working_directory(started, scan, tmp_path, capsys, 
         (["segment", "scan.nii.gz", *OUT, "--output_dir", "b"], "--output_dir: where results go is said by --output"),
         (["segment", "scan.nii.gz", *OUT, "-m", "learned", "--prior_file", "b"], "--prior_file: the model is said by"),
         (["segment", "scan.nii.gz", *OUT, "-m", "learned", "--config_file", "a.json"], "'a.json' has prior_file: the"),
+        (
+            ["segment", "scan.nii.gz", *OUT, "--config_file", "b.json"],
+            "'b.json' has output: where results go is said by",
+        ),
         (["learn", "mine", *OUT, "--output_dir", "b"], "--output_dir: where results go is said by --output"),
         (["learn", "mine", *OUT, "--evaluation_dir", "b"], "--evaluation_dir: where results go is said by --output"),
         (["learn", "mine", *OUT, "--prior_file", "b"], "--prior_file: where the model is, is known from the folder"),
@@ -443,6 +447,7 @@ def test_what_a_command_says_itself_is_not_said_twice(started, scan, tmp_path, c
     (tmp_path / "listed").mkdir()
     (tmp_path / "listed/dataset.json").write_text(json.dumps({"training": [{"image": "a", "label": "b"}]}))
     (tmp_path / "a.json").write_text(json.dumps({"prior_file": "b", "iterations": 5}))
+    (tmp_path / "b.json").write_text(json.dumps({"output": "elsewhere"}))
 
     assert program(words) == 2
 
