@@ -455,6 +455,24 @@ def test_unknown_label_values_are_listed(items, label, write_volume):
     assert "background_values" in message
 
 
+@pytest.mark.parametrize("background", [(0, 2**40 + 4), (0,)])
+def test_label_values_that_single_precision_rounds_are_shown_as_they_are(items, label, write_volume, background):
+    label = label.astype(np.float64)
+    label[0, 0, :2] = 2**40 + 4, 2**24
+    write_volume(items[0]["label"], label)
+    message = problems(items, background_values=(*background, 2**24))
+    assert f"'{items[0]['label']}': label values 1099511627780 are not told from others in single precision" in message
+    assert "expected integers from -16,777,216 to 16,777,216" in message and "have no meaning" not in message
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float64])
+def test_label_values_without_meaning_are_shown_with_all_digits(items, label, write_volume, kind):
+    label = label.astype(kind)
+    label[0, 0, 0] = 2**24 - 1
+    write_volume(items[0]["label"], label)
+    assert "label values 16777215 have no meaning here; expected 0, 1, 2, 3, 4" in problems(items)
+
+
 def test_label_without_any_organ_is_named(items, label, write_volume):
     write_volume(items[0]["label"], np.zeros_like(label))
     message = problems(items)

@@ -419,6 +419,29 @@ def test_a_label_map_of_other_values_is_refused(tiny_dataset, tmp_path):
     assert not (tmp_path / "mine").exists()
 
 
+def test_a_value_that_cannot_be_read_is_named_and_not_expected(tiny_dataset, tmp_path, write_volume):
+    label = simple_label().astype(np.float64)
+    label[0, 0, 0] = 2**40 + 4
+    write_volume(tiny_dataset / "label_b.nii.gz", label)
+
+    with pytest.raises(DatasetError, match=r"label_b.nii.gz': label values 1099511627780 are not told") as info:
+        prepare_folder(
+            tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine", label_map={"spleen": 1}
+        )
+    assert str(info.value).count("10995116277") == 1
+
+
+def test_values_that_are_integers_but_for_rounding_are_the_nearest(tiny_dataset, tmp_path, write_volume):
+    for case in "abcd":
+        write_volume(tiny_dataset / f"label_{case}.nii.gz", simple_label() * (1 - 1e-9))  # as a scale factor may
+
+    prepare_folder(
+        tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine", label_map={"spleen": 1}
+    )
+
+    assert overlay_of(tmp_path / "mine")["background_values"] == [0, 2, 3, 4]
+
+
 def test_one_scan_under_two_names_is_told(tiny_dataset, tmp_path, caplog):
     nib.save(nib.load(tiny_dataset / "image_a.nii.gz"), tiny_dataset / "image_c.nii.gz")
 

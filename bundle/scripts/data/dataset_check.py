@@ -24,6 +24,7 @@ from .organ_names import contradicted_names, segments_of
 from .volumes import Volume, VolumeReader, voxels_digest
 
 _LARGEST = 2**53  # of integers: no intensity, and no number that PyTorch would keep
+_EXACT = 2**24  # up to which integers are numbers of single precision, each of them
 FEW_VOXELS = 30  # of an organ in a label, or in all training labels, below which its label is questioned
 GRID_TOLERANCE = 0.05  # of a voxel, at the volume's corners: above rounding in headers, below anything that matters
 
@@ -148,7 +149,7 @@ def check_dataset(
         image = _check_image(item["image"], reader, problems)
         voxels = {}
         if "label" in item:
-            counts = _check_label(item["label"], item["image"], image, reader, problems)
+            counts = _check_label(item, image, reader, problems)
             problems += _unnamed_values(item["label"], counts, organs, background)
             named = segments_of(item["label"]) if counts else {}
             segments[item["label"]] = {name: value for name, value in named.items() if counts[value]}
@@ -247,29 +248,36 @@ def voxel_problem(path: PathLike, image: Volume) -> str | None:
     return f"'{path}': {what}, expected {expected}. {remedy}."
 
 
-def _check_label(
-    path: str, image_path: str, image: Volume | None, reader: VolumeReader, problems: list[str]
-) -> Counter[int]:
+def _check_label(item: Item, image: Volume | None, reader: VolumeReader, problems: list[str]) -> Counter[int]:
     """Adds what is wrong with a label to ``problems``; voxels of each value, none if it cannot be used."""
+    path = item["label"]
     label = _read_volume(path, reader, problems)
     if label is None:
         return Counter()
     if image is not None:
-        problems += _grid_differences(path, label, image_path, image)
+        problems += _grid_differences(path, label, item["image"], image)
     counts: Counter[int] = Counter()
     bad = 0
     for plane in _planes(label):
         if plane.dtype.kind == "f":
-            plane = plane.astype(np.float32)  # as LoadImage hands it on: rounding in a scale factor is no problem
-            whole = np.isfinite(plane) & (np.rint(plane) == plane)
+            with np.errstate(over="ignore"):
+                single = plane.astype(np.float32)  # as LoadImage hands it on: rounding in a scale factor is no problem
+            whole = np.isfinite(single) & (np.rint(single) == single)
             bad += plane.size - int(np.count_nonzero(whole))
-            plane = plane[whole]
+            plane = np.rint(plane[whole])
         values, voxels = np.unique(plane, return_counts=True)
         counts.update({int(value): int(number) for value, number in zip(values, voxels)})
     if bad:
         problems.append(
             f"'{path}': {bad} of {label.voxels.size} label voxels are no integers, expected one integer value an "
             "organ. Is it a label file? If it was resampled, do so again with nearest-neighbour interpolation."
+        )
+        return Counter()
+    rounded = sorted(value for value in counts if int(np.float32(value)) != value)
+    if rounded and label.voxels.dtype.kind == "f":
+        problems.append(
+            f"'{path}': label values {listed(rounded)} are not told from others in single precision, in which labels "
+            f"are read, expected integers from -{_EXACT:,} to {_EXACT:,}. Give what they stand for other values."
         )
         return Counter()
     return counts
