@@ -442,6 +442,14 @@ def test_values_that_are_integers_but_for_rounding_are_the_nearest(tiny_dataset,
     assert overlay_of(tmp_path / "mine")["background_values"] == [0, 2, 3, 4]
 
 
+def test_a_label_that_was_saved_over_its_image_is_refused(tiny_dataset, tmp_path, write_volume):
+    write_volume(tiny_dataset / "image_c.nii.gz", simple_label().astype(np.float32))
+
+    with pytest.raises(DatasetError, match="image_c.nii.gz': the image of case c holds .*label_c.nii.gz'"):
+        prepare_folder(tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine")
+    assert not (tmp_path / "mine").exists()
+
+
 def test_one_scan_under_two_names_is_told(tiny_dataset, tmp_path, caplog):
     nib.save(nib.load(tiny_dataset / "image_a.nii.gz"), tiny_dataset / "image_c.nii.gz")
 

@@ -138,8 +138,8 @@ def check_dataset(
     Raises:
         DatasetError: one error for all problems found. Checked are: volumes that
             :func:`scripts.data.volumes.load_volume` can read; finite voxels; a label on its image's grid, with integers
-            that ``label_map`` or ``background_values`` name, called in all headers alike, and not without any organ; no
-            file twice; enough volumes. Images of the same voxels are only said to be.
+            that ``label_map`` or ``background_values`` name, called in all headers alike, and not without any organ; an
+            image that is not its label; no file twice; enough volumes. Images of the same voxels are only said to be.
     """
     organs, background = _organ_values(label_map, background_values)
     problems = [*_too_few(items, minimum, purpose), *_listed_twice(items)]
@@ -256,6 +256,7 @@ def _check_label(item: Item, image: Volume | None, reader: VolumeReader, problem
         return Counter()
     if image is not None:
         problems += _grid_differences(path, label, item["image"], image)
+        problems += _one_for_both(item, image, label)
     counts: Counter[int] = Counter()
     bad = 0
     for plane in _planes(label):
@@ -348,6 +349,20 @@ def _constant(path: str, image: Volume) -> str:
     return (
         f"'{path}': all voxels are {image.voxels.flat[0]:g}, expected an image. Export it again, or leave the case out."
     )
+
+
+def _one_for_both(item: Item, image: Volume, label: Volume) -> Iterator[str]:
+    """An image whose voxels are those of its label, in whatever type; of one value, as :func:`_constant` says, it is
+    no label either.
+    """
+    pairs = zip(_planes(image), _planes(label))  # of which the first that differ are the last that are looked at
+    if image.voxels.shape != label.voxels.shape or not all(np.array_equal(*pair) for pair in pairs):
+        return
+    if image.voxels.min() != image.voxels.max():
+        yield (
+            f"'{item['image']}': the image of case {item['case']} holds the voxels of its label '{item['label']}', "
+            "expected intensities. Was one saved over the other? Export the image again, or leave the case out."
+        )
 
 
 def _grid_differences(path: str, label: Volume, image_path: str, image: Volume) -> Iterator[str]:
