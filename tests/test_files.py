@@ -6,7 +6,9 @@ import errno
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ import torch
 from scripts import files
 from scripts.errors import UnusableFileError
 from scripts.files import json_of, whole_file
+from scripts.inference.journals import Journal
 from scripts.weights import load_tensors, not_finite, on_cpu, save_atomically
 
 from tests.helpers.workflows import BUNDLE
@@ -108,6 +111,45 @@ def test_what_a_killed_program_left_is_removed_and_what_a_running_one_writes_is_
 
     assert len(kept) == 2 and kept[0].startswith(".part-") and kept[0].endswith("-b.txt") and kept[1] == "a.txt"
     assert names(tmp_path) == ["a.txt"]
+
+
+def is_open(path: Path) -> bool:
+    """Whether this process has a file open."""
+    wanted, found = path.stat(), []
+    for each in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the one that lists them
+            found.append(os.fstat(int(each)))
+    return any(os.path.samestat(wanted, each) for each in found)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="nothing says which files are open")
+@pytest.mark.parametrize("system", ["Windows", "a file system without locks"])
+def test_without_locks_a_file_is_replaced_or_removed_once_it_is_closed(tmp_path, monkeypatch, system):
+    """Windows neither replaces nor removes a file that is open."""
+    no_locks = SimpleNamespace(LOCK_EX=2, LOCK_NB=4, flock=lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "")))
+    monkeypatch.setattr(files, "fcntl", None if system == "Windows" else no_locks)
+    replace, unlink, still_open = Path.replace, Path.unlink, []
+
+    def noted(change):
+        return lambda path, *rest, **more: (
+            still_open.append(path.exists() and is_open(path)) or change(path, *rest, **more)
+        )
+
+    monkeypatch.setattr(Path, "replace", noted(replace))
+    monkeypatch.setattr(Path, "unlink", noted(unlink))
+    with whole_file(tmp_path / "a.txt") as temporary:
+        temporary.write_text("x")
+    with pytest.raises(ValueError), whole_file(tmp_path / "b.txt"):
+        raise ValueError
+    journal = Journal(tmp_path, ["a"], configurations={})
+    journal.add("a", {})
+    journal.close()
+    with files.locked(tmp_path):
+        assert files.hold(tmp_path / "held", "me") is None
+    files.let_go(tmp_path / "held")
+
+    assert len(still_open) >= 4 and not any(still_open)
+    assert names(tmp_path) == ["a.txt"] and (tmp_path / "a.txt").read_text() == "x"
 
 
 def test_looking_for_what_killed_programs_left_costs_no_square_of_the_files(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from scripts.errors import MissingFileError, UnknownSettingError, configuration_
 from scripts.overrides import (
     declared_kinds,
     declared_settings,
+    declared_whole_numbers,
     refuse_dangling,
     refuse_no_device,
     refuse_no_start,
@@ -263,7 +264,12 @@ def test_the_values_of_the_bundles_own_files_are_of_the_kinds_that_these_declare
 @pytest.mark.parametrize(
     "given, said",
     [
-        ({"seed": "lucky"}, 'seed is "lucky", expected a number, or true or false'),
+        ({"seed": "lucky"}, 'seed is "lucky", expected a number. Correct'),
+        ({"batch_size": True}, "batch_size is true, expected a whole number, 1 or more"),
+        ({"num_workers": False}, "num_workers is false, expected a whole number, 0 or more"),
+        ({"learning_rate": True}, "learning_rate is true, expected 0 or more"),
+        ({"surface_tolerance": True}, "surface_tolerance is true, expected a number"),
+        ({"prior_channels": [64, True]}, r"prior_channels is \[64, true\], expected a list of whole numbers"),
         ({"batch_size": 0}, "batch_size is 0, expected a whole number, 1 or more"),
         ({"learning_rate": float("nan")}, "learning_rate is nan, expected 0 or more"),
         ({"learning_rate": float("inf")}, "learning_rate is inf, expected 0 or more"),
@@ -297,7 +303,7 @@ def test_a_value_of_another_kind_is_refused(given, said):
 @pytest.mark.parametrize(
     "given",
     [
-        {"largest_component": 1, "report": 0, "eta": 1, "iterations": True, "backbone_name": True},
+        {"largest_component": 1, "report": 0, "eta": 1, "backbone_name": True},
         {"seed": None, "iterations": 2.0, "dropout": 0.5, "amp": 1, "resume": True, "learning_rate": 1},
         {"seed": "$1 + 1", "train_cases": "@test_cases", "label_map": "$dict(a=1)"},
         {"train_cases": ("a", "b"), "views": [], "device": "cpu", "experiment_name": 7, "run_name": None},
@@ -308,6 +314,48 @@ def test_a_value_of_another_kind_is_refused(given, said):
 )
 def test_what_may_be_of_the_kind_is_accepted(given):
     refuse_other_kinds(merged(*TRAIN, **given), declared_kinds(FOLDER))
+
+
+WRITTEN_OTHERWISE = {
+    **{
+        "batch_size": 8.0,
+        "iterations": 1e3,
+        "num_workers": 2.0,
+        "seed": 1.0,
+        "inference_steps": 2.0,
+        "neighbours": 0.0,
+    },
+    **{
+        "image_size": 256.0,
+        "phantoms": 1e1,
+        "report_pixels": 288.0,
+        "prior_channels": [64.0, 128],
+        "window_margin": 1e30,
+    },
+}
+
+
+@pytest.mark.parametrize("place", ["option", "overlay"])
+def test_whole_numbers_may_be_written_otherwise(tmp_path, place):
+    overlay, more = tmp_path / "overlay.json", {"_channels": "@prior_channels#0", "learning_rate": 1.0}
+    overlay.write_text(json.dumps({**more, **(WRITTEN_OTHERWISE if place == "overlay" else {})}))
+    options = WRITTEN_OTHERWISE if place == "option" else {}
+    workflow = new_workflow("evaluating", overlay, initialize=[{"_target_": "scripts.overrides.check"}], **options)
+
+    workflow.initialize()
+
+    for name, value in WRITTEN_OTHERWISE.items():
+        found = workflow.parser.get_parsed_content(name)
+        flat = found if isinstance(found, list) else [found]
+        assert found == value and all(type(each) is int for each in flat), name
+    loader = workflow.parser.get_parsed_content("_channels")
+    assert type(loader) is int and type(workflow.parser.get_parsed_content("learning_rate")) is float
+
+
+def test_which_settings_are_whole_numbers_is_read_from_the_configurations():
+    whole = declared_whole_numbers(FOLDER)
+    assert {"image_size", "patients", "passed", "kept_batches"} <= whole
+    assert not whole & {"learning_rate", "lambda_seg", "eta", "spacing", "views", "label_map", "amp", "extent"}
 
 
 @pytest.mark.parametrize("value", [("Doe", "Jane"), ["a"], {"a": 1}, 7, True], ids=str)

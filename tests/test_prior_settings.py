@@ -60,6 +60,12 @@ def test_a_setting_comes_back_as_it_was(prior_file, key, value):
     assert describe(found[key]) == describe(value)
 
 
+def test_whole_numbers_that_were_recorded_otherwise_are_whole(prior_file):
+    """As trainings did whose configurations had 96.0."""
+    found = settings(prior_file(image_size=96.0))["image_size"]
+    assert found == 96 and type(found) is int
+
+
 def test_the_organs_of_the_record_name_the_label_map(prior_file):
     assert settings(prior_file(organs=["aorta", "spleen"]))["label_map"] == {"aorta": 1, "spleen": 2}
 

@@ -56,7 +56,8 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def named_by_content(folder: str | os.PathLike, name: str, text: str) -> Path:
@@ -119,6 +120,8 @@ def hold(path: str | os.PathLike, who: str) -> str | None:
             return path.read_bytes()[:1000].decode("utf-8", "replace") or "another process"
         return "another process"
     except OSError:  # a file system without locks
+        with suppress(OSError):
+            path.unlink()
         return None
     if descriptor is None:
         return None
@@ -180,23 +183,29 @@ def _lock_file(path: Path, how: int) -> int | None:
         os.close(descriptor)
 
 
-def _new_file(path: Path) -> tuple[int, Path]:
-    """An empty file beside ``path`` that was not there before, locked for as long as its descriptor is open."""
+def _new_file(path: Path) -> tuple[int | None, Path]:
+    """An empty file beside ``path`` that was not there before, locked for as long as its descriptor is open; None for
+    the descriptor where there are no locks.
+    """
     name = path.name
     if len(os.fsencode(name)) > _LONGEST_NAME - len(_PART) - 10:  # with what mkstemp adds
         name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32] + "".join(path.suffixes[-2:])[-20:]
     while True:
         descriptor, temporary = tempfile.mkstemp(f"-{name}", _PART, path.parent)
+        is_locked = is_there = False
         if fcntl is not None:
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-        try:
+                is_locked = True
+        with suppress(FileNotFoundError):  # removed, in the moment before it was locked, as what a killed program left
             if os.path.samestat(os.stat(temporary, follow_symlinks=False), os.fstat(descriptor)):
                 os.chmod(temporary, 0o666 & ~UMASK)  # as any other file; mkstemp keeps its own to their owner
-                return descriptor, Path(temporary)
-        except FileNotFoundError:  # removed, in the moment before it was locked, as what a killed program left
-            pass
-        os.close(descriptor)
+                is_there = True
+        if is_there and is_locked:
+            return descriptor, Path(temporary)
+        os.close(descriptor)  # of no use without a lock, and Windows neither replaces nor removes a file that is open
+        if is_there:
+            return None, Path(temporary)
 
 
 def _clear(folder: Path) -> None:

@@ -13,7 +13,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,7 +28,7 @@ from .entries import SEPARATOR, entry_at, has_entry
 from .errors import MissingFileError, UnknownSettingError, count, listed, nearest
 from .files import BUNDLE
 from .places import check_places
-from .setting_kinds import NEEDED, expected_instead, kind_of
+from .setting_kinds import NEEDED, as_whole_number, expected_instead, kind_of, whole_numbers
 from .shell import config_files, shares_options
 
 # what `--tracking mlflow` adds, or reads where it is given
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 def check() -> None:
     """Refuses settings of the running workflow that name nothing, and places where it could not write; says which
-    options have no effect in it.
+    options have no effect in it. Whole numbers that are written as 3.0 or 1e3 are 3 and 1000 from here on.
 
     For ``initialize`` of a configuration: the workflow is the one that evaluates it.
 
@@ -62,6 +62,7 @@ def check() -> None:
     refuse_twins(each for option in ("config_file", "args_file") for each in config_files(options.get(option)))
     refuse_unknown(config, declared_settings(workflow.config_root_path))
     refuse_other_kinds(config, declared_kinds(workflow.config_root_path), options)
+    write_whole_numbers(workflow.parser, declared_whole_numbers(workflow.config_root_path))
     refuse_dangling(config, steps, options)
     refuse_no_device(config, options)
     refuse_other_values(config, options)
@@ -199,6 +200,25 @@ def refuse_other_kinds(
             raise UnknownSettingError(f"{_origin(key, options)} is {shown}, expected {expected}. Correct it.")
 
 
+def write_whole_numbers(parser: ConfigParser, keys: Set[str]) -> None:
+    """Writes whole numbers as such where a configuration has them as 3.0, or as 1e3, which JSON and the command line
+    read as one, and over which what takes them would trip.
+
+    Args:
+        parser: of a configuration that is parsed, and of which none of these settings is evaluated yet.
+        keys: of :func:`declared_whole_numbers`.
+    """
+    config, items = parser.get(), parser.ref_resolver.items
+    for key in keys & config.keys():
+        whole = as_whole_number(config[key])
+        parts = enumerate(whole) if isinstance(whole, (list, tuple)) else ()
+        config[key] = whole
+        # parsing has copied all into items, an element of a list into one of its own
+        for name, value in [(key, whole), *((f"{key}{SEPARATOR}{place}", part) for place, part in parts)]:
+            if name in items:
+                items[name].update_config(value)
+
+
 def refuse_no_device(config: Mapping[str, Any], options: Mapping[str, str | None]) -> None:
     """Refuses a device that there is not, where a configuration names one.
 
@@ -271,15 +291,28 @@ def declared_kinds(folder: str | Path) -> dict[str, set[str]]:
         folder: with the JSON files of workflows.
     """
     kinds: dict[str, set[str]] = {}
+    for key, value in _declared(folder):
+        kind = "path" if isinstance(value, str) and _PATH.search(value) else kind_of(value)
+        if kind is not None:
+            kinds.setdefault(key, set()).add(kind)
+    return kinds
+
+
+def declared_whole_numbers(folder: str | Path) -> set[str]:
+    """Settings to which the same configurations give whole numbers alone, or lists of them.
+
+    Args:
+        folder: as for :func:`declared_kinds`.
+    """
+    return whole_numbers(_declared(folder))
+
+
+def _declared(folder: str | Path) -> Iterator[tuple[str, Any]]:
     files = [path for path in (BUNDLE / "configs").rglob("*.json") if path.name != "metadata.json"]
     for content in (*_workflows(folder), *_contents(files)):
         recorded = content.get("prior_settings")
-        of_priors = recorded.get("otherwise", {}) if isinstance(recorded, Mapping) else {}
-        for key, value in (*content.items(), *of_priors.items()):
-            kind = "path" if isinstance(value, str) and _PATH.search(value) else kind_of(value)
-            if kind is not None:
-                kinds.setdefault(key, set()).add(kind)
-    return kinds
+        yield from content.items()
+        yield from recorded.get("otherwise", {}).items() if isinstance(recorded, Mapping) else ()
 
 
 def _origin(name: str, options: Mapping[str, str | None]) -> str:

@@ -30,7 +30,7 @@ from .descriptions import given
 from .errors import UnusableFileError, one_line
 from .files import BUNDLE, whole_file
 from .inert import inert
-from .setting_kinds import expected_instead, kind_of
+from .setting_kinds import as_whole_number, expected_instead, kind_of, whole_numbers
 from .weights import load_tensors
 
 RECORD = "inference"  # where a prior's file has its settings
@@ -75,7 +75,8 @@ def settings_of_prior(prior_file: str | Path, bundle_root: str | Path, otherwise
     settings = _made(otherwise)
     path = Path(prior_file)
     if path.is_file():
-        found = read_prior(path, mmap=True).get(RECORD, {})
+        found, whole = read_prior(path, mmap=True).get(RECORD, {}), whole_numbers(otherwise.items())
+        found = {key: as_whole_number(value) if key in whole else value for key, value in found.items()}
         settings |= {key: _built(path, key, value) for key, value in found.items() if key in otherwise}
         if found.get("backbone_checkpoint"):
             settings["backbone_checkpoint"] = _checkpoint(found["backbone_checkpoint"], Path(bundle_root), path)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 # kinds of values in words, and which others each may be instead; a text that is put together is a path
 _KINDS = {
-    "number": "a number, or true or false",
+    "number": "a number",
     "switch": "true or false",
     "text": "a text",
     "path": "a path",
@@ -17,7 +17,7 @@ _KINDS = {
     "null": "null",
 }
 _ALSO = {
-    "number": {"switch", "null"},
+    "number": {"null"},
     "switch": {"null"},
     "text": {"number", "switch", "null"},
     "path": {"text", "number", "switch", "null"},
@@ -73,10 +73,12 @@ def expected_instead(key: str, value: Any, declared: Set[str], *, as_it_is: bool
         key: its name.
         value: expressions and references may become anything, and will do.
         declared: kinds that it has where it is declared.
-        as_it_is: see :func:`kind_of`; then a number is no text either, and nothing is nothing.
+        as_it_is: see :func:`kind_of`; then a number is no text either, and nothing is nothing. True and false are
+            numbers, as which trainings have recorded them.
     """
     found = kind_of(value, as_it_is=as_it_is)
-    if found in ("number", "switch") and not _in_range(key, value):
+    numbers = {"number", "switch"} if as_it_is else {"number"}
+    if key in _RANGES and (found in numbers and not _in_range(key, value) or found in {"switch"} - numbers):
         low, high = _RANGES[key]
         kind = "a whole number, " if key in _COUNTS else ""
         return kind + (f"{low} or more" if high == math.inf else f"{low} to {high}")
@@ -96,9 +98,32 @@ def expected_instead(key: str, value: Any, declared: Set[str], *, as_it_is: bool
     return " or ".join(_KINDS[each] for each in sorted(declared)) or "a value"
 
 
+def whole_numbers(declared: Iterable[tuple[str, Any]]) -> set[str]:
+    """Settings that are whole numbers, or lists of them.
+
+    Args:
+        declared: settings, each with a value that it has where it is declared, any number of times.
+    """
+    found: dict[str, bool] = {}
+    for key, value in declared:
+        numbers = [each for each in _items(value) if kind_of(each) == "number"]
+        if numbers:
+            found[key] = found.get(key, True) and all(isinstance(each, int) for each in numbers)
+    return {key for key, whole in found.items() if whole} | {*_COUNTS} | _OF_COUNTS
+
+
+def as_whole_number(value: Any) -> Any:
+    """A whole number that is written as 3.0 or 1e3 as what it is, also in a list; anything else as it is."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(as_whole_number(each) for each in value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _items(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
 def _in_range(key: str, value: float) -> bool:
-    if key not in _RANGES:
-        return True
     low, high = _RANGES[key]
     return math.isfinite(value) and low <= value <= high and (key not in _COUNTS or float(value).is_integer())
 

@@ -186,10 +186,12 @@ def test_a_pattern_is_passed_on_where_its_files_have_names_of_their_own(started,
         ("case,filename\np1,a.nii.gz\np2,b.nii.gz\n", ["p1", "p2"]),
         ("Image Path,ID\na.nii.gz,p1\nb.nii.gz,p2\n", ["p1", "p2"]),
         ("ID,file_name\np1,a.nii.gz\n", ["p1"]),
+        ("case_id,image\np1,a.nii.gz\n", ["p1"]),
+        ("image,series\na.nii.gz,\n", ["a"]),
     ],
     ids=["columns", "semicolons", "no header", "a mark of Windows and an empty line", "empty lines before semicolons"]
     + ["Excel's separator", "Excel's tabs", "ends of lines of old Macs", "one image of two names"]
-    + ["filename", "Image Path", "file_name"],
+    + ["filename", "Image Path", "file_name", "case_id", "series of none"],
 )
 def test_a_csv_lists_scans_beside_it(started, tmp_path, text, cases):
     (tmp_path / "lists").mkdir()
@@ -247,16 +249,37 @@ def test_no_name_in_a_prepared_folder_moves_the_cursor(started, tmp_path, capsys
         ("case,where\np1,a.nii.gz\n", "has the columns case, where, expected one of images that is called image"),
         ("Patient_ID;Scan no\n1;a.nii.gz\n", "has the columns Patient_ID, Scan no, expected one of images"),
         ("image,case\na.nii.gz,x\nsub/a.nii.gz,x\n", "The case 'x' is listed with 2 images"),
+        ("image,Series\na,\nb,portal\n", "has the series 'portal' for 'b', expected none"),
     ],
     ids=["a long cell", "an open quote", "a comma in a name", "a row without an image"]
     + ["two columns of images", "two columns of names", "no column of images", "no column of images, of patients"]
-    + ["one name of two images"],
+    + ["one name of two images", "a series"],
 )
 def test_a_csv_that_may_mean_something_else_is_refused(started, tmp_path, capsys, text, said):
     (tmp_path / "scans.csv").write_text(text, encoding="utf-8")
 
     assert program(["segment", "scans.csv", "-o", "out"]) == 1
     assert said in capsys.readouterr().err and not started.words
+
+
+@pytest.mark.parametrize("key", [None, "test", "images"])
+def test_a_list_in_json_that_says_a_series_of_each_image_is_refused(started, tmp_path, capsys, key):
+    entries = [{"image": "a", "series": None}, {"image": "b", "series": 3}]
+    (tmp_path / "scans.json").write_text(json.dumps({"about": [], key: entries} if key == "test" else entries))
+    if key == "images":
+        (tmp_path / "scans.json").write_text(json.dumps({key: entries}))
+
+    assert program(["segment", "scans.json", "-o", "out"]) == 1
+    said = capsys.readouterr().err
+    assert "scans.json' has the series '3' for 'b', expected none" in said and "--series" in said and not started.words
+
+
+@pytest.mark.parametrize("text", ['["a.nii.gz"]', '{"training": [{"series": 1}], "test": ["a"]}', "[", '{"test": 5}'])
+def test_any_other_list_in_json_is_left_to_the_workflow(started, tmp_path, text):
+    (tmp_path / "scans.json").write_text(text)
+
+    assert program(["segment", "scans.json", "-o", "out"]) == 0
+    assert value(started.words[0], "--input") == "scans.json"
 
 
 def test_reasons_of_what_cannot_be_taken_in_several_folders_are_kept(started, tmp_path):
@@ -398,6 +421,10 @@ def test_an_empty_word_is_no_working_directory(started, scan, tmp_path, capsys, 
         (["segment", "scan.nii.gz", *OUT, "--output_dir", "b"], "--output_dir: where results go is said by --output"),
         (["segment", "scan.nii.gz", *OUT, "-m", "learned", "--prior_file", "b"], "--prior_file: the model is said by"),
         (["segment", "scan.nii.gz", *OUT, "-m", "learned", "--config_file", "a.json"], "'a.json' has prior_file: the"),
+        (
+            ["segment", "scan.nii.gz", *OUT, "--config_file", "b.json"],
+            "'b.json' has output: where results go is said by",
+        ),
         (["learn", "mine", *OUT, "--output_dir", "b"], "--output_dir: where results go is said by --output"),
         (["learn", "mine", *OUT, "--evaluation_dir", "b"], "--evaluation_dir: where results go is said by --output"),
         (["learn", "mine", *OUT, "--prior_file", "b"], "--prior_file: where the model is, is known from the folder"),
@@ -421,6 +448,7 @@ def test_what_a_command_says_itself_is_not_said_twice(started, scan, tmp_path, c
     (tmp_path / "listed").mkdir()
     (tmp_path / "listed/dataset.json").write_text(json.dumps({"training": [{"image": "a", "label": "b"}]}))
     (tmp_path / "a.json").write_text(json.dumps({"prior_file": "b", "iterations": 5}))
+    (tmp_path / "b.json").write_text(json.dumps({"output": "elsewhere"}))
 
     assert program(words) == 2
 

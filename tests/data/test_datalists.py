@@ -322,8 +322,8 @@ def test_trailing_dimensions_of_one_are_dropped(items, label, write_volume):
 
 
 def test_volume_of_one_slice_is_a_volume(items, label, write_volume):
-    for key in ("image", "label"):
-        write_volume(items[0][key], label[..., 3:4])
+    for key, voxels in (("image", label + 1), ("label", label)):
+        write_volume(items[0][key], voxels[..., 3:4])
     (summary,) = check_dataset(items[:1], LABEL_MAP)
     assert summary.shape == (40, 36, 1)
 
@@ -343,8 +343,8 @@ def test_rounding_in_an_affine_is_no_difference(items, label, write_volume):
 
 def test_oblique_volume_has_its_spacing_along_its_own_axes(items, label, write_volume):
     turn = np.array([[0.8, -0.6, 0, 0], [0.6, 0.8, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
-    for key in ("image", "label"):
-        write_volume(items[0][key], label, turn @ np.diag([2.0, 3.0, 5.0, 1.0]))
+    for key, voxels in (("image", label + 1), ("label", label)):
+        write_volume(items[0][key], voxels, turn @ np.diag([2.0, 3.0, 5.0, 1.0]))
     (summary,) = check_dataset(items[:1], LABEL_MAP)
     assert summary.spacing == pytest.approx((2.0, 3.0, 5.0), rel=1e-6)
 
@@ -467,6 +467,23 @@ def test_fractional_label_values_are_counted(items, label, write_volume):
     assert "nearest-neighbour" in message
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+@pytest.mark.parametrize("purpose", ["training", "evaluation"])
+def test_an_image_that_is_its_label_is_named(items, label, write_volume, kind, purpose):
+    write_volume(items[1]["image"], label.astype(kind))
+    message = problems(items, purpose=purpose)
+    named = f"the image of case {items[1]['case']} holds the voxels of its label '{items[1]['label']}'"
+    assert f"'{items[1]['image']}': {named}, expected intensities" in message
+    assert message.startswith("1 problem")
+
+
+def test_an_image_of_one_value_is_called_so_and_no_label(items, label, write_volume):
+    for key in ("image", "label"):
+        write_volume(items[1][key], np.zeros_like(label))
+    message = problems(items)
+    assert "all voxels are 0, expected an image" in message and "voxels of its label" not in message
+
+
 def test_unknown_label_values_are_listed(items, label, write_volume):
     label = label.copy()
     label[0, 0, :2] = 9, 7
@@ -474,6 +491,24 @@ def test_unknown_label_values_are_listed(items, label, write_volume):
     message = problems(items)
     assert f"'{items[0]['label']}': label values 7, 9 have no meaning here; expected 0, 1, 2, 3, 4" in message
     assert "background_values" in message
+
+
+@pytest.mark.parametrize("background", [(0, 2**40 + 4), (0,)])
+def test_label_values_that_single_precision_rounds_are_shown_as_they_are(items, label, write_volume, background):
+    label = label.astype(np.float64)
+    label[0, 0, :2] = 2**40 + 4, 2**24
+    write_volume(items[0]["label"], label)
+    message = problems(items, background_values=(*background, 2**24))
+    assert f"'{items[0]['label']}': label values 1099511627780 are not told from others in single precision" in message
+    assert "expected integers from -16,777,216 to 16,777,216" in message and "have no meaning" not in message
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float64])
+def test_label_values_without_meaning_are_shown_with_all_digits(items, label, write_volume, kind):
+    label = label.astype(kind)
+    label[0, 0, 0] = 2**24 - 1
+    write_volume(items[0]["label"], label)
+    assert "label values 16777215 have no meaning here; expected 0, 1, 2, 3, 4" in problems(items)
 
 
 def test_label_without_any_organ_is_named(items, label, write_volume):

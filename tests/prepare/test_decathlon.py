@@ -72,6 +72,24 @@ def test_of_several_channels_one_is_chosen(spleen, tmp_path):
     np.testing.assert_array_equal(chosen, nib.load(spleen / "imagesTr/spleen_10.nii.gz").get_fdata()[..., 1])
 
 
+@pytest.mark.parametrize("number", [1, "3D", "broken"])
+def test_an_image_of_one_channel_among_others_is_refused_before_anything_is_written(spleen, tmp_path, number):
+    odd = spleen / "imagesTr/spleen_10.nii.gz"
+    for path in (spleen / "imagesTr").iterdir():
+        voxels = np.asarray(nib.load(path).dataobj)
+        if path != odd:
+            save_volume(path, np.stack([voxels, voxels + 500], -1))
+        elif number == 1:
+            save_volume(path, voxels[..., None])
+        elif number == "broken":
+            path.write_bytes(b"broken")
+
+    what = "cannot be read" if number == "broken" else "has one channel"
+    with pytest.raises(DatasetError, match=f"dataset.json': '{odd}' {what}, and '.*' has 2 .*, expected all of them"):
+        prepare_decathlon(spleen, tmp_path / "out", channel=0)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("content", ["{", '{"labels": {"background": 0, "spleen": 1}, "numTraining": 3}', "[]"])
 def test_another_json_is_refused(tmp_path, content):
     (tmp_path / "dataset.json").write_text(content)

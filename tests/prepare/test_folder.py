@@ -12,6 +12,7 @@ import pytest
 from scripts.data.datalists import find_cases
 from scripts.errors import DatasetError, MissingFileError
 from scripts.prepare.folder import prepare_folder
+from scripts.prepare.words import FOLDER, in_words_of
 
 from tests.conftest import save_dicom_series, save_volume, simple_image, simple_label
 from tests.helpers.archives import AXIAL, canonical, overlay_of, train_and_evaluate
@@ -221,6 +222,31 @@ def test_a_folder_that_is_none_is_told_in_the_words_of_the_command(tiny_dataset,
     assert str(info.value) == f"The data set folder '{tiny_dataset / name}' {found}. Correct the path of the folder."
 
 
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("'/data/label_map/x.nii.gz': correct label_map.", "'/data/label_map/x.nii.gz': correct --label_map."),
+        ("'--dataset_dir/a b' is not there: --dataset_dir", "'--dataset_dir/a b' is not there: the folder"),
+        ("'it's label_map/x', or label_map", "'it's label_map/x', or --label_map"),
+        ("There are, for example: label_map/a.nii, image_pattern.txt.", None),
+        ("the cases' label_map, 'image_pattern'", "the cases' --label_map, 'image_pattern'"),
+        ("label_map is {'label_map': 1}. Set --image_pattern.", "--label_map is {'label_map': 1}. Set --image."),
+    ],
+)
+def test_names_of_a_users_own_are_left_as_they_are(text, expected):
+    with pytest.raises(DatasetError) as info, in_words_of(FOLDER):
+        raise DatasetError(text)
+    assert str(info.value) == (expected or text)
+
+
+def test_the_path_of_a_message_is_that_of_the_file(tiny_dataset, tmp_path, write_volume):
+    folder = tiny_dataset.rename(tmp_path / "label_map")
+    write_volume(folder / "label_b.nii.gz", simple_label()[1:])
+
+    with pytest.raises(DatasetError, match=f"'{folder}/label_b.nii.gz': shape"):
+        prepare_folder(folder, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine")
+
+
 def test_labels_on_another_grid_are_refused(tiny_dataset, tmp_path, write_volume):
     write_volume(tiny_dataset / "label_b.nii.gz", simple_label()[1:])
 
@@ -415,6 +441,37 @@ def test_a_label_map_of_other_values_is_refused(tiny_dataset, tmp_path):
             tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine", label_map={"liver": 9}
         )
 
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_value_that_cannot_be_read_is_named_and_not_expected(tiny_dataset, tmp_path, write_volume):
+    label = simple_label().astype(np.float64)
+    label[0, 0, 0] = 2**40 + 4
+    write_volume(tiny_dataset / "label_b.nii.gz", label)
+
+    with pytest.raises(DatasetError, match=r"label_b.nii.gz': label values 1099511627780 are not told") as info:
+        prepare_folder(
+            tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine", label_map={"spleen": 1}
+        )
+    assert str(info.value).count("10995116277") == 1
+
+
+def test_values_that_are_integers_but_for_rounding_are_the_nearest(tiny_dataset, tmp_path, write_volume):
+    for case in "abcd":
+        write_volume(tiny_dataset / f"label_{case}.nii.gz", simple_label() * (1 - 1e-9))  # as a scale factor may
+
+    prepare_folder(
+        tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine", label_map={"spleen": 1}
+    )
+
+    assert overlay_of(tmp_path / "mine")["background_values"] == [0, 2, 3, 4]
+
+
+def test_a_label_that_was_saved_over_its_image_is_refused(tiny_dataset, tmp_path, write_volume):
+    write_volume(tiny_dataset / "image_c.nii.gz", simple_label().astype(np.float32))
+
+    with pytest.raises(DatasetError, match="image_c.nii.gz': the image of case c holds .*label_c.nii.gz'"):
+        prepare_folder(tiny_dataset, "image_{case}.nii.gz", "label_{case}.nii.gz", tmp_path / "mine")
     assert not (tmp_path / "mine").exists()
 
 

@@ -115,7 +115,7 @@ def test_what_is_kept_does_not_depend_on_the_epoch_in_which_a_training_goes_on(c
     batches = []
     for epochs in ((1, 2), (2,)):
         anatomy = AnatomyClips(clips.pool, STAGES, length=3)
-        encoded = EncodedAnatomy(anatomy, backbone, organs=ORGANS, batch_size=6, kept=2.0)  # as JSON may have it
+        encoded = EncodedAnatomy(anatomy, backbone, organs=ORGANS, batch_size=6, kept=2)
         for epoch in epochs:
             encoded.set_epoch(epoch)
             batches.append(encoded.batch(0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
@@ -28,6 +30,10 @@ def pool(tmp_path_factory):
 @pytest.fixture
 def clips(pool):
     return OrientationClips(AnatomyClips(pool, STAGES, spacing=(4, 10)), every=3, length=3)
+
+
+def clips_of(pool, stages=STAGES, **options) -> OrientationClips:
+    return OrientationClips(AnatomyClips(pool, stages, **options), length=1)
 
 
 def test_batches_are_axial_then_turned_then_shapes(clips):
@@ -99,6 +105,37 @@ def test_clips_of_another_backbone_are_encoded_anew(clips, tmp_path):
     other = make_backbone()
     other.model.image_encoder.neck.convs[0].conv.bias.data += 1
     assert not torch.equal(first["pooled"], encode_clips(clips, other, OrientationHead(128), tmp_path)["pooled"])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"spacing": (1.5, 10)}, {"beyond": (0.5, 0.5)}, {"breathing": (0.5, 6.0)}, {"tilt": (0.3, 0.1)}),
+        *({"slide": 20.0}, {"anywhere": 0.3}, {"seed": 1}, {"stages": [{**STAGES[0], "clips": 2}]}),
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_clips_that_are_drawn_otherwise_are_encoded_anew(pool, tmp_path, changed):
+    backbone, head = make_backbone(), OrientationHead(128)
+    first = encode_clips(clips_of(pool), backbone, head, tmp_path)
+    again = encode_clips(clips_of(pool, **changed), backbone, head, tmp_path)
+
+    assert first["pooled"].shape != again["pooled"].shape or not torch.equal(first["pooled"], again["pooled"])
+
+
+def test_clips_of_other_patients_are_encoded_anew_and_of_the_same_ones_elsewhere_are_not(tmp_path, monkeypatch):
+    """As where more patients are painted, so that some of the calibration's would be among those of the training."""
+    files = write_patients(tmp_path / "patients", 3)
+    moved = shutil.copytree(tmp_path / "patients", tmp_path / "moved")
+    backbone, head = make_backbone(), OrientationHead(128)
+    first, second = (
+        encode_clips(clips_of(PatientPool(each)), backbone, head, tmp_path / "cache") for each in (files[:2], files[1:])
+    )
+    assert not torch.equal(first["pooled"], second["pooled"])
+
+    monkeypatch.setattr(OrientationClips, "batch", lambda *_: pytest.fail("encoded again"))
+    there = PatientPool([moved / each.name for each in files[1:]])
+    encode_clips(OrientationClips(AnatomyClips(there, STAGES, length=7), length=1), backbone, head, tmp_path / "cache")
 
 
 def test_a_head_learns_what_can_be_seen():

@@ -196,10 +196,10 @@ def test_windows_as_large_as_the_slice_change_nothing(named, spots):
     torch.testing.assert_close(windows, whole, rtol=1e-3, atol=1e-2)
 
 
-@pytest.mark.parametrize("margin", [1e30, 3.0, True])
+@pytest.mark.parametrize("margin", [10**30, 3])
 def test_a_margin_may_be_any_whole_number(named, spots, margin):
     volume = make_volume(2)
-    results = [VolumetricInferer(0, window_margin=each)(volume, named) for each in (margin, min(int(margin), 99))]
+    results = [VolumetricInferer(0, window_margin=each)(volume, named) for each in (margin, min(margin, 99))]
     assert torch.equal(*results)
 
 

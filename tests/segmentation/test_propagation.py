@@ -478,13 +478,6 @@ def test_an_option_that_ends_nothing_changes_nothing(network):
     assert torch.equal(logits_of(volume, network), logits_of(volume, network, ended_after=7))
 
 
-@pytest.mark.parametrize("options", [{"neighbours": 2.0}, {"batch_size": 3.0}, {"neighbours": True}])
-def test_whole_numbers_may_be_written_otherwise(network, options):
-    volume = make_volume(3)
-    expected = logits_of(volume, network, **{name: int(value) for name, value in options.items()})
-    assert torch.equal(logits_of(volume, network, **options), expected)
-
-
 def test_ended_after_must_not_be_negative():
     with pytest.raises(ValueError, match="ended_after must be 0 or more slices, got -1"):
         VolumetricInferer(ended_after=-1)

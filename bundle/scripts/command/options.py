@@ -35,7 +35,7 @@ def said_by_segment(model: str | None) -> dict[str, str]:
     """Settings that ``segment`` says itself, and what to do instead of giving them."""
     scans = "which scans there are is said by SCAN. List them all there."
     said = {**dict.fromkeys(("input", "input_path", "inputs", "dataset_dir"), scans)}
-    said |= dict.fromkeys(("output_dir", "output_folder"), SAID_BY_OUTPUT["output_dir"])
+    said |= dict.fromkeys(("output", "output_dir", "output_folder"), SAID_BY_OUTPUT["output_dir"])
     if model is not None:
         said["prior_file"] = "the model is said by --model. Give one of them."
     return said

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..data.file_names import CANNOT_BE_TAKEN, case_name, told_by_suffix
 from ..errors import DatasetError, MissingFileError, listed, one_line
-from ..files import named_by_content
+from ..files import json_of, named_by_content
 from .runs import shown, typed
 
 LIST = "inputs.json"  # with a digest of its content in the name
@@ -26,8 +26,10 @@ _IMAGE_COLUMNS = (
     *("image", "path", "file", "scan", "input"),
     *("filename", "filepath", "file name", "file path", "image path", "image file", "scan path"),
 )
-_NAME_COLUMNS = ("case", "name", "id")
-_OTHER_COLUMNS = (*_NAME_COLUMNS, "case id", "patient", "patient id", "subject", "subject id", "series", "label")
+_SHARED_NAMES = ("case id", "id")  # a patient has one for all images
+_NAME_COLUMNS = ("case", "name", *_SHARED_NAMES)
+_SERIES = "series"
+_OTHER_COLUMNS = (*_NAME_COLUMNS, "patient", "patient id", "subject", "subject id", _SERIES, "label")
 
 Item = dict[str, str]
 
@@ -41,8 +43,10 @@ def input_of(scans: Sequence[str], output: Path) -> str:
 
     Raises:
         MissingFileError: one is not there, or a pattern matches nothing.
-        DatasetError: a list without images; two images of one name, even after their folders.
+        DatasetError: a list without images, or with a series of each; two images of one name, even after their folders.
     """
+    if len(scans) == 1 and _is_json(scans[0]):
+        _check_no_series(Path(scans[0]).expanduser())
     if len(scans) == 1 and not _is_csv(scans[0]):
         found = _found(scans[0])
         names = [case_name(path) for path in found]
@@ -131,6 +135,33 @@ def _told_apart(items: Sequence[Item]) -> list[Item]:
     return [{"image": item["image"], **said, "case": name} for item, name, said in zip(items, names, reasons)]
 
 
+def _is_json(scan: str) -> bool:
+    return scan.lower().endswith(".json") and os.path.isfile(os.path.expanduser(scan))
+
+
+def _check_no_series(path: Path) -> None:
+    """Refuses a list in JSON that says a series of an image; whether it is such a list, the workflow says."""
+    try:
+        content = json_of(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    lists = [each for each in content.values() if isinstance(each, list)] if isinstance(content, dict) else [content]
+    if isinstance(content, dict) and (of_tests := [content[key] for key in ("test", "testing") if key in content]):
+        lists = of_tests[:1]
+    for entry in (entry for each in lists if isinstance(each, list) for entry in each if isinstance(entry, dict)):
+        if entry.get(_SERIES) not in (None, ""):
+            _refuse_series(path, str(entry.get("image")), str(entry[_SERIES]))
+
+
+def _refuse_series(path: Path, image: str, series: str) -> None:
+    """All scans are read with one ``--series``: what a list says of each would be lost, and another one segmented."""
+    raise DatasetError(
+        f"'{path}' has the series '{one_line(series)}' for '{one_line(image)}', expected none: which series of a "
+        "folder is read is said for all scans by --series. Give that, or list a folder for each series, and take the "
+        f"'{_SERIES}' out of the list."
+    )
+
+
 def _is_csv(scan: str) -> bool:
     return scan.lower().endswith((".csv", ".tsv")) and os.path.isfile(os.path.expanduser(scan))
 
@@ -163,6 +194,7 @@ def _rows(path: Path) -> list[Item]:
             f"'{path}' has the columns {listed(rows[0])}, expected one of images that is called image, path or file. "
             "Correct its first line."
         )
+    series = header.index(_SERIES) if column is not None and _SERIES in header else None
     items = []
     for row in rows if column is None else rows[1:]:
         image = row[column or 0] if len(row) > (column or 0) else ""
@@ -172,9 +204,11 @@ def _rows(path: Path) -> list[Item]:
                 f"'{path}' has the row '{one_line(separator.join(row))}', expected {expected}. Complete it, put names "
                 "with commas into quotes, or remove the row."
             )
+        if series is not None and len(row) > series and row[series]:
+            _refuse_series(path, image, row[series])
         image = os.path.abspath(path.parent / Path(image).expanduser())
         named = row[names] if names is not None and len(row) > names else ""
-        own = {"named": named} if named and header[names or 0] != "id" else {}  # a patient has one ID for all images
+        own = {"named": named} if named and header[names or 0] not in _SHARED_NAMES else {}
         items.append({"image": image, "case": named or case_name(image), **own})
     if not items:
         raise DatasetError(f"'{path}' names no image, expected one a line, or a column called image. Correct the list.")

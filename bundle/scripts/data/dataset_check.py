@@ -25,6 +25,7 @@ from .organ_names import contradicted_names, segments_of
 from .volumes import Volume, VolumeReader, voxels_digest
 
 _LARGEST = 2**53  # of integers: no intensity, and no number that PyTorch would keep
+_EXACT = 2**24  # up to which integers are numbers of single precision, each of them
 FEW_VOXELS = 30  # of an organ in a label, or in all training labels, below which its label is questioned
 GRID_TOLERANCE = 0.05  # of a voxel, at the volume's corners: above rounding in headers, below anything that matters
 
@@ -147,8 +148,8 @@ def check_dataset(
     Raises:
         DatasetError: one error for all problems found. Checked are: volumes that
             :func:`scripts.data.volumes.load_volume` can read; finite voxels; a label on its image's grid, with integers
-            that ``label_map`` or ``background_values`` name, called in all headers alike, and not without any organ; no
-            file twice; enough volumes. Images of the same voxels are only said to be.
+            that ``label_map`` or ``background_values`` name, called in all headers alike, and not without any organ; an
+            image that is not its label; no file twice; enough volumes. Images of the same voxels are only said to be.
     """
     organs, background = _organ_values(label_map, background_values)
     problems = [*_too_few(items, minimum, purpose), *_listed_twice(items)]
@@ -158,7 +159,7 @@ def check_dataset(
         image = _check_image(item["image"], reader, problems)
         voxels = {}
         if "label" in item:
-            counts = _check_label(item["label"], item["image"], image, reader, problems)
+            counts = _check_label(item, image, reader, problems)
             problems += _unnamed_values(item["label"], counts, organs, background)
             named = segments_of(item["label"]) if counts else {}
             segments[item["label"]] = {name: value for name, value in named.items() if counts[value]}
@@ -262,29 +263,37 @@ def voxel_problem(path: PathLike, image: Volume) -> str | None:
     return f"'{path}': {what}, expected {expected}. {remedy}."
 
 
-def _check_label(
-    path: str, image_path: str, image: Volume | None, reader: VolumeReader, problems: list[str]
-) -> Counter[int]:
+def _check_label(item: Item, image: Volume | None, reader: VolumeReader, problems: list[str]) -> Counter[int]:
     """Adds what is wrong with a label to ``problems``; voxels of each value, none if it cannot be used."""
+    path = item["label"]
     label = _read_volume(path, reader, problems)
     if label is None:
         return Counter()
     if image is not None:
-        problems += _grid_differences(path, label, image_path, image)
+        problems += _grid_differences(path, label, item["image"], image)
+        problems += _one_for_both(item, image, label)
     counts: Counter[int] = Counter()
     bad = 0
     for plane in _planes(label):
         if plane.dtype.kind == "f":
-            plane = plane.astype(np.float32)  # as LoadImage hands it on: rounding in a scale factor is no problem
-            whole = np.isfinite(plane) & (np.rint(plane) == plane)
+            with np.errstate(over="ignore"):
+                single = plane.astype(np.float32)  # as LoadImage hands it on: rounding in a scale factor is no problem
+            whole = np.isfinite(single) & (np.rint(single) == single)
             bad += plane.size - int(np.count_nonzero(whole))
-            plane = plane[whole]
+            plane = np.rint(plane[whole])
         values, voxels = np.unique(plane, return_counts=True)
         counts.update({int(value): int(number) for value, number in zip(values, voxels)})
     if bad:
         problems.append(
             f"'{path}': {bad} of {label.voxels.size} label voxels are no integers, expected one integer value an "
             "organ. Is it a label file? If it was resampled, do so again with nearest-neighbour interpolation."
+        )
+        return Counter()
+    rounded = sorted(value for value in counts if int(np.float32(value)) != value)
+    if rounded and label.voxels.dtype.kind == "f":
+        problems.append(
+            f"'{path}': label values {listed(rounded)} are not told from others in single precision, in which labels "
+            f"are read, expected integers from -{_EXACT:,} to {_EXACT:,}. Give what they stand for other values."
         )
         return Counter()
     return counts
@@ -355,6 +364,20 @@ def _constant(path: str, image: Volume) -> str:
     return (
         f"'{path}': all voxels are {image.voxels.flat[0]:g}, expected an image. Export it again, or leave the case out."
     )
+
+
+def _one_for_both(item: Item, image: Volume, label: Volume) -> Iterator[str]:
+    """An image whose voxels are those of its label, in whatever type; of one value, as :func:`_constant` says, it is
+    no label either.
+    """
+    pairs = zip(_planes(image), _planes(label))  # of which the first that differ are the last that are looked at
+    if image.voxels.shape != label.voxels.shape or not all(np.array_equal(*pair) for pair in pairs):
+        return
+    if image.voxels.min() != image.voxels.max():
+        yield (
+            f"'{item['image']}': the image of case {item['case']} holds the voxels of its label '{item['label']}', "
+            "expected intensities. Was one saved over the other? Export the image again, or leave the case out."
+        )
 
 
 def _grid_differences(path: str, label: Volume, image_path: str, image: Volume) -> Iterator[str]:

@@ -180,8 +180,14 @@ def _outside(folder: Path, files: Sequence[str]) -> list[str]:
 
 
 def _chosen_channel(path: Path, items: Sequence[Item], channel: int | None, names: object) -> int | None:
-    """The channel to take of images of four dimensions; None if there are none."""
-    several = {item["image"]: number for item in items if (number := _channels(item["image"])) > 1}
+    """The channel to take of images of four dimensions; None if there are none.
+
+    Raises:
+        DatasetError: it is not said, or there is no such channel; an image among them has one channel, of which nobody
+            could tell whether it is the one that is asked for, or cannot be read.
+    """
+    channels = {item["image"]: _channels(item["image"]) for item in items}
+    several = {image: number for image, number in channels.items() if number > 1}
     if not several:
         return None
     image, fewest = min(several.items(), key=lambda pair: pair[1])
@@ -190,14 +196,25 @@ def _chosen_channel(path: Path, items: Sequence[Item], channel: int | None, name
             f"'{path}': '{image}' has {fewest} channels ({names}), and --channel is {channel}; expected one channel, "
             f"since one intensity a voxel is segmented. Choose it: --channel 0 ... {fewest - 1}."
         )
+    odd = [
+        f"'{each}' {'has one channel' if number else 'cannot be read'}"
+        for each, number in channels.items()
+        if number < 2
+    ]
+    if odd:
+        raise DatasetError(
+            f"'{path}': {listed(odd)}, and '{image}' has {fewest} ({names}), expected all of them in each image: which "
+            "one it is cannot be told. Export the image with all channels, or take it out of the list."
+        )
     return channel
 
 
 def _channels(path: str) -> int:
+    """Of an image; 0 of one that is missing or broken, as check_dataset says with the problems of the other files."""
     try:
         shape = nib.load(path).shape
-    except Exception:  # missing or broken, as check_dataset says with the problems of the other files
-        return 1
+    except Exception:
+        return 0
     return shape[3] if len(shape) == 4 else 1
 
 

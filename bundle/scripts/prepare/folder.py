@@ -251,4 +251,4 @@ def _label_values(path: str, reader: VolumeReader) -> set[int]:
         values = np.unique(reader.load(path).voxels)
     except DatasetError:  # said by check_dataset, with the problems of the other files, as what is no integer is
         return set()
-    return {int(value) for value in values[np.isfinite(values)]}
+    return {int(value) for value in np.rint(values[np.isfinite(values)])}  # as check_dataset counts them

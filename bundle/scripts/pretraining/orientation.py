@@ -59,11 +59,8 @@ class OrientationClips(Described):
         self.shapes = SyntheticClips(anatomy.stages, objects=1, length=length, seed=anatomy.seed)
 
     def described(self) -> dict[str, Any]:
-        anatomy = self.anatomy
-        return {
-            **{"every": self.every, "stages": anatomy.stages, "spacing": anatomy.spacing, "seed": anatomy.seed},
-            **{"patients": len(anatomy.pool), "anywhere": anatomy.anywhere},
-        }
+        """All that a batch depends on besides its place: not how many there are."""
+        return {"every": self.every, "anatomy": self.anatomy}
 
     def __len__(self) -> int:
         return self.length

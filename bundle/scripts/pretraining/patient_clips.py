@@ -7,11 +7,12 @@ as scans are, in which each tissue has drawn its grey anew: at random most of th
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.phantom_anatomy import ORGANS
+from ..descriptions import Described, given
+from ..files import sha256_of
 from ..networks.naming_head import STRUCTURES
 from ..networks.sam2_backbone import between_neighbours
 from .contrasts import Draw, render
@@ -51,7 +54,7 @@ def class_weights(device: torch.device) -> Tensor:
     return weight
 
 
-class PatientPool:
+class PatientPool(Described):
     """Tissues and labels of many patients, as ``(N, Z, H, W)`` uint8 with H towards the back and W to the left.
 
     Args:
@@ -60,6 +63,7 @@ class PatientPool:
     """
 
     def __init__(self, files: Sequence[str | Path], device: torch.device | str = "cpu") -> None:
+        self.files = list(files)
         first = _read_patient(files[0])
         self.tissue, self.label = (np.empty((len(files), *each.shape), np.uint8) for each in first)
         with ThreadPoolExecutor(8) as pool:  # most of the time goes into decompression, which threads share
@@ -78,6 +82,11 @@ class PatientPool:
         rows, columns = body.any((0, 2)), body.any((0, 1))
         box = np.stack([_extent(rows, SPACING[1]), _extent(columns, SPACING[0])])
         return _extent(organs, SPACING[2]), box
+
+    def described(self) -> dict[str, Any]:
+        """Which patients they are, by what their files hold, wherever these lie."""
+        content = hashlib.sha256("".join(map(sha256_of, self.files)).encode()).hexdigest()
+        return {"patients": len(self), "content": content}
 
     def __len__(self) -> int:
         return len(self.tissue)
@@ -148,7 +157,7 @@ class EpochBatches:
         raise NotImplementedError
 
 
-class AnatomyClips(EpochBatches):
+class AnatomyClips(EpochBatches, Described):
     """Batches of clips of painted patients, deterministic by seed, epoch and index.
 
     Args:
@@ -199,6 +208,10 @@ class AnatomyClips(EpochBatches):
         self.tilt = torch.tensor(tilt, device=pool.tissue.device)
         self.slide, self.anywhere, self.length, self.seed = slide, anywhere, length, seed
         self.class_table = _class_table().to(pool.tissue.device)
+
+    def described(self) -> dict[str, Any]:
+        """All that a batch depends on besides its place: not how many there are."""
+        return {name: value for name, value in given(self).items() if name != "length"}
 
     def batch(self, index: int) -> dict[str, Tensor]:
         """Batch ``index`` of the present epoch."""

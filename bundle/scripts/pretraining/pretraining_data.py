@@ -72,7 +72,7 @@ class EncodedAnatomy(EpochBatches):
         if list(organs) != list(ORGANS):
             raise SettingError(f"Painted patients have the organs {list(ORGANS)}, in this order; got {list(organs)}.")
         self.anatomy, self.backbone, self.batch_size, self.absent_share = anatomy, backbone, batch_size, absent_share
-        self.context_share, self.length, self.kept, self.seed = context_share, anatomy.length, int(kept or 0), seed
+        self.context_share, self.length, self.kept, self.seed = context_share, anatomy.length, kept or 0, seed
         self.encoded: list[dict[str, Tensor]] = []
 
     def set_epoch(self, epoch: int) -> None:

@@ -130,7 +130,7 @@ class Corrector:
     def __init__(self, prompts: Sequence[SlicePrompt], reach: int = 0) -> None:
         if reach < 0:
             raise SettingError(f"correction_reach must be 0 or more slices, got {reach}.")
-        self.prompts, self.reach = list(prompts), int(reach)
+        self.prompts, self.reach = list(prompts), reach
 
     def needs(self, index: int) -> bool:
         """Whether the walk's result for a slice is needed: it may change, or lies beside one that may."""

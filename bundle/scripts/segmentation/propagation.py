@@ -96,11 +96,10 @@ class VolumetricInferer(LabelMapInferer):
             raise SettingError(f"ended_after must be 0 or more slices, got {ended_after}.")
         if window_margin is not None and window_margin < 0:
             raise SettingError(f"window_margin must be 0 or more image tokens, or None, got {window_margin}.")
-        # whole numbers may come as 3.0 or true
-        self.neighbours = 0 if no_3d else int(neighbours)
-        self.batch_size, self.skip_absent = int(batch_size), skip_absent
-        self.ended_after = int(ended_after) if self.neighbours else 0
-        self.window_margin = None if self.neighbours or window_margin is None else int(window_margin)
+        self.neighbours = 0 if no_3d else neighbours
+        self.batch_size, self.skip_absent = batch_size, skip_absent
+        self.ended_after = ended_after if self.neighbours else 0
+        self.window_margin = None if self.neighbours else window_margin
         self.names_smoothing = 0.0 if no_3d else names_smoothing
         self.output, self.on_slices, self.on_features = output, on_slices, on_features
         self.views = read_views(views)

@@ -52,7 +52,7 @@ class UncertaintyInferer(VolumetricInferer):
         super().__init__(**options)
         if samples < 0 or samples == 1:
             raise SettingError(f"uncertainty needs at least 2 samples, or 0 to leave it out, got {samples}.")
-        self.samples = int(samples)
+        self.samples = samples
         self.predicted_dice: list[float | None] = []
 
     @torch.no_grad()

@@ -95,7 +95,7 @@ class EncodedSlices(Dataset):
         self.data, self.transform, self.backbone, self.organs = list(data), transform, backbone, list(organs)
         self.cache_dir, self.variants, self.absent_share = Path(cache_dir), variants, absent_share
         self.augment = AugmentedVariant(augmentation, seed) if variants else None
-        self.batch_size, self.all_memories, self.labels, self.images = int(batch_size), all_memories, labels, images
+        self.batch_size, self.all_memories, self.labels, self.images = batch_size, all_memories, labels, images
         self.context = backbone.slice_context
         self.files = self._encode_all()
         self._open: dict[int, dict[str, Tensor]] = {}
