@@ -12,7 +12,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from scripts.data.datalists import DatasetError, check_output, find_cases, inference_inputs
-from scripts.data.dataset_check import CaseSummary, check_dataset, check_disjoint, label_values, voxel_problem
+from scripts.data.dataset_check import CaseSummary, check_dataset, check_disjoint, voxel_problem
+from scripts.data.label_values import label_values
 from scripts.data.volumes import VolumeReader
 
 PATTERNS = ("image_{case}.nii.gz", "label_{case}.nii.gz")

@@ -1,4 +1,4 @@
-"""Whether a data set can be used: which label value means which organ, and what is wrong with each file.
+"""Whether a data set can be used: what is wrong with each file.
 
 Every file is read once, before anything expensive starts; one message holds every problem found.
 """
@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
 
 import numpy as np
 from monai.config import PathLike
@@ -21,6 +20,7 @@ from ..console import counted
 from ..errors import SHOWN, DatasetError, count, listed
 from .datalists import Item, LabelMap
 from .grids import is_sheared
+from .label_values import organ_values
 from .organ_names import contradicted_names, segments_of
 from .volumes import Volume, VolumeReader, voxels_digest
 
@@ -60,71 +60,6 @@ class CaseSummary:
         return self.voxels[organ] * one / 1000
 
 
-# ---- which label value means which organ
-
-
-def label_values(label_map: LabelMap, background_values: Iterable[int] = (0,)) -> tuple[list[int], list[int]]:
-    """The arguments ``orig_labels`` and ``target_labels`` of ``monai.transforms.MapLabelValued``.
-
-    Organs become 1 ... K in the order of the map, background values become 0.
-
-    Raises:
-        DatasetError: no organ, a value that is no integer, or one that stands for two things.
-
-    Example:
-        >>> label_values({"spleen": 1, "liver": [6, 7]}, [0, 4])
-        ([1, 6, 7, 0, 4], [1, 2, 2, 0, 0])
-    """
-    organs, background = _organ_values(label_map, background_values)
-    channels = [(value, channel) for channel, values in enumerate(organs.values(), 1) for value in values]
-    channels += [(value, 0) for value in background]
-    return [value for value, _ in channels], [channel for _, channel in channels]
-
-
-def _integers(name: str, given: Any) -> tuple[int, ...]:
-    """The label values of something: one, or several, each once."""
-    several = isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping))
-    values = list(given) if several else [given]
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise DatasetError(f"The label value of {name} is {value!r}; expected an integer. Correct label_map.")
-    return tuple(dict.fromkeys(values))
-
-
-def _organ_values(
-    label_map: LabelMap, background_values: Iterable[int]
-) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
-    """Label values of each organ and of the background, checked."""
-    organs: dict[str, tuple[int, ...]] = {}
-    if not isinstance(label_map, Mapping):
-        raise DatasetError(
-            f"label_map is {label_map!r}; expected organ: value pairs, such as {{'spleen': 1, 'liver': 6}}. Correct it."
-        )
-    for organ, given in label_map.items():
-        if not str(organ).strip():
-            raise DatasetError(f"label_map has an organ without a name, of the label value {given!r}. Name it.")
-        organs[organ] = _integers(organ, given)
-    background = _integers("background", background_values)
-    meanings: dict[int, list[str]] = {}
-    for name, values in (*organs.items(), ("background", background)):
-        for value in values:
-            meanings.setdefault(int(value), []).append(name)
-    if not organs or not all(organs.values()):
-        empty = [organ for organ, values in organs.items() if not values]
-        found = f"names no value for {listed(empty)}" if empty else "names no organ"
-        raise DatasetError(f"label_map {found}; expected organ: value pairs, such as {{'spleen': 1, 'liver': 6}}.")
-    ambiguous = [f"{value} means {' and '.join(names)}" for value, names in meanings.items() if len(names) > 1]
-    if ambiguous:
-        raise DatasetError(
-            f"label_map and background_values contradict themselves: {'; '.join(ambiguous)}. Give every label value "
-            "one meaning."
-        )
-    return organs, background
-
-
-# ---- whether the files can be used
-
-
 def check_dataset(
     items: Sequence[Item],
     label_map: LabelMap,
@@ -151,7 +86,7 @@ def check_dataset(
             that ``label_map`` or ``background_values`` name, called in all headers alike, and not without any organ; an
             image that is not its label; no file twice; enough volumes. Images of the same voxels are only said to be.
     """
-    organs, background = _organ_values(label_map, background_values)
+    organs, background = organ_values(label_map, background_values)
     problems = [*_too_few(items, minimum, purpose), *_listed_twice(items)]
     summaries, segments = [], {}
     reader = reader or VolumeReader()

@@ -11,8 +11,9 @@ import numpy as np
 
 from ..data.case_patterns import case_path
 from ..data.datalists import Item, LabelMap, find_cases
-from ..data.dataset_check import check_dataset, label_values
+from ..data.dataset_check import check_dataset
 from ..data.file_names import NIFTI_SUFFIXES
+from ..data.label_values import label_values
 from ..data.organ_names import with_known_names
 from ..data.volumes import VolumeReader
 from ..errors import DatasetError, count, listed
