@@ -665,7 +665,11 @@ def test_settings_of_an_evaluation_lie_with_its_results(started, tmp_path):
 
 def alone(*words: str) -> subprocess.Popen:
     """A command in a session of its own, as a supervisor starts it."""
-    code = f"import sys; from scripts.command import runs; sys.exit(runs.run({list(words)!r}, say=False))"
+    code = (
+        # which a shell's background jobs ignore, as this test may be one
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        f"from scripts.command import runs; sys.exit(runs.run({list(words)!r}, say=False))"
+    )
     environment = {**os.environ, "PYTHONPATH": str(BUNDLE)}
     return subprocess.Popen(
         [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True

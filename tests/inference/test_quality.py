@@ -190,8 +190,8 @@ def test_training_volumes_on_a_sheared_grid_are_those_of_its_voxels(tmp_path):
     leaning[1, 2] = -3
     labels = boxes(((2, 12), (3, 8), (1, 5)))
     item = {"case": "a"}
-    for name in ("image", "label"):
-        item[name] = str(save_volume(tmp_path / f"{name}.nii.gz", labels, leaning))
+    for name, voxels in (("image", labels + 40), ("label", labels)):
+        item[name] = str(save_volume(tmp_path / f"{name}.nii.gz", voxels, leaning))
 
     assert training_volumes(check_dataset([item], {"liver": 1})) == {"liver": [10 * 5 * 4 * 0.02]}
 
