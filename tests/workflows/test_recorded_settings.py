@@ -6,11 +6,14 @@ Each setting is changed in turn. One that is new stands in neither list, and fai
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from scripts.descriptions import describe
+from scripts.entries import entry_at, has_entry
 
 from tests.conftest import save_dataset
 from tests.helpers.workflows import BUNDLE, SETTINGS, nano_checkpoint, new_workflow, write_overlay
@@ -241,3 +244,49 @@ def test_a_schedule_of_rates_that_depends_on_the_end_is_told_by_it(overlay):
 
     assert shorter != longer
     assert recorded("training", overlay, iterations=400) == recorded("training", overlay)
+
+
+# ---- pretrainings, whose data take minutes to paint: by what their configurations refer to
+
+# of these no weight depends on any: places, how much is done at once, and what the file says for inference
+OF_NO_PRETRAINING = {
+    *("output_dir", "run_dir", "patients_dir", "checkpoint_file", "prior_file", "bundle_root", "resume", "snapshots"),
+    *("device", "num_workers", "encode_batch_size", "handlers", "train", "amp"),
+    *("body_fill", "largest_component", "solid_organs", "random_contrasts"),
+}
+
+
+def referred_to(config: dict, start: str) -> set[str]:
+    """Names that an entry refers to, and whatever these refer to."""
+    seen, left = set(), [start]
+    while left:
+        name = left.pop()
+        if name not in seen:
+            seen.add(name)
+            parts = name.split("#")
+            text = json.dumps(entry_at(config, parts) if has_entry(config, parts) else None)
+            left += {each.replace("::", "#") for each in re.findall(r"@([A-Za-z_]\w*(?:(?:::|#)\w+)*)", text)}
+    return seen
+
+
+@pytest.mark.parametrize(
+    "files, identity",
+    [
+        (["train", "pretrain_prior"], "train#identity"),
+        (["pretrain_anatomy"], "identity"),
+        (["pretrain_anatomy", "pretrain_encoder"], "identity"),
+        (["pretrain_anatomy", "pretrain_memories"], "identity"),
+        (["pretrain_nano"], "identity"),
+    ],
+    ids=lambda each: each[-1] if isinstance(each, list) else "",
+)
+def test_every_setting_that_a_pretraining_depends_on_is_in_its_identity(files, identity):
+    parser = ConfigParser()
+    parser.read_config([str(BUNDLE / "configs" / f"{each}.json") for each in files])
+    config = parser.get()
+    steps = [key for key in ("initialize", "run", "training", "pretraining") if key in config]
+    reached = {name.split("#")[0] for step in steps for name in referred_to(config, step)} - {*steps}
+    settings = {key for key in reached & config.keys() if "_target_" not in str(config[key])}
+
+    assert len(settings) > 10
+    assert settings - referred_to(config, identity) - OF_NO_PRETRAINING == set()
