@@ -154,27 +154,17 @@ def test_a_case_that_runs_out_of_memory_does_not_stop_the_others(overlay, scans,
     assert not (output / "a_seg.nii.gz").exists()
 
 
-def test_a_label_map_that_cannot_be_written_fails_its_case_alone(overlay, scans):
+@pytest.mark.parametrize("what", ["the label map", "the preview"])
+def test_results_that_cannot_be_written_fail_their_case_alone(overlay, scans, monkeypatch, what):
     output = scans.parent / "out"
-    (output / "a_seg.nii.gz" / "in the way").mkdir(parents=True)
+    blocked = output / ("a_seg.nii.gz" if what == "the label map" else "previews/a.png")
+    (blocked / "in the way").mkdir(parents=True)
 
     message = failure(overlay, input=str(scans), output=str(output))
 
     assert statuses(output) == {"a": "failed", "b": "done"}
     assert "1. a: " in message and "IsADirectoryError" in message
     assert not list(output.rglob(".part-*"))
-
-
-def test_a_preview_that_cannot_be_written_fails_no_case(overlay, scans, caplog):
-    output = scans.parent / "out"
-    (output / "previews/a.png" / "in the way").mkdir(parents=True)
-
-    run("inferring", overlay, input=str(scans), output=str(output))
-
-    assert statuses(output) == {"a": "done", "b": "done"} and (output / "a_seg.nii.gz").is_file()
-    assert any(message.startswith("a: ") and "IsADirectoryError" in message for message in caplog.messages)
-    files = json.loads((output / "results.json").read_text())["cases"]["a"]["files"]
-    assert files["preview"] is None and not list(output.rglob(".part-*"))
 
 
 def test_what_follows_a_segmentation_is_set_up_before_any_begins(overlay, scans, tmp_path):

@@ -24,7 +24,7 @@ from ..console import Progress
 from ..data.datalists import Item
 from ..data.dataset_check import voxel_problem
 from ..data.intensity import MODALITY, NOTES
-from ..data.volumes import Volume, VolumeReader, VolumeWriter, result_name
+from ..data.volumes import Volume, VolumeReader, VolumeWriter
 from ..errors import DatasetError, one_line, system_error, user_error
 from ..segmentation.uncertainty import PROBABILITY_STEPS
 from .case_records import LOST_SEG, CaseRecords
@@ -163,22 +163,13 @@ class ForEachCase:
 
     Args:
         save: such as a :class:`~scripts.output.previews.PreviewSaver`, which by itself would end the run when it fails.
-        needed: whether a case has failed where this has; a warning says so otherwise.
     """
 
-    def __init__(self, save: Callable[[Engine], None], needed: bool = True) -> None:
-        self.save, self.needed = save, needed
+    def __init__(self, save: Callable[[Engine], None]) -> None:
+        self.save = save
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(CaseEvents.SEGMENTED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        try:
-            self.save(engine)
-        except Exception as error:  # of any kind: what is needed is there, or still to be written
-            if self.needed:
-                raise
-            logger.warning("%s: %s", one_line(result_name(engine.state.output[0]["image"].meta)), reason(error))
+        engine.add_event_handler(CaseEvents.SEGMENTED, self.save)
 
 
 class CaseProgress:
