@@ -85,9 +85,13 @@ def place(tmp_path_factory, backbone_file) -> Path:
     for name, settings in (("small", small), ("pretraining", pretraining)):
         (folder / f"{name}.json").write_text(json.dumps(settings))
     label = simple_label()
+    values = np.array([0, 1, 0, 0, 6], np.uint8)[label]
     for seed, case in enumerate(("a", "b", "c", "d")):
         save_volume(folder / f"data/mine/images/{case}.nii.gz", simple_image(label, seed))
-        save_volume(folder / f"data/mine/labels/{case}.nii.gz", np.array([0, 1, 0, 0, 6], np.uint8)[label])
+        save_volume(folder / f"data/mine/labels/{case}.nii.gz", values)
+        session = f"sub-{case}/ses-1/anat/sub-{case}_ses-1"
+        save_volume(folder / f"data/bids/{session}_T2w.nii.gz", simple_image(label, seed))
+        save_volume(folder / f"data/bids/derivatives/manual/{session}_dseg.nii.gz", values)
     save_volume(folder / "data/new/scan.nii.gz", simple_image(label, 9))
     values = BTCV_VALUES[label].astype(np.uint8)
     values[:3, :3, 1:4], values[-3:, :3, 1:4] = 8, 11  # aorta and pancreas, which docs/organs.md trains
