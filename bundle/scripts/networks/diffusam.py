@@ -102,8 +102,7 @@ class DiffuSAM(FrozenBackboneNetwork):
         features = features[shown] if len(shown) < len(features) else features
         masks = masks[slices, organs]
         at_once = max(1, TOKENS_AT_ONCE // backbone.embedding_size**2)
-        parts = [features[start : start + at_once] for start in range(0, len(features), at_once)]
-        attended = torch.cat([backbone.attend(part) for part in parts])
+        attended = torch.cat([backbone.attend(part) for part in features.split(at_once)])
         for chosen, windows in windows_around(masks, places.tolist(), tokens=backbone.embedding_size, margin=margin):
             memory = Memory(self.memories_of(features, masks[chosen, None], windows))
             conditioned = backbone.condition(features, [memory], windows, attended)
@@ -118,8 +117,7 @@ class DiffuSAM(FrozenBackboneNetwork):
         if self.names is None:
             return None
         at_once = encoded_at_once(self.backbone.image_size, features.embedding.device)
-        parts = [features[start : start + at_once] for start in range(0, len(features), at_once)]
-        return torch.cat([self.names(part)[1].float() for part in parts])
+        return torch.cat([self.names(part)[1].float() for part in features.split(at_once)])
 
     def named_masks(self, named: Tensor, sample: int = 0) -> Tensor:
         """Masks ``(B, organs, S, S)`` bool of what :meth:`name` says: where an organ is likelier than each other one,

@@ -38,6 +38,10 @@ class ImageFeatures:
         image = None if self.image is None else self.image[index]
         return ImageFeatures(self.embedding[index], (self.high_res[0][index], self.high_res[1][index]), image)
 
+    def split(self, size: int) -> list[ImageFeatures]:
+        """The slices in parts of so many, the last one of what is left; see :meth:`joined`."""
+        return [self[start : start + size] for start in range(0, len(self), size)]
+
     @classmethod
     def joined(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
         """Slices that were encoded one part after the other, with their images where all parts have them."""

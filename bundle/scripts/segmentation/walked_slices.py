@@ -59,8 +59,8 @@ class VolumeSlices:
 
     def name(self, features: ImageFeatures) -> Tensor | None:
         """What the network's head names; see :meth:`~scripts.networks.diffusam.DiffuSAM.name`."""
-        starts = range(0, len(features), self.batch_size)  # a head may have an encoder of its own
-        parts = [self.network.name(features[start : start + self.batch_size]) for start in starts]
+        # a head may have an encoder of its own
+        parts = [self.network.name(part) for part in features.split(self.batch_size)]
         return None if parts[0] is None else torch.cat(parts)
 
     def named(self, indices: Sequence[int]) -> tuple[ImageFeatures, Tensor | None]:
