@@ -100,7 +100,7 @@ def table(
     network, trained = _network(parser)
     data = get("validate#preprocessing")(dict(get("test_data")[0]))
     volume, masks = _middle(data, len(network.organs), slices)
-    keys = ("neighbours", "no_3d", "names_smoothing", "ended_after", "skip_absent", "window_margin", "views")
+    keys = ("neighbours", "no_3d", "names_smoothing", "ended_after", "skip_absent", "window_margin", "views", "amp")
     options = {key: get(key) for key in keys} | {"batch_size": get("encode_batch_size")}
     given = not trained if given_masks is None else given_masks
 

@@ -22,6 +22,7 @@ from scripts import errors
 from scripts.data.dataset_check import check_disjoint
 from scripts.files import whole_file
 from scripts.output.tables import format_table
+from scripts.segmentation.label_maps import mixed_on_cpu
 from torch import Tensor, nn
 
 from benchmarks.configuration import parse
@@ -194,7 +195,7 @@ def evaluate(
     """
     get = row.parser.get_parsed_content
     organs = get("organs")
-    timed = _Timed(inferer, len(organs))
+    timed = _Timed(inferer, len(organs), get("amp"))
     handlers = [
         get(f"validate#handlers#{index}")
         for index, handler in enumerate(row.parser["validate#handlers"])
@@ -242,13 +243,14 @@ def write_result(path: Path, content: dict[str, Any]) -> None:
 class _Timed(Inferer):
     """An inferer with a clock, whose answers have the second channel that the evaluation expects."""
 
-    def __init__(self, inferer: Inferer, organs: int) -> None:
+    def __init__(self, inferer: Inferer, organs: int, amp: bool) -> None:
         super().__init__()
-        self.inferer, self.organs, self.seconds = inferer, organs, []
+        self.inferer, self.organs, self.amp, self.seconds = inferer, organs, amp, []
 
     def __call__(self, inputs: Tensor, network: nn.Module, *args, **kwargs) -> Tensor:
         start = time.perf_counter()
-        output = self.inferer(inputs, network, *args, **kwargs)
+        with mixed_on_cpu(network, self.amp):
+            output = self.inferer(inputs, network, *args, **kwargs)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - start)

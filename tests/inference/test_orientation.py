@@ -134,16 +134,17 @@ class SomeSlices:
 
     def features(self, indices):
         self.asked.append(len(indices))
-        self.autocast.add(torch.is_autocast_enabled("cuda"))
+        self.autocast.add(torch.is_autocast_enabled("cpu"))
         return SimpleNamespace(embedding=self.embedding.expand(len(indices), -1, -1, -1))
 
 
-def test_slices_are_mirrored_as_the_walk_encodes_them(tmp_path, backbone_file):
+@pytest.mark.parametrize("amp", [False, True])
+def test_slices_are_mirrored_as_the_walk_encodes_them(tmp_path, backbone_file, amp):
     """Which takes as many at a time as fit into memory; and in the same precision."""
     backbone = FrozenSAM2("sam2_nano", SIZE, checkpoint=backbone_file)
     check = OrientationCheck(write_head(tmp_path / "head.pt", backbone_file, 1.0), backbone)
     assert check.head is not None
-    slices, amp = SomeSlices(backbone.embedding_channels), torch.cuda.is_available()
+    slices = SomeSlices(backbone.embedding_channels)
     check.add(slices, range(11), SimpleNamespace(embedding=slices.embedding.expand(11, -1, -1, -1)))
     check.mirror(SimpleNamespace(amp=amp, amp_kwargs={}))
 

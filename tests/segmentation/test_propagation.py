@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from scripts.networks.diffusion_prior import MemoryPrior
 from scripts.networks.logits import NO_OBJECT_LOGIT, resize_logits
 from scripts.networks.sam2_backbone import FrozenSAM2
 from scripts.networks.sam2_types import Decoded, ImageFeatures
-from scripts.segmentation.label_maps import merged_labels
+from scripts.segmentation.label_maps import merged_labels, mixed_on_cpu
 from scripts.segmentation.propagation import VolumetricInferer
+from scripts.segmentation.uncertainty import UncertaintyInferer
+from torch import nn
 
 SIZE, TOKENS, CHANNELS, MEMORY_CHANNELS = 64, 4, 128, 32
 ORGANS = ("spleen", "liver")
@@ -190,6 +193,36 @@ def test_walk_is_the_same_in_both_directions(network, flip):
 def test_other_shapes_are_refused(network, shape):
     with pytest.raises(ValueError, match=r"\(1, 1, H, W, slices\), got"):
         VolumetricInferer()(torch.zeros(shape), network)
+
+
+@pytest.mark.parametrize(
+    "inferer", [VolumetricInferer, partial(UncertaintyInferer, samples=2)], ids=["plain", "samples"]
+)
+def test_mixed_precision_holds_on_a_cpu(network, monkeypatch, inferer):
+    """Where MONAI's evaluators have none; what organs are compared by stays in single precision."""
+    seen, encode = set(), network.backbone.encode_image
+
+    def encode_image(image):
+        features = encode(image)
+        seen.add((torch.is_autocast_enabled("cpu"), features.high_res[0].dtype))
+        return features
+
+    monkeypatch.setattr(network.backbone, "encode_image", encode_image)
+    plain = inferer(output="logits")(make_volume(), network)
+    assert seen == {(False, torch.float32)}
+    seen.clear()
+    mixed = inferer(output="logits", amp=True)(make_volume(), network)
+    assert seen == {(True, torch.bfloat16)}
+    assert mixed.dtype == torch.float32 and not torch.equal(mixed, plain)
+    organs = slice(1, 1 + len(ORGANS))
+    both = torch.stack([mixed[:, organs].flatten(), plain[:, organs].flatten()])
+    assert torch.corrcoef(both)[0, 1] > 0.9
+    assert len(mixed[:, organs].unique()) > len(mixed[:, organs].bfloat16().unique())  # enlarged in single precision
+
+
+def test_a_network_elsewhere_is_left_to_its_evaluator():
+    with mixed_on_cpu(nn.Linear(1, 1, device="meta"), amp=True):
+        assert not torch.is_autocast_enabled("cpu")
 
 
 def test_unknown_output_is_refused():

@@ -106,7 +106,8 @@ class OrientationCheck(Described):
         if slices is None:
             return
         try:
-            with torch.no_grad(), torch.autocast("cuda", enabled=engine.amp, **engine.amp_kwargs):
+            device = next(self.backbone.parameters()).device.type
+            with torch.no_grad(), torch.autocast(device, enabled=engine.amp, **engine.amp_kwargs):
                 self._mirrored = self._read_mirrored(slices.seen_in(replace(slices.view, mirrored=True)))
         except (MemoryError, RuntimeError) as error:  # PyTorch's is one of the latter
             said = reason(error)
@@ -122,7 +123,8 @@ class OrientationCheck(Described):
     @torch.no_grad()
     def _read(self, features: ImageFeatures) -> Tensor:
         assert self.head is not None
-        return self.head.cpu()(self.head.pool(features.embedding.float()).cpu())
+        with torch.autocast("cpu", enabled=False):  # it is small, and its limits are of single precision
+            return self.head.cpu()(self.head.pool(features.embedding.float()).cpu())
 
     def _in_order(self) -> tuple[list[int], Tensor]:
         indices = sorted(self._outputs)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..descriptions import Described
 from ..errors import SettingError
@@ -23,16 +23,17 @@ class LabelMapInferer(Described, Inferer):
         output: ``"labels"``, a label map; ``"labels_and_organs"``, with a second channel whose bit i - 1 is set where
             organ i's own logit is positive, before organs are merged, up to the 64th; ``"logits"``, a channel for the
             background (0 everywhere) and each organ.
+        amp: whether a network on a CPU is run in mixed precision; see :func:`mixed_on_cpu`.
 
     Raises:
         SettingError: an unknown ``output``.
     """
 
-    def __init__(self, output: str = "labels") -> None:
+    def __init__(self, output: str = "labels", *, amp: bool = False) -> None:
         super().__init__()
         if output not in OUTPUTS:
             raise SettingError(f"output must be one of {', '.join(OUTPUTS)}, got '{output}'.")
-        self.output = output
+        self.output, self.amp = output, amp
 
     def _volume(self, inputs: Tensor) -> Tensor:
         """The one volume ``(H, W, slices)`` of a batch.
@@ -70,6 +71,17 @@ class LabelMapInferer(Described, Inferer):
             else:
                 channels = torch.stack(merged_labels(each, size, output.dtype)[: output.shape[1]])
             output[0, ..., index] = channels.to(output)
+
+
+def mixed_on_cpu(network: nn.Module, amp: bool) -> torch.autocast:
+    """Mixed precision for a network on a CPU, in bfloat16: MONAI's evaluators, whatever ``amp`` says, have none there.
+
+    Args:
+        network: that is to be run; on another device its evaluator says in what precision.
+        amp: whether it is wanted. It pays on processors that multiply matrices of bfloat16 (AMX).
+    """
+    on_cpu = all(parameter.device.type == "cpu" for parameter in network.parameters())
+    return torch.autocast("cpu", torch.bfloat16, enabled=amp and on_cpu)
 
 
 def merged_labels(logits: Tensor, size: Sequence[int], dtype: torch.dtype = torch.uint8) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from ..networks.diffusam import DiffuSAM
 from ..networks.logits import NO_OBJECT_LOGIT, resize_logits
 from ..networks.sam2_types import ImageFeatures, Memory
 from .corrected_slices import Corrector
-from .label_maps import LabelMapInferer
+from .label_maps import LabelMapInferer, mixed_on_cpu
 from .sides import Side, batched, together
 from .views import MeanOverViews, View, read_views
 from .walked_slices import OwnMemories, SmoothedNames, VolumeSlices
@@ -62,6 +62,7 @@ class VolumetricInferer(LabelMapInferer):
         output: ``"labels"``, a label map; ``"labels_and_organs"``, with a second channel whose bit i - 1 is set where
             organ i's own logit is positive, before organs are merged; ``"logits"``, a channel for the background
             (0 everywhere) and each organ.
+        amp: whether a network on a CPU is run in mixed precision, in bfloat16.
         on_slices: called, as the walk goes on, with the number of slices decoded so far and the number to decode in
             all (every slice counts once for each view), for a progress bar. It may be set later.
         on_features: called with the slices of a volume, the indices of some and their image features as the first view
@@ -84,10 +85,11 @@ class VolumetricInferer(LabelMapInferer):
         window_margin: int | None = None,
         views: Sequence[Sequence[float]] = ((0, 1),),
         output: str = "labels",
+        amp: bool = False,
         on_slices: Callable[[int, int], None] | None = None,
         on_features: Callable[[VolumeSlices, Sequence[int], ImageFeatures], None] | None = None,
     ) -> None:
-        super().__init__(output)
+        super().__init__(output, amp=amp)
         if not 0 <= neighbours <= 6:
             raise SettingError(f"neighbours must lie in 0...6, got {neighbours}.")
         if not 0 <= names_smoothing < math.inf:
@@ -101,7 +103,7 @@ class VolumetricInferer(LabelMapInferer):
         self.ended_after = ended_after if self.neighbours else 0
         self.window_margin = None if self.neighbours else window_margin
         self.names_smoothing = 0.0 if no_3d else names_smoothing
-        self.output, self.on_slices, self.on_features = output, on_slices, on_features
+        self.on_slices, self.on_features = on_slices, on_features
         self.views = read_views(views)
 
     def described(self) -> dict[str, Any]:
@@ -135,7 +137,8 @@ class VolumetricInferer(LabelMapInferer):
         """
         source = self._source(inputs, network)
         output = self._empty_output(source.volume, len(source.network.organs))
-        self._write_all(output, source, self._decode_all(source), corrector)
+        with mixed_on_cpu(source.network, self.amp):
+            self._write_all(output, source, self._decode_all(source), corrector)
         return self._result(output, inputs)
 
     def _write_all(
@@ -187,7 +190,7 @@ class VolumetricInferer(LabelMapInferer):
         walk = self._walk_outward if self.neighbours else self._walk_independent
         decoded = number * source.count
         for indices, logits in walk(source):
-            yield indices, logits
+            yield indices, logits.float()  # in which organs are compared, whatever precision they were decoded in
             decoded += len(indices)
             if self.on_slices is not None:
                 self.on_slices(decoded, source.count * len(self.views))
