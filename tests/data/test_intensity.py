@@ -290,6 +290,40 @@ def test_numbers_that_may_be_of_either_are_refused(offset):
         modality_in(mr(offset=offset), "scan.nii.gz")
 
 
+INTERCEPTS = {
+    "- 1024": lambda image: image - 1024,
+    "2 x - 1024": lambda image: 2 * image - 1024,
+    "4 x - 2000": lambda image: 4 * image - 2000,
+    "from -1000 to 1000": lambda image: image / image.max() * 2000 - 1000,
+    "10 (x - mean)": lambda image: (image - image.mean()) * 10,
+    "z-scores by the thousand": lambda image: (image - image.mean()) / image.std() * 1000,
+}
+
+
+@pytest.mark.parametrize("change", INTERCEPTS.values(), ids=INTERCEPTS)
+def test_mr_that_somebody_has_given_an_intercept_of_ct_is_no_ct(change):
+    """It has what may be air, and what may be fat, but hardly anything where all organs are."""
+    image = change(mr())
+
+    assert hounsfield_units(image) is None
+    with pytest.raises(DatasetError, match="do not say whether it is MR or CT"):
+        modality_in(image, "scan.nii.gz")
+
+
+@pytest.mark.parametrize("name", ["tenfold", "a tenth", "with the sign turned", "-1024"])
+def test_ct_in_another_unit_is_not_guessed_to_be_ct(name):
+    with pytest.raises(DatasetError, match="do not say whether it is MR or CT"):
+        modality_in(UNITS[name][0], "scan.nii.gz")
+
+
+@pytest.mark.parametrize("name", ["whole", "padded with 3071", "small integers", "metal"])
+def test_real_units_are_ct(name):
+    image = torch.cat([REAL[name].float(), torch.full_like(REAL[name][..., :1], -1000.0)], -1)
+    image[0, 10:14, 10:30] = -100 + torch.arange(20)[:, None]
+    image[..., -1] += torch.arange(image.shape[1])[None, :, None] % 20
+    assert modality_in(image, "scan.nii.gz") == "ct"
+
+
 def test_another_modality_is_refused_by_its_name(tmp_path, write_dicom_series):
     folder = write_dicom_series(tmp_path / "pet", simple_image(simple_label()), Modality="PT")
 

@@ -83,8 +83,9 @@ class ScaleByModalityd(MapTransform):
 def modality_in(image: Any, path: Any = None, *, stated: str | None = None) -> str:
     """``"ct"`` or ``"mr"``: what an image is, as far as it says so.
 
-    DICOM states it. Of other formats only one thing is safe to conclude: what has the air and the fat of Hounsfield
-    units is CT. The numbers of MR mean nothing by themselves, and CT stored without its offset looks like them.
+    DICOM states it. Of other formats only one thing is safe to conclude: what has the air, the fat and the organs of
+    Hounsfield units, and nothing that speaks against them, is CT. The numbers of MR mean nothing by themselves, and CT
+    stored without its offset looks like them.
 
     Args:
         image: its voxels.
@@ -102,7 +103,7 @@ def modality_in(image: Any, path: Any = None, *, stated: str | None = None) -> s
             f"'{path}': its Modality is {stated}, expected CT or MR. If its intensities are like those of one of them, "
             "say so with --modality ct or --modality mr."
         )
-    if hounsfield_units(image):
+    if hounsfield_units(image) and no_hounsfield_units(image) is None:
         return "ct"
     values = as_tensor(image)
     raise DatasetError(
