@@ -30,6 +30,8 @@ def unet(
     channels: tuple[int, ...] = CHANNELS,
     start_from: str | None = None,
     network_file: str | None = None,
+    random_contrasts: float = 0.0,
+    learned: float = 1.0,
     smoothing: float = 0.0,
     overwrite: bool = False,
     **overrides,
@@ -46,9 +48,15 @@ def unet(
             they are used as they are.
         network_file: of the trained network, which is not trained again where it is there; by default in the folder of
             the result.
+        random_contrasts: share of the slices that it learns from in greys at random, as ``configs/few_shot.json`` has
+            it for a head with an image encoder of its own.
+        learned: how far its weights go from where the training began to where it ended, ``names_learned`` of that
+            configuration.
         smoothing: weight of what it says of the slices on both sides beside each slice's own, once it is trained.
     """
     settings = training_settings(steps, slices_per_step, learning_rate, dice_by_slice) | {"channels": list(channels)}
+    unusual = {"random_contrasts": (random_contrasts, 0.0), "learned": (learned, 1.0)}
+    settings |= {name: value for name, (value, usual) in unusual.items() if value != usual}
 
     def build(size: int, outputs: int):
         return plain_unet(outputs, channels)

@@ -19,6 +19,7 @@ from monai.losses import DiceCELoss
 from monai.networks.nets import UNETR, UNet
 from scripts.data.transforms import AugmentedVariant
 from scripts.errors import SettingError
+from scripts.training.random_contrasts import RandContrasts
 from scripts.weights import load_tensors, save_atomically
 from torch import Tensor, nn
 from tqdm import tqdm, trange
@@ -198,18 +199,26 @@ def train(row: Row, network: nn.Module, overwrite: bool = False, save_every: int
         shutil.rmtree(row.folder, ignore_errors=True)
     if row.path.is_file():
         return _load(row, network)
-    learning_rate = row.settings["learning_rate"]
+    learning_rate, learned = row.settings["learning_rate"], row.settings.get("learned", 1.0)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
     training = ResumableSteps(
         row.folder / "checkpoint.pt", row.identity, network=network, learning_rate=learning_rate, steps=steps
     )
     if steps:
+        contrasts = RandContrasts(
+            row.settings.get("random_contrasts", 0.0), len(row.parser.get_parsed_content("organs"))
+        )
         slices = AugmentedSlices(row.parser, row.folder / "slices")
         by_slice = row.settings["dice_by_slice"]
         loss_function = DiceCELoss(to_onehot_y=True, softmax=True, batch=not by_slice, include_background=by_slice)
         network.train()
         for _ in training.run(save_every):
             image, label = slices.draw(row.settings["slices_per_step"])
+            image = contrasts(image, label[:, 0])
             training.step(loss_function(network(image.to(device)), label.to(device)))
+    if learned < 1:
+        after = network.state_dict()
+        network.load_state_dict({key: torch.lerp(before[key], value, learned) for key, value in after.items()})
     state = {key: value.detach().cpu() for key, value in network.state_dict().items()}
     seconds = round(training.seconds, 2)
     save_atomically({"network": state, "identity": row.identity, "seconds_training": seconds}, row.path)

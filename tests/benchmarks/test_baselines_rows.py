@@ -152,8 +152,9 @@ def test_a_network_of_painted_patients_needs_no_training_case(tmp_path, overlay)
     assert content["about"]["test_cases"] == ["d"] and "train_cases" not in content["about"]
 
 
-def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, overlay, monkeypatch):
-    settings = training_settings(steps=4, slices_per_step=2, learning_rate=1e-3, dice_by_slice=False)
+@pytest.mark.parametrize("given", [{}, {"learned": 0.5, "random_contrasts": 1.0}], ids=["plain", "few shot"])
+def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, overlay, monkeypatch, given):
+    settings = training_settings(steps=4, slices_per_step=2, learning_rate=1e-3, dice_by_slice=False) | given
 
     def run(name: str, **changed) -> torch.nn.Module:
         parser = parse([*CONFIGS, str(overlay)], {"bundle_root": str(BUNDLE)})
@@ -184,6 +185,31 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, overlay, m
     assert [path.name for path in tmp_path.glob("killed*")] == ["killed.pt"]  # nothing is left of the training
     with pytest.raises(ValueError, match="what differs: learning_rate, steps"):
         run("whole.pt", steps=5, learning_rate=1e-2)
+
+
+def test_a_network_may_keep_what_it_knew_and_learn_from_any_contrast(tmp_path, overlay, monkeypatch):
+    """What `configs/few_shot.json` has for its head, for the U-Net beside it."""
+    start = supervised.plain_unet(5, (4, 8), dropout=0.0)
+    supervised.save_atomically({"network": start.state_dict()}, tmp_path / "start.pt")
+    shares, contrasts = [], supervised.RandContrasts.__call__
+    monkeypatch.setattr(
+        supervised.RandContrasts,
+        "__call__",
+        lambda self, image, label: (shares.append(self.share), contrasts(self, image, label))[1],
+    )
+
+    def learned(**options) -> dict[str, torch.Tensor]:
+        file = tmp_path / f"{len(list(tmp_path.iterdir()))}.pt"
+        given = {**NETWORKS["unet"], "start_from": str(tmp_path / "start.pt"), "network_file": str(file)}
+        command("unet", overlay, file.with_suffix(".json"), **given, **options)
+        return torch.load(file, weights_only=True)["network"]
+
+    whole, half, other = learned(), learned(learned=0.5), learned(random_contrasts=1.0)
+
+    assert sorted(set(shares)) == [0.0, 1.0]
+    for key, before in start.state_dict().items():
+        torch.testing.assert_close(half[key], (before + whole[key]) / 2)
+    assert any(not torch.equal(whole[key], other[key]) for key in whole)
 
 
 def test_two_rows_can_share_one_network(tmp_path, overlay, monkeypatch):
