@@ -25,6 +25,7 @@ from scripts.overrides import (
     without_effect,
 )
 from scripts.shell import as_step
+from scripts.unused_options import unused
 
 from tests.helpers.workflows import BUNDLE, CONFIGS, command_line, new_workflow, write_overlay, write_prior
 
@@ -506,6 +507,52 @@ def test_a_run_says_which_of_its_options_have_no_effect(monkeypatch, caplog):
 
     (message,) = (record.getMessage() for record in caplog.records if record.name == "scripts.overrides")
     assert message == "Without effect, since nothing in `run training` depends on it: --test_cases."
+
+
+@pytest.mark.parametrize(
+    "files, option, given, why",
+    [
+        (["inference.json"], "memory_samples", {"memory_samples": 4}, "a head names masks"),
+        (["inference.json"], "memory_samples", {"memory_samples": 4, "named_memories": False}, None),
+        (["inference.json"], "ended_after", {"ended_after": 2}, "slices have no neighbours"),
+        (["inference.json"], "ended_after", {"ended_after": 2, "neighbours": 1}, None),
+        (["inference.json"], "ended_after", {"neighbours": 1, "no_3d": True}, "slices have no neighbours"),
+        (["inference.json"], "window_margin", {"neighbours": 1}, "slices see their neighbours"),
+        (["inference.json"], "window_margin", {"window_margin": 1}, None),
+        (["inference.json"], "names_smoothing", {"no_3d": True}, "each slice is named by itself"),
+        (["inference.json"], "skip_absent", {"named_memories": False}, "no head names organs"),
+        (["inference.json"], "correction_reach", {"correction_reach": 2}, "there are no corrections"),
+        (["inference.json"], "uncertainty_calibration", {}, "uncertainty is 0"),
+        (["inference.json"], "uncertainty_calibration", {"uncertainty": 2}, None),
+        (EVALUATE, "inference_steps", {"named_memories": True}, "a head names masks"),
+        (EVALUATE, "inference_steps", {}, None),
+        (TRAIN, "inference_steps", {"named_memories": True}, None),
+        ([*TRAIN, "few_shot.json"], "object_weight", {}, "lambda_seg is 0"),
+        ([*TRAIN, "few_shot.json"], "absent_share", {"lambda_prior": 1}, None),
+        (TRAIN, "names_learned", {}, "no head names organs"),
+        ([*TRAIN, "few_shot.json"], "names_learned", {}, None),
+    ],
+    ids=str,
+)
+def test_an_option_that_other_settings_leave_without_effect_is_told(files, option, given, why):
+    """Each reason holds, and another setting takes it away."""
+    parser = ConfigParser(merged(*files, bundle_root=str(BUNDLE), **given))
+    part = "inferer" if files[0] == "inference.json" else "validate::inferer" if files is EVALUATE else "train::trainer"
+
+    said = unused(parser, {part}, [option, "seed"])
+
+    assert [text.startswith(f"--{option}, since {why}") for text in said] == ([] if why is None else [True])
+
+
+def test_a_run_says_which_of_its_options_others_leave_without_effect(monkeypatch, caplog):
+    monkeypatch.setattr(sys, "argv", ["monai.bundle", "run", "inferring", "--ended_after", "2", "--seed", "1"])
+    workflow = new_workflow("inferring", ended_after=2, initialize=[{"_target_": "scripts.overrides.check"}])
+
+    with caplog.at_level(logging.WARNING, "scripts.unused_options"):
+        workflow.initialize()
+
+    (message,) = (record.getMessage() for record in caplog.records if record.name == "scripts.unused_options")
+    assert message == "Without effect: --ended_after, since slices have no neighbours (neighbours, no_3d)."
 
 
 def test_options_that_several_commands_share_need_no_effect_in_each(monkeypatch, caplog):

@@ -12,7 +12,7 @@ from tests.helpers.workflows import BUNDLE, ROOT
 # from the ground up; rooms of one floor do not know one another
 FLOORS = (
     {"descriptions", "entries", "errors", "files", "inert", "setting_kinds", "shell"},
-    {"arguments", "console", "places", "weights"},
+    {"arguments", "console", "places", "unused_options", "weights"},
     {"networks", "data", "overrides", "prior_settings"},
     {"training", "segmentation", "prepare", "standalone", "next_steps"},
     {"inference", "automedsam", "pretraining"},

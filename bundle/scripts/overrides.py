@@ -30,6 +30,7 @@ from .files import BUNDLE
 from .places import check_places
 from .setting_kinds import NEEDED, as_whole_number, expected_instead, kind_of, whole_numbers
 from .shell import config_files, shares_options
+from .unused_options import tell_unused
 
 # what `--tracking mlflow` adds, or reads where it is given
 _MLFLOW = DEFAULT_EXP_MGMT_SETTINGS["mlflow"]
@@ -74,6 +75,7 @@ def check() -> None:
     if idle and not shares_options():
         names = listed(f"--{name}" for name in idle)
         logger.warning("Without effect, since nothing in `run %s` depends on it: %s.", workflow.run_id, names)
+    tell_unused(workflow.parser, reached, given_options())
 
 
 def refuse_twins(files: Iterable[str]) -> None:
