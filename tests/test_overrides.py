@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 
 import pytest
@@ -12,6 +13,7 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from scripts.arguments import AS_TYPED, given_options, refuse_nothing, refuse_twice
 from scripts.errors import MissingFileError, UnknownSettingError, configuration_error, user_error
 from scripts.overrides import (
+    _reached,
     declared_kinds,
     declared_settings,
     declared_whole_numbers,
@@ -25,7 +27,7 @@ from scripts.overrides import (
     without_effect,
 )
 from scripts.shell import as_step
-from scripts.unused_options import unused
+from scripts.unused_options import unused, unused_components
 
 from tests.helpers.workflows import BUNDLE, CONFIGS, command_line, new_workflow, write_overlay, write_prior
 
@@ -553,6 +555,30 @@ def test_a_run_says_which_of_its_options_others_leave_without_effect(monkeypatch
 
     (message,) = (record.getMessage() for record in caplog.records if record.name == "scripts.unused_options")
     assert message == "Without effect: --ended_after, since slices have no neighbours (neighbours, no_3d)."
+
+
+@pytest.mark.parametrize(
+    "command, content, said",
+    [
+        ("training", {"optimizer": {"_target_": "torch.optim.SGD"}}, ["optimizer, .* Is train#optimizer meant?"]),
+        ("training", {"handlers": [{"_target_": "StatsHandler"}]}, ["handlers, .* Is train#handlers meant?"]),
+        ("training", {"train#optimizer": {"_target_": "torch.optim.SGD"}, "neighbours": 1, "loss": {}}, []),
+        ("training", {"mine": {"_target_": "torch.optim.SGD"}, "train#optimizer": "@mine"}, []),
+        ("evaluating", {"loss": {"_target_": "torch.nn.MSELoss"}, "train#optimizer": {"_target_": "x"}}, []),
+        ("inferring", {"train": {"_target_": "torch.optim.SGD"}, "dataset": {"_target_": "x"}}, ["train, since"]),
+    ],
+    ids=str,
+)
+def test_components_of_an_overlay_on_which_nothing_depends_are_told(tmp_path, command, content, said):
+    overlay = tmp_path / "mine.json"
+    overlay.write_text(json.dumps(content))
+    files = [*(str(FOLDER / name) for name in CONFIGS[command]), str(overlay)]
+    config = ConfigParser.load_config_files(files)
+    reached = _reached(config, ("initialize", "run"))
+
+    found = unused_components(reached, files)
+
+    assert [re.search(each, text) is not None for each, text in zip(said, found, strict=True)] == [True] * len(said)
 
 
 def test_options_that_several_commands_share_need_no_effect_in_each(monkeypatch, caplog):

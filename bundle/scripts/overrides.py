@@ -75,7 +75,7 @@ def check() -> None:
     if idle and not shares_options():
         names = listed(f"--{name}" for name in idle)
         logger.warning("Without effect, since nothing in `run %s` depends on it: %s.", workflow.run_id, names)
-    tell_unused(workflow.parser, reached, given_options())
+    tell_unused(workflow.parser, reached, options)
 
 
 def refuse_twins(files: Iterable[str]) -> None:

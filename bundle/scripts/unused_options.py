@@ -1,16 +1,21 @@
-"""Options that something reads, but that other settings leave without effect: a run says so, since it is as if they had
-not been given.
+"""What was given and has no effect, though its name is one of the bundle's: a run says so, since it is as if it had not
+been given. Options that other settings leave without effect, and components in an overlay on which nothing depends.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Iterable, Set
+import re
+from collections.abc import Callable, Iterable, Mapping, Set
+from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
 
-from .shell import shares_options
+from .entries import SEPARATOR
+from .files import BUNDLE
+from .shell import config_files, shares_options
 
 _Settings = Callable[[str], Any]  # a setting's value, by its name
 
@@ -74,12 +79,56 @@ def unused(parser: ConfigParser, reached: Set[str], options: Iterable[str]) -> l
     ]
 
 
-def tell_unused(parser: ConfigParser, reached: Set[str], options: Iterable[str]) -> None:
-    """Says which options other settings leave without effect, but where they are those of other commands too.
+def unused_components(reached: Set[str], files: Iterable[str]) -> list[str]:
+    """Components in overlays of a user's own on which nothing in a workflow depends, such as an ``optimizer`` that is
+    to be ``train#optimizer``. Plain settings there may be of another run, which shares the overlay.
 
     Args:
-        parser, reached, options: see :func:`unused`.
+        reached: ids of all that the workflow depends on.
+        files: the configuration files of the run.
     """
-    if not shares_options():
-        for each in unused(parser, reached, options):
-            logger.warning("Without effect: %s.", each)
+    paths = [Path(file).resolve() for file in files]
+    own = [path for path in paths if BUNDLE.resolve() / "configs" in path.parents]
+    declared = {_top(key) for path in own for key in _content(path)}
+    found = []
+    for path in paths:
+        for key, value in {} if path in own else _content(path).items():
+            name = _top(key)
+            if name in declared or name in {_top(each) for each in reached} or not _is_component(value):
+                continue
+            near = [each.replace(SEPARATOR, "#") for each in sorted(reached) if each.endswith(SEPARATOR + name)]
+            meant = f" Is {' or '.join(near)} meant?" if near else ""
+            found.append(f"'{path}': {name}, since nothing depends on it here.{meant}")
+    return found
+
+
+def _top(key: str) -> str:
+    return re.split(f"#|{SEPARATOR}", key.removeprefix("+"))[0]
+
+
+def _content(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):  # MONAI, which has read it, takes more than JSON
+        return {}
+    return content if isinstance(content, Mapping) else {}
+
+
+def _is_component(value: Any) -> bool:
+    pieces = value if isinstance(value, list) else [value]
+    return any(isinstance(piece, Mapping) and "_target_" in piece for piece in pieces)
+
+
+def tell_unused(parser: ConfigParser, reached: Set[str], options: Mapping[str, str | None]) -> None:
+    """Says what has no effect in the running workflow, but where options are those of other commands too.
+
+    Args:
+        parser, reached: see :func:`unused`.
+        options: as typed.
+    """
+    if shares_options():
+        return
+    for each in unused(parser, reached, options):
+        logger.warning("Without effect: %s.", each)
+    for each in unused_components(reached, config_files(options.get("config_file"))):
+        logger.warning("Without effect: %s", each)
