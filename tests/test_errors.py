@@ -257,6 +257,7 @@ CONFIGURATIONS = {
     "a wrong argument": {"a": {"_target_": "torch.nn.Linear", "wrong": 1}},
     "a class that is not there": {"a": {"_target_": "torch.nn.Nothing"}},
     "an expression that fails": {"a": "$1 / 0"},
+    "a loss of one's own without what is asked of it": {"a": "$@b.trains_prior", "b": {"_target_": "torch.nn.MSELoss"}},
 }
 
 

@@ -195,7 +195,11 @@ def configuration_error(error: BaseException | None) -> str | None:
     found, parsed = None, False
     for each in causes(error):
         frames = traceback.extract_tb(each.__traceback__)
-        deepest = frames[-1].filename if frames else ""
+        # a network's or a loss's own way to say that it has no such attribute, for which an expression asked
+        asked = (
+            [frame for frame in frames if frame.name != "__getattr__"] if isinstance(each, AttributeError) else frames
+        )
+        deepest = asked[-1].filename if asked else ""
         parsed = parsed or any(_PARSER in frame.filename for frame in frames)
         in_text = deepest == "<string>" or isinstance(each, SyntaxError)
         if in_text or _PARSER in deepest or deepest.endswith(_INSTANTIATION):
