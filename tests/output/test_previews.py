@@ -165,3 +165,25 @@ def test_a_saved_figure_is_the_picture_that_matplotlib_saves(tmp_path, volume):
     save_figure(figure, tmp_path / "case.png")
 
     np.testing.assert_array_equal(imread(tmp_path / "case.png"), imread(tmp_path / "expected.png"))
+
+
+MANY = ["spleen", "right kidney", "left kidney", "liver", "right adrenal gland", "left adrenal gland", "oesophagus"]
+
+
+@pytest.mark.parametrize("organs", [ORGANS, MANY[:4], MANY, [*MANY, *(f"{name} too" for name in MANY)]], ids=len)
+@pytest.mark.parametrize("slices", [1, 3, 20])
+def test_every_name_of_the_legend_is_within_the_picture_and_below_the_slices(volume, organs, slices):
+    image, _, truth = volume
+    stacked = (
+        MetaTensor(torch.cat([each[..., 1:2]] * slices, -1), affine=each.affine) for each in (image, truth, truth)
+    )
+
+    figure = draw_preview(next(stacked), next(stacked), organs, truth=next(stacked))
+
+    figure.dpi = DPI
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y0 >= -1
+    assert all(box.y1 <= axis.get_window_extent().y0 + 1 for axis in figure.axes)
+    assert [text.get_text() for text in legend.get_texts()] == [*organs, "true outline"]

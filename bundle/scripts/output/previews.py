@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from ..files import whole_file
 
 COLOURS = ("#ffb000", "#dc267f", "#648fff", "#00b27a", "#fe6100", "#785ef0", "#009e73", "#f0e442")
 DPI = 110
+PANEL, HEIGHT = 2.6, 3.1  # inches, of a slice and of the picture
+LEGEND = 0.07 * HEIGHT  # of a line of it
+TRUE_OUTLINE = "true outline"
 
 
 class PreviewSaver:
@@ -98,7 +102,10 @@ def draw_preview(
     pixels = scaled(torch.from_numpy(pixels[..., shown]), image).numpy()
     low, high = window or np.percentile(pixels, [0.5, 99.5])
 
-    figure = Figure(figsize=(2.6 * len(shown), 3.1), facecolor="black")
+    width = PANEL * len(shown)
+    rows = math.ceil((len(organs) + (true is not None)) / legend_columns(organs, width))
+    height = HEIGHT + LEGEND * (rows - 1)
+    figure = Figure(figsize=(width, height), facecolor="black")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
     for column, (axis, index) in enumerate(zip(axes, shown)):
@@ -114,7 +121,7 @@ def draw_preview(
         # with a place of its own, or matplotlib measures every tick of the hidden axes to find one
         axis.set_title(f"slice {index}", color="white", fontsize=8, y=1.0)
     add_legend(figure, organs, with_truth=true is not None)
-    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.tight_layout(rect=(0, LEGEND * rows / height, 1, 1))
     return figure
 
 
@@ -193,16 +200,21 @@ def _framed(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | Non
 
 
 def add_legend(figure: Figure, organs: Sequence[str], with_truth: bool) -> None:
-    """A line below the panels: the organs' colours and, with ``with_truth``, the dashed outline."""
+    """Below the panels, in as many lines as it takes: the organs' colours, and with ``with_truth`` the dashed outline."""
     handles = [
         Line2D([], [], color=COLOURS[i % len(COLOURS)], lw=3, label=organ.replace("$", r"\$"))
         for i, organ in enumerate(organs)
     ]
     if with_truth:
-        handles.append(Line2D([], [], color="white", lw=1, linestyle="dashed", label="true outline"))
-    figure.legend(
-        handles=handles, loc="lower center", ncols=len(handles), fontsize=8, labelcolor="white", frameon=False
-    )
+        handles.append(Line2D([], [], color="white", lw=1, linestyle="dashed", label=TRUE_OUTLINE))
+    columns = min(len(handles), legend_columns(organs, figure.get_figwidth()))
+    figure.legend(handles=handles, loc="lower center", ncols=columns, fontsize=8, labelcolor="white", frameon=False)
+
+
+def legend_columns(organs: Sequence[str], width: float) -> int:
+    """How many names of organs fit beside each other into so many inches."""
+    longest = max([len(organ) for organ in organs] + [len(TRUE_OUTLINE)])
+    return max(1, math.floor(width / (0.55 + 0.06 * longest)))
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
