@@ -200,7 +200,7 @@ def _framed(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | Non
 
 
 def add_legend(figure: Figure, organs: Sequence[str], with_truth: bool) -> None:
-    """Below the panels, in as many lines as it takes: the organs' colours, and with ``with_truth`` the dashed outline."""
+    """Below the panels, in as many lines as it takes: the organs' colours, and perhaps the dashed outline."""
     handles = [
         Line2D([], [], color=COLOURS[i % len(COLOURS)], lw=3, label=organ.replace("$", r"\$"))
         for i, organ in enumerate(organs)
