@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -88,6 +90,14 @@ def test_time_pairs_lead_from_pure_noise_to_the_clean_memory(prior, steps):
     assert [end for _, end in pairs[:-1]] == [start for start, _ in pairs[1:]]
 
 
+@pytest.mark.parametrize("steps", [*DIVISORS, *OTHERS])
+def test_times_are_those_that_diffusers_lists(prior, steps):
+    """Also where steps do not divide T, and times are rounded: 999, 666, 332."""
+    scheduler = make_scheduler()
+    scheduler.set_timesteps(steps)
+    assert [time for time, _ in prior.time_pairs(steps)] == scheduler.timesteps.tolist()
+
+
 @pytest.mark.parametrize("steps", [0, -1, 1001, 2.0, None])
 def test_steps_out_of_range(prior, steps):
     with pytest.raises(ValueError, match=f"1...1000, got {steps}"):
@@ -133,6 +143,21 @@ def test_every_step_starts_at_the_noise_level_that_the_unet_is_told(prior, monke
         torch.testing.assert_close(noised, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("prediction_type", ["sample", "epsilon"])
+@pytest.mark.parametrize("steps", DIVISORS)
+def test_a_step_is_that_of_diffusers_where_steps_divide_the_times(steps, prediction_type, eta):
+    prior = make_prior(scheduler=make_scheduler(prediction_type=prediction_type))
+    scheduler = make_scheduler(prediction_type=prediction_type)
+    scheduler.set_timesteps(steps)
+    predicted, sample, fresh = (make_memory(seed=seed) / 3 for seed in (2, 3, 4))
+
+    for time, next_time in prior.time_pairs(steps):
+        _, following = prior._step(predicted, sample, time=time, next_time=next_time, eta=eta, fresh=fresh)
+        expected = scheduler.step(predicted, time, sample, eta=eta, variance_noise=fresh).prev_sample
+        torch.testing.assert_close(following, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_same_seed_same_sample(prior, eta):
     first, second = (prior.sample(make_features(), ORGAN, 2, eta, torch.Generator().manual_seed(5)) for _ in range(2))
@@ -175,6 +200,16 @@ def test_organs_of_a_slice_share_its_features(prior, eta):
 def test_odd_number_of_tokens_is_padded_for_the_unet(use_high_res):
     prior = make_prior(use_high_res=use_high_res)
     assert prior.sample(make_features(tokens=5), ORGAN).shape == (2, MEMORY_CHANNELS, 5, 5)
+
+
+def test_what_is_padded_is_cut_off_where_it_was_added(monkeypatch):
+    """Of six tokens, which a UNet of three levels sees as eight: here one that returns what it was given."""
+    prior, noised = make_prior(), make_memory(tokens=6)
+    monkeypatch.setattr(
+        prior.unet, "forward", lambda given, *_, **__: SimpleNamespace(sample=given[:, :MEMORY_CHANNELS])
+    )
+    predicted = prior.predict(noised, torch.tensor(9), prior.project(make_features(tokens=6)), ORGAN)
+    assert torch.equal(predicted, noised)
 
 
 def test_new_prior_is_marked_as_not_fitted():

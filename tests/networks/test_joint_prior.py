@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from scripts.networks.diffusam import DiffuSAM
@@ -22,17 +24,17 @@ def make_prior(**changes) -> JointMemoryPrior:
     return prior
 
 
-def make_features(slices: int) -> ImageFeatures:
+def make_features(slices: int, tokens: int = TOKENS) -> ImageFeatures:
     draw = torch.Generator().manual_seed(1)
     sides = ((CHANNELS, 1), (CHANNELS // 8, 4), (CHANNELS // 4, 2))
     embedding, fine, coarse = (
-        torch.randn(slices, channels, TOKENS * times, TOKENS * times, generator=draw) for channels, times in sides
+        torch.randn(slices, channels, tokens * times, tokens * times, generator=draw) for channels, times in sides
     )
     return ImageFeatures(embedding, (fine, coarse))
 
 
-def make_memories(slices: int) -> torch.Tensor:
-    shape = (slices, ORGANS, MEMORY_CHANNELS, TOKENS, TOKENS)
+def make_memories(slices: int, tokens: int = TOKENS) -> torch.Tensor:
+    shape = (slices, ORGANS, MEMORY_CHANNELS, tokens, tokens)
     return 3 * torch.randn(shape, generator=torch.Generator().manual_seed(2))
 
 
@@ -77,6 +79,14 @@ def test_what_one_organ_starts_from_changes_the_others():
 def test_some_of_the_organs_alone_are_refused():
     with pytest.raises(ValueError, match="all 3 organs of a slice together"):
         make_prior().sample(make_features(2), torch.tensor([0, 1]).repeat(2))
+
+
+def test_what_is_padded_is_cut_off_where_it_was_added(monkeypatch):
+    """Of six tokens, which a UNet of three levels sees as eight: here one that returns what it was given."""
+    prior, noised = make_prior(block_out_channels=(16, 32, 32)), make_memories(2, tokens=6)
+    given_back = ORGANS * MEMORY_CHANNELS
+    monkeypatch.setattr(prior.unet, "forward", lambda given, *_, **__: SimpleNamespace(sample=given[:, :given_back]))
+    assert torch.equal(prior.predict(noised, torch.tensor(9), prior.project(make_features(2, tokens=6)), None), noised)
 
 
 def test_training_counts_the_error_of_all_organs_and_returns_the_memory_of_one():

@@ -9,7 +9,7 @@ from scripts.errors import SettingError
 from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
 from scripts.networks.logits import MASK_LOGIT, mask_to_logits
-from scripts.networks.naming_head import STRUCTURES, NamingHead, naming_classes
+from scripts.networks.naming_head import STRUCTURES, NamingHead, named_labels, naming_classes
 from scripts.networks.naming_network import naming
 from scripts.networks.sam2_backbone import FrozenSAM2
 from scripts.pretraining.patient_clips import CLASSES as PRETRAINED
@@ -67,6 +67,13 @@ def test_masks_are_where_an_organ_is_likeliest(backbone, features):
     assert torch.equal(masks, named_masks(net.names, features).bool()) and masks.any()
     net.names.fine.bias.data[0] = -1000.0  # an organ that is likelier nowhere
     assert torch.equal(net.named_masks(net.name(features)), named_masks(net.names, features).bool())
+
+
+@pytest.mark.parametrize("logits, named", [((3, 3, 0), 1), ((0, 3, 3), 2), ((2, 3, 3), 2), ((3, 2, 3), 1)])
+def test_of_equals_the_first_is_named(logits, named):
+    """Two organs and one other structure, which come in this order."""
+    labels = named_labels(torch.tensor(logits, dtype=torch.float)[:, None, None].expand(3, 2, 2), 2, size=8)
+    assert labels.shape == (8, 8) and labels.unique().tolist() == [named]
 
 
 def test_slices_are_named_a_few_at_a_time_as_all_together(backbone, features, monkeypatch):

@@ -8,6 +8,7 @@ from scripts.errors import UnusableFileError
 from scripts.networks.orientation import (
     HEIGHT_UNIT,
     MIRRORED,
+    OUTPUTS,
     OrientationHead,
     gather_evidence,
     load_head,
@@ -88,10 +89,11 @@ def test_slices_may_come_from_above():
     assert gather(found.flip(0), heights().flip(0)) == pytest.approx(gather(found, heights()), abs=1e-4)
 
 
-def test_one_sure_slice_does_not_outvote_the_others():
+@pytest.mark.parametrize("side", ["left_right", "front_back"])
+def test_one_sure_slice_does_not_outvote_the_others(side):
     one = outputs()
-    one[3, 0] = 1000.0
-    assert gather(one, heights()).left_right < 0
+    one[3, OUTPUTS.index(side)] = 1000.0
+    assert getattr(gather(one, heights()), side) < 0
 
 
 def test_a_single_slice_says_nothing_of_up_and_down():

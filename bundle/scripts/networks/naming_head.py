@@ -95,7 +95,8 @@ def against_the_rest(logits: Tensor, organs: Sequence[int]) -> tuple[Tensor, Ten
 
 
 def named_labels(logits: Tensor, organs: int, size: int) -> Tensor:
-    """What a slice's pixels are named: 1 + the likeliest organ where it is likelier than all other classes together.
+    """What a slice's pixels are named: 1 + the likeliest organ, of equals the first, where all other classes together
+    are no likelier.
 
     Args:
         logits: of all classes, the organs first, ``(classes, h, w)``.
