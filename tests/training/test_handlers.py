@@ -211,9 +211,10 @@ def test_what_ended_within_an_epoch_goes_on_as_if_it_had_not(tmp_path, checkpoin
     uninterrupted, _ = train(tmp_path / "other.pt", iterations=then)
     train(checkpoint, iterations=first)
 
-    longer, _ = train(checkpoint, iterations=then)
+    longer, steps = train(checkpoint, iterations=then)
 
     assert torch.equal(longer, uninterrupted)
+    assert steps == list(range(first // BATCHES * BATCHES + 1, then + 1))  # from the last whole epoch on
 
 
 def test_an_end_within_an_epoch_keeps_nothing_of_a_training_that_was_not_taken_up(tmp_path, checkpoint):

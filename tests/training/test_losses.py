@@ -72,6 +72,15 @@ def test_naming_of_an_undecided_head():
     assert loss.item() == pytest.approx(entropy + (first + second) / 2, abs=1e-5)
 
 
+@pytest.mark.parametrize("pixel, counts", [((2, 2), True), ((0, 0), False), ((0, 2), False), ((2, 0), False)], ids=str)
+def test_a_cell_is_named_what_lies_at_its_centre(pixel, counts):
+    """Of 4 x 4 pixels."""
+    label, logits = torch.zeros(1, SIDE, SIDE, dtype=torch.uint8), torch.zeros(1, 3, SIDE // 4, SIDE // 4)
+    nothing = DiffuSAMLoss().naming(logits, label, organs=2)
+    label[(0, *pixel)] = 1
+    assert (DiffuSAMLoss().naming(logits, label, organs=2) != nothing).item() is counts
+
+
 def test_the_prior_loss_is_the_mean_error():
     losses = DiffuSAMLoss()(**{**undecided(half_mask(2)), "prior_error": torch.tensor([1.0, 4.0])})
 

@@ -67,6 +67,15 @@ def test_organs_of_one_grey_get_greys_of_their_own(slices):
     torch.testing.assert_close(new[:, 0], untouched[:, 0])  # and what lies around stays
 
 
+def test_noise_is_added_of_up_to_the_largest_deviation(slices):
+    image, label = slices
+    added = drawn(1.0, image, label, noise=0.2) - drawn(1.0, image, label, noise=0.0)
+
+    deviation = added.flatten(1).std(1)
+    assert 0.19 < deviation.max() < 0.21 and deviation.min() < 0.01
+    assert deviation.mean().item() == pytest.approx(0.1, abs=0.015) and added.mean().abs() < 1e-3
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -226,13 +226,16 @@ def test_gradients_are_clipped_as_told(backbone, batch, clipped, max_grad_norm, 
     assert clipped == expected
 
 
-def test_clipping_bounds_the_gradient_of_the_prior(backbone, batch):
+def test_clipping_bounds_the_gradients_of_the_prior_and_of_the_head_each(backbone, batch):
     network = new_network(backbone, batch)
+    network.names = NamingHead(backbone.embedding_channels, naming_classes(ORGANS))
+    batch = {**batch, "label": (batch["mask"][:, 0] * (batch["organ"] + 1)[:, None, None]).to(torch.uint8)}
 
     train(network, batch, iterations=1, max_grad_norm=1e-3)
 
-    squares = [parameter.grad.square().sum() for parameter in network.prior.parameters() if parameter.grad is not None]
-    assert torch.stack(squares).sum().sqrt().item() == pytest.approx(1e-3, rel=0.01)
+    for part in (network.prior, network.names):
+        squares = [parameter.grad.square().sum() for parameter in part.parameters() if parameter.grad is not None]
+        assert torch.stack(squares).sum().sqrt().item() == pytest.approx(1e-3, rel=0.01)
 
 
 @pytest.mark.parametrize("timesteps, expected", [(None, range(1000)), ([999, 499], {999, 499}), ([7], {7})], ids=str)
