@@ -427,10 +427,15 @@ def test_nan_and_infinite_voxels_are_counted(items, write_volume):
     assert "replace those voxels" in message
 
 
-@pytest.mark.parametrize(("row", "value"), [("srow_z", 0.0), ("srow_x", np.nan)], ids=["singular", "not finite"])
-def test_unusable_affine_is_named(items, label, row, value):
+@pytest.mark.parametrize(
+    "rows",
+    [{"srow_z": 0.0}, {"srow_x": [2, 0, 2, 0], "srow_z": 0.0}, {"srow_x": np.nan}],
+    ids=["singular", "axes in one plane", "not finite"],
+)
+def test_unusable_affine_is_named(items, label, rows):
     header = nib.Nifti1Image(label, np.diag([2.0, 2.0, 5.0, 1.0])).header
-    header[row] = value
+    for row, value in rows.items():
+        header[row] = value
     nib.Nifti1Image(label, None, header).to_filename(items[0]["image"])
     message = problems(items)
     assert f"'{items[0]['image']}': its affine" in message and "cannot be inverted or is not finite" in message
@@ -564,6 +569,17 @@ def test_disjoint_lists_pass(items):
 def test_cases_in_both_lists_are_named(items):
     with pytest.raises(DatasetError, match="2 cases both trained and tested on: b, c .*Remove them from train_cases"):
         check_disjoint(items[:3], items[1:])
+
+
+@pytest.mark.parametrize("linked", [slice(0, 2), slice(2, 4)], ids=["trained on", "tested on"])
+def test_a_link_to_an_image_is_that_image(items, tmp_path, linked):
+    lists = [*items[:2], *items[:2]]
+    for place in range(4)[linked]:
+        link = tmp_path / f"{place}.nii.gz"
+        link.symlink_to(lists[place]["image"])
+        lists[place] = {**lists[place], "image": str(link)}
+    with pytest.raises(DatasetError, match="2 cases both trained and tested on: a, b"):
+        check_disjoint(lists[:2], lists[2:])
 
 
 def test_equal_names_in_two_data_sets_are_two_cases(tmp_path):

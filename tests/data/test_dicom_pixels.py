@@ -137,11 +137,12 @@ def test_padding_below_the_image_stays_as_it_is(tmp_path):
     )
 
 
-def test_a_range_of_padding_is_padding(tmp_path):
+@pytest.mark.parametrize("ends", [(60000, 60010), (60010, 60000)])
+def test_a_range_of_padding_is_padding_with_both_its_ends(tmp_path, ends):
     stored = (HU + 1024).astype(np.uint16)
-    stored[0], stored[1] = 60000, 60005
-    voxels = read(ct(tmp_path / "a", stored, PixelPaddingValue=60000, PixelPaddingRangeLimit=60010))
-    assert voxels.max() == HU[2:].max()
+    stored[0], stored[1], stored[2] = 60000, 60005, 60010
+    voxels = read(ct(tmp_path / "a", stored, PixelPaddingValue=ends[0], PixelPaddingRangeLimit=ends[1]))
+    assert voxels.max() == HU[3:].max()
 
 
 @each_syntax
@@ -158,6 +159,15 @@ def test_a_table_in_place_of_a_slope_is_applied(tmp_path, syntax, first, vr):
     voxels = read(ct(tmp_path / "a", syntax=syntax, **tags))
 
     np.testing.assert_array_equal(voxels, 2 * np.clip(HU + 1024 - first, 0, 4095))
+
+
+def test_a_table_of_signed_values_may_begin_below_0(tmp_path):
+    """Which its descriptor says without a sign, as the standard has it of its other numbers."""
+    table = Dataset()
+    table.add_new("LUTDescriptor", "US", [4096, 2**16 - 500, 16])
+    table.add_new("LUTData", "US", list(range(0, 8192, 2)))
+    tags = {"RescaleSlope": None, "RescaleIntercept": None, "ModalityLUTSequence": [table]}
+    np.testing.assert_array_equal(read(ct(tmp_path / "a", HU, **tags)), 2 * np.clip(HU + 500, 0, 4095))
 
 
 def test_a_damaged_table_is_refused(tmp_path):
@@ -570,6 +580,11 @@ def test_each_slice_has_its_own_slope(tmp_path):
     np.testing.assert_array_equal(read(series), (HU + 1024) * np.arange(1, SHAPE[2] + 1))
 
 
+def test_values_that_a_slope_takes_beyond_32_bits_are_kept(tmp_path):
+    voxels = read(ct(tmp_path / "a", RescaleSlope=2_000_000, RescaleIntercept=0))
+    np.testing.assert_array_equal(voxels, ((HU + 1024) * 2e6).astype(np.float32))
+
+
 def test_two_slopes_are_refused(tmp_path):
     assert "RescaleSlope is 1.0, 2.0, expected one number" in refusal(ct(tmp_path / "a", RescaleSlope=[1, 2]))
 
@@ -587,7 +602,16 @@ def test_a_ct_that_states_hounsfield_units_as_a_mapping_alone(tmp_path, unit, sy
     np.testing.assert_array_equal(read(ct(tmp_path / "a", syntax=syntax, **tags)), HU)
 
 
-def test_a_mapping_to_another_quantity_is_not_applied(tmp_path):
-    other = sequence(RealWorldValueSlope=3.0, RealWorldValueIntercept=7.0, LUTLabel="mg/cm3")
-    tags = {"RescaleSlope": None, "RescaleIntercept": None, "RealWorldValueMappingSequence": other}
+@pytest.mark.parametrize(
+    "mapping",
+    [
+        {"RealWorldValueSlope": 3.0, "RealWorldValueIntercept": 7.0, "LUTLabel": "mg/cm3"},
+        {"LUTLabel": "HU"},
+        {"RealWorldValueSlope": 3.0, "LUTLabel": "HU"},
+        {"RealWorldValueSlope": 0.0, "RealWorldValueIntercept": 7.0, "LUTLabel": "HU"},
+    ],
+    ids=["another quantity", "no numbers", "no intercept", "a slope of 0"],
+)
+def test_a_mapping_that_does_not_lead_to_hounsfield_units_is_not_applied(tmp_path, mapping):
+    tags = {"RescaleSlope": None, "RescaleIntercept": None, "RealWorldValueMappingSequence": sequence(**mapping)}
     np.testing.assert_array_equal(read(ct(tmp_path / "a", **tags)), HU + 1024)

@@ -92,6 +92,15 @@ def test_padding_is_as_dark_as_air_and_bright_errors_are_bright():
     assert (scaled(image)[0, 20:23, 10:30, 5:8] == 1).all()
 
 
+@pytest.mark.parametrize("place", [(..., 0), (..., -1)], ids=["the first slice", "the last slice"])
+def test_a_slice_of_padding_at_either_end_is_much_of_the_border(place):
+    """And a row of the slices' edge, a tenth of the border, is not."""
+    for where, grey in ((place, 0), ((0, place[1]), 1)):
+        image = mr()
+        image[where] = 65535
+        assert (scaled(image)[where] == grey).all()
+
+
 NORMAL = {
     "as it is": lambda image: image,
     "below 0 from interpolation": lambda image: image - 5 * (torch.rand(SHAPE, generator=torch.manual_seed(0)) < 0.01),

@@ -195,6 +195,8 @@ def test_organ_contrast_changes_the_named_organ_and_nothing_else():
     before, after = contrasted(prob=1.0, factor_range=(0.5, 0.5))
 
     assert torch.allclose(after["image"][:, 4:8, 4:8], torch.tensor(0.2))  # inside the organ: halved
+    # on both sides of its edge by the share of the organ in 3 x 3 voxels: one third, then two
+    assert after["image"][0, 5, 1:5, 1].tolist() == pytest.approx([0.4, 0.4 * 5 / 6, 0.4 * 2 / 3, 0.2])
     elsewhere = torch.ones(12, 20, dtype=torch.bool)
     elsewhere[2:10, 2:10] = False  # the organ's edge is softened by one voxel
     assert torch.equal(after["image"][0, elsewhere], before["image"][0, elsewhere])
@@ -259,6 +261,15 @@ def test_shrinking_knows_no_direction(axis):
     label, shrink = boxes(), ResizeLabeld("label", (24, 20, -1))
     turned = shrink({"label": label.flip(axis)})["label"].flip(axis)
     assert torch.equal(turned, shrink({"label": label})["label"])
+
+
+@pytest.mark.parametrize("values, kept", [((0, 2), 0), ((2, 0), 0), ((1, 2), 1), ((2, 1), 1)])
+def test_of_labels_that_have_as_much_the_lowest_is_kept(values, kept):
+    """An edge in the middle of a voxel: background comes before organs, and of two organs the same on either side."""
+    label = torch.full((1, 8, 8, 1), values[0])
+    label[:, :, 3:] = values[1]
+    shrunk = ResizeLabeld("label", (4, 4, -1))({"label": label})["label"]
+    assert shrunk[0, 0, :, 0].tolist() == [values[0], kept, values[1], values[1]]
 
 
 @pytest.mark.parametrize("size", [(48, 40), (96, 80), (64, 64)])

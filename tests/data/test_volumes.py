@@ -168,9 +168,10 @@ def test_big_endian_voxels_are_read(tmp_path):
     np.testing.assert_array_equal(tensor.numpy(), VOXELS)
 
 
-def test_metres_become_millimetres(tmp_path):
-    metres = np.diag([1e-3, 1e-3, 1e-3, 1]) @ OBLIQUE
-    volume = load_volume(write_nifti(tmp_path / "a.nii", affine=metres, xyzt_units=1))
+@pytest.mark.parametrize("unit, size", [(1, 1e-3), (2, 1), (3, 1e3), (0, 1)])
+def test_metres_and_micrometres_become_millimetres(tmp_path, unit, size):
+    stored = np.diag([size, size, size, 1]) @ OBLIQUE
+    volume = load_volume(write_nifti(tmp_path / "a.nii", affine=stored, xyzt_units=unit))
     np.testing.assert_allclose(volume.affine, OBLIQUE, rtol=1e-5)
 
 
@@ -369,12 +370,15 @@ def test_values_beyond_16_bits_are_kept(tmp_path, write_dicom_series):
     np.testing.assert_array_equal(volume.voxels, VOXELS.astype(np.int32) * 1000)
 
 
-@pytest.mark.parametrize(("dtype", "bits"), [(np.uint8, 8), (np.uint16, 12), (np.uint16, 16)])
+@pytest.mark.parametrize(
+    ("dtype", "bits"), [(np.uint8, 8), (np.uint16, 12), (np.uint16, 16), (np.int16, 12), (np.int16, 16)]
+)
 def test_monochrome1_is_read_like_its_monochrome2_twin(tmp_path, write_dicom_series, dtype, bits):
-    stored = np.abs(VOXELS).astype(dtype)
+    signed = np.dtype(dtype).kind == "i"
+    stored = (VOXELS if signed else np.abs(VOXELS)).astype(dtype)
     common = {"BitsStored": bits, "HighBit": bits - 1, "RescaleSlope": 2, "RescaleIntercept": -1024}
     twin = write_dicom_series(tmp_path / "twin", stored, **common)
-    inverted = (2**bits - 1 - stored.astype(int)).astype(dtype)
+    inverted = ((-1 if signed else 2**bits - 1) - stored.astype(int)).astype(dtype)  # the range from end to end
     series = write_dicom_series(tmp_path / "series", inverted, PhotometricInterpretation="MONOCHROME1", **common)
 
     np.testing.assert_array_equal(load_volume(series).voxels, load_volume(twin).voxels)
@@ -429,6 +433,13 @@ def test_one_file_is_a_volume_as_thick_as_it_says(tmp_path, write_dicom_series):
     np.testing.assert_array_equal(volume.voxels, VOXELS[..., 2:3])
     np.testing.assert_allclose(volume.affine[:, :3], OBLIQUE[:, :3], atol=1e-5)
     np.testing.assert_allclose(volume.affine[:, 3], OBLIQUE @ [0, 0, 2, 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("between, distance", [(7, 7), (-7, 7), (0, 4), (None, 4)])
+def test_the_distance_of_slices_comes_before_their_thickness(tmp_path, write_dicom_series, between, distance):
+    """Of one slice, which has no neighbour to say it."""
+    series = write_dicom_series(tmp_path / "series", VOXELS[..., :1], OBLIQUE, SpacingBetweenSlices=between)
+    assert load_volume(series).spacing == pytest.approx((1.5, 2.5, distance))
 
 
 def element(**values) -> list[pydicom.Dataset]:

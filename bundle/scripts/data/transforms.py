@@ -71,7 +71,8 @@ class ResizeLabeld(MapTransform):
 
     Where a side is halved, each new voxel lies right between two old ones, and nearest neighbours would always take the
     same one: the label would move by half a voxel against its image. A smaller label map holds in each voxel the label
-    that has the most of its place, background where several have as much. A larger one has nearest neighbours.
+    that has the most of its place, the lowest where several have as much, which is the background where it is among
+    them. A larger one has nearest neighbours.
 
     Args:
         keys: label maps ``(1, H, W, slices)`` of integers.
