@@ -331,8 +331,17 @@ def test_no_prompt_changes_nothing(network, volume, before):
     assert torch.equal(corrected(network, volume, [], reach=2), before)
 
 
-def test_neighbours_see_the_corrected_slice_and_the_nearer_of_two(network, volume, monkeypatch):
-    """From slices 1 and 4, two slices on: 0 and 2 belong to the first, 3, 5 and 6 to the second."""
+@pytest.mark.parametrize(
+    "corrected, expected",
+    [
+        ((1, 4), {1: [], 0: [0, 0], 2: [0, 0], 4: [], 3: [0, 0], 5: [0, 0], 6: [0, 0, 1]}),
+        ((1, 3), {1: [], 0: [0, 0], 3: [], 4: [0, 0], 5: [0, 0, 1]}),
+    ],
+)
+def test_neighbours_see_the_corrected_slice_and_the_nearer_of_two(network, volume, monkeypatch, corrected, expected):
+    """From slices 1 and 4, two slices on: 0 and 2 belong to the first, 3, 5 and 6 to the second. From 1 and 3, the one
+    in the middle belongs to neither.
+    """
     seen, present = [], []
 
     def condition(features, memories=()):
@@ -355,8 +364,8 @@ def test_neighbours_see_the_corrected_slice_and_the_nearer_of_two(network, volum
             monkeypatch.setattr(network.backbone, "condition", condition)
             return super().__call__(source, decoded)
 
-    logits_with(network, volume, Watched([correct(0, index, positive=[(5, 5)]) for index in (1, 4)], 2))
-    assert dict(seen) == {1: [], 0: [0, 0], 2: [0, 0], 4: [], 3: [0, 0], 5: [0, 0], 6: [0, 0, 1]}
+    logits_with(network, volume, Watched([correct(0, index, positive=[(5, 5)]) for index in corrected], 2))
+    assert dict(seen) == expected
 
 
 def test_a_slice_that_loses_all_of_an_organ_changes_no_neighbour(network, volume, before, monkeypatch):

@@ -83,8 +83,10 @@ def test_the_edge_is_any_of_six_faces(axis, last):
     assert measured(boxes(box))["touches_edge"] is True
 
 
-def test_a_stray_piece_at_the_edge_is_not_the_organ():
-    assert measured(boxes(((5, 9), (5, 9), (3, 7)), ((0, 1), (0, 1), (0, 1))))["touches_edge"] is False
+@pytest.mark.parametrize("corner", [(0, 0, 0), (19, 19, 9)])
+def test_a_stray_piece_at_the_edge_is_not_the_organ(corner):
+    stray = [(place, place + 1) for place in corner]
+    assert measured(boxes(((5, 9), (5, 9), (3, 7)), stray))["touches_edge"] is False
 
 
 @pytest.mark.parametrize("axcodes", ["PLS", "SAL", "IPR"])
@@ -110,6 +112,26 @@ def test_the_centre_jumps_by_diameters():
     diameter = np.sqrt(4 / np.pi * 100 * 2 * 3)
 
     assert largest_jump(mask, (2.0, 3.0)) == pytest.approx(30 * 2 / diameter)
+
+
+@pytest.mark.parametrize("axcodes", ["RAS", "SAL", "IPR", "PLS"])
+def test_the_centre_jumps_in_millimetres_however_a_file_is_stored(axcodes):
+    """By 6 voxels of 2 mm and 5 of 3 mm."""
+    affine = np.diag([2.0, 3.0, 5.0, 1.0])
+    labels = boxes(((2, 6), (3, 8), (1, 3)), ((8, 12), (8, 13), (3, 5)))
+    turn = ornt_transform(io_orientation(affine), axcodes2ornt(axcodes))
+
+    found = measured(apply_orientation(labels, turn), affine @ inv_ornt_aff(turn, labels.shape))
+
+    diameter = np.sqrt(4 / np.pi * 20 * 2 * 3)
+    assert found["largest_jump"] == pytest.approx(np.hypot(6 * 2, 5 * 3) / diameter, abs=1e-4)
+
+
+def test_a_few_stray_voxels_do_not_count_as_a_leap_of_the_organ():
+    mask = np.zeros((40, 10, 2), bool)
+    mask[0:10, :, 0] = mask[35, 0:4, 1] = True  # 35 of 11.3 voxels away, with 4 of 100
+
+    assert largest_jump(mask, (1.0, 1.0)) == pytest.approx(0.96)
 
 
 def test_a_slice_without_the_organ_is_a_whole_jump():

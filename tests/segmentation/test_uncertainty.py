@@ -205,6 +205,16 @@ def test_a_line_is_found_and_clipped():
     assert [line(x) for x in (0.1, 0.5, 0.9)] == pytest.approx([0.0, 0.5, 1.0])
 
 
+@pytest.mark.parametrize("kind", ["linear", "isotonic"])
+def test_predictions_that_are_repeated_count_as_often(kind):
+    predicted, dice = [0.2, 0.4, 0.4, 0.4, 0.8, 0.8], [0.1, 0.7, 0.6, 0.5, 0.4, 0.6]
+    found = Calibration.fit(predicted, dice, kind)
+
+    line = np.polyfit(predicted, dice, 1)
+    expected = np.polyval(line, predicted) if kind == "linear" else [0.1, *[0.56] * 5]
+    assert [found(x) for x in predicted] == pytest.approx(expected)
+
+
 def test_a_line_never_falls():
     line = Calibration.fit([0.2, 0.8], [0.9, 0.3])
     assert line(0.1) == line(0.9) == pytest.approx(0.6)

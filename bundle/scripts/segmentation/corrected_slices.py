@@ -121,7 +121,7 @@ class Corrector:
     Args:
         prompts: at most one for each slice and organ.
         reach: how many slices on either side of a corrected one are decoded again with its memory. A slice between two
-            corrected ones of its organ belongs to the nearer.
+            corrected ones of its organ belongs to the nearer, and right in the middle to neither.
 
     Raises:
         ValueError: a negative reach.
