@@ -7,9 +7,9 @@ Run from the bundle's folder:
     python -m benchmarks.tables phantoms_adaptation                        # Table 2 on phantoms
     python -m benchmarks.tables btcv --dataset_dir /data/btcv              # Table 1 as the paper has it
 
-The same command goes on where it was interrupted: a result that is there is not made again. The folder of results holds
-one JSON file a row and run, what each command printed, and ``table.json``, ``table.md`` and ``table.png``, which are
-written anew after every command.
+The same command goes on where it was interrupted: a result that is there, of these settings, is not made again. The
+folder of results holds one JSON file a row and run, what each command printed, and ``table.json``, ``table.md`` and
+``table.png``, which are written anew after every command.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import sys
 
 from benchmarks.program import run_command
 from benchmarks.tables import report
-from benchmarks.tables.plan import Table, TableError, run_steps
+from benchmarks.tables.plan import Table, TableError
+from benchmarks.tables.running import run_steps
 
 
 def main(
@@ -39,7 +40,7 @@ def main(
         runs: only these repetitions.
         jobs: commands at the same time, which share the processor's cores.
         only_report: write the table of what is there, and run nothing.
-        overrides: values of the configuration to change in every command, such as ``--dataset_dir``.
+        overrides: values of the configuration to change in every command, such as ``--dataset_dir``; ``--checkpoint`` goes to SAM's row.
     """
     try:
         plan = Table.read(table, output, overrides)

@@ -1,4 +1,4 @@
-"""What a table is made of, and its commands: read from a JSON file, run in as many processes as wanted.
+"""What a table is made of, and its commands: read from a JSON file. :mod:`.running` runs them.
 
 A table's file names
 
@@ -33,16 +33,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from scripts.files import BUNDLE, sha256_of
@@ -57,10 +51,11 @@ TRAINING_FILES = {
     "anatomy_unet": ("output", "network.pt"),
 }
 BY_ROWS = ("unet", "unetr")  # trained by the first row that needs them
+# options of a command, which are no settings of the configuration
+OF_COMMANDS = {"checkpoint": ("sam",), "model_type": ("sam",)}
 DOMAINS = {"source": "source_", "pretraining": "pretraining_"}  # of trainings, and how their settings begin
 LABELLED = "labelled"
 MODELS = BUNDLE / "models"
-_TRAINED: dict[Path, Lock] = {}  # one for each training's file
 CLOCK = "seconds.json"  # beside a training's file
 TOLD = "command.sha256"  # in the folder of a result, what its command was told
 EVALUATION = "configs/evaluate.json"
@@ -97,7 +92,8 @@ class Table:
     Args:
         content: of the file.
         output: folder of the results.
-        overrides: settings changed on the command line, for every command.
+        overrides: settings changed on the command line, for every command; options of :data:`OF_COMMANDS` for those
+            alone that have them.
     """
 
     content: dict[str, Any]
@@ -128,6 +124,11 @@ class Table:
         if wanted - trainings.keys():
             raise TableError(
                 f"'{path}': rows need trainings that it does not name: {sorted(wanted - trainings.keys())}."
+            )
+        if "overwrite" in overrides:
+            raise TableError(
+                "A table takes no --overwrite: a row is made again by itself where its result is of other settings. To "
+                f"make one again all the same, remove its JSON file in '{output or f'runs/tables/{path.stem}'}'."
             )
         return cls(content, Path(output or f"runs/tables/{path.stem}"), dict(overrides))
 
@@ -201,6 +202,10 @@ class Table:
         options = self._options(run, training, own, training.get("settings", {}), trains=True)
         return Step(name, run, [*_script(training["command"]), *options], self._config_files(run, training, True))
 
+    def before(self, run: str) -> Path:
+        """Folder of the results of other settings, while those of now are made."""
+        return self._folder(run) / "set-aside"  # which no row can be named
+
     def finished(self, run: str, name: str) -> bool:
         """Whether a row's result is there, made by the command that :meth:`row_step` gives now."""
         path = self.result(run, name)
@@ -257,7 +262,12 @@ class Table:
     def _options(self, run: str, entry: dict, own: dict, settings: dict, trains: bool = False) -> list[str]:
         domain = next((each for each in DOMAINS if entry.get(each)), None)
         shared = {} if domain == "pretraining" else {**self.content.get("settings", {}), **self._of_run(run, entry)}
-        values = {**_of_domain(shared, domain), **settings, **_of_domain(self.overrides, domain), **own}
+        given = {
+            key: value
+            for key, value in self.overrides.items()
+            if key not in OF_COMMANDS or entry["command"] in OF_COMMANDS[key]
+        }
+        values = {**_of_domain(shared, domain), **settings, **_of_domain(given, domain), **own}
         if trains:
             values.pop(TESTED, None)
         config_file = self._config_files(run, entry, trains)
@@ -274,87 +284,6 @@ class Table:
                 values["train_cases"] = value[: entry["labels"]]
         values.pop("config_file", None)
         return values
-
-
-def run_steps(table: Table, rows: list[str], *, runs: list[str], jobs: int, after_each: Callable[[], Any]) -> None:
-    """Runs the rows, ``jobs`` at a time, a training and the rows that need it one after the other.
-
-    What is there is not made again. Output goes to log files; a command that fails leaves its row without a result, and
-    the others run on.
-
-    Args:
-        table: what to run.
-        rows: of the table.
-        runs: of the table.
-        jobs: commands at the same time.
-        after_each: called after each training with its rows, and after each other row.
-    """
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    chains: dict[Path, list[tuple[str, str]]] = {}  # of runs and rows, by the file that they need, or write
-    for run in runs:
-        for name in rows:
-            training = table.rows[name].get("training")
-            needed = table.trained(run, training) if training else table.result(run, name)
-            chains.setdefault(needed, []).append((run, name))
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(_run_chain, table, chain, threads) for chain in chains.values()]
-        for future in as_completed(futures):
-            future.result()
-            after_each()
-
-
-def _run_chain(table: Table, chain: list[tuple[str, str]], threads: int) -> None:
-    wanted = [(run, name) for run, name in chain if not table.finished(run, name)]
-    if len(wanted) < len(chain):
-        names = ", ".join(f"{run}: {name}" for run, name in chain if (run, name) not in wanted)
-        print(f"There already: {names}.", flush=True)
-    if not wanted:
-        return
-    run, first = wanted[0]
-    training = table.rows[first].get("training")
-    if training is None or _prepare(table, run, training, threads):
-        for run, name in wanted:
-            if _call(table.row_step(run, name), table.log(run, name), threads):
-                table.mark_finished(run, name)
-
-
-def _prepare(table: Table, run: str, training: str, threads: int) -> bool:
-    """Whether all that the rows of a training need first is there in the end."""
-    start = table.content["trainings"][training].get("start")
-    if start is not None and not _prepare(table, run, start, threads):
-        return False
-    return table.trained_by_rows(training) or _train(table, run, training, threads)
-
-
-def _train(table: Table, run: str, name: str, threads: int) -> bool:
-    """Whether the training's file is there in the end."""
-    path = table.trained(run, name)
-    with _TRAINED.setdefault(path, Lock()):  # which two chains may start from
-        return path.is_file() or _train_once(table, run, name, path, threads)
-
-
-def _train_once(table: Table, run: str, name: str, path: Path, threads: int) -> bool:
-    clock, seconds, start = path.with_name(CLOCK), table.seconds(run, name), time.time()
-    clock.parent.mkdir(parents=True, exist_ok=True)
-    clock.write_text(json.dumps({"seconds": seconds, "started": start}) + "\n")
-    try:
-        return _call(table.training_step(run, name), table.log(run, name), threads) and path.is_file()
-    finally:
-        clock.write_text(json.dumps({"seconds": round(seconds + time.time() - start, 1)}) + "\n")
-
-
-def _call(step: Step, log: Path, threads: int) -> bool:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    print(f"{step.run}: {step.name} ...", flush=True)
-    start = time.perf_counter()
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
-    with open(log, "w", encoding="utf-8") as file:
-        code = subprocess.run(
-            [sys.executable, *step.arguments], stdout=file, stderr=subprocess.STDOUT, env=environment
-        ).returncode
-    outcome = "done" if code == 0 else f"failed, see '{log}'"
-    print(f"{step.run}: {step.name}: {outcome} ({time.perf_counter() - start:.0f} s)", flush=True)
-    return code == 0
 
 
 def _digest(options: list[str], config_files: list[str]) -> str:

@@ -29,7 +29,7 @@ BAR, MISSING, RECORDED = "#648fff", "–", "†"
 def collect(table: Table) -> dict[str, Any]:
     """What is there of a table, as ``table.json`` has it.
 
-    Each row has ``runs``, the result of each run or why there is none, and, over the runs that have one, ``organs`` and
+    Each row has ``runs``, the result of each run or why there is none that the command of now has made, and, over the runs that have one, ``organs`` and
     ``mean`` of the native Dice, :data:`OTHER_METRICS` and :data:`SECONDS`, each as ``mean``, ``sd`` (over runs, n - 1)
     and ``n``. Recorded rows have the same, and ``repeat_with``. ``hours`` are those of everything that was run, each
     training once, as if one command had followed the other.
@@ -66,6 +66,9 @@ def _collect_row(table: Table, name: str, organs: Sequence[str]) -> dict[str, An
         content = json.loads(path.read_text(encoding="utf-8"))
         if "not_run" in content:
             runs[run] = {"not_run": content["not_run"]}
+            continue
+        if not table.finished(run, name):
+            runs[run] = {"not_run": f"the result there is was made by another command; {_reason(table, run, name)}"}
             continue
         training = entry.get("training")
         runs[run] = {
@@ -189,12 +192,21 @@ def to_markdown(content: dict[str, Any]) -> str:
     lines += ["", CLOCKS]
     lines += ["", f"Trainings, each counted once, and volumes took {content['hours']:.1f} hours, one after the other."]
     lines += _by_run(rows)
-    missing = {name: row for name, row in rows.items() if not row["mean"]["n"]}
-    if missing:
-        lines += ["", "Not run:", ""]
-        lines += [f"- {name}: {next(iter(row['runs'].values()))['not_run']}" for name, row in missing.items()]
+    lines += _missing(rows)
     lines += _published(content)
     return "\n".join(lines) + "\n"
+
+
+def _missing(rows: dict[str, Any]) -> list[str]:
+    """Why rows have no result; of a row with some of its runs, why it lacks the others."""
+    lines = []
+    for name, row in rows.items():
+        reasons = {run: each["not_run"] for run, each in row["runs"].items() if "not_run" in each}
+        if reasons and not row["mean"]["n"]:
+            lines.append(f"- {name}: {next(iter(reasons.values()))}")
+        else:
+            lines += [f"- {name}, run {run}: {reason}" for run, reason in reasons.items()]
+    return ["", "Not run:", "", *lines] if lines else []
 
 
 def _by_run(rows: dict[str, Any]) -> list[str]:

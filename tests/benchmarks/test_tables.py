@@ -15,8 +15,9 @@ from monai.bundle import ConfigParser
 
 from benchmarks.adaptation.run import COMMANDS as ADAPTATION
 from benchmarks.baselines.run import COMMANDS as BASELINES
-from benchmarks.tables import plan, report
-from benchmarks.tables.plan import TABLES, Table, TableError, run_steps
+from benchmarks.tables import plan, report, running
+from benchmarks.tables.plan import TABLES, Table, TableError
+from benchmarks.tables.running import run_steps
 from tests.conftest import save_volume, simple_image, simple_label
 from tests.helpers.workflows import BUNDLE, ROOT, SIZE, save_start, write_overlay
 
@@ -29,13 +30,17 @@ def write_table(folder: Path, **content) -> Path:
     return path
 
 
-def write_result(table: Table, run: str, row: str, organs: list[float | None], **content) -> None:
+def write_result(
+    table: Table, run: str, row: str, organs: list[float | None], finished: bool = True, **content
+) -> None:
     mean = sum(each for each in organs if each is not None) / len([each for each in organs if each is not None])
     path = table.result(run, row)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"dice_fate": {"mean": 0.5}, "seconds_training": 10.0, "seconds_per_volume": 2.0} | content
     dice = {"organ_means": organs, "mean": mean}
     path.write_text(json.dumps({"organs": ["spleen", "liver"], "cases": ["d"], "dice": dice, **content}))
+    if finished:
+        table.mark_finished(run, row)
 
 
 def run_table(table: Path, output: Path, *options: str) -> subprocess.CompletedProcess:
@@ -68,7 +73,8 @@ def test_rows_are_trained_for_run_and_marked_by_one_command(tmp_path, write_data
     assert "- SAM: needs a SAM checkpoint" in (output / "table.md").read_text()
 
     trained = list(tmp_path.glob("trainings/training_*/model.pt"))
-    made = {path: path.stat().st_mtime_ns for path in [*output.glob("1/*.json"), *trained]}
+    results = [path for path in output.glob("1/*.json") if path.stem != "SAM"]
+    made = {path: path.stat().st_mtime_ns for path in [*results, *trained]}
     again = run_table(table, output)
     assert again.returncode == 0 and "There already: 1: DiffuSAM." in again.stdout
     assert "1: SAM ..." in again.stdout and "1: SAM2 (box) ..." not in again.stdout  # what was not run is tried again
@@ -208,7 +214,89 @@ def test_a_row_with_some_of_its_runs_says_so(two_runs):
     rows = report.collect(two_runs)["rows"]
 
     assert rows["Better"]["mean"] == {"mean": 0.5, "sd": None, "n": 1}
-    assert "| 1/2 |" in report.to_markdown(report.collect(two_runs))
+    text = report.to_markdown(report.collect(two_runs))
+    assert "| 1/2 |" in text and "- Better, run b: not run yet" in text
+
+
+def test_a_result_of_another_command_is_not_shown(two_runs):
+    two_runs.overrides["seed"] = 7
+    write_result(two_runs, "a", "Better", [0.9, 0.9])
+    log = two_runs.log("b", "Better")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("reading\n\nerror: image_size must be a multiple of 64.\n")
+
+    content = report.collect(two_runs)
+
+    assert content["rows"]["Better"]["mean"] == {"mean": 0.9, "sd": None, "n": 1}
+    assert content["rows"]["Start"]["mean"]["n"] == 0
+    text = report.to_markdown(content)
+    assert "- Start: the result there is was made by another command; not run yet" in text
+    assert (
+        "- Better, run b: the result there is was made by another command; image_size must be a multiple of 64." in text
+    )
+
+
+def test_a_result_of_other_settings_is_made_again_and_stays_where_that_fails(tmp_path, monkeypatch):
+    path = write_table(tmp_path, rows={"A": {"command": "sam2_box"}})
+    tables = {seed: Table.read(path, tmp_path / "out", {"seed": seed}) for seed in (0, 1)}
+    works, called = {"now": True}, []
+
+    def call(step, log, threads) -> bool:
+        result = Path(value(step.arguments, "output"))
+        assert not result.exists() and not list(result.with_suffix("").glob("*"))  # nothing to be taken over
+        called.append(value(step.arguments, "seed"))
+        result.with_suffix("").mkdir(parents=True, exist_ok=True)
+        result.with_suffix("").joinpath(called[-1]).touch()
+        if works["now"]:
+            result.write_text(json.dumps({"dice": called[-1]}))
+        return works["now"]
+
+    def run(seed: int) -> str:
+        run_steps(tables[seed], ["A"], runs=["1"], jobs=1, after_each=lambda: None)
+        result = tables[seed].result("1", "A")
+        (beside,) = (each.name for each in result.with_suffix("").iterdir() if each.name != plan.TOLD)
+        content = json.loads(result.read_text())["dice"]
+        assert content == beside and not list(tables[seed].before("1").glob("*"))
+        return content
+
+    monkeypatch.setattr(running, "_call", call)
+    assert run(0) == "0"
+    works["now"] = False
+    assert run(1) == "0" and tables[0].finished("1", "A") and not tables[1].finished("1", "A")
+    assert run(0) == "0" and called == ["0", "1"]  # still there
+    works["now"] = True
+    assert run(1) == "1" and tables[1].finished("1", "A") and called == ["0", "1", "1"]
+
+
+def test_a_result_stays_where_its_row_only_says_what_it_needs(tmp_path, monkeypatch):
+    path = write_table(tmp_path, rows={"SAM": {"command": "sam"}})
+    with_it = Table.read(path, tmp_path / "out", {"checkpoint": "sam_vit_b.pth"})
+    without = Table.read(path, tmp_path / "out", {})
+    write_result(with_it, "1", "SAM", [0.5, 0.5])
+
+    def call(step, log, threads) -> bool:
+        Path(value(step.arguments, "output")).write_text('{"not_run": "needs a checkpoint"}')
+        return True
+
+    monkeypatch.setattr(running, "_call", call)
+    run_steps(without, ["SAM"], runs=["1"], jobs=1, after_each=lambda: None)
+
+    assert with_it.finished("1", "SAM") and not without.finished("1", "SAM")
+    assert "dice" in json.loads(with_it.result("1", "SAM").read_text())
+
+
+def test_a_checkpoint_goes_to_the_row_of_sam_alone(tmp_path):
+    given = {"dataset_dir": "/d", "checkpoint": "sam_vit_b_01ec64.pth"}
+    table, plain = (Table.read("chaos", tmp_path, each) for each in (given, {"dataset_dir": "/d"}))
+    run = table.runs[0]
+
+    told = [name for name in table.runnable if value(table.row_step(run, name).arguments, "checkpoint")]
+
+    assert {table.rows[name]["command"] for name in told} == {"sam"}
+    for training in table.content["trainings"]:
+        assert table.trained(run, training) == plain.trained(run, training)
+    with pytest.raises(TableError, match="remove its JSON"):
+        Table.read("chaos", tmp_path, {"overwrite": True})
 
 
 def test_the_reason_of_a_failure_is_the_error_of_its_log(two_runs):
@@ -349,12 +437,12 @@ def test_a_pretraining_is_done_once_and_first_and_what_needs_it_is_left_where_it
                 Path(file).write_text("weights")
         return works
 
-    monkeypatch.setattr(plan, "_call", lambda *arguments: call(*arguments, works=False))
+    monkeypatch.setattr(running, "_call", lambda *arguments: call(*arguments, works=False))
     run_steps(table, ["UNet"], runs=["a"], jobs=1, after_each=lambda: None)
     assert called == ["painted"]
 
     called.clear()
-    monkeypatch.setattr(plan, "_call", call)
+    monkeypatch.setattr(running, "_call", call)
     run_steps(table, ["UNet", "DiffuSAM"], runs=["a", "b"], jobs=2, after_each=lambda: None)
     assert called[0] == "painted"
     assert sorted(called[1:]) == ["DiffuSAM", "DiffuSAM", "UNet", "UNet", "prior", "prior"]
@@ -467,7 +555,7 @@ def test_the_curve_of_labels_runs_from_its_beginning(tmp_path, backbone_file, mo
         runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
         return True
 
-    monkeypatch.setattr(plan, "_call", in_process)
+    monkeypatch.setattr(running, "_call", in_process)
     rows = ["UNet, no label", "UNet, 1 volume", "DiffuSAM, 1 volume", "DiffuSAM, no label"]
 
     run_steps(table, rows, runs=[run], jobs=1, after_each=lambda: None)
@@ -521,7 +609,7 @@ def test_a_row_is_finished_until_its_command_or_configuration_changes(tmp_path):
     table = Table({"trainings": {}, **content}, tmp_path / "out")
 
     assert not table.finished("1", "A")
-    write_result(table, "1", "A", [0.5])
+    write_result(table, "1", "A", [0.5], finished=False)
     assert not table.finished("1", "A")  # made by nobody knows which command
     table.mark_finished("1", "A")
     assert table.finished("1", "A")
