@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from monai.losses import DiceLoss
 from scipy import ndimage
 from scripts.networks.logits import resize_logits
-from scripts.networks.sam2_backbone import FrozenSAM2
+from scripts.networks.sam2_backbone import FrozenSAM2, between_neighbours
 from scripts.networks.sam2_types import ImageFeatures
 from torch import Tensor
 from tqdm import tqdm, trange
@@ -103,7 +103,7 @@ def search_boxes(
     Args:
         network: of phase 1, in evaluation mode.
         backbone: the foundation model, at the slices' size.
-        images: ``(N, 1, S, S)`` in [0, 1].
+        images: ``(N, 1, S, S)`` in [0, 1], all slices in their order.
         settings: of the search, for 256 x 256 pixels.
         batch: slices searched side by side.
 
@@ -112,11 +112,12 @@ def search_boxes(
     """
     size = min(GRID, images.shape[-1])
     labels, found = [], 0
-    for chunk in images.split(batch):
+    shown = between_neighbours(images) if backbone.slice_context else images
+    for chunk, seen in zip(images.split(batch), shown.split(batch)):
         chunk = chunk.float().to(next(network.parameters()).device)
         features = network.features(chunk)
         probability = _resized(network.classify(features).softmax(1), size)
-        encoded = backbone.encode_image(chunk.to(next(backbone.parameters()).device))
+        encoded = backbone.encode_image(seen.float().to(next(backbone.parameters()).device))
         masks = _search_slices(backbone, encoded, features, probability, size, settings.scaled(size))
         found += sum(mask is not None for mask in masks.values())
         labels.append(torch.stack([_merged(row, index, masks) for index, row in enumerate(probability.cpu())]))

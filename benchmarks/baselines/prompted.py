@@ -20,7 +20,7 @@ from scripts.networks.sam2_backbone import FrozenSAM2
 from torch import Tensor, nn
 
 from .prompts import PROMPTS, prompt_points
-from .slicewise import SlicewiseInferer, network_slices, oriented_like
+from .slicewise import SlicewiseInferer, encoded_slices, oriented_like
 
 TOKENS = ("auto", "single", "best_iou")
 
@@ -96,7 +96,7 @@ class PromptedSAM2(nn.Module):
             labels: ``(n, P)``, SAM's labels of points.
         """
         size, device = self.backbone.image_size, next(self.backbone.parameters()).device
-        features = self.backbone.encode_image(network_slices(inputs, [index], size, device))
+        features = encoded_slices(inputs, [index], self.backbone)
         features = features.repeat_interleave(len(points))
         scale = torch.tensor([size / inputs.shape[3], size / inputs.shape[2]])
         points = (points + 0.5) * scale - 0.5  # of the voxels' centres

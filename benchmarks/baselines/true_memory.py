@@ -10,7 +10,7 @@ from scripts.networks.sam2_backbone import FrozenSAM2
 from scripts.networks.sam2_types import ImageFeatures, Memory
 from torch import Tensor
 
-from .slicewise import SlicewiseInferer, network_labels, network_slices
+from .slicewise import SlicewiseInferer, encoded_slices, network_labels
 
 SLICES_AT_A_TIME = 8
 
@@ -28,7 +28,7 @@ class TrueMemoryInferer(SlicewiseInferer):
         labels = network_labels(truth, inputs, network.image_size)
         for chunk in torch.arange(inputs.shape[-1]).split(SLICES_AT_A_TIME):
             indices = chunk.tolist()
-            features = network.encode_image(network_slices(inputs, indices, network.image_size, device))
+            features = encoded_slices(inputs, indices, network)
             yield indices, decode_true_memories(network, features, labels[indices].to(device), self.organs)
 
 

@@ -14,6 +14,7 @@ from monai.utils import set_determinism
 from scripts import errors
 from scripts.files import whole_file
 from scripts.networks.diffusam import check_prior_file
+from scripts.networks.sam2_backbone import SAM2, between_neighbours
 from scripts.output.previews import save_figure
 from torch import Tensor
 
@@ -57,6 +58,13 @@ def load_prior(network, path: str | Path) -> None:
     check_prior_file(path)
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
     network.eval()
+
+
+def shown(image: Tensor, backbone: SAM2) -> Tensor:
+    """All slices ``(n, 1, S, S)`` of a volume as the backbone takes them: between their neighbours ``(n, 3, S, S)``
+    where its ``slice_context`` says so.
+    """
+    return between_neighbours(image) if backbone.slice_context else image
 
 
 def write(folder: str | Path, name: str, figure: Figure, content: dict[str, Any]) -> None:

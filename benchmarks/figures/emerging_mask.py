@@ -26,6 +26,7 @@ from scripts.output.previews import add_legend, draw_slice
 from torch import Tensor
 
 from benchmarks.figures.common import load_prior, open_configuration, volumes, write
+from benchmarks.figures.common import shown as as_shown
 from benchmarks.program import run_command
 
 
@@ -109,7 +110,8 @@ def open_block(name, config_file, *, overrides, steps: int, shown: Sequence[int]
     case, image, label = next(volumes(parser))
     held = label.flatten(1).any(1).nonzero()[:, 0]
     slices = held[torch.linspace(0, len(held) - 1, columns + 2).round().long()[1:-1].unique()]
-    features = network.backbone.encode_image(image[slices].to(next(network.parameters()).device))
+    seen = as_shown(image, network.backbone)
+    features = network.backbone.encode_image(seen[slices].to(next(network.parameters()).device))
     predicted = torch.stack(
         [
             with_background(resize_logits(network.segment(features, memory), label.shape[-1])).argmax(1).cpu()
