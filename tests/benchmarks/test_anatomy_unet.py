@@ -12,7 +12,7 @@ import torch
 from scripts.errors import SettingError
 from scripts.weights import save_atomically
 
-from benchmarks.baselines import supervised
+from benchmarks.baselines import anatomy_unet, supervised
 from benchmarks.baselines.anatomy_unet import train
 from benchmarks.baselines.supervised import plain_unet, plain_unetr, start_network
 from tests.helpers.workflows import BUNDLE, Killed
@@ -51,6 +51,33 @@ def test_learning_goes_on_from_weights_that_were_written(tmp_path, patients):
 
     before, after = (torch.load(path, weights_only=True)["network"] for path in (first, second))
     assert all(torch.equal(before[key], after[key]) for key, _ in plain_unet(5).named_parameters())
+
+
+def test_a_network_may_be_computed_in_bfloat16_and_its_training_says_so(tmp_path, patients, monkeypatch):
+    """Weights stay in float32, and a checkpoint of one precision is none of the other."""
+    first = {}
+    for bfloat16 in (False, True):
+        seen: dict = {}
+
+        class Steps(supervised.ResumableSteps):
+            def __init__(self, path, identity, **options):
+                seen["identity"] = identity
+                super().__init__(path, identity, **options)
+
+            def step(self, loss):
+                seen["loss"] = loss.detach()
+                super().step(loss)
+
+        monkeypatch.setattr(anatomy_unet, "ResumableSteps", Steps)
+        train(str(tmp_path / "out.pt"), patients, iterations=1, bfloat16=bfloat16, **SMALL)
+        first[bfloat16] = seen
+
+    plain, mixed = first[False], first[True]
+    assert "bfloat16" not in plain["identity"] and mixed["identity"] == {**plain["identity"], "bfloat16": True}
+    assert mixed["loss"].dtype == torch.float32 and mixed["loss"] != plain["loss"]
+    assert mixed["loss"].item() == pytest.approx(plain["loss"].item(), rel=0.02)
+    weights = torch.load(tmp_path / "out.pt", weights_only=True)["network"].values()
+    assert {each.dtype for each in weights if each.is_floating_point()} == {torch.float32}
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, patients, monkeypatch):
