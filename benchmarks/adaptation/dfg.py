@@ -35,6 +35,8 @@ from scripts.networks.sam2_types import ImageFeatures
 from torch import Tensor
 from tqdm import tqdm, trange
 
+from benchmarks.baselines.supervised import check_loss
+
 from .box_search import GRID, Box, SearchSettings, run_searches, search
 from .source_model import FeatureUNet
 from .target_images import change_intensity, joined, move
@@ -82,6 +84,7 @@ def aggregate(
         optimizer.zero_grad()
         batch, _ = move(change_intensity(images[index].float().to(device)), images[index].to(device))
         loss = aggregation_loss(network.prototypes, network.features(batch))
+        check_loss(loss, "the adaptation")
         loss.backward()
         optimizer.step()
         scheduler.step()
@@ -205,6 +208,7 @@ def retrain(
         image, label = move(images[index].float().to(device), labels[index].to(device))
         optimizer.zero_grad()
         loss = loss_function(network(change_intensity(image)), label)
+        check_loss(loss, "the adaptation")
         loss.backward()
         optimizer.step()
         scheduler.step()

@@ -32,6 +32,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.baselines.supervised import check_loss
+
 from .source_model import FeatureUNet
 from .target_images import change_intensity, joined
 
@@ -172,6 +174,7 @@ def adapt(
             batch = DenoisedLabels(labels.pseudo[index].to(device), labels.counts[index].to(device))
             optimizer.zero_grad()
             loss = masked_loss(network(change_intensity(images[index].float().to(device))), batch)
+            check_loss(loss, "the adaptation")
             loss.backward()
             optimizer.step()
     return network.eval()

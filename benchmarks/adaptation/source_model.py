@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scripts.weights import check_finite
 from torch import Tensor, nn
 
 from benchmarks.baselines.evaluation import CHANNELS
@@ -94,6 +95,7 @@ def load_source(path: str | Path, organs: Sequence[str] | None = None, image_siz
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it was trained for other organs or another slice size.
+        UnusableFileError: its training has diverged.
     """
     path = Path(path)
     if not path.is_file():
@@ -116,6 +118,7 @@ def load_source(path: str | Path, organs: Sequence[str] | None = None, image_siz
             "source model."
         )
     network = FeatureUNet(len(about["organs"]), **{key: settings[key] for key in ("channels", "features", "dropout")})
+    check_finite(path, saved["network"], remedy="Train it again, with a smaller --learning_rate.")
     network.load_state_dict(saved["network"])
     fingerprint = hashlib.sha256(content).hexdigest()[:16]
     return SourceModel(network.eval(), about["organs"], about, saved["seconds_training"], fingerprint)

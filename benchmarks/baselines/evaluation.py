@@ -20,9 +20,14 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type, convert_to_tensor, set_determinism
 from scripts import errors
 from scripts.data.dataset_check import check_disjoint
-from scripts.files import whole_file
+from scripts.descriptions import describe
+from scripts.entries import has_entry
+from scripts.errors import RefusedError
+from scripts.files import sha256_of, whole_file
 from scripts.output.tables import format_table
 from scripts.segmentation.label_maps import mixed_on_cpu
+from scripts.training.identity import case_digests
+from scripts.weights import not_finite
 from torch import Tensor, nn
 
 from benchmarks.configuration import parse
@@ -235,9 +240,17 @@ def not_run(row: Row, needs: str) -> dict[str, Any]:
 
 
 def write_result(path: Path, content: dict[str, Any]) -> None:
+
+    Raises:
+        RefusedError: the network's weights are not finite.
     """Writes JSON through a temporary name, so that a result that is there is whole."""
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=4) + "\n")
+    if spoilt := not_finite(network.state_dict()):
+        raise RefusedError(
+            f"Row '{row.name}': {len(spoilt)} of its network's tensors hold NaN or infinite numbers (such as "
+            f"'{spoilt[0]}'), of which nothing but Dice 0 can come: its training has failed. Train another."
+        )
 
 
 class _Timed(Inferer):

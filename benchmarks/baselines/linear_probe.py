@@ -13,6 +13,7 @@ from scripts.networks.sam2_backbone import FrozenSAM2
 from torch import Tensor, nn
 
 from .slicewise import SlicewiseInferer, encoded_slices
+from .supervised import check_loss
 
 
 class LinearProbe(nn.Module):
@@ -61,6 +62,7 @@ def fit_probe(files: Sequence[str | Path], organs: int, *, penalty: float = 1e-3
         optimizer.zero_grad()
         loss = F.cross_entropy(probe.linear(standardised), shares)
         loss = loss + penalty / 2 * probe.linear.weight.square().sum()
+        check_loss(loss, "the probe")
         loss.backward()
         return loss.item()
 

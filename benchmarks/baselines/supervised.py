@@ -18,9 +18,9 @@ from monai.bundle import ConfigParser
 from monai.losses import DiceCELoss
 from monai.networks.nets import UNETR, UNet
 from scripts.data.transforms import AugmentedVariant
-from scripts.errors import SettingError
+from scripts.errors import RefusedError, SettingError
 from scripts.training.random_contrasts import RandContrasts
-from scripts.weights import load_tensors, save_atomically
+from scripts.weights import check_finite, load_tensors, save_atomically
 from torch import Tensor, nn
 from tqdm import tqdm, trange
 
@@ -28,6 +28,7 @@ from .evaluation import CHANNELS, Row
 from .slicewise import SlicewiseInferer, network_slices, smoothed_along
 
 SLICES_AT_A_TIME = 8
+NEW_IN_ABOUT = {"train_files", "training_preprocessing", "augmentation"}  # which earlier versions did not write
 
 
 def plain_unet(outputs: int, channels: Sequence[int] = CHANNELS, dropout: float = 0.1) -> UNet:
@@ -59,6 +60,7 @@ def start_network(network: nn.Module, path: str | Path) -> None:
     """
     remedy = "Name a file of `python -m benchmarks.baselines.anatomy_unet` with --start_from."
     state = load_tensors(path, "network of painted patients", remedy=remedy).get("network", {})
+    check_finite(path, state, remedy=remedy)
     own = network.state_dict()
     differing = sorted(
         key
@@ -157,7 +159,12 @@ class ResumableSteps:
                 progress.set_postfix(loss=f"{self.loss.item():.3f}")
 
     def step(self, loss: Tensor) -> None:
-        """One step down a loss."""
+        """One step down a loss.
+
+        Raises:
+            RefusedError: it is not finite.
+        """
+        check_loss(loss, "the training")
         self.parts["optimizer"].zero_grad()
         loss.backward()
         self.parts["optimizer"].step()
@@ -172,18 +179,32 @@ class ResumableSteps:
         )
 
 
+def check_loss(loss: Tensor, what: str) -> None:
+    """Ends a training, before it changes any weight, whose network would say nothing any more, and have Dice 0.
+
+    Raises:
+        RefusedError: the loss is not finite.
+    """
+    if not torch.isfinite(loss):
+        raise RefusedError(
+            f"The loss of {what} is not finite ({loss.item():g}): the network has diverged. Train with a smaller "
+            "--learning_rate, or look at the images and labels of the training cases."
+        )
+
+
 def train(row: Row, network: nn.Module, overwrite: bool = False, save_every: int = 200) -> float:
     """Trains a network with AdamW, the learning rate falling to zero along a cosine, and soft Dice plus cross-entropy.
 
     No step at all leaves the network as it is, and needs no training case. A training that is finished is read from the
-    row's file, and one that was interrupted goes on from its last checkpoint, in the row's folder; on a CPU it ends
-    with the same weights.
+    row's file, and one that was interrupted goes on from its last checkpoint, in a folder beside it that is named like
+    the file with ".training" behind it; on a CPU it ends with the same weights.
 
     Args:
         row: of :func:`baselines.evaluation.open_training`, whose settings have those of ``training_settings``. Its file
             gets the weights.
         network: moved to the configuration's device.
-        overwrite: whether what is there of this or another training is forgotten.
+        overwrite: whether what is there of this or another training is forgotten; its file stays until there is the
+            new one.
         save_every: steps.
 
     Returns:
@@ -191,24 +212,26 @@ def train(row: Row, network: nn.Module, overwrite: bool = False, save_every: int
 
     Raises:
         ValueError: the row's file holds a network of another training.
+        RefusedError: the training has diverged.
+        UnusableFileError: that of the row's file had.
     """
     device, steps = row.parser.get_parsed_content("device"), row.settings["steps"]
     network.to(device)
+    folder = row.path.with_name(f"{row.path.name}.training")  # and not the name alone, which may be a user's folder
     if overwrite:
-        row.path.unlink(missing_ok=True)
-        shutil.rmtree(row.folder, ignore_errors=True)
-    if row.path.is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+    elif row.path.is_file():
         return _load(row, network)
     learning_rate, learned = row.settings["learning_rate"], row.settings.get("learned", 1.0)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     training = ResumableSteps(
-        row.folder / "checkpoint.pt", row.identity, network=network, learning_rate=learning_rate, steps=steps
+        folder / "checkpoint.pt", row.identity, network=network, learning_rate=learning_rate, steps=steps
     )
     if steps:
         contrasts = RandContrasts(
             row.settings.get("random_contrasts", 0.0), len(row.parser.get_parsed_content("organs"))
         )
-        slices = AugmentedSlices(row.parser, row.folder / "slices")
+        slices = AugmentedSlices(row.parser, folder / "slices")
         by_slice = row.settings["dice_by_slice"]
         loss_function = DiceCELoss(to_onehot_y=True, softmax=True, batch=not by_slice, include_background=by_slice)
         network.train()
@@ -222,24 +245,28 @@ def train(row: Row, network: nn.Module, overwrite: bool = False, save_every: int
     state = {key: value.detach().cpu() for key, value in network.state_dict().items()}
     seconds = round(training.seconds, 2)
     save_atomically({"network": state, "identity": row.identity, "seconds_training": seconds}, row.path)
-    shutil.rmtree(row.folder, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     return training.seconds
 
 
 def _load(row: Row, network: nn.Module) -> float:
     """Reads the weights of a finished training, and returns its seconds."""
     saved = torch.load(row.path, map_location="cpu", weights_only=True)
-    if saved["identity"] != row.identity:
+    then, now = saved["identity"], row.identity
+    for key in NEW_IN_ABOUT & (now["about"].keys() - then["about"].keys()):  # files of earlier versions say less
+        del now["about"][key]
+    if then != now:
         differing = sorted(
             key
             for part in ("settings", "about")
-            for key in {**saved["identity"][part], **row.identity[part]}
-            if saved["identity"][part].get(key) != row.identity[part].get(key)
+            for key in {**then[part], **now[part]}
+            if then[part].get(key) != now[part].get(key)
         )
         raise ValueError(
             f"'{row.path}' holds a network of other settings or data; what differs: {', '.join(differing) or 'row'}. "
             "Give --overwrite True to replace it, or another file."
         )
+    check_finite(row.path, saved["network"], remedy="Give --overwrite True to train another, or another file.")
     network.load_state_dict(saved["network"])
     print(f"'{row.path}' is there: the network is not trained again.")
     return saved["seconds_training"]
