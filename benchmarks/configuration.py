@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
+from scripts import errors
 from scripts.files import BUNDLE
+from scripts.inference.trained_with import check_prior, check_test_cases
 from scripts.overrides import declared_settings, refuse_unknown
 
 
@@ -28,3 +30,33 @@ def parse(config_file, overrides: dict[str, Any]) -> ConfigParser:
     refuse_unknown(parser.get(), declared)
     parser.parse()
     return parser
+
+
+def load_prior(parser: ConfigParser, path: str | Path | None = None) -> Any:
+    """The configuration's network with a trained prior, in evaluation mode, checked as ``run evaluating`` does.
+
+    Args:
+        parser: of an evaluation.
+        path: of the prior; by default ``prior_file``.
+
+    Raises:
+        MissingFileError, UnusableFileError, SettingError: see :func:`scripts.inference.trained_with.check_prior`.
+        DatasetError: it was trained on test cases, and ``allow_training_cases`` is not set.
+    """
+    get = parser.get_parsed_content
+    errors.install()
+    path = get("prior_file") if path is None else path
+    check_prior(path, get("network"), get("intensity"))
+    refuse_training_cases(parser, path)
+    return get("network").eval()
+
+
+def refuse_training_cases(parser: ConfigParser, path: str | Path) -> None:
+    """Refuses to test a prior on the cases of its training, as ``run evaluating`` does.
+
+    Raises:
+        DatasetError: naming them.
+    """
+    get = parser.get_parsed_content
+    allowed = get("allow_training_cases")
+    check_test_cases(path, get("test_data"), summaries=get("test_data_check"), allowed=allowed)

@@ -33,13 +33,15 @@ import time
 from collections.abc import Callable
 
 from monai.utils import set_determinism
+from scripts.descriptions import describe
 from scripts.errors import DatasetError
+from scripts.training.identity import case_digests
 
 from benchmarks.adaptation.box_search import SearchSettings
 from benchmarks.adaptation.dfg import adapt as adapt_by_dfg
 from benchmarks.adaptation.dpl import adapt as adapt_by_dpl
 from benchmarks.adaptation.source_model import FeatureUNet, load_source
-from benchmarks.adaptation.target_images import adaptation_cases, target_volumes
+from benchmarks.adaptation.target_images import adaptation_cases, adaptation_items, target_volumes
 from benchmarks.baselines.evaluation import (
     AUGMENTATION,
     CHANNELS,
@@ -47,6 +49,7 @@ from benchmarks.baselines.evaluation import (
     open_row,
     open_training,
     run_row,
+    run_trained,
     training_settings,
 )
 from benchmarks.baselines.supervised import NetworkInferer, plain_unet, train
@@ -243,7 +246,7 @@ def target_supervised(
         network = FeatureUNet(organs, channels, features=features) if features else plain_unet(organs + 1, channels)
         return network, NetworkInferer(row.about["image_size"], organs), train(training, network, overwrite)
 
-    return run_row(row, build, overwrite)
+    return run_trained(row, training, build, overwrite)
 
 
 def _adapted(
@@ -270,6 +273,9 @@ def _adapted(
         "seconds_training": source.seconds_training,
     }
     row.about["adaptation_cases"] = adaptation_cases(row.parser) if adapt else []
+    if adapt:
+        row.about["adaptation_files"] = case_digests(adaptation_items(row.parser))
+        row.about["adaptation_preprocessing"] = describe(get("train#preprocessing"))
 
     def build():
         network, seconds = source.network.to(get("device")), 0.0

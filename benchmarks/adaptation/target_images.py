@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from monai.bundle import ConfigParser
 from monai.transforms import MapTransform
-from scripts.data.datalists import find_cases
+from scripts.data.datalists import Item, find_cases
 from torch import Tensor
 
 SHARE = 0.25  # of slices that each change happens to
@@ -31,20 +31,25 @@ def adaptation_cases(parser: ConfigParser) -> list[str]:
     return [str(case) for case in cases]
 
 
+def adaptation_items(parser: ConfigParser) -> list[Item]:
+    """Their images' files."""
+    get = parser.get_parsed_content
+    return find_cases(get("dataset_dir"), get("image_pattern"), cases=adaptation_cases(parser))
+
+
 def target_volumes(parser: ConfigParser) -> dict[str, Tensor]:
     """Every adaptation case's slices ``(slices, 1, S, S)``, float16 in [0, 1], preprocessed as in training.
 
     Only the images' files are named to the transforms, so no label can be read.
     """
     get = parser.get_parsed_content
-    items = find_cases(get("dataset_dir"), get("image_pattern"), cases=adaptation_cases(parser))
     preprocessing = get("train#preprocessing").flatten()
     for transform in preprocessing.transforms:
         if isinstance(transform, MapTransform):
             transform.allow_missing_keys = True  # the label
     return {
         item["case"]: preprocessing(dict(item))["image"].as_tensor().permute(3, 0, 1, 2).half().contiguous()
-        for item in items
+        for item in adaptation_items(parser)
     }
 
 

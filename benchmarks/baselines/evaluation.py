@@ -33,9 +33,10 @@ from torch import Tensor, nn
 from benchmarks.configuration import parse
 
 # settings that are every row's
-COMMON = ("image_size", "seed", "largest_component", "solid_organs")
+COMMON = ("image_size", "seed", "organs", "amp", "largest_component", "solid_organs", "surface_tolerance")
 # of the configuration, what a network depends on that is trained on slices
 AUGMENTATION = ("variants", "organ_contrast")
+NETWORK = "network_sha256"  # in `about`, of the file of a network that the row has trained, or found
 CHANNELS = (16, 32, 64, 128, 256)  # widths of the UNet's levels
 
 
@@ -102,19 +103,30 @@ def open_row(
     for index, handler in enumerate(parser["validate#handlers"]):
         if _target(handler) == "OrganMetricsSaver":  # the configuration's `about` speaks of DiffuSAM
             parser[f"validate#handlers#{index}#about"] = {"row": name, **settings}
-    about = {key: parser.get_parsed_content(key) for key in (*COMMON, *uses)}
-    set_determinism(parser.get_parsed_content("seed"))
+    get = parser.get_parsed_content
+    about = {key: get(key) for key in (*COMMON, *uses)}
+    set_determinism(get("seed"))
     if trains:
-        check_disjoint(parser.get_parsed_content("train_data"), parser.get_parsed_content("test_data"))
-        parser.get_parsed_content("train_data_check")
-        about["train_cases"] = [item["case"] for item in parser.get_parsed_content("train_data")]
-    parser.get_parsed_content("test_data_check")
-    about["test_cases"] = [item["case"] for item in parser.get_parsed_content("test_data")]
+        check_disjoint(get("train_data"), get("test_data"))
+        get("train_data_check")
+        about |= {"train_cases": [item["case"] for item in get("train_data")], **about_training(parser)}
+    get("test_data_check")
+    about["test_cases"] = [item["case"] for item in get("test_data")]
+    about |= {"test_files": case_digests(get("test_data")), "preprocessing": describe(get("validate#preprocessing"))}
     if backbone:
-        sam2 = parser.get_parsed_content("backbone")
+        sam2 = get("backbone")
         sam2.check_loaded()
-        about |= {"backbone": sam2.name, "weights": sam2.fingerprint()}
+        about |= {"backbone": sam2.name, **{key: sam2.described()[key] for key in ("weights", "slice_context")}}
+        about["decoder_token"] = sam2.decoder_token
     return Row(name, parser, path, settings, about)
+
+
+def about_training(parser: ConfigParser) -> dict[str, Any]:
+    """What a row depends on that sees the training cases, beside their names: files, preprocessing, augmentation."""
+    get = parser.get_parsed_content
+    parts = {"training_preprocessing": "train#preprocessing", "augmentation": "train#augmentation"}
+    described = {key: describe(get(name)) for key, name in parts.items() if has_entry(parser.get(), name.split("#"))}
+    return {"train_files": case_digests(get("train_data")), **described}
 
 
 def training_settings(steps: int, slices_per_step: int, learning_rate: float, dice_by_slice: bool) -> dict[str, Any]:
@@ -150,7 +162,7 @@ def open_training(name: str, parser: ConfigParser, path: str | Path, settings: d
         get("train_data_check")
     about = {key: get(key) for key in ("image_size", "seed", *AUGMENTATION, "organs")}
     about["train_cases"] = [item["case"] for item in get("train_data")]
-    return Row(name, parser, Path(path), settings, about)
+    return Row(name, parser, Path(path), settings, about | about_training(parser))
 
 
 def run_row(row: Row, build: Callable[[], tuple[nn.Module, Inferer, float]], overwrite: bool, **options) -> dict:
@@ -167,7 +179,7 @@ def run_row(row: Row, build: Callable[[], tuple[nn.Module, Inferer, float]], ove
     """
     if row.path.is_file() and not overwrite:
         content = json.loads(row.path.read_text())
-        if {key: content.get(key) for key in row.identity} == row.identity and "dice" in content:
+        if "dice" in content and _same(content, row.identity):
             print(f"'{row.path}' is there: {row.name} is not run again.")
             return content
         if "not_run" not in content:
@@ -176,6 +188,37 @@ def run_row(row: Row, build: Callable[[], tuple[nn.Module, Inferer, float]], ove
                 "--overwrite True to replace it, or another --output."
             )
     return evaluate(row, *build(), **options)
+
+
+def run_trained(
+    row: Row, training: Row, build: Callable[[], tuple[nn.Module, Inferer, float]], overwrite: bool
+) -> dict:
+    """:func:`run_row` of a network that the row itself trains, unless its file is there.
+
+    Args:
+        row, build, overwrite: see there.
+        training: of :func:`open_training`.
+    """
+
+    def known() -> None:
+        row.about[NETWORK] = sha256_of(training.path)
+
+    def trained() -> tuple[nn.Module, Inferer, float]:
+        built = build()
+        known()
+        return built
+
+    if training.path.is_file():
+        known()
+    return run_row(row, trained, overwrite)
+
+
+def _same(content: dict[str, Any], identity: dict[str, Any]) -> bool:
+    """Whether a result is of an identity. The network that a row has trained may be gone; if it is there, it counts."""
+    then = {key: content.get(key) for key in identity}
+    if NETWORK not in identity["about"] and isinstance(then["about"], dict):
+        then["about"] = {key: value for key, value in then["about"].items() if key != NETWORK}
+    return then == identity
 
 
 def evaluate(
@@ -197,9 +240,17 @@ def evaluate(
         The content of ``metrics.json`` (see ``scripts.output.tables.OrganMetricsSaver``) with ``row``, ``settings``,
         ``about``, ``seconds_training`` and ``seconds_per_volume``: the mean time of the inferer alone, without reading
         and metrics.
+
+    Raises:
+        RefusedError: the network's weights are not finite.
     """
     get = row.parser.get_parsed_content
     organs = get("organs")
+    if spoilt := not_finite(network.state_dict()):
+        raise RefusedError(
+            f"Row '{row.name}': {len(spoilt)} of its network's tensors hold NaN or infinite numbers (such as "
+            f"'{spoilt[0]}'), of which nothing but Dice 0 can come: its training has failed. Train another."
+        )
     timed = _Timed(inferer, len(organs), get("amp"))
     handlers = [
         get(f"validate#handlers#{index}")
@@ -240,17 +291,9 @@ def not_run(row: Row, needs: str) -> dict[str, Any]:
 
 
 def write_result(path: Path, content: dict[str, Any]) -> None:
-
-    Raises:
-        RefusedError: the network's weights are not finite.
     """Writes JSON through a temporary name, so that a result that is there is whole."""
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=4) + "\n")
-    if spoilt := not_finite(network.state_dict()):
-        raise RefusedError(
-            f"Row '{row.name}': {len(spoilt)} of its network's tensors hold NaN or infinite numbers (such as "
-            f"'{spoilt[0]}'), of which nothing but Dice 0 can come: its training has failed. Train another."
-        )
 
 
 class _Timed(Inferer):

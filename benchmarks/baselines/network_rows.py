@@ -14,7 +14,7 @@ from benchmarks.baselines.evaluation import (
     not_run,
     open_row,
     open_training,
-    run_row,
+    run_trained,
     training_settings,
 )
 from benchmarks.baselines.supervised import NetworkInferer, plain_unet, plain_unetr, start_network, train
@@ -158,4 +158,4 @@ def _supervised(
             start_network(network, start_from)
         return network, NetworkInferer(size, organs, smoothing=smoothing), train(training, network, overwrite)
 
-    return run_row(row, trained, overwrite)
+    return run_trained(row, training, trained, overwrite)

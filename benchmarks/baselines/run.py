@@ -30,9 +30,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from monai.utils import optional_import
 from scripts import errors
+from scripts.descriptions import describe
 from scripts.errors import SettingError
 from scripts.files import sha256_of
 from scripts.networks.diffusam import check_prior_file
@@ -46,7 +46,7 @@ from benchmarks.baselines.prompted import PromptedInferer, PromptedSAM, Prompted
 from benchmarks.baselines.propagated import PropagatedInferer
 from benchmarks.baselines.protosam import LabelledSlices, ProtoSamInferer
 from benchmarks.baselines.true_memory import TrueMemoryInferer
-from benchmarks.configuration import parse
+from benchmarks.configuration import load_prior, parse, refuse_training_cases
 from benchmarks.program import run_command
 
 _SAM_NEEDS = (
@@ -108,9 +108,12 @@ def sam(
         points: for "points", for each slice and organ.
     """
     settings = {"prompt": prompt, "points": points, "checkpoint": checkpoint and Path(checkpoint).name}
+    settings |= {"model_type": model_type} if model_type else {}
     row = open_row("sam", config_file, overrides, output=output, settings=settings, trains=False)
     if checkpoint is None or not optional_import("segment_anything")[1]:
         return not_run(row, _SAM_NEEDS)
+    if Path(checkpoint).is_file():
+        row.about["checkpoint_sha256"] = sha256_of(checkpoint)
 
     get = row.parser.get_parsed_content
 
@@ -246,7 +249,9 @@ def naming(
     check_prior_file(path)
     settings = {"prior": sha256_of(path)} | ({"smoothing": smoothing} if smoothing else {})
     row = open_row("naming", config_file, overrides, output=output, settings=settings, trains=False, backbone=True)
+    refuse_training_cases(row.parser, path)
     get = row.parser.get_parsed_content
+    row.about["network"] = describe(get("network"))
 
     def build():
         return with_names(get("network"), path), NamingInferer(list(get("organs")), smoothing), 0.0
@@ -295,13 +300,12 @@ def diffusam(config_file, output: str | None = None, overwrite: bool = False, **
     )
 
     get = row.parser.get_parsed_content
-    check_prior_file(get("prior_file"))
+    network, inferer = load_prior(row.parser), get("validate#inferer")
     row.about["prior_sha256"] = sha256_of(get("prior_file"))
+    row.about.update(network=describe(network), inferer=describe(inferer))
 
     def build():
-        network = get("network")
-        network.load_state_dict(torch.load(get("prior_file"), map_location="cpu", weights_only=True)["model"])
-        return network, get("validate#inferer"), 0.0
+        return network, inferer, 0.0
 
     return run_row(row, build, overwrite)
 

@@ -1,4 +1,4 @@
-"""What both figures need: the configuration's network and test slices, a trained prior, results written whole."""
+"""What both figures need: the configuration's network and test slices, results written whole."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 from scripts import errors
 from scripts.files import whole_file
-from scripts.networks.diffusam import check_prior_file
 from scripts.networks.sam2_backbone import SAM2, between_neighbours
 from scripts.output.previews import save_figure
 from torch import Tensor
@@ -46,18 +44,6 @@ def volumes(parser: ConfigParser) -> Iterator[tuple[str, Tensor, Tensor]]:
     for item in parser.get_parsed_content("test_data"):
         data = transform(dict(item))
         yield item["case"], *(data[key].as_tensor().permute(3, 0, 1, 2) for key in ("image", "label"))
-
-
-def load_prior(network, path: str | Path) -> None:
-    """Loads a trained prior, or a snapshot of its training, into DiffuSAM.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it is of another network, backbone or list of organs.
-    """
-    check_prior_file(path)
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
-    network.eval()
 
 
 def shown(image: Tensor, backbone: SAM2) -> Tensor:

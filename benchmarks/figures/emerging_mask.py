@@ -25,7 +25,8 @@ from scripts.networks.logits import resize_logits, with_background
 from scripts.output.previews import add_legend, draw_slice
 from torch import Tensor
 
-from benchmarks.figures.common import load_prior, open_configuration, volumes, write
+from benchmarks.configuration import load_prior
+from benchmarks.figures.common import open_configuration, volumes, write
 from benchmarks.figures.common import shown as as_shown
 from benchmarks.program import run_command
 
@@ -105,8 +106,7 @@ def open_block(name, config_file, *, overrides, steps: int, shown: Sequence[int]
     """Segments the slices of one configuration, once for each row."""
     parser = open_configuration(config_file, overrides)
 
-    network, prior_file = parser.get_parsed_content("network"), parser.get_parsed_content("prior_file")
-    load_prior(network, prior_file)
+    network, prior_file = load_prior(parser), parser.get_parsed_content("prior_file")
     case, image, label = next(volumes(parser))
     held = label.flatten(1).any(1).nonzero()[:, 0]
     slices = held[torch.linspace(0, len(held) - 1, columns + 2).round().long()[1:-1].unique()]

@@ -34,7 +34,8 @@ from sklearn.manifold import TSNE
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.figures.common import load_prior, open_configuration, shown, volumes, write
+from benchmarks.configuration import load_prior
+from benchmarks.figures.common import open_configuration, shown, volumes, write
 from benchmarks.program import run_command
 
 SETTINGS = ("backbone_name", "image_size", "inference_steps", "eta", "memory_samples")
@@ -106,7 +107,7 @@ def memories(parser, priors: Mapping[str, str], slices: int) -> Memories:
     network = parser.get_parsed_content("network")
     stages = {}
     for stage, path in priors.items():
-        load_prior(network, path)
+        load_prior(parser, path)
         stages[stage] = deepcopy(network.prior)
     cases, image, label = zip(*volumes(parser))
     image, label = torch.cat([shown(each, network.backbone) for each in image]), torch.cat(label)

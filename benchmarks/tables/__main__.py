@@ -40,7 +40,8 @@ def main(
         runs: only these repetitions.
         jobs: commands at the same time, which share the processor's cores.
         only_report: write the table of what is there, and run nothing.
-        overrides: values of the configuration to change in every command, such as ``--dataset_dir``; ``--checkpoint`` goes to SAM's row.
+        overrides: values of the configuration to change in every command, such as ``--dataset_dir``; ``--checkpoint``
+            goes to SAM's row.
     """
     try:
         plan = Table.read(table, output, overrides)

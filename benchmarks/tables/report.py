@@ -29,10 +29,10 @@ BAR, MISSING, RECORDED = "#648fff", "–", "†"
 def collect(table: Table) -> dict[str, Any]:
     """What is there of a table, as ``table.json`` has it.
 
-    Each row has ``runs``, the result of each run or why there is none that the command of now has made, and, over the runs that have one, ``organs`` and
-    ``mean`` of the native Dice, :data:`OTHER_METRICS` and :data:`SECONDS`, each as ``mean``, ``sd`` (over runs, n - 1)
-    and ``n``. Recorded rows have the same, and ``repeat_with``. ``hours`` are those of everything that was run, each
-    training once, as if one command had followed the other.
+    Each row has ``runs``, the result of each run or why there is none that the command of now has made, and, over the
+    runs that have one, ``organs`` and ``mean`` of the native Dice, :data:`OTHER_METRICS` and :data:`SECONDS`, each as
+    ``mean``, ``sd`` (over runs, n - 1) and ``n``. Recorded rows have the same, and ``repeat_with``. ``hours`` are those
+    of everything that was run, each training once, as if one command had followed the other.
     """
     organs = _organs(table)
     rows = {

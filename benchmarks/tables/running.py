@@ -22,8 +22,8 @@ _TRAINED: dict[Path, Lock] = {}  # one for each training's file
 def run_steps(table: Table, rows: list[str], *, runs: list[str], jobs: int, after_each: Callable[[], Any]) -> None:
     """Runs the rows, ``jobs`` at a time, a training and the rows that need it one after the other.
 
-    What is there, made by the command of now, is not made again. Output goes to log files; a command that fails leaves its row without a result, and
-    the others run on.
+    What is there, made by the command of now, is not made again. Output goes to log files; a command that fails leaves
+    its row without a result of now, and the others run on.
 
     Args:
         table: what to run.
