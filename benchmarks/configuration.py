@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
+from monai.transforms import Compose
 from scripts import errors
+from scripts.data.solid_organs import KeepSolidOrgansd
+from scripts.data.transforms import KeepLargestComponentsd
 from scripts.files import BUNDLE
 from scripts.inference.trained_with import check_prior, check_test_cases
 from scripts.overrides import declared_settings, refuse_unknown
@@ -60,3 +63,11 @@ def refuse_training_cases(parser: ConfigParser, path: str | Path) -> None:
     get = parser.get_parsed_content
     allowed = get("allow_training_cases")
     check_test_cases(path, get("test_data"), summaries=get("test_data_check"), allowed=allowed)
+
+
+def finishing(parser: ConfigParser) -> Compose:
+    """What ``largest_component`` and ``solid_organs`` make of the label map ``pred_labels`` of an ``image``, of what an
+    evaluation does after its inferer, and `run inferring` too.
+    """
+    transforms = parser.get_parsed_content("validate#postprocessing").transforms
+    return Compose([each for each in transforms if isinstance(each, (KeepSolidOrgansd, KeepLargestComponentsd))])

@@ -4,8 +4,9 @@ The worst slice is the one with most wrong voxels of the organ. The click is wha
 segmentation make: at the voxel farthest from the edge of the largest connected region of wrong voxels, positive where
 the organ was missed, negative where it was invented. The box is that of the true mask, on slices that hold the organ.
 Each organ is corrected by itself. The result is volumetric Dice on the files' own grid, before the correction and after
-it with each reach, and Dice of the corrected slice alone; and for each case a picture of these slices before and after
-the click. Run from the bundle's folder, with the configuration of an evaluation:
+it with each reach, and Dice of the corrected slice alone where that holds the organ, of label maps as `run inferring`
+would write them; and for each case a picture of these slices before and after the click. Run from the bundle's folder,
+with the configuration of an evaluation:
 
     CONFIG="['configs/train.json','configs/evaluate.json']"
     python -m benchmarks.corrections --config_file $CONFIG
@@ -14,14 +15,15 @@ the click. Run from the bundle's folder, with the configuration of an evaluation
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from monai.data import list_data_collate
+from monai.data import MetaTensor, list_data_collate
+from monai.transforms import Compose
 from monai.utils import set_determinism
 from scipy.ndimage import distance_transform_edt, label
 from scripts import errors
@@ -34,7 +36,7 @@ from tqdm import tqdm
 
 from benchmarks.baselines.prompts import prompt_points
 from benchmarks.baselines.slicewise import oriented_like
-from benchmarks.configuration import parse
+from benchmarks.configuration import finishing, load_prior, parse
 from benchmarks.program import run_command
 
 KINDS = ("click", "box")
@@ -55,15 +57,15 @@ def main(config_file, output: str | None = None, reaches: Sequence[int] = (0, 1,
     errors.install()
     get = parser.get_parsed_content
     set_determinism(get("seed"))
-    get("test_data_check")
-    network, inferer, organs = get("network").eval(), get("validate#inferer"), get("organs")
-    network.load_state_dict(torch.load(get("prior_file"), map_location=get("device"), weights_only=True)["model"])
+    network, inferer, organs = load_prior(parser), get("validate#inferer"), get("organs")
+    finish = finishing(parser)
     path = Path(output or f"{get('output_dir')}/corrections.json")
     trials: list[dict[str, Any]] = []
     for item, data in tqdm(list(zip(get("test_data"), get("validate#dataset")))):
         batch = list_data_collate([data])
         truth = oriented_like(batch["label"], batch["image"]).numpy()
-        simulation = Simulation(item["case"], truth, organs=organs, reaches=reaches, trials=trials)
+        finished = _finisher(finish, data["image"])
+        simulation = Simulation(item["case"], truth, organs=organs, reaches=reaches, trials=trials, finish=finished)
         inferer(batch["image"], network, corrector=simulation)
         save_picture(path.with_suffix("") / f"{item['case']}.png", batch["image"][0, 0], truth, simulation.clicked)
         content = {"organs": organs, "reaches": list(reaches), "summary": summarise(trials, organs), "trials": trials}
@@ -71,6 +73,16 @@ def main(config_file, output: str | None = None, reaches: Sequence[int] = (0, 1,
             temporary.write_text(json.dumps(content, indent=4) + "\n")
     for row in content["summary"]:
         print("  ".join(f"{key} {value}" for key, value in row.items()))
+
+
+def _finisher(finish: Compose, image: MetaTensor) -> Callable[[np.ndarray], np.ndarray]:
+    """What ``finish`` makes of label maps ``(H, W, slices)`` on the grid of their image ``(1, H, W, slices)``."""
+
+    def finished(labels: np.ndarray) -> np.ndarray:
+        labelled = MetaTensor(torch.from_numpy(labels.copy())[None], affine=image.affine)
+        return finish({"pred_labels": labelled, "image": image})["pred_labels"][0].numpy()
+
+    return finished if finish.transforms else lambda labels: labels
 
 
 class Simulation:
@@ -82,6 +94,7 @@ class Simulation:
         organs: names.
         reaches: see ``main``.
         trials: gets one entry for each organ and kind of prompt.
+        finish: what is done to a label map ``(H, W, slices)`` before it is written.
     """
 
     def __init__(
@@ -92,7 +105,9 @@ class Simulation:
         organs: Sequence[str],
         reaches: Sequence[int],
         trials: list[dict[str, Any]],
+        finish: Callable[[np.ndarray], np.ndarray] = lambda labels: labels,
     ) -> None:
+        self.finish = finish
         self.case, self.truth, self.organs, self.reaches, self.trials = case, truth, organs, reaches, trials
         self.clicked: list[tuple[Any, np.ndarray, np.ndarray]] = []  # prompt, mask of its slice before and after
 
@@ -105,8 +120,9 @@ class Simulation:
         walk = np.empty_like(self.truth)
         for index, logits in decoded.items():
             walk[..., index] = labels_of(resize_logits(logits[None].to(source.device), shape))
+        finished = self.finish(walk)
         for organ, name in enumerate(self.organs):
-            true, before = self.truth == organ + 1, walk == organ + 1
+            true, before = self.truth == organ + 1, finished == organ + 1
             for kind in KINDS:
                 prompt, told = simulated_prompt(true, before, organ, kind)
                 if prompt is None:
@@ -116,10 +132,11 @@ class Simulation:
                 corrector = Corrector([prompt], max(self.reaches))
                 corrected = dict(corrector(source, {each: decoded[each] for each in decoded if corrector.needs(each)}))
                 for reach in self.reaches:  # a slice does not depend on how much farther the walk goes
-                    after = before.copy()
+                    labels = walk.copy()
                     for index, logits in corrected.items():
                         if abs(index - prompt.slice) <= reach:
-                            after[..., index] = labels_of(logits) == organ + 1
+                            labels[..., index] = labels_of(logits)
+                    after = self.finish(labels) == organ + 1
                     trial["dice"].append(dice(after, true))
                     trial["slice_dice"].append(dice_of(after, true, prompt.slice))
                 self.trials.append(trial)
@@ -157,8 +174,11 @@ def labels_of(logits: Tensor) -> np.ndarray:
 
 
 def dice(mask: np.ndarray, true: np.ndarray) -> float | None:
-    total = int(mask.sum() + true.sum())
-    return 2 * int((mask & true).sum()) / total if total else None
+    """Of a mask; None where there is no organ, be the mask empty or not: a piece that a click takes away would count 0
+    before it, and nothing after.
+    """
+    held = int(true.sum())
+    return 2 * int((mask & true).sum()) / (held + int(mask.sum())) if held else None
 
 
 def dice_of(mask: np.ndarray, true: np.ndarray, index: int) -> float | None:
@@ -166,19 +186,19 @@ def dice_of(mask: np.ndarray, true: np.ndarray, index: int) -> float | None:
 
 
 def summarise(trials: Sequence[Mapping[str, Any]], organs: Sequence[str]) -> list[dict[str, Any]]:
-    """Means over cases, before the correction and after it with each reach: of organs, and of all trials."""
+    """Means over cases, before the correction and after it with each reach: of organs, and of all trials. Each is of
+    the trials that have all of its values; of Dice of the slice alone those on slices that hold the organ, ``slices``.
+    """
     rows = []
     for kind in KINDS:
         for name in (*organs, "all"):
             held = [each for each in trials if each["kind"] == kind and name in (each["organ"], "all")]
             if held:
-                means = {key: np.nanmean([_numbers(each[key]) for each in held], 0).round(4).tolist() for key in SCORES}
-                rows.append({"kind": kind, "organ": name, "trials": len(held), **means})
+                whole = {key: [each[key] for each in held if None not in each[key]] for key in SCORES}
+                means = {key: np.mean(each, 0).round(4).tolist() if each else None for key, each in whole.items()}
+                counts = {"trials": len(held), "slices": len(whole["slice_dice"])}
+                rows.append({"kind": kind, "organ": name, **counts, **means})
     return rows
-
-
-def _numbers(values: Sequence[float | None]) -> list[float]:
-    return [float("nan") if value is None else value for value in values]
 
 
 def save_picture(path: Path, image: Tensor, truth: np.ndarray, clicked: Sequence[tuple]) -> None:

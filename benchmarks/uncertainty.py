@@ -40,8 +40,9 @@ from scripts.inference.quality import Thresholds, find_flags, measure_organs, re
 from scripts.output.metrics import OrganDice
 from scripts.output.previews import COLOURS
 from scripts.segmentation.uncertainty import UncertaintyInferer
+from scripts.training.identity import case_digests
 
-from benchmarks.configuration import parse
+from benchmarks.configuration import finishing, load_prior, parse
 from benchmarks.program import run_command
 
 STEPS = 256  # values of a voxel's uncertainty, stored as a byte
@@ -73,7 +74,6 @@ def main(
     errors.install()
     get = parser.get_parsed_content
     folder = Path(output or f"{get('output_dir')}/uncertainty")
-    get("test_data_check")
     set_determinism(get("seed"))
     cases = measure_cases(parser, samples, folder / "cases", overwrite)
     about = {"samples": samples, "prior_sha256": sha256_of(get("prior_file")), "cases": sorted(cases)}
@@ -96,21 +96,17 @@ def measure_cases(parser: ConfigParser, samples: int, folder: Path, overwrite: b
     get = parser.get_parsed_content
     options = {key: get(f"validate#inferer#{key}") for key in parser["validate#inferer"] if key != "_target_"}
     inferer = UncertaintyInferer(samples, **{**options, "output": "labels"})
-    network, transform = get("network"), get("validate#preprocessing")
-    identity = {
-        **{"samples": samples, "inferer": describe(inferer), "image_size": get("image_size")},
-        **{key: get(key) for key in ("inference_steps", "eta", "memory_samples", "seed", "organs")},
-        **{"prior": sha256_of(get("prior_file")), "backbone": network.backbone.fingerprint()},
-        "transform": describe(transform),
+    network, transform, finish = load_prior(parser), get("validate#preprocessing"), finishing(parser)
+    shared = {
+        **{"samples": samples, "inferer": describe(inferer), "amp": get("amp"), "network": describe(network)},
+        **{"prior": sha256_of(get("prior_file")), "transform": describe(transform), "finishing": describe(finish)},
     }
-    network.load_state_dict(torch.load(get("prior_file"), map_location="cpu", weights_only=True)["model"])
-    network.eval()
     measured = {}
     for item in get("test_data"):
-        path = folder / f"{item['case']}.json"
+        path, identity = folder / f"{item['case']}.json", {**shared, "files": case_digests([item])}
         found = json.loads(path.read_text()) if path.is_file() and not overwrite else {}
         if found.get("identity") != json.loads(json.dumps(identity)):
-            found = {"identity": identity, **measure_case(item, transform, inferer, network, get("prior_file"))}
+            found = {"identity": identity, **measure_case(item, transform, inferer, network, get("prior_file"), finish)}
             with whole_file(path) as temporary:
                 temporary.write_text(json.dumps(found) + "\n")
         measured[item["case"]] = found
@@ -118,16 +114,18 @@ def measure_cases(parser: ConfigParser, samples: int, folder: Path, overwrite: b
     return measured
 
 
-def measure_case(item: dict[str, str], transform, inferer, network, prior_file: str) -> dict[str, Any]:
-    """The predicted and the real Dice of each organ (null where there is none), how many voxels of each uncertainty
-    have a right and a wrong label, the measures of quality, and the seconds that the inferer took.
+def measure_case(item: dict[str, str], transform, inferer, network, prior_file: str, finish) -> dict[str, Any]:
+    """Of the label map as `run inferring` would write it, after ``finish``: the predicted and the real Dice of each
+    organ (null where there is none), how many voxels of each uncertainty have a right and a wrong label, the measures
+    of quality, and the seconds that the inferer took.
     """
     data = transform(dict(item))
     start = time.perf_counter()
     prediction = inferer(data["image"][None], network)[0]
     seconds = time.perf_counter() - start
     inverted = Invertd("pred", transform, orig_keys="image", nearest_interp=True)({**data, "pred": prediction})["pred"]
-    labels, uncertainty, truth = inverted[:1], inverted[1].as_tensor().flatten().long(), data["label"]
+    uncertainty, truth = inverted[1].as_tensor().flatten().long(), data["label"]
+    labels = finish({"pred_labels": inverted[:1], "image": data["image"]})["pred_labels"]
     dice = OrganDice(len(network.organs))(y_pred=[labels], y=[truth])[0]
     wrong = (labels.as_tensor() != truth.as_tensor()).flatten()
     measures = measure_organs(labels[0].cpu().numpy(), np.asarray(labels.affine), network.organs)

@@ -55,24 +55,22 @@ def test_learning_goes_on_from_weights_that_were_written(tmp_path, patients):
 
 def test_a_network_may_be_computed_in_bfloat16_and_its_training_says_so(tmp_path, patients, monkeypatch):
     """Weights stay in float32, and a checkpoint of one precision is none of the other."""
-    first = {}
+    seen: list[dict] = []
+
+    class Steps(supervised.ResumableSteps):
+        def __init__(self, path, identity, **options):
+            seen.append({"identity": identity})
+            super().__init__(path, identity, **options)
+
+        def step(self, loss):
+            seen[-1]["loss"] = loss.detach()
+            super().step(loss)
+
+    monkeypatch.setattr(anatomy_unet, "ResumableSteps", Steps)
     for bfloat16 in (False, True):
-        seen: dict = {}
-
-        class Steps(supervised.ResumableSteps):
-            def __init__(self, path, identity, **options):
-                seen["identity"] = identity
-                super().__init__(path, identity, **options)
-
-            def step(self, loss):
-                seen["loss"] = loss.detach()
-                super().step(loss)
-
-        monkeypatch.setattr(anatomy_unet, "ResumableSteps", Steps)
         train(str(tmp_path / "out.pt"), patients, iterations=1, bfloat16=bfloat16, **SMALL)
-        first[bfloat16] = seen
 
-    plain, mixed = first[False], first[True]
+    plain, mixed = seen
     assert "bfloat16" not in plain["identity"] and mixed["identity"] == {**plain["identity"], "bfloat16": True}
     assert mixed["loss"].dtype == torch.float32 and mixed["loss"] != plain["loss"]
     assert mixed["loss"].item() == pytest.approx(plain["loss"].item(), rel=0.02)

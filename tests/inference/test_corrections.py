@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -27,7 +28,8 @@ from scripts.networks.sam2_types import Decoded
 from scripts.segmentation.corrected_slices import Corrector, SlicePrompt, corrected_mask
 from scripts.segmentation.propagation import VolumetricInferer
 
-from benchmarks.corrections import simulated_prompt
+from benchmarks import corrections as benchmark
+from benchmarks.corrections import Simulation, dice, simulated_prompt, summarise
 from tests.helpers.results import write_label_map
 from tests.helpers.workflows import ORGANS, SIZE, new_workflow, run, write_overlay
 
@@ -426,6 +428,50 @@ def test_no_prompt_is_simulated_where_nothing_is_wrong_or_there_is_nothing_to_bo
     mask = np.zeros((9, 9, 2), bool)
     assert simulated_prompt(mask, mask, 0, "click")[0] is None
     assert simulated_prompt(mask, mask, 0, "box")[0] is None
+
+
+def test_a_mean_is_of_the_same_trials_before_and_after():
+    """A piece where there is no organ is none: it would count 0 before the click takes it away, and nothing after."""
+    trials = [
+        {"kind": "click", "organ": "spleen", "dice": [0.8, 0.9], "slice_dice": [0.6, 0.7]},
+        {"kind": "click", "organ": "spleen", "dice": [0.9, 0.91], "slice_dice": [0.0, None]},
+    ]
+    (of_organ, of_all) = summarise(trials, ["spleen"])
+    assert of_organ["dice"] == [0.85, 0.905] and of_organ["slice_dice"] == [0.6, 0.7]
+    assert (of_all["trials"], of_all["slices"]) == (2, 1)
+    assert summarise(trials[1:], ["spleen"])[0]["slice_dice"] is None
+
+    nothing, piece = np.zeros((3, 3), bool), np.eye(3, dtype=bool)
+    assert dice(piece, nothing) is None and dice(nothing, nothing) is None
+    assert (dice(nothing, piece), dice(piece, piece)) == (0, 1)
+
+
+def test_corrections_are_measured_on_label_maps_as_they_are_written(monkeypatch):
+    """What is done to them at the end, here taking the first slice away, happens before and after the correction."""
+
+    class AllOfIt:
+        def __init__(self, prompts, reach):
+            pass
+
+        def needs(self, index: int) -> bool:
+            return True
+
+        def __call__(self, source, decoded):
+            return {index: torch.full((1, 1, 16, 16), 9.0) for index in decoded}
+
+    monkeypatch.setattr(benchmark, "Corrector", AllOfIt)
+    truth = np.ones((16, 16, 3), int)
+    trials: list[dict] = []
+
+    def without_first(labels: np.ndarray) -> np.ndarray:
+        return np.concatenate([labels[..., :1] * 0, labels[..., 1:]], -1)
+
+    simulation = Simulation("a", truth, organs=["spleen"], reaches=[3], trials=trials, finish=without_first)
+    source = SimpleNamespace(device=torch.device("cpu"))
+    simulation(source, {index: torch.full((1, 4, 4), 9.0 if index < 2 else -9.0) for index in range(3)})
+
+    click = trials[0]
+    assert click["dice"] == [pytest.approx(2 / 4), pytest.approx(4 / 5)] and click["slice"] == 0
 
 
 # ---- `run inferring --corrections`

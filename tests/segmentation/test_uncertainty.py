@@ -28,6 +28,7 @@ from scripts.segmentation.uncertainty import (
 from scripts.segmentation.walked_slices import VolumeSlices
 
 from benchmarks import uncertainty as benchmark
+from benchmarks.configuration import parse
 from tests.helpers.workflows import BUNDLE, run, write_overlay, write_prior
 
 SIZE = 64
@@ -404,6 +405,55 @@ def test_the_benchmark_goes_on_where_it_was(overlay, tmp_path, monkeypatch, caps
     assert (tmp_path / "uncertainty.png").stat().st_size > 10_000
     assert Calibration.load(tmp_path / "uncertainty_calibration.json").about["samples"] == 2
     assert "Spearman correlation" in capsys.readouterr().out
+
+
+OTHER = {
+    "named_memories": {"named_memories": True},
+    "decoder_token": {"decoder_token": "single"},
+    "largest_component": {"largest_component": True},
+    "solid_organs": {"solid_organs": ["liver"]},
+    "intensity": {"intensity#a_max": 250},
+    "image": {},
+}
+
+
+@pytest.mark.parametrize("setting", OTHER)
+def test_a_case_is_measured_again_with_other_settings(overlay, tmp_path, write_dataset, monkeypatch, setting):
+    configs = [str(BUNDLE / "configs" / name) for name in ("train.json", "evaluate.json")]
+    measured = []
+    monkeypatch.setattr(benchmark, "measure_case", lambda item, *_: measured.append(item["case"]) or {"organs": []})
+    monkeypatch.setattr(benchmark, "_both_dice", lambda case: {})
+    monkeypatch.setattr(benchmark, "load_prior", lambda parser: parser.get_parsed_content("network"))
+    dataset = write_dataset(tmp_path / "dataset")
+
+    def measure(**changes) -> None:
+        given = {"bundle_root": str(BUNDLE), "test_cases": ["c"], "dataset_dir": str(dataset), **changes}
+        benchmark.measure_cases(parse([*configs, str(overlay)], given), 2, tmp_path / "cases", False)
+
+    measure()
+    measure()
+    assert measured == ["c"]
+    if setting == "image":
+        image = nib.load(dataset / "image_c.nii.gz")
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj) + 1, image.affine), dataset / "image_c.nii.gz")
+    measure(**OTHER[setting])
+    assert measured == ["c", "c"]
+
+
+def test_what_is_measured_is_the_label_map_as_it_is_written(overlay, tmp_path):
+    """With the largest component of each organ alone."""
+    configs = [str(BUNDLE / "configs" / name) for name in ("train.json", "evaluate.json")]
+    given = {"test_cases": ["c"], "largest_component": True}
+    run("evaluating", overlay, **given, evaluation_dir=str(tmp_path))
+    evaluated = json.loads((tmp_path / "metrics.json").read_text())["dice"]["values"][0]
+
+    found = {}
+    for largest in (True, False):
+        parser = parse([*configs, str(overlay)], {"bundle_root": str(BUNDLE), **given, "largest_component": largest})
+        found[largest] = benchmark.measure_cases(parser, 2, tmp_path / f"cases{largest}", False)["c"]
+
+    assert found[True]["dice"] == pytest.approx(evaluated, abs=1e-4) != found[False]["dice"]
+    assert {each["components"] for each in found[True]["measures"].values()} <= {0, 1}
 
 
 def test_too_few_organs_to_calibrate_say_so():
