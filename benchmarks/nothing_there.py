@@ -130,10 +130,12 @@ def main(config_file, output: str, modality: str = "ct", count: int = 8, **overr
     """
     folder = Path(output)
     (folder / "images").mkdir(parents=True, exist_ok=True)
+    written: dict[str, list[str]] = {kind: [] for kind in KINDS}  # the folder may hold those of an earlier call
     for kind in KINDS:
         for seed in range(count):
             image, spacing = make_image(kind, seed, modality)
-            path = folder / "images" / f"{kind}_{seed:03d}.nii.gz"
+            written[kind].append(f"{kind}_{seed:03d}")
+            path = folder / "images" / f"{written[kind][-1]}.nii.gz"
             with whole_file(path) as temporary:
                 nib.save(nib.Nifti1Image(image.astype(np.int16), np.diag([*spacing, 1.0])), temporary)
     workflow = ConfigWorkflow(
@@ -150,7 +152,7 @@ def main(config_file, output: str, modality: str = "ct", count: int = 8, **overr
     workflow.run()
     workflow.finalize()
     cases = json.loads((folder / "results" / "results.json").read_text())["cases"]
-    found = {kind: summarise([case for name, case in cases.items() if name.startswith(kind)]) for kind in KINDS}
+    found = {kind: summarise([cases[name] for name in names]) for kind, names in written.items()}
     with whole_file(folder / "nothing_there.json") as temporary:
         temporary.write_text(json.dumps(found, indent=4) + "\n")
     print(as_text(found))

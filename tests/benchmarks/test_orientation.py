@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -121,3 +123,26 @@ def test_what_is_found_and_said_is_counted():
     assert found["with_organs"] == 2 and found["with_organs_unflagged"] == 1
     assert found["flags"] == {"no abdomen": 1, "volume": 2}
     assert "| head | 2 of 3 | 1 of 3 | 100 ml |" in nothing_there.as_text({"head": found})
+
+
+def test_volumes_of_an_earlier_call_are_not_counted(tmp_path, monkeypatch):
+    class Workflow:
+        """Finds 100 ml in whatever lies in the folder."""
+
+        def __init__(self, input, output, **options):
+            self.names = [path.name.removesuffix(".nii.gz") for path in Path(input).glob("*.nii.gz")]
+            self.output = Path(output)
+
+        def run(self):
+            self.output.mkdir(exist_ok=True)
+            content = {"cases": {name: case(100.0) for name in self.names}}
+            (self.output / "results.json").write_text(json.dumps(content))
+
+        initialize = finalize = lambda self: None
+
+    monkeypatch.setattr(nothing_there, "ConfigWorkflow", Workflow)
+    monkeypatch.setattr(nothing_there, "make_image", lambda *_: (np.zeros((2, 2, 2)), (1.0, 1.0, 1.0)))
+    for count in (3, 2):
+        nothing_there.main("inference.json", str(tmp_path), count=count)
+        found = json.loads((tmp_path / "nothing_there.json").read_text())
+        assert {kind: each["volumes"] for kind, each in found.items()} == {"shapes": count, "head": count}
