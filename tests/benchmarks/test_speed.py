@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from scripts.training.trainer import DiffuSAMTrainer
 from benchmarks import gpu, speed, speed_table, timing
 from benchmarks.timing import Cost, GivenMasks
 from tests.helpers.networks import SIZE, make_backbone, make_diffusam
-from tests.helpers.workflows import save_start
+from tests.helpers.workflows import BUNDLE, save_start
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +153,30 @@ def test_iterations_with_and_without_the_cache_see_the_same(bundle, tiny_dataset
     assert len(seen) == 6
     for each in seen:
         assert {**each, "present": None} == {**seen[0], "present": None}
+
+
+def test_the_image_encoders_time_is_its_own(monkeypatch, capsys):
+    """Neither that of its first call nor that of the memory encoder."""
+    encode, remember, calls = FrozenSAM2.encode_image, FrozenSAM2.encode_memory, []
+
+    def slow_at_first(self, image):
+        calls.append(len(image))
+        time.sleep(2.0 if len(calls) == 1 else 0.0)
+        return encode(self, image)
+
+    def slow_before_training(self, *args):
+        time.sleep(2.0 if len(calls) == 1 else 0.0)
+        return remember(self, *args)
+
+    monkeypatch.setattr(FrozenSAM2, "encode_image", slow_at_first)
+    monkeypatch.setattr(FrozenSAM2, "encode_memory", slow_before_training)
+    configs = [str(BUNDLE / "configs" / name) for name in ("train.json", "evaluate.json")]
+    options = {"image_size": SIZE, "backbone_checkpoint": "", "bundle_root": str(BUNDLE)}
+
+    speed.recipe(iterations=1, slices=2, device="cpu", config_file=configs, **options)
+
+    result = json.loads(capsys.readouterr().out)
+    assert calls[:2] == [4, 4] and 0 < result["of_which_image_encoder"] < 0.4
 
 
 def test_gpu_steps_that_fail_or_are_cut_off_do_not_end_the_suite(tmp_path, monkeypatch):
