@@ -10,6 +10,7 @@ import pytest
 import torch
 from scripts.errors import DatasetError, RefusedError, UnusableFileError
 
+from benchmarks import corrections, uncertainty
 from benchmarks.baselines import supervised
 from benchmarks.baselines.evaluation import open_row, open_training, run_row, training_settings
 from benchmarks.baselines.run import COMMANDS
@@ -132,6 +133,13 @@ def test_a_prior_is_not_tested_on_the_cases_of_its_training_unless_told(project,
         run(tmp_path / "out")
     assert not list(tmp_path.glob("out*"))
     run(tmp_path / "out", allow_training_cases=True)
+
+
+@pytest.mark.parametrize("command", [COMMANDS["naming"], uncertainty.main, corrections.main])
+def test_so_do_all_others_that_test_a_prior(project, tmp_path, command):
+    given = {**ROOT, "prior_file": str(project.prior), "train_cases": ["a"], "test_cases": ["b"]}
+    with pytest.raises(DatasetError, match="was trained on 1 test case: b"):
+        command(project.config_file, output=str(tmp_path / "out"), **given)
 
 
 # ---- what training leaves, and networks that have diverged
