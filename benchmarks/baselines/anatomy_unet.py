@@ -22,7 +22,7 @@ from scripts.data.phantom_anatomy import ORGANS
 from scripts.pretraining.anatomy import write_patients
 from scripts.pretraining.patient_clips import AnatomyClips, PatientPool
 from scripts.weights import save_atomically
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.program import run_command
 
@@ -68,8 +68,7 @@ def train(
             with AMX.
 
     Raises:
-        SettingError: an unknown network, or weights of another.
-        RefusedError: the training has diverged.
+        SettingError, RefusedError: an unknown network, or weights of another; the training has diverged.
     """
     errors.install()
     identity = {key: value for key, value in locals().items() if key not in ("output", "patients_dir", "save_every")}
@@ -82,22 +81,27 @@ def train(
     stage = {"epochs": 1, "clips": slices, "frames": 1, "image_size": image_size}
     where = {"beyond": beyond, "tilt": tilt, "slide": slide, "anywhere": anywhere}
     data = AnatomyClips(pool, [stage], length=iterations, seed=seed + 2, **where)
-    loss_function = DiceCELoss(to_onehot_y=True, softmax=True, batch=True, include_background=False)
     checkpoint = Path(output).with_suffix(".checkpoint.pt")
     training = ResumableSteps(
         checkpoint, identity, network=trained.to(device), learning_rate=learning_rate, steps=iterations
     )
     trained.train()
     for step in training.run(save_every):
-        batch = data.batch(step)
-        organs = torch.arange(1, 1 + len(ORGANS), device=device).view(1, -1, 1, 1)
-        label = (batch["mask"][:, : len(ORGANS), 0] * organs).amax(1, keepdim=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            prediction = trained(batch["image"][:, 0])
-        training.step(loss_function(prediction.float(), label))
+        training.step(_loss(trained, data.batch(step), bfloat16))
     state = {key: value.detach().cpu() for key, value in trained.state_dict().items()}
     save_atomically({"network": state}, output)
     checkpoint.unlink(missing_ok=True)
+
+
+def _loss(network: nn.Module, batch: dict[str, Tensor], bfloat16: bool) -> Tensor:
+    """Soft Dice and cross-entropy of the first frames of some clips; see :func:`train`."""
+    image = batch["image"][:, 0]
+    organs = torch.arange(1, 1 + len(ORGANS), device=image.device).view(1, -1, 1, 1)
+    label = (batch["mask"][:, : len(ORGANS), 0] * organs).amax(1, keepdim=True)
+    with torch.autocast(image.device.type, torch.bfloat16, enabled=bfloat16):
+        prediction = network(image)
+    loss = DiceCELoss(to_onehot_y=True, softmax=True, batch=True, include_background=False)
+    return loss(prediction.float(), label)
 
 
 def _network(name: str, image_size: int, start_from: str | None) -> nn.Module:

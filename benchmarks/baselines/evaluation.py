@@ -251,7 +251,7 @@ def evaluate(
             f"Row '{row.name}': {len(spoilt)} of its network's tensors hold NaN or infinite numbers (such as "
             f"'{spoilt[0]}'), of which nothing but Dice 0 can come: its training has failed. Train another."
         )
-    timed = _Timed(inferer, len(organs), get("amp"))
+    timed = _Timed(inferer, len(organs), amp=get("amp"))
     handlers = [
         get(f"validate#handlers#{index}")
         for index, handler in enumerate(row.parser["validate#handlers"])
@@ -299,7 +299,7 @@ def write_result(path: Path, content: dict[str, Any]) -> None:
 class _Timed(Inferer):
     """An inferer with a clock, whose answers have the second channel that the evaluation expects."""
 
-    def __init__(self, inferer: Inferer, organs: int, amp: bool) -> None:
+    def __init__(self, inferer: Inferer, organs: int, *, amp: bool) -> None:
         super().__init__()
         self.inferer, self.organs, self.amp, self.seconds = inferer, organs, amp, []
 
