@@ -222,9 +222,30 @@ def test_the_papers_recipe_leaves_nothing_of_the_network_or_its_training_to_the_
     assert recipe - told == set()
 
 
-def test_training_never_writes_over_the_prior_that_ships():
+# settings that name a file to be read; in an inference these two do as well, which others write
+READ = {"start_from", "start_file", "backbone_checkpoint"}
+READ_BY_INFERENCE = {"prior_file", "orientation_file"}
+
+
+def settings_in_models(content: object, key: str = "") -> set[str]:
+    """Names of the settings, at any depth, whose value lies in the folder of what ships."""
+    if isinstance(content, dict):
+        return set().union(*(settings_in_models(value, name) for name, value in content.items()))
+    if isinstance(content, list):
+        return set().union(*(settings_in_models(value, key) for value in content))
+    return {key} if "models/" in str(content) else set()
+
+
+def test_no_training_or_pretraining_writes_over_what_ships():
     assert read("inference.json")["prior_file"] == read("train.json")["start_from"]
     assert read("train.json")["prior_file"] == "$@output_dir + '/model.pt'"
+    found = {path: settings_in_models(json.loads(path.read_text())) for path in CONFIGS.rglob("*.json")}
+    written = {
+        path.name: keys - READ - (READ_BY_INFERENCE if path.name == "inference.json" else set())
+        for path, keys in found.items()
+        if path.name != "metadata.json"
+    }
+    assert any(found.values()) and not any(written.values()), written
 
 
 @pytest.mark.parametrize("key", ["neighbours", "no_3d"])
