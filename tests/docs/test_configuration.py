@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from copy import deepcopy
 
 import pytest
@@ -91,3 +92,15 @@ def test_a_row_tells_defaults_that_differ(configs, descriptions):
     configs["train"]["seed"], configs["inference"]["seed"] = 1, 2
 
     assert row(configuration.page(configs, descriptions), "seed")[3] == "`1` (train); `2` (inference)"
+
+
+def test_three_scans_tells_the_values_that_its_commands_train_with(configs):
+    """A page of its own writing, whose table a change of the configuration would leave behind."""
+    text = (configuration.ROOT / "docs/three_scans.md").read_text("utf-8")
+    cells = {key: row(text, key)[1:3] for key in ("iterations", "variants", "batch_size", "learning_rate")}
+    paper = {key: configs["train"][key] for key in cells}
+
+    shown = {key: [float(re.match(r"[\d.]+", cell)[0]) for cell in both] for key, both in cells.items()}
+    assert shown == {key: [configs["few_shot"].get(key, value), value] for key, value in paper.items()}
+    contrast = row(text, "organ_contrast")[1].removeprefix("every organ: ")
+    assert configs["few_shot"]["organ_contrast"] == f"$dict.fromkeys(@organs, {contrast})"
