@@ -7,6 +7,7 @@ import re
 from copy import deepcopy
 
 import pytest
+from scripts.prior_settings import configuration_of
 
 from docs import make_configuration as configuration
 
@@ -104,3 +105,13 @@ def test_three_scans_tells_the_values_that_its_commands_train_with(configs):
     assert shown == {key: [configs["few_shot"].get(key, value), value] for key, value in paper.items()}
     contrast = row(text, "organ_contrast")[1].removeprefix("every organ: ")
     assert configs["few_shot"]["organ_contrast"] == f"$dict.fromkeys(@organs, {contrast})"
+
+
+def test_the_head_names_what_the_prior_that_ships_records_otherwise(configs):
+    recorded = configuration_of(configuration.ROOT / "bundle/models/model.pt")
+    nothing = configs["inference"]["prior_settings"]["otherwise"]
+    named = re.search(r"The one that ships records others of (.+?)\.\n", configuration.HEAD, re.DOTALL)[1]
+
+    plain = {key for key in recorded.keys() & nothing.keys() if not isinstance(nothing[key], dict)}
+    others = {key for key in plain - {"backbone_checkpoint"} if recorded[key] != nothing[key]}
+    assert set(re.findall(r"`(\w+)`", named)) == others
