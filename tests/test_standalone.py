@@ -76,6 +76,20 @@ def test_the_metadata_describe_the_network_of_the_overlay(folder):
     assert network is None  # MONAI raises where shapes differ
     assert metadata["network_data_format"]["inputs"]["image"]["spatial_shape"] == [SIZE, SIZE]
     assert metadata["memory_data_format"]["outputs"]["memory"]["num_channels"] == 32
+    for described in (metadata["memory_data_format"], metadata["automedsam_data_format"]):
+        assert described["inputs"]["organ"]["value_range"] == [0, len(ORGANS) - 1]
+    assert metadata["automedsam_data_format"]["inputs"]["embedding"]["spatial_shape"] == [SIZE // 16] * 2
+    assert metadata["automedsam_data_format"]["outputs"]["dense"]["spatial_shape"] == [SIZE // 16] * 2
+
+
+def test_nothing_is_claimed_of_the_data_of_another_prior(folder):
+    metadata = json.loads((folder / "configs" / "metadata.json").read_text())
+    text = (folder / "docs" / "data_license.txt").read_text()
+
+    assert metadata["eval_metrics"] == {} and "to state" in metadata["data_source"]
+    assert "painted" not in text and "are for whoever made this bundle to state" in " ".join(text.split())
+    assert all(path.name in text for path in folder.glob("models/*.pt"))
+    assert "its numbers are not those" in " ".join((folder / "docs" / "README.md").read_text().split())
 
 
 @pytest.mark.slow

@@ -5,7 +5,8 @@ Label, ``monai.bundle.load``, the Model Zoo.
         --prior_file runs/train/model.pt --output /apps/diffusam_demo
 
 writes a folder with the settings of all overlays in its ``configs/inference.json``, the organs and sizes in its
-``configs/metadata.json``, the weights in ``models``, and scripts, licence and docs beside them.
+``configs/metadata.json``, the weights in ``models``, and scripts, licence and docs beside them. What the data were is
+for its maker to state, in ``docs/data_license.txt`` and ``data_source``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,21 @@ from .prior_settings import configuration_of
 from .weights import load_tensors
 
 PRIOR = "model.pt"  # the name by which MONAI Label and the Model Zoo look for weights
+# the prior's own, in place of what this bundle says of those that come with it
+UNKNOWN_SOURCE = "not recorded: for whoever made this bundle to state"
+DATA_LICENSE = f"""Weights
+-------
+models/{PRIOR} is a trained prior. What it was trained on, and its licence, are for whoever made this bundle to state:
+the terms of a data set may extend to weights that are trained on it.
+models/{{backbone}} is the frozen backbone that it was trained for. sam2_nano.pt and sam2_nano_orientation.pt, as the
+DiffuSAM bundle has them, and SAM2.1 (Meta Platforms, Inc., https://github.com/facebookresearch/sam2) are licensed under
+the Apache License 2.0; of other backbones it is for whoever made this bundle to state.
+"""
+OVERVIEW = """# Model Overview
+
+This bundle was made from a trained prior by `scripts.standalone`. What follows is of the DiffuSAM bundle that made it:
+its data, its training and its numbers are not those of `models/model.pt` here.
+"""
 COPIED = ("LICENSE", "docs", "scripts", "configs/logging.conf", "models/sam2_nano.yaml")
 # what an overlay says about a training's places means nothing elsewhere
 PLACES = ("bundle_root", "input", "dataset_dir", "output", "output_dir")
@@ -67,6 +83,10 @@ def standalone(
     (target / "models").mkdir(parents=True, exist_ok=True)
     for name in COPIED:
         _copy(BUNDLE / name, target / name)
+    (target / "docs" / "data_license.txt").write_text(DATA_LICENSE.format(backbone=backbone.name), encoding="utf-8")
+    page = target / "docs" / "README.md"
+    if OVERVIEW not in (text := page.read_text("utf-8")):  # a bundle of its own makes others, too
+        page.write_text(text.replace("# Model Overview\n", OVERVIEW, 1), encoding="utf-8")
     shutil.copyfile(parts.prior, target / "models" / PRIOR)
     shutil.copyfile(backbone, target / "models" / backbone.name)
     if head.is_file():  # without it, how scans lie is not checked
@@ -78,8 +98,13 @@ def standalone(
 
 
 def describe(network: Any) -> dict[str, Any]:
-    """The bundle's ``metadata.json`` with the organs and sizes of a :class:`~scripts.networks.diffusam.DiffuSAM`."""
+    """The bundle's ``metadata.json`` with the organs and sizes of a network, and nothing of the prior that ships.
+
+    Args:
+        network: a :class:`~scripts.networks.diffusam.DiffuSAM`, or one of its kind.
+    """
     metadata = json.loads((BUNDLE / "configs" / "metadata.json").read_text())
+    metadata |= {"data_source": UNKNOWN_SOURCE, "eval_metrics": {}}
     channels = {str(index): name for index, name in enumerate(["background", *network.organs])}
     values = ", ".join(f"{index} {name}" for index, name in channels.items())
     # names of organs are a user's, and MONAI evaluates what it reads in this file
@@ -94,8 +119,14 @@ def describe(network: Any) -> dict[str, Any]:
     memory = {"num_channels": backbone.memory_channels, "spatial_shape": [backbone.embedding_size] * 2}
     described["inputs"]["memory"] |= memory
     described["outputs"]["memory"] |= memory
-    described["inputs"]["image_embedding"] |= {**memory, "num_channels": backbone.embedding_channels}
-    described["inputs"]["organ"]["value_range"] = [0, len(network.organs) - 1]
+    embedding = {**memory, "num_channels": backbone.embedding_channels}
+    described["inputs"]["image_embedding"] |= embedding
+    prompts = metadata["automedsam_data_format"]
+    prompts["inputs"]["embedding"] |= embedding
+    prompts["outputs"]["dense"] |= embedding
+    prompts["outputs"]["sparse"]["spatial_shape"] = [backbone.embedding_channels]
+    for each in (described, prompts):
+        each["inputs"]["organ"]["value_range"] = [0, len(network.organs) - 1]
     return metadata
 
 
