@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -84,6 +86,24 @@ def test_metadata_follows_the_published_schema(metadata):
 def test_channels_of_the_network_are_defined_one_by_one(image_format, prediction_format):
     for described in (image_format, prediction_format):
         assert list(described["channel_def"]) == [str(channel) for channel in range(described["num_channels"])]
+
+
+def test_dice_are_those_of_the_model_that_ships_on_the_page_of_results(metadata):
+    lines = (BUNDLE.parent / "docs/results/anatomy.md").read_text("utf-8").splitlines()
+    line = next(line for line in lines if line.startswith("| CHAOS, no label: **the model that ships**"))
+    names = [*read("inference.json")["prior_settings"]["otherwise"]["organs"], "mean"]
+    dice = dict(zip(names, re.findall(r"0\.\d{3}", line), strict=True))
+
+    told = {key: value for key, value in metadata["eval_metrics"].items() if key != "data"}
+    assert told == {f"{name.replace(' ', '_')}_dice": float(value) for name, value in dice.items()}
+
+
+def test_every_file_of_weights_that_ships_has_its_licence_told():
+    text = (BUNDLE / "docs/data_license.txt").read_text("utf-8")
+    shipped = [line.split()[-1] for line in (BUNDLE / "models/sha256sums.txt").read_text().splitlines()]
+
+    weights = [name for name in shipped if name.endswith(".pt")]
+    assert len(weights) == 3 and all(f"models/{Path(name).name}" in text for name in weights)
 
 
 def test_required_packages_are_installed(metadata):
