@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -193,6 +194,18 @@ def test_every_error_that_the_bundle_raises_is_meant_for_a_user_or_for_a_program
         "RefusedPixelsError if isinstance(error, FileRefusedError) else DatasetError": {"dicom_pixels.py"},
         "type(error)": {"words.py"},  # the same error in other words
     }
+
+
+def test_no_message_names_a_page_that_does_not_come_with_the_bundle():
+    """The pages in the repository's docs are in no wheel and no image; docstrings are read where they are."""
+    found = []
+    for path in sorted((BUNDLE / "scripts").rglob("*.py")):
+        tree = ast.parse(path.read_text("utf-8"))
+        statements = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in statements]
+        pages = [name for node in texts for name in re.findall(r"docs/[\w/]+\.md", str(node.value))]
+        found += [f"{path.name}: {name}" for name in pages if not (BUNDLE / name).exists()]
+    assert found == []
 
 
 def test_an_interruption_prints_no_traceback():

@@ -231,7 +231,7 @@ def prepare(
 
 def demo(*more: str, output: str = "diffusam_demo", **options: str) -> int:
     """Trains on three phantoms of the abdomen and evaluates on five others, with
-    nothing to download; five minutes on two cores.
+    nothing to download; two to three minutes on two cores.
 
     usage: diffusam demo [-o OUT] [options]
 

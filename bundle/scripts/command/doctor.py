@@ -92,7 +92,7 @@ def _weights() -> Iterator[Line]:
         if path.is_file():
             yield path.name, *_compared(path, entry["hash_val"], "fetch it again")
         else:
-            yield path.name, "not there, needed for the paper's recipe alone (docs/backbones.md)", None
+            yield path.name, "not there, needed for the paper's recipe alone", None
 
 
 def _compared(path: Path, digest: str, remedy: str) -> tuple[str, str | None]:

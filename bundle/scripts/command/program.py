@@ -24,7 +24,7 @@ Prompt-free organ segmentation in CT and MR, from no label or a few.
   learn FOLDER -o OUT       a model of your own from three labelled scans
   evaluate FOLDER -o OUT    how good a model is on labelled scans
   prepare FOLDER -o OUT     check labelled scans, and make them ready
-  demo                      train and evaluate on phantoms, five minutes
+  demo                      train and evaluate on phantoms, some minutes
   doctor                    what is installed, and whether it works
 
 Each prints the command of the bundle that it stands for, and runs it; options

@@ -251,7 +251,7 @@ def _read(path: Path) -> dict[str, Any]:
     elif not all(isinstance(entries, list) for entries in content["cases"].values()):
         problem = "expected a list of entries for each case"
     if problem:
-        raise DatasetError(f"'{path}': {problem}. See docs/corrections.md.")
+        raise DatasetError(f"'{path}': {problem}. Mend it in a text editor.")
     return content
 
 
