@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from monai.bundle import ConfigParser
 from scripts.command import commands as diffusam_commands
 from scripts.command import doctor as diffusam_doctor
 from scripts.command.program import program
@@ -48,6 +49,8 @@ ELSEWHERE = (
     "python -m benchmarks.many",
     "python -m benchmarks.orientation",  # needs scans: tests/benchmarks/test_orientation.py
     "python -m benchmarks.nothing_there",
+    "python -m benchmarks.figures.memories",  # needs the snapshots of a training: tests/benchmarks/test_figures.py
+    *(f"python -m benchmarks.speed {each}" for each in ("recipe", "cache", "volume")),  # minutes: test_speed.py
 )
 PAINTED = ("configs/pretrain_anatomy.json", "configs/pretrain_prior.json")
 SMALL = {
@@ -67,6 +70,50 @@ def commands(page: str) -> list[str]:
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+# what MONAI takes of every run, and the files' own names beside it
+OF_MONAI = {"config_file", "meta_file", "logging_file", "tracking", "bundle_root", "args_file", "bundle_path"}
+
+
+def options_of(words: list[str]) -> list[str]:
+    """Names of a command's options, without the part of a setting that they change."""
+    return [word[2:].split("=")[0].split("#")[0] for word in words if word.startswith("--")]
+
+
+def test_what_every_command_of_every_page_names_is_there():
+    """Configurations, modules and options, on the bundle's own pages too, whose commands run nowhere as they are."""
+    declared = {key for path in (BUNDLE / "configs").rglob("*.json") for key in json.loads(path.read_text())}
+    wrong, seen = [], 0
+    for page in [*PAGES, "bundle/docs/README.md", "bundle/models/README.md"]:
+        for command in commands(page):
+            words = shlex.split(command)
+            if words[0] == "torchrun":  # its own options come before those of the module
+                words = ["python", *words[words.index("-m") :]]
+            if words[:2] != ["python", "-m"]:
+                continue
+            seen += 1
+            files = re.findall(r"(?:\.\./benchmarks|configs)/[\w/]+\.json", command)
+            wrong += [f"{page}: {file}" for file in files if not (BUNDLE / file).is_file()]
+            module = (ROOT if words[2].startswith("benchmarks") else BUNDLE) / words[2].replace(".", "/")
+            known = declared | OF_MONAI
+            if words[2] != "monai.bundle":
+                wrong += [f"{page}: {words[2]}"] * (not module.is_dir() and not module.with_suffix(".py").is_file())
+                # functions that become commands may lie beside
+                sources = (module if module.is_dir() else module.parent).glob("*.py")
+                known |= set(re.findall(r"\w+", "".join(path.read_text("utf-8") for path in sources)))
+            options = [option.removeprefix("source_") for option in options_of(words)]  # adaptation's settings
+            wrong += [f"{page}: --{option}" for option in options if option not in known]
+    assert wrong == [] and seen > 80
+
+
+def test_no_overlay_of_an_evaluation_takes_away_what_ends_it():
+    ended = json.loads((BUNDLE / "configs/evaluate.json").read_text())["finalize"]
+    for page in [*PAGES, "bundle/docs/README.md"]:
+        for command in commands(page):
+            if " run evaluating " in command and (named := re.findall(r"configs/[\w/]+\.json", command)):
+                merged = ConfigParser.load_config_files([str(BUNDLE / each) for each in named])
+                assert merged["finalize"][: len(ended)] == ended, f"{page}: {command}"
 
 
 @pytest.fixture(scope="module")
