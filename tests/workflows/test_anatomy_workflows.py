@@ -10,6 +10,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 from scripts.automedsam.network import AutoMedSAM, ClassPromptEncoder
+from scripts.errors import user_error
 from scripts.files import sha256_of
 from scripts.networks.sam2_backbone import FrozenSAM2
 from scripts.training.starting_prior import StartingPrior
@@ -52,6 +53,32 @@ def test_pretraining_begins_with_the_network_that_it_is_told(configs, tmp_path):
     )
     trained = {key for key in first if key.startswith(("head.", "backbone.model."))}
     assert trained and all(torch.equal(first[key], second[key]) for key in trained)
+
+
+OF_ANATOMY = [
+    ("pretrain_anatomy.json", *others) for others in ((), ("pretrain_encoder.json",), ("pretrain_memories.json",))
+]
+
+
+@pytest.mark.parametrize("configs", [("pretrain_nano.json",), *OF_ANATOMY], ids=lambda configs: configs[-1])
+def test_a_schedule_that_ends_before_its_pretraining_is_refused(configs, tmp_path):
+    """It would break off in the middle: the stages say how long it is, and no other number does."""
+    workflow = ConfigWorkflow(
+        config_file=[str(CONFIGS / name) for name in configs],
+        logging_file=False,
+        run_id="pretraining",
+        workflow_type="train",
+        bundle_root=str(BUNDLE),
+        device=torch.device("cpu"),
+        output_dir=str(tmp_path),
+        schedule_iterations=5,
+    )
+    with pytest.raises(RuntimeError) as info:  # MONAI's, about what it was evaluating
+        workflow.initialize()
+    assert "schedule_iterations is 5, but the stages have" in str(user_error(info.value))
+
+    merged = workflow.parser.get()
+    assert merged["lr_scheduler"]["total_steps"] == "$@schedule_iterations + 1" and "iterations" not in merged
 
 
 def test_backbone_and_prior_are_pretrained_one_after_the_other(tmp_path):

@@ -24,6 +24,7 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
 from ..descriptions import Described, given
+from ..errors import SettingError
 from ..networks.logits import MASK_LOGIT, mask_to_logits, resize_logits
 from ..networks.sam2_backbone import SAM2
 from ..networks.sam2_types import ImageFeatures, MaskPredictions, Memory
@@ -314,6 +315,23 @@ def localise_memory_attention(backbone: SAM2, strength: float = 3.5, frequencies
             for projection in (attention.q_proj, attention.k_proj):
                 for axis_start in (0, channels // 2):  # rotary channels: pairs along x, then pairs along y
                     projection.bias[axis_start : axis_start + 2 * frequencies : 2] = strength
+
+
+def check_schedule(schedule_iterations: int, iterations: int) -> None:
+    """Refuses a schedule of learning rates that ends before the pretraining does, which would break off there.
+
+    Args:
+        schedule_iterations: length of the schedule.
+        iterations: that the stages have.
+
+    Raises:
+        SettingError: it is too short.
+    """
+    if schedule_iterations < iterations:
+        raise SettingError(
+            f"schedule_iterations is {schedule_iterations}, but the stages have {iterations} iterations. Set it to as "
+            "many or more; a shorter pretraining has fewer epochs in its stages."
+        )
 
 
 def pretraining_iteration(engine: SupervisedTrainer, batch: dict[str, Tensor]) -> dict[str, Tensor]:
