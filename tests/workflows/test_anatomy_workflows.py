@@ -32,6 +32,7 @@ def run(run_id: str, *configs: str, **overrides) -> None:
         bundle_root=str(BUNDLE),
         device=torch.device("cpu"),
         patients=1,
+        first_patient=3,
         **overrides,
     )
     workflow.initialize()
@@ -132,11 +133,13 @@ def test_backbone_and_prior_are_pretrained_one_after_the_other(tmp_path):
         output_dir=str(tmp_path / "prior"),
     )
 
+    assert [path.name for path in Path(patients).iterdir()] == ["patient_00003.npz"]
     content = torch.load(tmp_path / "prior/model.pt", weights_only=True)
     assert content["model"]["_extra_state"]["organs"] == ["spleen", "right kidney", "left kidney", "liver"]
     assert content["organ_volumes"]["liver"][0] < 1500 < content["organ_volumes"]["liver"][1]
     assert content["training"]["settings"]["slices"] == {"slices": 2, "kept_batches": 2}
     identity = torch.load(tmp_path / "backbone/checkpoint.pt", weights_only=True)["identity"]
+    assert identity["first_patient"] == content["training"]["settings"]["first_patient"] == 3
     assert identity["stages"] == STAGES and identity["starts"] == {
         "backbone": sha256_of(tmp_path / "encoder/sam2_nano.pt"),
         "network": sha256_of(tmp_path / "encoder/checkpoint.pt"),
