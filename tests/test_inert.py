@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
-from scripts.arguments import as_typed, refuse_expressions, refuse_misread
+from scripts.arguments import AS_TYPED, as_typed, refuse_expressions, refuse_misread
 from scripts.data.datalists import inference_inputs
 from scripts.errors import DatasetError, indented, listed, one_line, printable, user_error
 from scripts.inert import inert, inert_json
@@ -22,7 +22,7 @@ from scripts.prepare.decathlon import prepare_decathlon
 from scripts.prepare.folder import prepare_folder
 from scripts.standalone import describe
 
-from tests.helpers.workflows import BUNDLE, command_line, new_workflow, run, write_overlay
+from tests.helpers.workflows import BUNDLE, ROOT, command_line, new_workflow, run, write_overlay
 
 RUNS = "__import__('pathlib').Path('ran').touch()"
 HOSTILE = {
@@ -258,6 +258,7 @@ def test_a_folder_that_is_read_as_it_was_typed_is_taken(monkeypatch, typed):
         ("pretraining", ["pretrain_nano.json"]),
         ("pretraining", ["pretrain_anatomy.json"]),
         ("pretraining", ["pretrain_anatomy.json", "pretrain_memories.json"]),
+        ("pretraining", ["pretrain_orientation.json"]),
         ("training", ["train.json", "pretrain_prior.json"]),
     ],
     ids=str,
@@ -277,6 +278,20 @@ def test_every_command_refuses_a_folder_that_is_misread(monkeypatch, command, co
         workflow.initialize()
 
     assert "--output_dir is '2024'" in str(user_error(caught.value))
+
+
+def test_every_setting_that_is_a_path_is_refused_where_it_is_misread():
+    """Of each workflow the settings that the page of the configuration calls paths; ``AS_TYPED`` are never misread."""
+    told = json.loads((ROOT / "docs/settings.json").read_text("utf-8"))
+    groups = [*told["groups"].values(), *told["pretraining"].values()]
+    paths = {key for group in groups for key, (_, unit) in group.items() if unit == "path"}
+    others = {*AS_TYPED, "bundle_root"}
+    for file in (BUNDLE / "configs").glob("*.json"):
+        content = json.loads(file.read_text("utf-8"))
+        steps = [each for each in content.get("initialize", []) if isinstance(each, dict)]
+        refused = {option for step in steps if "refuse_misread" in step["_target_"] for option in step["options"]}
+        named = {key for key in paths & content.keys() if content[key] != "@input"} - others
+        assert not steps or named <= refused, file.name
 
 
 # ---- terminals and logs
