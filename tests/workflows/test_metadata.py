@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from scripts.data.grids import AXCODES
 
 from tests.helpers.workflows import BUNDLE, METADATA_SCHEMA
 
@@ -288,6 +289,22 @@ def test_evaluation_and_inference_prepare_images_alike():
     assert evaluation[-2] == {"_target_": "scripts.data.transforms.InSlabsd", "transform": "@intensity"}
     assert inference[-2] == {"_target_": "scripts.data.stored.ScaleLaterd", "transform": "@intensity"}
     assert evaluation[-1] == inference[-1] and inference[-1]["_target_"] == "scripts.data.body.CropToBodyd"
+
+
+def axes_in(content: object) -> list[str]:
+    """The axes that transforms at any depth turn images to."""
+    if isinstance(content, dict):
+        own = [content["axcodes"]] if "axcodes" in content else []
+        return own + [each for value in content.values() for each in axes_in(value)]
+    return [each for value in content for each in axes_in(value)] if isinstance(content, list) else []
+
+
+def test_images_lie_as_corrections_are_placed_in_every_configuration():
+    """The configurations name the axes, for MONAI's own transform; points of corrections go by those in the code."""
+    found = {path.name: axes for path in CONFIGS.glob("*.json") if (axes := axes_in(json.loads(path.read_text())))}
+
+    assert found.keys() == {"train.json", "evaluate.json", "inference.json"}
+    assert {axes for each in found.values() for axes in each} == {AXCODES}
 
 
 def test_training_and_evaluation_prepare_images_alike():
