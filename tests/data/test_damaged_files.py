@@ -471,6 +471,13 @@ def test_other_units_of_an_nrrd_header_are_refused(tmp_path, units):
     assert "its header measures in" in outcome(nrrd(tmp_path / "a.nrrd", **{"space units": units}))
 
 
+@pytest.mark.parametrize("unit, factor", [("mm", 1), ("cm", 10), ("m", 1000)])
+def test_units_of_a_metaimage_header_are_honoured(tmp_path, unit, factor):
+    spacing = " ".join(f"{size / factor:.9g}" for size in (2, 2, 5))
+    volume = load_volume(metaimage(tmp_path / "a.mha", ElementSpacing=spacing, DistanceUnits=unit))
+    np.testing.assert_allclose(volume.affine, AFFINE, rtol=1e-6)
+
+
 def forms(path: Path, sform: np.ndarray, qform: np.ndarray, codes=(1, 1)) -> Path:
     image = nib.Nifti1Image(VOXELS, None)
     image.header.set_zooms(nib.affines.voxel_sizes(qform))

@@ -49,6 +49,8 @@ ELSEWHERE = (
     "python -m benchmarks.many",
     "python -m benchmarks.orientation",  # needs scans: tests/benchmarks/test_orientation.py
     "python -m benchmarks.nothing_there",
+    # a row of the table phantoms_adaptation, on phantoms of its own: tests/benchmarks/test_baselines_rows.py
+    "python -m benchmarks.baselines.run diffusam --memory_samples 4",
     "python -m benchmarks.figures.memories",  # needs the snapshots of a training: tests/benchmarks/test_figures.py
     *(f"python -m benchmarks.speed {each}" for each in ("recipe", "cache", "volume")),  # minutes: test_speed.py
 )
@@ -306,6 +308,18 @@ def test_every_file_that_a_page_links_to_is_there():
         folder = (ROOT / page).parent
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8")):
             assert "://" in target or (folder / target).exists(), f"{page}: {target}"
+
+
+def test_every_promise_names_tests_that_are_there():
+    rows = [line for line in (ROOT / "docs/safety.md").read_text("utf-8").splitlines() if line.startswith("| ")]
+    cells = [
+        row.rstrip("| ").rpartition(" | ")[2] for row in rows if row not in ("| promise | test |", "| --- | --- |")
+    ]
+
+    assert len(cells) > 60
+    for cell in cells:
+        named = re.findall(r"`(tests/[\w/]+\.py)`", cell)
+        assert named and all((ROOT / path).is_file() for path in named), cell
 
 
 def test_every_heading_that_a_page_links_to_is_there():

@@ -547,6 +547,17 @@ def test_what_is_odd_about_a_case_beside_the_others_is_a_remark_on_its_image():
     ]
 
 
+def test_ct_that_is_not_in_hounsfield_units_is_said_in_record_and_report(overlay, scans):
+    image = nib.load(scans / "a.nii.gz")
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj) + 1024, image.affine), scans / "a.nii.gz")
+    output = scans.parent / "out"
+
+    run("inferring", overlay, input=str(scans / "a.nii.gz"), output=str(output), report=True)
+
+    (note,) = (note for note in records(output)["a"]["warnings"] if "no Hounsfield units" in note)
+    assert "no Hounsfield units" in (output / "report.html").read_text("utf-8")
+
+
 # ---- what changes meanwhile
 
 
