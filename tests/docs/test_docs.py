@@ -279,6 +279,8 @@ def test_the_gate_and_the_workflow_run_the_checks_of_the_readme():
 
     assert len(checks) > 3 and ".ci/run" in run
     assert [check for check in checks if check not in run] == []
+    least = re.search(r'requires-python = ">=(.+?)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))[1]
+    assert f'python: ["{least}"' in workflow
 
 
 def test_every_benchmark_starts_in_the_bundles_folder():
