@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
+import re
+import sys
 
 import grimp
 import pytest
@@ -55,6 +58,48 @@ def test_no_room_knows_one_beside_or_above_it(graph):
 def test_sam2_is_touched_where_it_is_built_and_used_alone(graph):
     modules = {"scripts.networks.sam2_memories", "scripts.networks.sam2_releases"}
     assert graph.find_modules_that_directly_import("sam2") == modules
+
+
+def imported_libraries(*folders: str) -> set[str]:
+    """Top modules that the code of these folders imports, anywhere, and that are neither Python's nor the project's."""
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    names = set()
+    for node in (node for path in paths for node in ast.walk(ast.parse(path.read_text("utf-8")))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module.split(".")[0])
+    return names - sys.stdlib_module_names - {"scripts", "diffusam", "benchmarks", "tests", "docs"}
+
+
+def named_in_pyproject(*lists: str) -> set[str]:
+    """Distributions in lists of pyproject.toml, by their keys, and those that the extras of MONAI there stand for."""
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    found = [re.search(rf"^{each} = \[(.*?)\]$", text, re.DOTALL | re.MULTILINE)[1] for each in lists]
+    named = {re.match(r"[\w.-]+", word)[0] for each in found for word in re.findall(r'"([^"]+)"', each)}
+    extras = set(re.search(r"monai\[(.*?)\]", text)[1].split(","))
+    required = [word for word in importlib.metadata.requires("monai") if "extra ==" in word]
+    named |= {re.match(r"[\w.-]+", word)[0] for word in required if extras & set(re.findall(r'"([\w-]+)"', word))}
+    return {each.lower().replace("_", "-") for each in named}
+
+
+@pytest.mark.parametrize(
+    "folders, lists",
+    [
+        (("bundle/scripts", "diffusam"), ("dependencies",)),
+        (("benchmarks",), ("dependencies", "benchmarks")),
+        (("tests", "docs"), ("dependencies", "test")),
+    ],
+    ids=["the bundle", "benchmarks", "tests"],
+)
+def test_every_library_that_is_imported_is_named(folders, lists):
+    """Not only brought along by another one, which may stop to."""
+    providers = importlib.metadata.packages_distributions()
+    named = named_in_pyproject(*lists)
+
+    imported = imported_libraries(*folders)
+    assert len(imported) > 10
+    assert {each for each in imported if named.isdisjoint(d.lower() for d in providers.get(each, []))} == set()
 
 
 @pytest.mark.parametrize("outside", ["tests", "benchmarks"])

@@ -119,7 +119,7 @@ def _without_twins(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _yaml(text: str) -> Any:
-    import yaml  # which comes with MONAI; few overlays are in it
+    import yaml  # few overlays are in it
 
     try:
         return yaml.safe_load(text)
