@@ -305,6 +305,12 @@ def test_no_page_types_a_none_that_monai_leaves_out():
 BESIDE = ["CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "bundle/docs/README.md", "bundle/models/README.md"]
 
 
+def test_the_changelog_has_each_kind_of_change_of_a_version_once():
+    for version in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split("\n## ")[1:]:
+        kinds = re.findall(r"^### (.+)$", version, re.MULTILINE)
+        assert len(kinds) == len(set(kinds)), kinds
+
+
 def test_every_file_that_a_page_links_to_is_there():
     for page in PAGES + BESIDE:
         folder = (ROOT / page).parent
