@@ -35,7 +35,7 @@ _COUNTS = {
     **dict.fromkeys(["batch_size", "iterations", "iterations_per_epoch", "encode_batch_size"], (1, math.inf)),
     **dict.fromkeys(["inference_steps", "memory_samples"], (1, math.inf)),
     **dict.fromkeys(["num_workers", "variants", "attention_levels", "window_margin", "kept_batches"], (0, math.inf)),
-    **dict.fromkeys(["neighbours", "ended_after", "uncertainty", "correction_reach"], (0, math.inf)),
+    **dict.fromkeys(["neighbours", "ended_after", "uncertainty", "correction_reach", "first_patient"], (0, math.inf)),
     "seed": (0, 2**32 - 1),
 }
 _RANGES = {
