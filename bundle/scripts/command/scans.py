@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ..data.file_names import CANNOT_BE_TAKEN, case_name, told_by_suffix
 from ..errors import DatasetError, MissingFileError, listed, one_line
@@ -32,6 +33,15 @@ _SERIES = "series"
 _OTHER_COLUMNS = (*_NAME_COLUMNS, "patient", "patient id", "subject", "subject id", _SERIES, "label")
 
 Item = dict[str, str]
+
+
+class _Columns(NamedTuple):
+    """Where a list has its columns. None is one that it has not, of images where its first row is a scan already."""
+
+    image: int | None
+    name: int | None
+    series: int | None
+    is_own: bool  # whether names are the scans' own, and not their patients'
 
 
 def input_of(scans: Sequence[str], output: Path) -> str:
@@ -168,6 +178,17 @@ def _is_csv(scan: str) -> bool:
 
 def _rows(path: Path) -> list[Item]:
     """The images of a CSV: of its column ``image``, or the first one; names from ``case``, if there is one."""
+    rows, separator = _cells(path)
+    columns = _columns(path, rows)
+    scans = rows if columns.image is None else rows[1:]
+    items = [_item(path, row, columns=columns, first=rows[0], separator=separator) for row in scans]
+    if not items:
+        raise DatasetError(f"'{path}' names no image, expected one a line, or a column called image. Correct the list.")
+    return items
+
+
+def _cells(path: Path) -> tuple[list[list[str]], str]:
+    """The rows of a CSV that hold anything, and what separates their cells: a comma, a semicolon or a tab."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             text = file.read()
@@ -183,33 +204,40 @@ def _rows(path: Path) -> list[Item]:
         raise DatasetError(
             f"'{path}' cannot be read as a CSV ({error}). Save it as UTF-8, with a row a scan."
         ) from error
-    rows = [row for row in rows if any(row)]
+    return [row for row in rows if any(row)], separator
+
+
+def _columns(path: Path, rows: list[list[str]]) -> _Columns:
+    """Which columns the first row names, if it names them."""
     header = [re.sub(r"[\s_-]+", " ", cell.lower()) for cell in rows[0]] if rows else []
-    column = next((header.index(name) for name in _IMAGE_COLUMNS if name in header), None)
-    names = next((header.index(name) for name in _NAME_COLUMNS if name in header), None) if column is not None else None
-    if column is not None and (twice := sorted({name for name in header if name and header.count(name) > 1})):
-        raise DatasetError(f"'{path}' has the column '{one_line(twice[0])}' twice, expected it once. Remove one.")
-    if column is None and set(header) & set(_OTHER_COLUMNS) and not (path.parent / rows[0][0]).exists():
-        raise DatasetError(
-            f"'{path}' has the columns {listed(rows[0])}, expected one of images that is called image, path or file. "
-            "Correct its first line."
-        )
-    series = header.index(_SERIES) if column is not None and _SERIES in header else None
-    items = []
-    for row in rows if column is None else rows[1:]:
-        image = row[column or 0] if len(row) > (column or 0) else ""
-        if not image or any(row[len(rows[0]) :]):
-            expected = "an image in each" if column is None else f"what the header names: {separator.join(rows[0])}"
+    image = next((header.index(name) for name in _IMAGE_COLUMNS if name in header), None)
+    if image is None:
+        if set(header) & set(_OTHER_COLUMNS) and not (path.parent / rows[0][0]).exists():
             raise DatasetError(
-                f"'{path}' has the row '{one_line(separator.join(row))}', expected {expected}. Complete it, put names "
-                "with commas into quotes, or remove the row."
+                f"'{path}' has the columns {listed(rows[0])}, expected one of images that is called image, path or "
+                "file. Correct its first line."
             )
-        if series is not None and len(row) > series and row[series]:
-            _refuse_series(path, image, row[series])
-        image = os.path.abspath(path.parent / Path(image).expanduser())
-        named = row[names] if names is not None and len(row) > names else ""
-        own = {"named": named} if named and header[names or 0] not in _SHARED_NAMES else {}
-        items.append({"image": image, "case": named or case_name(image), **own})
-    if not items:
-        raise DatasetError(f"'{path}' names no image, expected one a line, or a column called image. Correct the list.")
-    return items
+        return _Columns(None, None, None, is_own=False)
+    if twice := sorted({name for name in header if name and header.count(name) > 1}):
+        raise DatasetError(f"'{path}' has the column '{one_line(twice[0])}' twice, expected it once. Remove one.")
+    name = next((header.index(name) for name in _NAME_COLUMNS if name in header), None)
+    series = header.index(_SERIES) if _SERIES in header else None
+    return _Columns(image, name, series, is_own=name is not None and header[name] not in _SHARED_NAMES)
+
+
+def _item(path: Path, row: list[str], *, columns: _Columns, first: list[str], separator: str) -> Item:
+    """The image of a row, by its absolute path, and its name."""
+    place = columns.image or 0
+    image = row[place] if len(row) > place else ""
+    if not image or any(row[len(first) :]):
+        expected = "an image in each" if columns.image is None else f"what the header names: {separator.join(first)}"
+        raise DatasetError(
+            f"'{path}' has the row '{one_line(separator.join(row))}', expected {expected}. Complete it, put names "
+            "with commas into quotes, or remove the row."
+        )
+    if columns.series is not None and len(row) > columns.series and row[columns.series]:
+        _refuse_series(path, image, row[columns.series])
+    image = os.path.abspath(path.parent / Path(image).expanduser())
+    named = row[columns.name] if columns.name is not None and len(row) > columns.name else ""
+    own = {"named": named} if named and columns.is_own else {}
+    return {"image": image, "case": named or case_name(image), **own}
