@@ -106,23 +106,23 @@ def slices_of(file: Path, header: pydicom.Dataset) -> Iterator[Slice]:
         slope, intercept = (numbers(frame, rescale, tag, 1) for tag in ("RescaleSlope", "RescaleIntercept"))
         stated = any(each is not None for each in (slope, intercept)) or bool(header.get("ModalityLUTSequence"))
         mapped = None if stated else _in_hounsfield(file, header, (*by_frame[frame : frame + 1], *shared, header))
+        # a slope of 0, which would make all voxels alike, is how some programs write that there is none
+        own = Rescale(
+            float(slope[0]) if slope is not None and slope[0] else 1.0,
+            0.0 if intercept is None else float(intercept[0]),
+        )
         yield Slice(
-            file,
-            frame,
-            header,
-            numbers(frame, "PlanePositionSequence", "ImagePositionPatient", 3),
-            numbers(frame, "PlaneOrientationSequence", "ImageOrientationPatient", 2, 3),
-            numbers(frame, measures, "PixelSpacing", 2),
-            abs(float(thickness[0])) if thickness is not None and thickness[0] else None,
-            # a slope of 0, which would make all voxels alike, is how some programs write that there is none
-            mapped
-            or Rescale(
-                float(slope[0]) if slope is not None and slope[0] else 1.0,
-                0.0 if intercept is None else float(intercept[0]),
-            ),
-            stated or mapped is not None,
-            slope is not None and not slope[0],
-            _kinds(header, by_frame[frame : frame + 1]),
+            file=file,
+            frame=frame,
+            header=header,
+            position=numbers(frame, "PlanePositionSequence", "ImagePositionPatient", 3),
+            axes=numbers(frame, "PlaneOrientationSequence", "ImageOrientationPatient", 2, 3),
+            spacing=numbers(frame, measures, "PixelSpacing", 2),
+            thickness=abs(float(thickness[0])) if thickness is not None and thickness[0] else None,
+            rescale=mapped or own,
+            is_rescaled=stated or mapped is not None,
+            has_no_slope=slope is not None and not slope[0],
+            kinds=_kinds(header, by_frame[frame : frame + 1]),
         )
 
 
