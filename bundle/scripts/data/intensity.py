@@ -252,6 +252,17 @@ class _Range(NamedTuple):
     is_padding: bool
 
 
+class _Spread(NamedTuple):
+    """Where values lie, in bins of one width from the lowest to the highest; of ``F`` bins that hold any."""
+
+    low: float
+    high: float
+    width: float
+    filled: Tensor  # (F,): which bins
+    gaps: Tensor  # (F - 1,): empty bins behind each filled one, but for the last
+    shares: Tensor  # (F,): of all values, up to and with each filled bin
+
+
 def _outliers(values: Tensor, left_out: Tensor | None) -> _Range | None:
     """The range of an image; None if nothing lies apart from it."""
     kept = values.reshape(-1).float() if left_out is None else values[~left_out].float()
@@ -261,15 +272,24 @@ def _outliers(values: Tensor, left_out: Tensor | None) -> _Range | None:
     if high - low > _FAR:  # a range that single precision cannot hold, or hardly
         kept = kept.double()
     counts = torch.histc(kept, _BINS, low, high)
-    width = (high - low) / _BINS
     filled = torch.nonzero(counts).flatten()
-    gaps = filled.diff() - 1  # empty bins behind each filled one, but for the last
-    shares = counts[filled].cumsum(0) / kept.numel()
-    if not len(gaps):
+    spread = _Spread(
+        low,
+        high,
+        width=(high - low) / _BINS,
+        filled=filled,
+        gaps=filled.diff() - 1,
+        shares=counts[filled].cumsum(0) / kept.numel(),
+    )
+    if not len(spread.gaps):
         return None
-    top = filled[torch.searchsorted(shares, 0.995).clamp(max=len(filled) - 1)].item()
+    return _apart_below(kept, spread) or _apart_above(kept, spread, values)
 
-    # below: the lowest value alone, whatever its share, or a few voxels
+
+def _apart_below(kept: Tensor, spread: _Spread) -> _Range | None:
+    """The range without what lies below it: the lowest value alone, whatever its share, or a few voxels."""
+    low, high, width, filled, gaps, shares = spread
+    top = filled[torch.searchsorted(shares, 0.995).clamp(max=len(filled) - 1)].item()
     for index in torch.nonzero(gaps > 0).flatten().tolist():
         single = index == 0 and is_single(kept, low, low + width)
         if not single and shares[index] > _MOST_ODD:
@@ -283,7 +303,12 @@ def _outliers(values: Tensor, left_out: Tensor | None) -> _Range | None:
             needed = _GAP_BELOW_FROM_NEGATIVE
         if gap >= needed * others:
             return _Range(low + (filled[index + 1].item() - 0.5) * width, high, is_padding=False)
-    # above: the highest value alone, or a few voxels
+    return None
+
+
+def _apart_above(kept: Tensor, spread: _Spread, values: Tensor) -> _Range | None:
+    """The range without what lies above it: the highest value alone, or a few voxels."""
+    low, high, width, filled, gaps, shares = spread
     for index in reversed(torch.nonzero(gaps > 0).flatten().tolist()):
         share = 1 - shares[index].item()
         single = index == len(gaps) - 1 and is_single(kept, high - width, high)
