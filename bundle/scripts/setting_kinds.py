@@ -77,6 +77,13 @@ def expected_instead(key: str, value: Any, declared: Set[str], *, as_it_is: bool
             numbers, as which trainings have recorded them.
     """
     found = kind_of(value, as_it_is=as_it_is)
+    if bounds := _bounds_instead(key, value, found, as_it_is):
+        return bounds
+    return None if found is None else _kind_instead(key, value, found, declared, as_it_is)
+
+
+def _bounds_instead(key: str, value: Any, found: str | None, as_it_is: bool) -> str | None:
+    """What a number, the numbers of a list, or a component must be, in words, where the value is beyond that."""
     numbers = {"number", "switch"} if as_it_is else {"number"}
     if key in _RANGES and (found in numbers and not _in_range(key, value) or found in {"switch"} - numbers):
         low, high = _RANGES[key]
@@ -86,8 +93,11 @@ def expected_instead(key: str, value: Any, declared: Set[str], *, as_it_is: bool
         return "a list of whole numbers, 1 or more"
     if found == "group" and key in _COMPONENTS and "_target_" not in value:
         return 'a component, {"_target_": ...}'
-    if found is None:
-        return None
+    return None
+
+
+def _kind_instead(key: str, value: Any, found: str, declared: Set[str], as_it_is: bool) -> str | None:
+    """Which kinds a setting has, in words, where its value is of none of them, nor of one that may stand for it."""
     if as_it_is:
         taken = {*declared, *({"switch"} if "number" in declared else ()), *({"text"} if "path" in declared else ())}
     else:
