@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import itk
@@ -134,6 +135,46 @@ def test_masks_have_no_values_of_no_organ(tmp_path):
             label_map={"a": "a"},
             background_values=[0, 7],
         )
+
+
+MASKS = ("{case}/ct.nii.gz", "{case}/{organ}.nii.gz")
+ABSENT = {
+    "a mask that a case lacks": ({"spleen": "spleen", "liver": "liver"}, "b/liver.nii.gz': the mask of liver is not"),
+    "a misspelt mask": ({"spleen": "spleen", "liver": "livre"}, "a/livre.nii.gz': the mask of liver is not there"),
+    "misspelt masks alone": ({"spleen": "splen", "liver": "livre"}, "None of 3 images has a label"),
+}
+
+
+def save_masks(folder: Path) -> Path:
+    """Case b lacks the mask of the liver, and case c has none of the liver and the spleen."""
+    for case, masks in {"a": ("spleen", "liver", "aorta"), "b": ("spleen", "aorta"), "c": ("aorta",)}.items():
+        save_volume(folder / case / "ct.nii.gz", simple_image(simple_label()))
+        for value, mask in enumerate(masks, 1):
+            save_volume(folder / case / f"{mask}.nii.gz", (simple_label() == value).astype(np.uint8))
+    return folder
+
+
+@pytest.mark.parametrize("turn", [1, -1], ids=["one order", "the other"])
+@pytest.mark.parametrize("organs, said", ABSENT.values(), ids=ABSENT)
+def test_whichever_mask_is_absent_it_is_an_error_that_names_those_that_are_there(tmp_path, organs, said, turn):
+    organs = dict(list(organs.items())[::turn])
+    with pytest.raises(DatasetError) as error:
+        prepare_folder(save_masks(tmp_path / "data"), *MASKS, tmp_path / "mine", label_map=organs)
+
+    assert said in str(error.value)
+    assert re.search("Masks that are there of case [ab]: aorta, (liver, )?spleen[.]", str(error.value))
+
+
+@pytest.mark.parametrize("turn", [1, -1], ids=["one order", "the other"])
+def test_a_case_without_any_of_the_masks_has_no_label(tmp_path, turn):
+    (save_masks(tmp_path / "data") / "b/ct.nii.gz").unlink()
+    organs = dict(list({"spleen": "spleen", "liver": "liver"}.items())[::turn])
+
+    report = prepare_folder(tmp_path / "data", *MASKS, tmp_path / "mine", label_map=organs)
+
+    assert "Left out, since they have no label: c." in report
+    assert "Left out, since they are labels without an image: b." in report
+    assert overlay_of(tmp_path / "mine")["label_map"] == {organ: value for value, organ in enumerate(organs, 1)}
 
 
 @pytest.mark.parametrize("below", ["out", "another"])

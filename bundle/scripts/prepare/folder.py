@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.case_patterns import case_path
-from ..data.datalists import Item, LabelMap, find_cases
+from ..data.case_patterns import case_path, cases_matching, check_patterns
+from ..data.datalists import Item, LabelMap, find_cases, natural_order
 from ..data.dataset_check import check_dataset
 from ..data.file_names import NIFTI_SUFFIXES
 from ..data.label_values import label_values
@@ -18,7 +18,7 @@ from ..data.organ_names import with_known_names
 from ..data.volumes import VolumeReader
 from ..errors import DatasetError, count, listed
 from .configs import background_of, holds_preparation, intensity_of
-from .masks import LABELS, ORGAN, merged
+from .masks import LABELS, ORGAN, masks_there, merged
 from .modalities import common_modality, unit_warnings
 from .overlays import cases_with_organs, chosen_train_cases, stated_settings, write_overlay
 from .targets import Target, convert
@@ -73,7 +73,7 @@ def prepare_folder(
     label_map, renamed = with_known_names(label_map) if isinstance(label_map, Mapping) else (label_map, [])
     masks = _masks(label, label_map, background_values)
     source, target = _folder_of(source, image), Target(output, overwrite)
-    items, left_out = _labelled(source, image, label.replace(ORGAN, next(iter(masks.values()), ORGAN)), target)
+    items, left_out = _labelled(source, image, label, masks, target)
     modality = common_modality(items, reader) if modality == "auto" else modality
     intensity = intensity_of(modality)
     train = chosen_train_cases([item["case"] for item in items], train_cases)
@@ -125,26 +125,34 @@ def _masks(label: str, label_map: object, background_values: object) -> dict[str
     return {str(organ): mask for organ, mask in label_map.items()}
 
 
-def _labelled(source: str, image: str, label: str, target: Target) -> tuple[list[dict[str, str]], list[str]]:
-    """The cases that have an image and a label, and a remark on those that have no label."""
+def _labelled(
+    source: str, image: str, label: str, masks: Mapping[str, str], target: Target
+) -> tuple[list[dict[str, str]], list[str]]:
+    """The cases that have an image and a label, or one of the masks, and a remark on those that have none."""
+    check_patterns({"image": image, "label": label})
     folder = Path(source).expanduser().resolve()
+    patterns = [label.replace(ORGAN, mask) for mask in masks.values()] or [label]
     images = [item for item in find_cases(source, image) if not _is_own(Path(item["image"]), folder, target)]
-    labels = {item["case"]: case_path(folder, label, item["case"]) for item in images}
+    labels = {item["case"]: [case_path(folder, each, item["case"]) for each in patterns] for item in images}
     # '{case}.nii.gz' also names the labels that '{case}_seg.nii.gz' keeps beside the images
-    cases = [item["case"] for item in images if Path(item["image"]) not in labels.values()]
-    with_label = [case for case in cases if labels[case].exists()]
-    if not with_label and cases:
+    named = {path for paths in labels.values() for path in paths}
+    cases = {item["case"]: item["image"] for item in images if Path(item["image"]) not in named}
+    found = {case: path for case in cases if (path := next((each for each in labels[case] if each.exists()), None))}
+    if not found and cases:
+        case = next(iter(cases))
+        there = f"{masks_there(folder, label, case, cases[case])} Correct --label_map, or set" if masks else "Set"
         raise DatasetError(
-            f"None of {len(cases)} images has a label, expected such as '{labels[cases[0]]}'. Set --label to where the "
-            "labels are."
+            f"None of {len(cases)} images has a label, expected such as '{labels[case][0]}'. {there} --label to where "
+            "the labels are."
         )
-    without = [case for case in cases if case not in with_label]
+    without = [case for case in cases if case not in found]
     remarks = [f"Left out, since they have no label: {listed(without)}."] if without else []
-    known = {*map(str, labels.values()), *(item["image"] for item in images)}
-    others = [item for item in find_cases(folder, label) if item["image"] not in known]
-    alone = [item["case"] for item in others if not _is_own(Path(item["image"]), folder, target)]
+    known = {*map(str, named), *(item["image"] for item in images)}
+    others = {case: case_path(folder, each, case) for each in patterns for case in cases_matching(folder, each)}
+    alone = [case for case, path in others.items() if str(path) not in known and not _is_own(path, folder, target)]
+    alone.sort(key=natural_order)
     remarks += [f"Left out, since they are labels without an image: {listed(alone)}."] if alone else []
-    items = find_cases(source, image, label, cases=with_label)
+    items = [{**item, "label": str(found[item["case"]])} for item in find_cases(source, image, cases=list(found))]
     if target.folder == folder and not _are_nifti(items):
         raise DatasetError(
             f"--output '{folder}' is the folder that is read, and files are converted: among the others they would be "

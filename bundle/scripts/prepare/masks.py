@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.case_patterns import case_path, cases_matching
 from ..data.datalists import Item
 from ..data.volumes import Volume, VolumeReader
-from ..errors import DatasetError, listed
+from ..errors import DatasetError, listed, one_line
 from .configs import CASE
 from .targets import Target, nifti, store_nifti
 
@@ -35,14 +36,16 @@ def merged(
         DatasetError: a mask is missing, has several values beside 0 or one below it, lies on another grid than the
             case's first, or two of them overlap.
     """
-    result = []
+    folder, result = Path(source).expanduser().resolve(), []
     for item in items:
         volume: Volume | None = None
         for value, (organ, mask) in enumerate(masks.items(), 1):
-            path = Path(source).expanduser().resolve() / label.replace(CASE, item["case"]).replace(ORGAN, mask)
+            path = case_path(folder, label.replace(ORGAN, mask), item["case"])
             if not path.exists():
+                there = masks_there(folder, label, item["case"], item["image"])
                 raise DatasetError(
-                    f"'{path}': the mask of {organ} is not there. Restore it, or leave {organ} out of --label_map."
+                    f"'{path}': the mask of {organ} is not there. {there} Restore it, an empty one of an organ that "
+                    f"is not in the image, or leave {organ} out of --label_map."
                 )
             found = reader.load(path)
             values = [value for value in np.unique(found.voxels).tolist() if value != 0]
@@ -68,3 +71,17 @@ def merged(
         store_nifti(target, name, nifti(volume))
         result.append({**item, "label": str(target.folder / name)})
     return result
+
+
+def masks_there(folder: Path, label: str, case: str, image: str) -> str:
+    """For messages: which masks a case has.
+
+    Args:
+        folder: that the pattern starts from.
+        label: path of a mask below it, with ``{case}`` and ``{organ}``.
+        case: its name.
+        image: of the case, which such a pattern may name too.
+    """
+    of_case = label.replace(CASE, case).replace(ORGAN, CASE)
+    there = [each for each in cases_matching(folder, of_case) if str(case_path(folder, of_case, each)) != image]
+    return f"Masks that are there of case {one_line(case)}: {listed(sorted(there)) or 'none'}."
