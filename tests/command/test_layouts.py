@@ -117,6 +117,10 @@ def test_masks_of_the_shipped_organs_are_taken_by_their_names(tmp_path):
         "ct",
     )
     assert found.label_map == {"right kidney": "kidney_right", "left kidney": "kidney_left", "liver": "liver"}
+    assert found.text.endswith(
+        "Of the masks, kidney_right, kidney_left, liver are used, and not aorta: --label_map names others."
+    )
+    assert "aorta" not in layout_of(tmp_path, organs_given=True).text
 
 
 TWICE = '{"labels": {"liver": 1, "liver": 4}}'
@@ -166,6 +170,13 @@ def test_a_decathlon_task_is_left_to_its_own_command(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps({"training": [{"image": "a", "label": "b"}]}))
 
     assert layout_of(tmp_path).image is None
+
+
+def test_what_is_listed_for_validation_is_told(tmp_path):
+    pair = {"image": "a", "label": "b"}
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": [pair], "validation": [pair, pair]}))
+
+    assert layout_of(tmp_path).text == "dataset.json lists 1 labelled volume for training, 2 for validation."
 
 
 @pytest.mark.parametrize("name", ["0", "", "Hintergrund", "soft tissue", "no label", "bckg"])

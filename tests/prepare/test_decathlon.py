@@ -262,3 +262,25 @@ def test_images_of_nnunets_first_version_are_listed_without_their_channel(spleen
 
     images = sorted(path.name for path in (tmp_path / "out/image").iterdir())
     assert images == ["spleen_10.nii.gz", "spleen_12.nii.gz", "spleen_2.nii.gz"]
+
+
+def test_what_monai_lists_for_validation_is_evaluated(spleen, tmp_path):
+    """Without a label, or of a file that trains, it is none."""
+    content = json.loads((spleen / "dataset.json").read_text())
+    first, second, third = content["training"]
+    alone, odd = {"image": "imagesTr/a.nii.gz"}, "imagesTr/a.nii.gz"
+    listing(spleen, training=[first, second], validation=[third, third, first, alone, odd])
+
+    said = prepare_decathlon(spleen, tmp_path / "out")
+
+    overlay = overlay_of(tmp_path / "out")
+    assert (overlay["train_cases"], overlay["test_cases"]) == (["spleen_10", "spleen_2"], ["spleen_12"])
+    assert 'Left out of "validation": 4 entries without an image and a label of its own.' in said
+    prepare_decathlon(spleen, tmp_path / "named", train_cases=["spleen_12"])
+    assert overlay_of(tmp_path / "named")["test_cases"] == ["spleen_10", "spleen_2"]
+
+
+def test_an_organ_that_no_label_holds_is_told(spleen, tmp_path):
+    listing(spleen, labels={"0": "background", "1": "spleen", "2": "liver"})
+
+    assert "Warning: no label holds liver." in prepare_decathlon(spleen, tmp_path / "out")

@@ -83,7 +83,9 @@ def layout_of(folder: Path, *, leave_out: Path | None = None, organs_given: bool
     about = read_dataset_json(listing) if listing.is_file() else {}
     if isinstance(about.get("training"), list):
         cases = [Path(str(each.get("label", ""))).name for each in about["training"] if isinstance(each, dict)]
-        return Layout(None, None, cases, text=f"dataset.json lists {count(len(cases), 'labelled volume')}.")
+        held = about.get("validation")
+        more = f" for training, {len(held)} for validation" if isinstance(held, list) and held else ""
+        return Layout(None, None, cases, text=f"dataset.json lists {count(len(cases), 'labelled volume')}{more}.")
     listing_of = _Listing(leave_out)
     found = _found(folder, listing_of) or _found(folder, listing_of, orphans=True)
     if not found:
@@ -106,6 +108,8 @@ def layout_of(folder: Path, *, leave_out: Path | None = None, organs_given: bool
     if not organs_given:
         label_map = _masks(folder, label, cases) if ORGAN in label else label_map_of(about, listing)
     text = f"{count(len(cases), 'labelled volume')}: {one_line(image)} with {one_line(label)}."
+    if ORGAN in label and label_map is not None:
+        text += _beside(folder, label, cases, label_map)
     return Layout(image, label, cases, label_map, _modality(about, image), text)
 
 
@@ -316,7 +320,7 @@ def _stem(name: str) -> str:
 
 def _masks(folder: Path, label: str, cases: Sequence[str]) -> dict[str, str]:
     """The masks of the organs that the bundle ships with, of those that all cases have."""
-    there = [{_stem(name) for name in _volumes((folder / label.replace(CASE, case)).parent)} for case in cases]
+    there = _names_of_masks(folder, label, cases)
     common = sorted(set.intersection(*there))
     wanted = {organ_named(name): name for name in common if organ_named(name) in SHIPPED}
     lacking = {
@@ -338,6 +342,22 @@ def _masks(folder: Path, label: str, cases: Sequence[str]) -> dict[str, str]:
             lack,
         )
     return {organ: wanted[organ] for organ in sorted(wanted, key=shipped_first)}
+
+
+def _names_of_masks(folder: Path, label: str, cases: Sequence[str]) -> list[set[str]]:
+    return [{_stem(name) for name in _volumes((folder / label.replace(CASE, case)).parent)} for case in cases]
+
+
+def _beside(folder: Path, label: str, cases: Sequence[str], taken: Mapping[str, Any]) -> str:
+    """What to tell of masks of other organs than those that were taken."""
+    others = set.union(*_names_of_masks(folder, label, cases)) - set(taken.values())
+    others = {mask for mask in others if organ_named(mask) not in SHIPPED}
+    if not others:
+        return ""
+    return (
+        f" Of the masks, {listed(taken.values())} {'is' if len(taken) == 1 else 'are'} used, and not "
+        f"{listed(sorted(others))}: --label_map names others."
+    )
 
 
 def _modality(about: Mapping[str, Any], image: str) -> str | None:

@@ -15,7 +15,7 @@ from ..data.dataset_check import check_dataset
 from ..data.file_names import case_name
 from ..data.organ_names import check_background, with_known_names
 from ..data.volumes import VolumeReader
-from ..errors import DatasetError, listed, one_line
+from ..errors import DatasetError, count, listed, one_line
 from .configs import CASE, background_of, intensity_of, modality_named, read_dataset_json
 from .modalities import common_modality, unit_warnings
 from .overlays import cases_with_organs, chosen_train_cases, stated_settings, write_overlay
@@ -47,7 +47,8 @@ def prepare_decathlon(
         modality: ``ct`` or ``mr``: intensities are scaled as in configs/ct.json or configs/mr.json. Without it, what
             the file says; where that says nothing, what the images say of themselves.
         background_values: values in the labels that stand for no organ.
-        train_cases: cases to train on; without it, the first three. The others are evaluated.
+        train_cases: cases to train on; without it, the first three of ``training``. The others are evaluated, and so is
+            what is listed with a label as ``validation``, MONAI's key of such cases.
         series, default_axcodes, trusted_form: how files are read, see :func:`~scripts.data.volumes.load_volume`.
         overwrite: whether files in ``output`` that differ are replaced.
 
@@ -66,15 +67,20 @@ def prepare_decathlon(
     items, files = _listed_files(described)
     channel = _chosen_channel(path, items, channel, modalities)
     named = _named_modality(path, modalities, channel, modality)
-    train = chosen_train_cases([item["case"] for item in items], train_cases)
+    for_training = len(described.training) if train_cases is None else len(items)
+    train = chosen_train_cases([item["case"] for item in items[:for_training]], train_cases)
     target = Target(output, overwrite)
-    remarks = [*renamed, *_outside(path.parent, [item[key] for item in items for key in ("image", "label")])]
+    remarks = [
+        *renamed,
+        *described.remarks,
+        *_outside(path.parent, [item[key] for item in items for key in ("image", "label")]),
+    ]
     if files is None or channel is not None:
         files = convert(items, target, reader, channel)
         items = find_cases(**files, cases=[item["case"] for item in items])
     background = background_of(background_values)
     summaries = check_dataset(items, label_map, background_values=background, purpose="prepared", reader=reader)
-    train = cases_with_organs(train, summaries, train_cases is not None)
+    train = cases_with_organs(train, summaries[:for_training], train_cases is not None)
     chosen = modality or named or common_modality(items, reader)
     meanings = {"label_map": label_map, "background_values": background, **intensity_of(chosen)}
     meanings |= stated_settings(default_axcodes=default_axcodes, trusted_form=trusted_form)
@@ -113,11 +119,16 @@ def _first_channel(folder: Path, image: str) -> str:
 
 
 class _Described(NamedTuple):
-    """Path and content of a ``dataset.json``, and its labels as a label map."""
+    """Path and content of a ``dataset.json``, its labels as a label map, its pairs of image and label, and a remark on
+    those that are left out.
+    """
 
     path: Path
     content: dict
     label_map: dict[str, int]
+    training: list[tuple[str, str]]
+    validation: list[tuple[str, str]]
+    remarks: list[str]
 
 
 def _decathlon_content(source: str) -> _Described:
@@ -147,7 +158,24 @@ def _decathlon_content(source: str) -> _Described:
             f"'{path}': \"labels\" names two values alike ({content['labels']}), expected a name each. Correct it."
         )
     _refuse_repeated(path, [name for entry in entries for name in entry])
-    return _Described(path, content, label_map)
+    return _Described(path, content, label_map, entries, *_validation(content, entries))
+
+
+def _validation(content: Mapping[str, object], training: Sequence[tuple[str, str]]) -> tuple[list, list[str]]:
+    """Pairs of image and label to evaluate on, as MONAI lists them, none of a file that trains; a remark on others."""
+    entries = content.get("validation")
+    entries = entries if isinstance(entries, list) else []
+    known = {os.path.normpath(name) for pair in training for name in pair}
+    pairs = []
+    for entry in entries:
+        pair = (entry.get("image"), entry.get("label")) if isinstance(entry, Mapping) else (None,)
+        names = {os.path.normpath(name) for name in pair if isinstance(name, str)}
+        if len(names) == 2 and not names & known:
+            pairs.append(pair)
+            known |= names
+    left = len(entries) - len(pairs)
+    text = f'Left out of "validation": {count(left, "entry", "entries")} without an image and a label of its own.'
+    return pairs, [text] if left else []
 
 
 def _refuse_repeated(path: Path, names: Sequence[str]) -> None:
@@ -161,7 +189,8 @@ def _refuse_repeated(path: Path, names: Sequence[str]) -> None:
 def _listed_files(described: _Described) -> tuple[list[dict[str, str]], dict[str, str] | None]:
     """The cases, and where they are as arguments of :func:`find_cases`; None where no pattern names them."""
     folder = described.path.parent
-    pairs = [(_first_channel(folder, entry["image"]), entry["label"]) for entry in described.content["training"]]
+    listed_pairs = [*described.training, *described.validation]
+    pairs = [(_first_channel(folder, image), label) for image, label in listed_pairs]
     pattern = _common_pattern(*zip(*pairs))
     cases = pattern.cases if pattern else _names_of([label for _, label in pairs])
     items = [

@@ -217,7 +217,6 @@ def _meanings(
         raise DatasetError(
             f"No label holds a value of --label_map, {dict(label_map)}; they hold {listed(sorted(found))}. Correct it."
         )
-    remarks += [f"Warning: no label holds {listed(absent)}."] if absent else []
     return _Meanings(label_map, background, remarks)
 
 

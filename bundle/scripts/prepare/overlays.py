@@ -80,11 +80,13 @@ def write_overlay(
     tested = f"{len(test)} {_are(test)} evaluated ({listed(test)})" if test else "none is left to evaluate on"
     trained = f"{len(train)} {_are(train)} for training ({listed(train)})"
     split = f"Of {count(len(items), 'labelled volume')}, {trained}, {tested}."
+    absent = [organ for organ in meanings["label_map"] if not any(summary.voxels.get(organ) for summary in summaries)]
+    warnings = [f"Warning: no label holds {listed(absent)}."] if absent else []
     return report(
         [],
         summaries,
         notes=notes_on(items, summaries, label_map=meanings["label_map"], reader=reader),
-        after=[*remarks, split, target.summary()],
+        after=[*remarks, *warnings, split, target.summary()],
         overlay=str(target.folder / "overlay.json"),
         prior=str(run / "model.pt"),
         evaluated=bool(test),
