@@ -192,7 +192,6 @@ def test_every_error_that_the_bundle_raises_is_meant_for_a_user_or_for_a_program
         # caught where the file is read; a mistake in a program
         "ValueError": {"configurations.py", "files.py", "naming_network.py"},
         "RefusedPixelsError if isinstance(error, FileRefusedError) else DatasetError": {"dicom_pixels.py"},
-        "type(error)": {"words.py"},  # the same error in other words
     }
 
 

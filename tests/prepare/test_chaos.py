@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
-from scripts.errors import DatasetError
+from scripts.errors import DatasetError, user_error
 from scripts.prepare.chaos import prepare_chaos
 
 from tests.conftest import save_dicom_series, simple_image, simple_label
@@ -169,7 +169,7 @@ def test_slices_and_masks_that_do_not_fit_are_refused(tmp_path, harm, found, arc
     with pytest.raises(DatasetError, match=found) as info:
         prepare_chaos(source, tmp_path / "out")
 
-    assert str(source) in str(info.value) and "MR/1/T2SPIR" in str(info.value)
+    assert str(source) in str(user_error(info.value)) and "MR/1/T2SPIR" in str(user_error(info.value))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["image_2.nii.gz", "label_2.nii.gz"]
 
 

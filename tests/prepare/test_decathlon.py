@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from scripts.errors import DatasetError
+from scripts.errors import DatasetError, user_error
 from scripts.prepare.decathlon import prepare_decathlon
 
 from tests.conftest import save_volume, simple_image, simple_label
@@ -223,8 +223,10 @@ def test_values_of_no_organ_are_named(spleen, tmp_path):
     voxels[0, 0, 0] = 7
     save_volume(path, voxels)
 
-    with pytest.raises(DatasetError, match="--background_values"):
+    with pytest.raises(DatasetError) as info:
         prepare_decathlon(spleen, tmp_path / "out")
+    said = 'Name them in the "labels" of dataset.json if they are organs to segment, in --background_values if not.'
+    assert said in str(user_error(info.value))
     prepare_decathlon(spleen, tmp_path / "out", background_values=[0, 7])
 
     assert overlay_of(tmp_path / "out")["background_values"] == [0, 7]

@@ -47,8 +47,7 @@ def prepare_decathlon(
         modality: ``ct`` or ``mr``: intensities are scaled as in configs/ct.json or configs/mr.json. Without it, what
             the file says; where that says nothing, what the images say of themselves.
         background_values: values in the labels that stand for no organ.
-        train_cases: cases to train on; without it, the first three of ``training``. The others are evaluated, and so is
-            what is listed with a label as ``validation``, MONAI's key of such cases.
+        train_cases: cases to train on; without it, the first three. The others and ``validation`` are evaluated.
         series, default_axcodes, trusted_form: how files are read, see :func:`~scripts.data.volumes.load_volume`.
         overwrite: whether files in ``output`` that differ are replaced.
 
@@ -70,11 +69,7 @@ def prepare_decathlon(
     for_training = len(described.training) if train_cases is None else len(items)
     train = chosen_train_cases([item["case"] for item in items[:for_training]], train_cases)
     target = Target(output, overwrite)
-    remarks = [
-        *renamed,
-        *described.remarks,
-        *_outside(path.parent, [item[key] for item in items for key in ("image", "label")]),
-    ]
+    remarks = [*renamed, *described.remarks, *_outside(path.parent, items)]
     if files is None or channel is not None:
         files = convert(items, target, reader, channel)
         items = find_cases(**files, cases=[item["case"] for item in items])
@@ -202,8 +197,9 @@ def _listed_files(described: _Described) -> tuple[list[dict[str, str]], dict[str
     return items, {"dataset_dir": str(folder), "image_pattern": pattern.image, "label_pattern": pattern.label}
 
 
-def _outside(folder: Path, files: Sequence[str]) -> list[str]:
+def _outside(folder: Path, items: Sequence[Item]) -> list[str]:
     """What a user should know who has the list from somebody else: it may name any file of this machine."""
+    files = [item[key] for item in items for key in ("image", "label")]
     outside = [path for path in map(Path, map(os.path.normpath, files)) if not path.is_relative_to(folder)]
     return [f"Read from outside the folder of dataset.json: {listed(outside, 4)}."] if outside else []
 

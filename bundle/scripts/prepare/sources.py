@@ -81,7 +81,7 @@ class Source:
                 yield paths
             except DatasetError as error:  # the user knows the archive, not where a member was extracted to
                 inside = self.where(PurePosixPath(names[0]).parents[1]).strip("'")
-                raise DatasetError(str(error).replace(temporary, inside)) from error
+                raise DatasetError(str(error).replace(temporary, inside)) from None  # of a chain the first is shown
 
     def where(self, name: object) -> str:
         """How messages name a file or folder."""

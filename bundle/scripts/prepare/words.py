@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..errors import DatasetError
+from ..errors import DatasetError, MissingFileError
 
 # what stands in quotes, such as a path, is somebody's own; an apostrophe within a word ends no quote
 _QUOTED = re.compile(r"((?<!\w)'(?:[^'\n]|(?<=\w)'(?=\w))*'(?!\w))")
@@ -38,16 +38,17 @@ DECATHLON = {
 
 @contextmanager
 def in_words_of(words: dict[str, str]) -> Iterator[None]:
-    """Raises errors about data again, in other words. What stands in quotes, such as paths, is left as it is.
+    """Has errors about data say the same in other words. What stands in quotes, such as paths, is left as it is.
 
     Args:
         words: by regular expressions, in order.
     """
     try:
         yield
-    except (DatasetError, FileNotFoundError) as error:
+    except (DatasetError, MissingFileError) as error:
         parts = _QUOTED.split(str(error))  # every second one is quoted
         for place in range(0, len(parts), 2):
             for pattern, replacement in words.items():
                 parts[place] = re.sub(pattern, replacement, parts[place])
-        raise type(error)("".join(parts)) from error
+        error.args = ("".join(parts),)  # the same error: of several in a chain the first is what a user sees
+        raise
