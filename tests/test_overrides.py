@@ -6,11 +6,12 @@ import json
 import logging
 import re
 import sys
+from pathlib import Path
 
 import pytest
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
-from scripts.arguments import AS_TYPED, given_options, refuse_nothing, refuse_twice
+from scripts.arguments import AS_TYPED, RUNS, given_options, refuse_no_run, refuse_nothing, refuse_twice
 from scripts.errors import MissingFileError, UnknownSettingError, configuration_error, user_error
 from scripts.overrides import (
     _reached,
@@ -26,7 +27,7 @@ from scripts.overrides import (
     refuse_unknown,
     without_effect,
 )
-from scripts.shell import as_step
+from scripts.shell import as_step, config_files
 from scripts.unused_options import unused, unused_components
 
 from tests.helpers.workflows import BUNDLE, CONFIGS, command_line, new_workflow, write_overlay, write_prior
@@ -163,6 +164,34 @@ def test_the_command_ends_with_one_line_and_the_exit_code_of_wrong_use(tmp_path)
     assert result.returncode == 2
     assert last.startswith("error: ") and "iteration" in last and "iterations" in last
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_that_the_configurations_do_not_have_is_refused_with_those_that_have_it(name):
+    for files in RUNS[name]:
+        content = merged(*(Path(each).name for each in config_files(files.strip('"'))))
+        refuse_no_run(content, name)
+        refuse_no_run(content, "run")
+    having = [path for path in FOLDER.glob("*.json") if json.loads(path.read_text()).get(name) == "%run"]
+    assert all(f"configs/{path.name}" in " ".join(RUNS[name]) for path in having) and having
+
+    with pytest.raises(UnknownSettingError) as info:
+        refuse_no_run(merged("metadata.json"), name)
+    assert str(info.value) == (
+        f"The configurations that are given have no '{name}' to run. Give --config_file {' or '.join(RUNS[name])}."
+    )
+    with pytest.raises(UnknownSettingError, match=rf"no '{name[:-1]}' to run\. Nearest: {name}"):
+        refuse_no_run(merged(*TRAIN), name[:-1])
+
+
+def test_the_command_of_another_configuration_ends_with_one_line():
+    result = command_line(
+        ["-m", "monai.bundle", "run", "evaluating", "--config_file", "configs/inference.json"], BUNDLE
+    )
+
+    last = result.stderr.strip().splitlines()[-1]
+    assert result.returncode == 2
+    assert last.startswith("error: ") and "['configs/train.json','configs/evaluate.json']" in last
 
 
 # ---- references to nothing

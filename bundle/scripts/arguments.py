@@ -16,7 +16,8 @@ from typing import Any
 
 from fire.parser import DefaultParseValue
 
-from .errors import DatasetError, UnknownSettingError
+from .entries import SEPARATOR, has_entry
+from .errors import DatasetError, UnknownSettingError, nearest
 from .setting_kinds import NEEDED
 
 # arguments of `monai.bundle run` itself
@@ -26,6 +27,14 @@ OF_RUN = {
 }
 # options of which the workflows take the text, whatever Fire and MONAI make of it
 AS_TYPED = ("input", "output", "series", "corrections", "share")
+
+# by the run ID, what names the bundle's configurations that have it
+RUNS = {
+    "training": ["configs/train.json"],
+    "evaluating": ["\"['configs/train.json','configs/evaluate.json']\""],
+    "inferring": ["configs/inference.json"],
+    "pretraining": [f"configs/pretrain_{name}.json" for name in ("anatomy", "nano", "orientation")],
+}
 
 
 def as_typed(option: str, value: Any, path: bool = False) -> Any:
@@ -211,3 +220,20 @@ def read_as(text: str) -> Any:
     """What Fire and MONAI make of a text."""
     value = DefaultParseValue(text)
     return value.replace("#", "::") if isinstance(value, str) else value
+
+
+def refuse_no_run(config: Mapping[str, Any], run_id: str) -> None:
+    """Refuses a run ID that the configurations do not have.
+
+    Args:
+        config: as it is merged.
+        run_id: of ``python -m monai.bundle run``.
+
+    Raises:
+        UnknownSettingError: with the configurations that have it, or the nearest names.
+    """
+    if has_entry(config, str(run_id).replace("#", SEPARATOR).split(SEPARATOR)):
+        return
+    files = " or ".join(RUNS.get(str(run_id), []))
+    remedy = f"Give --config_file {files}" if files else f"Nearest: {' or '.join(nearest(str(run_id), RUNS)) or 'none'}"
+    raise UnknownSettingError(f"The configurations that are given have no '{run_id}' to run. {remedy}.")

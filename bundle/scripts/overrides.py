@@ -23,7 +23,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
-from .arguments import AS_TYPED, OF_RUN, given_options, refuse_nothing, refuse_twice, typed_options
+from .arguments import AS_TYPED, OF_RUN, given_options, refuse_no_run, refuse_nothing, refuse_twice, typed_options
 from .entries import SEPARATOR, entry_at, has_entry
 from .errors import MissingFileError, UnknownSettingError, count, listed, nearest
 from .files import BUNDLE
@@ -58,6 +58,7 @@ def check() -> None:
         return
     config = workflow.parser.get()
     steps, options = (workflow.init_id, workflow.run_id, workflow.final_id), typed_options() or {}
+    refuse_no_run(config, workflow.run_id)
     refuse_nothing(options)
     refuse_twice([text for text in options.values() if text is not None])
     refuse_twins(each for option in ("config_file", "args_file") for each in config_files(options.get(option)))
@@ -71,8 +72,7 @@ def check() -> None:
     if _START in reached:
         refuse_no_start(config, options)
     check_places(workflow.parser, reached)
-    idle = without_effect(config, steps, given_options())
-    if idle and not shares_options():
+    if not shares_options() and (idle := without_effect(config, steps, given_options())):
         names = listed(f"--{name}" for name in idle)
         logger.warning("Without effect, since nothing in `run %s` depends on it: %s.", workflow.run_id, names)
     tell_unused(workflow.parser, reached, options)

@@ -343,6 +343,8 @@ def test_scans_and_results_in_folders_that_are_called_null(started, scan, capsys
         ),
         (["segment", "-o", "out", "--overwrite", "scan.nii.gz", "scan.nii.gz"], "--overwrite is 'scan.nii.gz'"),
         (["learn", "-o", "out"], "learn needs one folder, and got nothing"),
+        (["prepare", "scan.nii.gz", "-o", "out"], "'scan.nii.gz' is a file, and prepare needs the folder"),
+        (["evaluate", "scan.nii.gz", "-o", "out"], "Lists of scans are for `diffusam segment`"),
         (["learn", "a", "b", "-o", "out"], "learn needs one folder, and got 2 words"),
         (["learn", ".", "-o", "out", "--image", "{case}.nii"], "--image and --label belong together"),
         (["learn", ".", "-o", "out", "--iteration", "5"], "did you mean --iterations"),

@@ -298,6 +298,8 @@ def test_images_that_results_would_go_to_are_named(tmp_path):
             "Where images have several channels, as _0000 and _0001, one is chosen",
         ),
         (["images/a.nii.gz", "labels/b.nii.gz"], 'Say where they are: --image "images/{case}.nii.gz"'),
+        (["images/a.nii.gz", "labels/b.nii.gz"], "rename labels that are called otherwise than their images"),
+        (["a/image.nii.gz", "a/aorta.nii.gz"], '--label "{case}/{organ}.nii.gz" for a mask an organ'),
         (
             [f"{case}/{name}.nii.gz" for case in "ab" for name in ("ct", "mr", "label")],
             "can be read in 2 ways. Choose one: --image '{case}/ct.nii.gz'",
@@ -310,7 +312,17 @@ def test_images_that_results_would_go_to_are_named(tmp_path):
             "--image 'sub-{case}/anat/sub-{case}_T2w.nii.gz' --label 'derivatives/sub-{case}/anat/sub-{case}_dseg.nii",
         ),
     ],
-    ids=["empty", "something else", "two labels a case", "two channels", "other names", "two images a case", "BIDS"],
+    ids=[
+        "empty",
+        "something else",
+        "two labels a case",
+        "two channels",
+        "other names",
+        "to rename",
+        "masks",
+        "two images a case",
+        "BIDS",
+    ],
 )
 def test_what_does_not_fit_in_one_way_is_asked_for(tmp_path, files, said):
     with pytest.raises(DatasetError) as caught:

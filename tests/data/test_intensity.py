@@ -333,6 +333,12 @@ def test_real_units_are_ct(name):
     assert modality_in(image, "scan.nii.gz") == "ct"
 
 
+@pytest.mark.parametrize("value", [0, 7.5])
+def test_an_image_of_one_value_is_said_to_be_none(value):
+    with pytest.raises(DatasetError, match=f"'scan.nii.gz': all voxels are {value:g}, expected an image"):
+        modality_in(torch.full((1, 4, 4, 4), value), "scan.nii.gz")
+
+
 def test_another_modality_is_refused_by_its_name(tmp_path, write_dicom_series):
     folder = write_dicom_series(tmp_path / "pet", simple_image(simple_label()), Modality="PT")
 

@@ -322,6 +322,11 @@ def _one_folder(command: str, folder: str | None, more: tuple[str, ...], output:
     if folder is None or more:
         found = "nothing" if folder is None else count(1 + len(more), "word")
         raise UsageError(f"{command} needs one folder, and got {found}: diffusam {command} FOLDER -o OUT.")
+    if Path(folder).expanduser().is_file():
+        raise UsageError(
+            f"'{folder}' is a file, and {command} needs the folder with the images and their labels. Lists of scans "
+            "are for `diffusam segment`."
+        )
     if not Path(folder).expanduser().is_dir():
         raise MissingFileError(f"There is no folder '{folder}'. Give the folder with the images and their labels.")
     return _output(command, output)

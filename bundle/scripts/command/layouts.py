@@ -123,7 +123,11 @@ def _found(folder: Path, listing: _Listing, orphans: bool = False) -> dict[tuple
     return found
 
 
-_REMEDY = 'Say where they are: --image "images/{case}.nii.gz" --label "labels/{case}.nii.gz".'
+_REMEDY = (
+    'Say where they are: --image "images/{case}.nii.gz" --label "labels/{case}.nii.gz", or --label '
+    '"{case}/{organ}.nii.gz" for a mask an organ. What stands for {case} is the same of both: rename labels that are '
+    "called otherwise than their images."
+)
 
 
 def _say_what_is_left(chosen: _Candidate, found: Sequence[_Candidate]) -> None:

@@ -106,6 +106,11 @@ def modality_in(image: Any, path: Any = None, *, stated: str | None = None) -> s
     if hounsfield_units(image) and no_hounsfield_units(image) is None:
         return "ct"
     values = as_tensor(image)
+    if values.min() == values.max():
+        raise DatasetError(
+            f"'{path}': all voxels are {values.min().item():g}, expected an image. Export it again, or leave the case "
+            "out."
+        )
     raise DatasetError(
         f"'{path}': values from {values.min().item():g} to {values.max().item():g} do not say whether it is MR or CT, "
         "and each is scaled in its own way. Say which: --modality mr, or --modality ct."
