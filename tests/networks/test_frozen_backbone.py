@@ -157,7 +157,7 @@ def test_a_prior_that_does_not_name_its_network_is_of_diffusam(backbone):
 def test_prior_trained_for_another_number_of_organs(make_network, network, backbone):
     other = make_network(backbone, ("spleen", "liver", "pancreas"))
 
-    with pytest.raises(ValueError, match="'pancreas'.*Set `backbone_name` and `label_map`"):
+    with pytest.raises(ValueError, match="'pancreas'.*Name each of them in `label_map`, in that order"):
         network.load_state_dict(other.state_dict())
 
 

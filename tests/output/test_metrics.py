@@ -15,6 +15,7 @@ from monai.networks import one_hot
 from monai.transforms import Orientation
 from nibabel.eulerangles import euler2mat
 from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filter
+from scripts.data.dataset_check import CaseSummary
 from scripts.output.metrics import DfgDice, FateDice, OrganDice, OrganMetricHandler, SurfaceMetrics
 from scripts.segmentation.label_maps import LabelMapInferer
 from torch.nn.functional import interpolate
@@ -380,3 +381,32 @@ def test_an_engine_keeps_the_numbers_of_every_volume_and_their_means():
     )
     for name in ("dice", "hd95_mm", "dice_dfg", "dice_fate"):
         assert metrics[name] == close(details[name][0].nanmean().item())
+
+
+def test_an_organ_that_no_label_holds_is_no_error_and_one_that_some_hold_is():
+    """Of the second volume the third organ is invented in every table, of the data set the first in none."""
+    boxes = {value: ((8 * value - 8, 8 * value), (5, 15), (3, 9)) for value in (1, 2, 3)}
+    labels = [label_map({value: boxes[value] for value in values}) for values in ((2, 3), (2,))]
+    predicted = label_map(boxes)
+    outputs = [[{"pred": predicted, "organs": unmerged(predicted), "label": label}] for label in labels]
+    summaries = [
+        CaseSummary("ab"[at], (1, 1, 1), (1, 1, 1), {f"{organ}": int((label == organ).sum()) for organ in (1, 2, 3)})
+        for at, label in enumerate(labels)
+    ]
+    tables = []
+    for given in ({}, {"summaries": summaries}):
+        engine = Engine(lambda engine, batch: outputs[batch])
+        for name, metric in {"dice": OrganDice(3), "surface": SurfaceMetrics(3), "dice_dfg": DfgDice(3)}.items():
+            OrganMetricHandler(metric, from_engine(["pred", "label"]), **given).attach(engine, name)
+        OrganMetricHandler(FateDice(3), from_engine(["organs", "label"]), **given).attach(engine, "dice_fate")
+        engine.state.metric_details = {}
+        engine.run([0, 1])
+        tables.append((engine.state.metric_details, engine.state.metrics))
+    (before, means_before), (after, means) = tables
+
+    assert before["dice"].tolist() == [[0, 1, 1], [0, 1, 0]] and means_before["dice"] == close(0.5)
+    assert means["dice"] == close(0.75)
+    for name, values in after.items():
+        assert torch.equal(values[:, 1:].nan_to_num(-1), before[name][:, 1:].nan_to_num(-1))
+        assert values[:, 0].isnan().all() if values.is_floating_point() else not values[:, 0].any()
+    assert after["invented"].tolist() == [[0, 0, 0], [0, 0, 1]]

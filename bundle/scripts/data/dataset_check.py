@@ -112,6 +112,8 @@ def check_dataset(
     _say_what_is_one_scan(summaries, purpose)
     _say_what_is_little(summaries)
     problems += contradicted_names(segments, organs)
+    if purpose == "evaluation":
+        _say_what_nobody_has_drawn(summaries)
     if purpose == "training" and not problems:
         problems += _absent_organs(summaries)
     if problems:
@@ -268,6 +270,14 @@ def _absent_organs(summaries: Sequence[CaseSummary]) -> Iterator[str]:
             )
         elif voxels < FEW_VOXELS:
             logger.warning("%s: only %s in all training labels. Is its label complete?", organ, count(voxels, "voxel"))
+
+
+def _say_what_nobody_has_drawn(summaries: Sequence[CaseSummary]) -> None:
+    """Says which organs are in no label: whatever a model finds of them is neither right nor wrong."""
+    labelled = [summary.voxels for summary in summaries if summary.voxels]
+    undrawn = [organ for organ in (labelled[0] if labelled else ()) if not any(each[organ] for each in labelled)]
+    if undrawn:
+        logger.warning("Not evaluated, since no label holds them: %s.", listed(undrawn))
 
 
 def _say_what_is_little(summaries: Sequence[CaseSummary]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..descriptions import Described, describe, differences
-from ..errors import SettingError, UnusableFileError
+from ..errors import SettingError, UnusableFileError, count
 from ..weights import not_finite
 from .logits import resize_logits, with_background
 from .naming_network import ENCODER
@@ -154,12 +154,19 @@ class FrozenBackboneNetwork(Described, nn.Module, ABC):
                 f"This prior was trained to denoise {kind}, but the configuration sets joint_prior {self._joint}. Set "
                 "`joint_prior` as in its training, or train another prior."
             )
-        if state["backbone"] != self.backbone.name or len(state["organs"]) != len(self.organs):
+        if state["backbone"] != self.backbone.name:
             raise SettingError(
                 f"This prior was trained for backbone '{state['backbone']}' and {len(state['organs'])} organs "
                 f"{state['organs']}, but the configuration names backbone '{self.backbone.name}' and "
                 f"{len(self.organs)} organs {self.organs}. Set `backbone_name` and `label_map` as in its training, or "
                 "train another prior."
+            )
+        if len(state["organs"]) != len(self.organs):
+            raise SettingError(
+                f"This prior was trained for {count(len(state['organs']), 'organ')}, {state['organs']}, and the "
+                f"configuration names {count(len(self.organs), 'organ')}, {self.organs}. Name each of them in "
+                "`label_map`, in that order: one that no label holds has any value that is in none, and is not "
+                "evaluated."
             )
         if state["organs"] != self.organs:
             raise SettingError(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import nibabel as nib
 import numpy as np
@@ -27,6 +27,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from ..data.components import organ_boxes
+from ..data.dataset_check import CaseSummary
 from ..data.grids import is_sheared
 from ..errors import SettingError
 
@@ -246,18 +247,29 @@ class OrganMetricHandler(IgniteMetricHandler):
     Keeps the numbers of every volume and organ in ``state.metric_details``, and their means in ``state.metrics``, under
     the metric's own names.
 
+    An organ that no label of the data set holds is undefined, and no error of any kind: nobody has drawn it there. One
+    that is absent in some volumes alone is counted there as the metric does.
+
     Args:
         metric_fn: the metric.
         output_transform: picks ``(y_pred, y)`` from the engine's output, such as ``from_engine(["pred", "label"])``.
+        summaries: of all volumes, by which organs are known that no label holds; without them none is.
     """
 
-    def __init__(self, metric_fn: OrganMetric, output_transform: Callable) -> None:
+    def __init__(
+        self, metric_fn: OrganMetric, output_transform: Callable, *, summaries: Sequence[CaseSummary] = ()
+    ) -> None:
         super().__init__(metric_fn=metric_fn, output_transform=output_transform, save_details=True)
+        voxels = [list(summary.voxels.values()) for summary in summaries if summary.voxels]
+        self._undrawn = [organ for organ, found in enumerate(zip(*voxels)) if not any(found)]
 
     def compute(self) -> float | dict[str, float]:
-        self._engine.state.metric_details.update(self.metric_fn.details())
+        details = {name: values.clone() for name, values in self.metric_fn.details().items()}
+        for values in details.values():
+            values[:, self._undrawn] = math.nan if values.is_floating_point() else 0
+        self._engine.state.metric_details.update(details)
         self._is_reduced = True
-        means = {name: value.item() for name, value in self.metric_fn.aggregate().items()}
+        means = {name: mean_of_means(each).item() for name, each in details.items() if each.is_floating_point()}
         return means.get(self._name, means)  # Ignite takes the names of several from a dictionary
 
 
