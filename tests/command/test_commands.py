@@ -343,6 +343,9 @@ def test_scans_and_results_in_folders_that_are_called_null(started, scan, capsys
         ),
         (["segment", "-o", "out", "--overwrite", "scan.nii.gz", "scan.nii.gz"], "--overwrite is 'scan.nii.gz'"),
         (["learn", "-o", "out"], "learn needs one folder, and got nothing"),
+        (["prepare", ".", "-o", "out", "--label_map", "stomach=1"], "--label_map is 'stomach=1', expected organs and"),
+        (["evaluate", ".", "-o", "out", "--label_map", "[1, 2]"], "--label_map is '[1, 2]', expected organs and"),
+        (["learn", ".", "-o", "out", "--background_values", "seven"], "--background_values is 'seven', expected"),
         (["prepare", "scan.nii.gz", "-o", "out"], "'scan.nii.gz' is a file, and prepare needs the folder"),
         (["evaluate", "scan.nii.gz", "-o", "out"], "Lists of scans are for `diffusam segment`"),
         (["learn", "a", "b", "-o", "out"], "learn needs one folder, and got 2 words"),
@@ -600,9 +603,9 @@ def test_a_record_of_something_else_does_not_stand_in_the_way_of_the_exit_code(s
 # ---- learn, evaluate, demo
 
 
-def prepared(test_cases: list[str]):
+def prepared(test_cases: list[str], **more):
     def write(words) -> None:
-        content = {"train_cases": ["a"], "test_cases": test_cases}
+        content = {"train_cases": ["a"], "test_cases": test_cases, **more}
         Path(value(words, "--output"), "overlay.json").write_text(json.dumps(content))
 
     return write
@@ -721,6 +724,79 @@ def test_evaluating_a_folder_tests_all_of_it(started, tmp_path):
     recorded = json.loads(settings.read_text())
     assert recorded["slice_context"] is True and recorded["named_memories"] is True
     assert recorded["backbone_checkpoint"] == str(BUNDLE / "models/sam2_nano.pt") and "label_map" not in recorded
+
+
+SHIPPED = ["spleen", "right kidney", "left kidney", "liver"]
+
+
+@pytest.mark.parametrize(
+    "named, background, expected",
+    [
+        ({"spleen": 9}, [0, 1, 12], [9, 13, 14, 15]),
+        ({"liver": [6, 20], "spleen": 1}, [0], [1, 21, 22, [6, 20]]),
+        ({"liver": 4, "left kidney": 3, "spleen": 1, "right kidney": 2}, [0], [1, 2, 3, 4]),
+        (dict(zip(SHIPPED, [4, 3, 2, 1])), [0], None),
+    ],
+    ids=["one", "two", "all in another order", "all"],
+)
+def test_organs_of_the_model_that_nobody_names_are_not_evaluated(started, tmp_path, named, background, expected):
+    """They get values that are in no label; see OrganMetricHandler."""
+    save_dataset(tmp_path / "mine")
+    started.effects["folder"] = prepared(["b"], label_map=named, background_values=background)
+    started.effects["evaluating"] = lambda words: (tmp_path / "out/evaluation").mkdir()
+
+    assert program(["evaluate", "mine", "-o", "out", "--label_map", str(named)]) == 0
+
+    label_map = json.loads(next((tmp_path / "out").glob("evaluate-*.json")).read_text()).get("label_map")
+    assert (label_map and list(label_map.items())) == (expected and list(zip(SHIPPED, expected)))
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["by an option", "by the data"])
+def test_an_organ_that_the_model_does_not_have_is_refused_and_nothing_is_left(started, tmp_path, capsys, given):
+    save_dataset(tmp_path / "mine")
+    named = {"spleen": 1, "stomach": 2}
+    started.effects["folder"] = prepared(["b"], label_map=named)
+
+    assert program(["evaluate", "mine", "-o", "out", *(["--label_map", str(named)] if given else [])]) == 1
+
+    said = capsys.readouterr().err
+    assert f"has the organs {', '.join(SHIPPED)}, and the labels name others: stomach" in said
+    assert len(started.words) == (0 if given else 1) and list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["prepare", "learn", "evaluate"])
+def test_what_is_refused_leaves_nothing_in_the_way_of_its_correction(started, tmp_path, command):
+    save_dataset(tmp_path / "mine")
+    out = tmp_path / "out"
+
+    def preparing(words) -> None:
+        prepared(["b"])(words)
+        for name in ("label/a.nii.gz", "label/b.nii.gz"):
+            (out / name).parent.mkdir(exist_ok=True)
+            (out / name).touch()
+
+    started.effects["folder"] = preparing
+    started.codes[{"prepare": "folder", "learn": "training", "evaluate": "evaluating"}[command]] = 2
+    (out / "label").mkdir(parents=True)
+    (out / "label/a.nii.gz").touch()
+
+    assert program([command, "mine", "-o", "out"]) == 2
+
+    assert sorted(each.name for each in out.glob("label/*")) == ["a.nii.gz"]  # which was there before
+    assert not (out / "overlay.json").exists()
+
+
+@pytest.mark.parametrize("code", [1, 130])
+def test_what_has_results_or_was_interrupted_keeps_its_preparation(started, tmp_path, code):
+    save_dataset(tmp_path / "mine")
+    results = tmp_path / "out/evaluation/a_seg.nii.gz"
+    started.effects["folder"] = prepared(["b"])
+    started.effects["evaluating"] = lambda words: code == 1 and (results.parent.mkdir(), results.touch())
+    started.codes["evaluating"] = code
+
+    assert program(["evaluate", "mine", "-o", "out"]) == code
+
+    assert (tmp_path / "out/overlay.json").is_file()
 
 
 def test_the_demo_is_that_of_the_readme(started, tmp_path):

@@ -5,17 +5,29 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ..arguments import share_numbers
 from ..errors import MissingFileError, RefusedError, count, listed, one_line, say
-from ..files import json_of, named_by_content
+from ..files import named_by_content
 from ..inert import inert_json
 from ..shell import quoted
 from . import runs
 from .configurations import refuse_said
 from .layouts import Layout, layout_of
-from .learned import OVERLAY, RUN, cases_in, overlay_of, places_in, prior_of, recorded, remove_training, trained_with
+from .learned import (
+    OVERLAY,
+    RUN,
+    cases_in,
+    evaluated_organs,
+    overlay_of,
+    places_in,
+    prior_of,
+    recorded,
+    refuse_other_organs,
+    remove_training,
+    trained_with,
+    undone_if_refused,
+)
 from .options import (
     OWN_DATA,
     SAID_BY_EVALUATING,
@@ -24,16 +36,15 @@ from .options import (
     SAID_BY_OUTPUT,
     of_reading,
     refuse_idle,
+    refuse_malformed,
     said_by_segment,
 )
-from .runs import plain, preparation, run, shown, typed, workflow, writable
+from .runs import FAILED, ending_of, plain, preparation, records_in, run, shown, typed, workflow, writable
 from .scans import input_of
 from .usage import UsageError, only_scalars, switches
 
-FAILED, SOME_FAILED = 1, 3
 MODALITIES = ("ct", "mr")
 _PREPARED = ("btcv", "chaos", "decathlon", "folder")  # the commands of scripts.prepare
-_RECORDS = "results.json"
 
 
 def segment(
@@ -76,13 +87,13 @@ def segment(
     if model is not None:
         options = {"prior_file": plain(prior_of(model), "model"), **options}
     wanted = {"input": typed(input_of(scans, folder)), "output": typed(shown(folder)), **options}
-    before, number = _records(folder), _number_from_1("processes", processes)
+    before, number = records_in(folder), _number_from_1("processes", processes)
     code = run(workflow("inferring", configs, options=wanted, processes=number))
     if code == 0:
         say(f"\nLabel maps, previews and report.html are in '{one_line(shown(folder))}'.")
         return 0
     # torchrun ends with 1 whatever its processes ended with; a process by itself says what it has done
-    return _failure(before, folder) if code == FAILED and number > 1 else code
+    return ending_of(before, folder) if code == FAILED and number > 1 else code
 
 
 def learn(
@@ -125,25 +136,24 @@ def learn(
     training, evaluating = (*runs.TRAINING, runs.FEW_SHOT), (*runs.EVALUATING, runs.FEW_SHOT)
     workflow("evaluating", evaluating, options=options)  # what cannot be read is said before anything is prepared
     given = {"label_map": label_map, "train_cases": train_cases, "overwrite": overwrite, **read}
-    overlay = target / OVERLAY
-    before = trained_with(overlay)
-    code = _prepare(folder, target, modality, image, label, given)
-    if code:
-        return code
-    if before is not None and before != trained_with(overlay):  # which --overwrite alone lets pass
-        remove_training(target)
-    code = run(workflow("training", [*training, overlay], options=options), shared=True)
-    if code:
+    overlay, before = target / OVERLAY, trained_with(target / OVERLAY)
+
+    def preparing_and_training() -> int:
+        if code := _prepare(folder, target, modality, image, label, given):
+            return code
+        if before is not None and before != trained_with(overlay):  # which --overwrite alone lets pass
+            remove_training(target)
+        return run(workflow("training", [*training, overlay], options=options), shared=True)
+
+    if code := undone_if_refused(target, preparing_and_training):
         return code
     if cases_in(overlay)["test_cases"]:
         code = run(workflow("evaluating", [*evaluating, overlay], options=options), shared=True)
         print(_place(target / "run/evaluation/report.html") if not code else "")
     else:
         print("\nNo labelled scan is left over, so nothing says how good it is. One more would.")
-    model = quoted([shown(target)])
-    say(
-        f"The model is '{one_line(shown(target / 'run/model.pt'))}'. Next: diffusam segment SCAN -o OUT --model {model}"
-    )
+    place, again = one_line(shown(target / "run/model.pt")), f"--model {quoted([shown(target)])}"
+    say(f"The model is '{place}'. Next: diffusam segment SCAN -o OUT {again}")
     return code
 
 
@@ -170,8 +180,8 @@ def evaluate(
                      it, the model that comes with the bundle
     --modality       ct or mr, where neither DICOM nor Hounsfield units say it
     --image, --label where files are, such as "images/{case}.nii.gz"
-    --label_map      the model's organs, and their values in the labels:
-                     "{'spleen': 1, 'right kidney': 2, 'left kidney': 3, ...}"
+    --label_map      organs of the model, and their values in the labels, such as
+                     "{'spleen': 1, 'liver': 6}"; others are not evaluated
     --overwrite      replace what another preparation has left in OUT
     --KEY VALUE      anything that configs/evaluate.json declares
     """
@@ -184,17 +194,22 @@ def evaluate(
     read = of_reading(options)
     workflow("evaluating", runs.EVALUATING, options=options)
     given = {"label_map": label_map, "overwrite": overwrite, **read}
-    code = _prepare(folder, target, modality, image, label, given)
-    if code:
-        return code
-    prepared = cases_in(target / OVERLAY)
-    cases = {"train_cases": [], "test_cases": [*prepared["train_cases"], *prepared["test_cases"]]}
     prior = prior_of(model)
-    places = {"prior_file": os.path.abspath(prior), "evaluation_dir": str(target.resolve() / "evaluation")}
-    own = named_by_content(target, "evaluate.json", inert_json({**places, **cases}))
-    overlays = [*overlay_of(model), target / OVERLAY, recorded(prior, target), own]
-    code = run(workflow("evaluating", [*runs.EVALUATING, *overlays], options=options))
-    return code or _said(target / "evaluation/report.html")
+    refuse_malformed(given)
+    refuse_other_organs(label_map, prior)
+
+    def evaluating() -> int:
+        if code := _prepare(folder, target, modality, image, label, given):
+            return code
+        prepared = cases_in(target / OVERLAY)
+        cases = {"train_cases": [], "test_cases": [*prepared["train_cases"], *prepared["test_cases"]]}
+        places = {"prior_file": os.path.abspath(prior), "evaluation_dir": str(target.resolve() / "evaluation")}
+        organs = evaluated_organs(target / OVERLAY, prior)
+        own = named_by_content(target, "evaluate.json", inert_json({**places, **cases, **organs}))
+        overlays = [*overlay_of(model), target / OVERLAY, recorded(prior, target), own]
+        return run(workflow("evaluating", [*runs.EVALUATING, *overlays], options=options))
+
+    return undone_if_refused(target, evaluating) or _said(target / "evaluation/report.html")
 
 
 def prepare(
@@ -300,6 +315,7 @@ def _prepare(
         raise UsageError("--image and --label belong together. Give both, or none to have them found.")
     given = {name: value for name, value in options.items() if value is not None}
     only_scalars(given, ["overwrite"])
+    refuse_malformed(given)
     if image is None:
         layout = layout_of(source, leave_out=target, organs_given="label_map" in given)
     else:
@@ -309,12 +325,14 @@ def _prepare(
     refuse_idle("decathlon" if listed_files else "folder", given)
     if layout.image is None or layout.label is None:
         places = {"output": typed(shown(target)), **({} if modality is None else {"modality": modality})}
-        return run(preparation("decathlon", typed(shown(source)), options={**places, **given}), last=last)
+        command = preparation("decathlon", typed(shown(source)), options={**places, **given})
+        return undone_if_refused(target, lambda: run(command, last=last))
     words = {"image": layout.image, "label": layout.label, "output": typed(shown(target))}
     words["modality"] = modality or layout.modality or "auto"
     if layout.label_map and "label_map" not in given:
         words["label_map"] = str(dict(layout.label_map))
-    return run(preparation("folder", typed(shown(source)), options={**words, **given}), last=last)
+    command = preparation("folder", typed(shown(source)), options={**words, **given})
+    return undone_if_refused(target, lambda: run(command, last=last))
 
 
 def _one_folder(command: str, folder: str | None, more: tuple[str, ...], output: str | None) -> Path:
@@ -349,27 +367,6 @@ def _of_modality(modality: str | None, model: str | None) -> list[str]:
     if modality is not None:
         return [f"configs/{modality}.json"]
     return [] if model is not None else [runs.MODALITY]
-
-
-def _records(folder: Path) -> dict[str, Any]:
-    """The record of each case in a folder of results."""
-    try:
-        cases = json_of((folder / _RECORDS).read_text(encoding="utf-8"))["cases"]
-        return {case: record for case, record in cases.items() if isinstance(record, dict)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
-def _failure(before: Mapping[str, Any], folder: Path) -> int:
-    """Whether a run that failed has come to its end: it has recorded failures, has results too, and no journal is left
-    in which cases are taken.
-    """
-    from ..inference.journals import FOLDER as JOURNALS  # which imports MONAI: only where it is needed
-
-    after = _records(folder)
-    status = [record.get("status") for record in after.values()]
-    ended = before != after and not (folder / JOURNALS).exists()
-    return SOME_FAILED if ended and "failed" in status and "done" in status else FAILED
 
 
 def _number_from_1(name: str, text: str) -> int:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import os
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingFileError, UnusableFileError
+from ..arguments import read_as
+from ..data.organ_names import with_known_names
+from ..errors import WRONG_USE, BundleError, DatasetError, MissingFileError, UnusableFileError, listed
 from ..files import BUNDLE, json_of, named_by_content
 from ..inert import inert_json
 from ..prepare.configs import OVERLAY
+from .runs import FAILED
 
 RUN = "run"  # where a training writes, in the folder of the overlay
 _READ = ("dataset_dir", "image_pattern", "label_pattern")  # in which files are named that the preparation wrote
@@ -82,6 +87,72 @@ def remove_training(folder: Path) -> None:
         each.unlink()
     if there:
         print(f"The training in '{folder / RUN}' was of what has been replaced: it begins anew.", flush=True)
+
+
+def refuse_other_organs(label_map: str | None, prior: Path) -> None:
+    """Refuses an option ``--label_map`` with organs that a model does not have, before anything is prepared with it."""
+    named = read_as(label_map or "None")
+    if isinstance(named, Mapping):
+        _of_model(with_known_names(named)[0], prior)
+
+
+def evaluated_organs(overlay: Path, prior: Path) -> dict[str, Any]:
+    """What an evaluation needs beside the overlay of a preparation: a ``label_map`` of all organs of the model, in its
+    order, where the overlay's is another. Organs that it lacks get values that no label has, and are not evaluated.
+
+    Raises:
+        DatasetError: the overlay has organs that the model does not have.
+    """
+    content = _content(overlay)
+    label_map = content.get("label_map", {})
+    named = dict(label_map if isinstance(label_map, Mapping) else ast.literal_eval(str(label_map)[1:]))
+    organs = _of_model(named, prior)
+    if not organs or list(named) == organs:
+        return {}
+    values = [each for value in named.values() for each in (value if isinstance(value, list) else [value])]
+    free = itertools.count(1 + max([0, *values, *content.get("background_values", [])]))
+    return {"label_map": {organ: named[organ] if organ in named else next(free) for organ in organs}}
+
+
+def _of_model(named: Iterable[str], prior: Path) -> list[str]:
+    """Organs of a model, in its order; none of a file that does not say them."""
+    from ..prior_settings import RECORD, read_prior  # which imports MONAI: only where it is needed
+
+    organs = list(read_prior(prior, mmap=True).get(RECORD, {}).get("organs", []))
+    others = [organ for organ in named if organs and organ not in organs]
+    if others:
+        raise DatasetError(
+            f"The model '{prior}' has the organs {listed(organs)}, and the labels name others: {listed(others)}. Name "
+            "organs of the model alone in --label_map, with --image and --label where a dataset.json lists the files: "
+            "\"{'" + organs[0] + "': 1}\". Those that it leaves out are not evaluated."
+        )
+    return organs
+
+
+def undone_if_refused(folder: Path, work: Callable[[], int]) -> int:
+    """Does some work; what it has prepared in a folder is taken away again where it is refused before it has results,
+    as the same with other options would find the files of another preparation in its place.
+
+    Args:
+        folder: that preparations write to.
+        work: returns an exit code.
+    """
+    files, results = _files(folder, OVERLAY, "image/*", "label/*"), _files(folder, "evaluation/**/*", f"{RUN}/**/*")
+    code: int | None = None
+    try:
+        code = work()
+    except BundleError:
+        code = WRONG_USE
+        raise
+    finally:
+        if code in (FAILED, WRONG_USE) and _files(folder, "evaluation/**/*", f"{RUN}/**/*") == results:
+            for path in _files(folder, OVERLAY, "image/*", "label/*") - files:
+                path.unlink(missing_ok=True)
+    return code
+
+
+def _files(folder: Path, *patterns: str) -> set[Path]:
+    return {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
 
 
 def _below(text: str, folder: Path) -> bool:

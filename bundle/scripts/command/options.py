@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..arguments import read_as
 from .usage import UsageError
 
 # options of a preparation that a training or an evaluation reads files by as well
@@ -46,6 +47,21 @@ def of_reading(options: dict[str, str]) -> dict[str, str]:
     if "background_values" in options:  # its overlay has them
         return {"background_values": options.pop("background_values"), **of_reading(options)}
     return {name: options[name] for name in _READING if name in options}
+
+
+def refuse_malformed(given: Mapping[str, str | None]) -> None:
+    """Refuses options of a preparation that nothing could be meant by, whatever the data."""
+    label_map, values = (read_as(given.get(name) or "None") for name in ("label_map", "background_values"))
+    if label_map is not None and not isinstance(label_map, Mapping):
+        raise UsageError(
+            f"--label_map is '{given['label_map']}', expected organs and their values, or their masks: "
+            "\"{'spleen': 1, 'liver': 6}\", or \"{'right kidney': 'kidney_right'}\"."
+        )
+    several = values if isinstance(values, (list, tuple)) else [0 if values is None else values]
+    if not all(isinstance(value, int) and not isinstance(value, bool) for value in several):
+        raise UsageError(
+            f"--background_values is '{given['background_values']}', expected label values, such as \"[0, 7]\"."
+        )
 
 
 def refuse_idle(kind: str, given: Mapping[str, str]) -> None:

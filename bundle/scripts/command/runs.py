@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from ..arguments import is_nothing, read_as
 from ..errors import RefusedError, system_error
-from ..files import BUNDLE
+from ..files import BUNDLE, json_of
 from ..shell import as_step, as_words, bundle_command, config_files, python, quoted, shown
 from .configurations import refuse_unreadable
 from .usage import UsageError
@@ -25,7 +26,10 @@ FEW_SHOT = "configs/few_shot.json"  # what a few labelled volumes teach best
 EVALUATING = ("configs/train.json", "configs/evaluate.json")
 MODALITY = "configs/by_modality.json"  # where nobody says which modality
 
+FAILED, SOME_FAILED = 1, 3  # exit codes
+
 _OVERLAYS = "config_file"
+_RECORDS = "results.json"
 _PATIENCE = 1.0  # seconds that a command has to end by itself, before an interruption is passed on
 
 Options = Mapping[str, str]
@@ -174,3 +178,24 @@ def plain(path: Path, option: str) -> str:
     if any(sign in text for sign in "$@%#"):
         raise UsageError(f"--{option} is '{text}', in which MONAI gives $, @, % or # a meaning. Choose another name.")
     return text if text.startswith("/") else f"./{text}"
+
+
+def records_in(folder: Path) -> dict[str, Any]:
+    """The record of each case in a folder of results."""
+    try:
+        cases = json_of((folder / _RECORDS).read_text(encoding="utf-8"))["cases"]
+        return {case: record for case, record in cases.items() if isinstance(record, dict)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def ending_of(before: Mapping[str, Any], folder: Path) -> int:
+    """The exit code of a run that failed: whether it has come to its end, which has recorded failures, has results too,
+    and left no journal in which cases are taken.
+    """
+    from ..inference.journals import FOLDER as JOURNALS  # which imports MONAI: only where it is needed
+
+    after = records_in(folder)
+    status = [record.get("status") for record in after.values()]
+    ended = before != after and not (folder / JOURNALS).exists()
+    return SOME_FAILED if ended and "failed" in status and "done" in status else FAILED

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..descriptions import Described, describe, differences
-from ..errors import SettingError, UnusableFileError, count
+from ..errors import SettingError, UnusableFileError
 from ..weights import not_finite
 from .logits import resize_logits, with_background
 from .naming_network import ENCODER
@@ -156,17 +156,14 @@ class FrozenBackboneNetwork(Described, nn.Module, ABC):
             )
         if state["backbone"] != self.backbone.name:
             raise SettingError(
-                f"This prior was trained for backbone '{state['backbone']}' and {len(state['organs'])} organs "
-                f"{state['organs']}, but the configuration names backbone '{self.backbone.name}' and "
-                f"{len(self.organs)} organs {self.organs}. Set `backbone_name` and `label_map` as in its training, or "
-                "train another prior."
+                f"This prior was trained for backbone '{state['backbone']}', but the configuration names backbone "
+                f"'{self.backbone.name}'. Set `backbone_name` as in its training, or train another prior."
             )
         if len(state["organs"]) != len(self.organs):
             raise SettingError(
-                f"This prior was trained for {count(len(state['organs']), 'organ')}, {state['organs']}, and the "
-                f"configuration names {count(len(self.organs), 'organ')}, {self.organs}. Name each of them in "
-                "`label_map`, in that order: one that no label holds has any value that is in none, and is not "
-                "evaluated."
+                f"This prior was trained for {len(state['organs'])} organs {state['organs']}, and the configuration "
+                f"names {len(self.organs)} organs {self.organs}. Name each of them in `label_map`, in that order; one "
+                "that has a value which no label holds is not evaluated."
             )
         if state["organs"] != self.organs:
             raise SettingError(
