@@ -139,13 +139,13 @@ def test_a_dataset_json_that_cannot_be_read_is_not_passed_over(tmp_path, content
 
 def test_nnunets_dataset_json_names_organs_and_modality(tmp_path):
     touch(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
-    labels = {"background": 0, "pancreas": 1, "kidney_left": 2, "Spleen": 3}
+    labels = {"background": 0, "Spleen": 3, "pancreas": 1, "kidney_left": "2"}
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels, "channel_names": {"0": "T2_MRI"}}))
 
     found = layout_of(tmp_path)
 
-    # those that the shipped model knows first, as it has them
-    assert list(found.label_map.items()) == [("spleen", 3), ("left kidney", 2), ("pancreas", 1)]
+    # in the order of the label values, so that these come back in label maps
+    assert list(found.label_map.items()) == [("pancreas", 1), ("left kidney", 2), ("spleen", 3)]
     assert found.modality == "mr"
 
 

@@ -232,6 +232,13 @@ def test_values_of_no_organ_are_named(spleen, tmp_path):
     assert overlay_of(tmp_path / "out")["background_values"] == [0, 7]
 
 
+def test_organs_are_in_the_order_of_their_label_values(spleen, tmp_path):
+    listing(spleen, labels={"10": "aorta", "0": "background", "2": "liver", "1": "spleen"})
+    prepare_decathlon(spleen, tmp_path / "out")
+
+    assert list(overlay_of(tmp_path / "out")["label_map"].items()) == [("spleen", 1), ("liver", 2), ("aorta", 10)]
+
+
 def test_two_values_of_one_name_are_refused(spleen, tmp_path):
     listing(spleen, labels={"0": "background", "1": "kidney", "2": "kidney"})
     with pytest.raises(DatasetError, match="names two values alike"):

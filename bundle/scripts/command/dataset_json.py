@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def label_map_of(about: Mapping[str, Any], path: Path) -> dict[str, int] | None:
-    """Of nnU-Net's ``dataset.json``; the organs that the shipped model knows first, as it has them.
+    """Of nnU-Net's ``dataset.json``, in the order of its label values, in which a model's label maps then have them.
 
     Raises:
         DatasetError: names that are one as the bundle has them; an organ of the value 0; voxels that nobody has
@@ -47,7 +47,8 @@ def label_map_of(about: Mapping[str, Any], path: Path) -> dict[str, int] | None:
         names.setdefault(organ_named(name), []).append(name)
     if twice := [listed(each) for each in names.values() if len(each) > 1]:
         raise DatasetError(f"'{path}' names one organ twice: {'; '.join(twice)}. Correct it, or {REMEDY}.")
-    return {organ: values[names[organ][0]] or 0 for organ in sorted(names, key=shipped_first)} or None
+    found = {organ: values[first] or 0 for organ, (first, *_) in names.items()}
+    return dict(sorted(found.items(), key=lambda each: each[1])) or None
 
 
 def _label_value(value: Any) -> int | None:

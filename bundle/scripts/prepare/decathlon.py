@@ -133,8 +133,9 @@ def _decathlon_content(source: str) -> _Described:
         raise DatasetError(f"'{path}' is not there, expected the dataset.json of a data set. Correct the path.")
     content = read_dataset_json(path)
     try:
-        label_map = {str(name): int(value) for value, name in content["labels"].items() if int(value)}
-        values = [int(value) for value in content["labels"]]
+        named = sorted(content["labels"].items(), key=lambda each: int(each[0]))
+        label_map = {str(name): int(value) for value, name in named if int(value)}
+        values = [int(value) for value, _ in named]
         entries = [(entry["image"], entry["label"]) for entry in content["training"]]
         usable = bool(label_map and entries) and all(isinstance(name, str) for entry in entries for name in entry)
         usable = usable and None not in content["labels"].values()
