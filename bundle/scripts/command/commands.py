@@ -25,6 +25,7 @@ from .learned import (
     recorded,
     refuse_other_organs,
     remove_training,
+    ships,
     trained_with,
     undone_if_refused,
 )
@@ -206,7 +207,7 @@ def evaluate(
         places = {"prior_file": os.path.abspath(prior), "evaluation_dir": str(target.resolve() / "evaluation")}
         organs = evaluated_organs(target / OVERLAY, prior)
         own = named_by_content(target, "evaluate.json", inert_json({**places, **cases, **organs}))
-        overlays = [*overlay_of(model), target / OVERLAY, recorded(prior, target), own]
+        overlays = [*overlay_of(model), target / OVERLAY, recorded(prior, target, target / OVERLAY), own]
         return run(workflow("evaluating", [*runs.EVALUATING, *overlays], options=options))
 
     return undone_if_refused(target, evaluating) or _said(target / "evaluation/report.html")
@@ -294,7 +295,8 @@ def _evaluate_learned(folder: Path, model: str | None, told: Mapping[str, str | 
     results = options.get("evaluation_dir", str(folder / RUN / "evaluation"))
     # nothing is written beside the model: its folder may be shared, and not this user's
     target = writable(results, "evaluation_dir")
-    overlays = [folder / OVERLAY, recorded(prior, target), places_in(folder, target, prior)]
+    data = folder / OVERLAY
+    overlays = [data, recorded(prior, target, data), places_in(folder, target, prior)]
     code = run(workflow("evaluating", [*runs.EVALUATING, *overlays], options=options))
     return code or _said(target / "report.html")
 
@@ -366,7 +368,7 @@ def _of_modality(modality: str | None, model: str | None) -> list[str]:
     _check_modality(modality)
     if modality is not None:
         return [f"configs/{modality}.json"]
-    return [] if model is not None else [runs.MODALITY]
+    return [runs.MODALITY] if ships(model) else []
 
 
 def _number_from_1(name: str, text: str) -> int:

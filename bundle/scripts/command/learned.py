@@ -13,11 +13,12 @@ from typing import Any
 from ..arguments import read_as
 from ..data.organ_names import with_known_names
 from ..errors import WRONG_USE, BundleError, DatasetError, MissingFileError, UnusableFileError, listed
-from ..files import BUNDLE, json_of, named_by_content
+from ..files import BUNDLE, json_of, named_by_content, sha256_of
 from ..inert import inert_json
 from ..prepare.configs import OVERLAY
 from .runs import FAILED
 
+_INTENSITY = "intensity"
 RUN = "run"  # where a training writes, in the folder of the overlay
 _READ = ("dataset_dir", "image_pattern", "label_pattern")  # in which files are named that the preparation wrote
 
@@ -34,6 +35,12 @@ def prior_of(model: str | None) -> Path:
     return found
 
 
+def ships(model: str | None) -> bool:
+    """Whether it is the model that comes with the bundle, or a copy: it knows CT and MR, whatever window it records."""
+    shipped = prior_of(None)
+    return model is None or (shipped.is_file() and sha256_of(prior_of(model)) == sha256_of(shipped))
+
+
 def overlay_of(model: str | None) -> list[Path]:
     """The overlay with the settings of a model's training: beside it, or above it where ``learn`` has put it."""
     if model is None:
@@ -42,12 +49,28 @@ def overlay_of(model: str | None) -> list[Path]:
     return [each for each in (folder / OVERLAY, folder.parent / OVERLAY) if each.is_file()][:1]
 
 
-def recorded(prior: Path, folder: Path) -> Path:
-    """Writes what a model's file records of its training as an overlay: its backbone, intensities and the rest."""
+def recorded(prior: Path, folder: Path, data: Path) -> Path:
+    """Writes what a model's file records of its training as an overlay: its backbone, intensities and the rest.
+
+    Intensities of data that are scaled in another way are left to the data: the window of CT that a file records makes
+    nonsense of MR, which the model that ships knows as well.
+
+    Args:
+        prior: the model.
+        folder: that the overlay is written into.
+        data: the overlay of the data that it is to be evaluated on.
+    """
     print("Reading the settings of the model ...", flush=True)
     from ..prior_settings import trained_settings  # which imports MONAI: only where it is needed
 
-    return named_by_content(folder, "model_settings.json", json.dumps(trained_settings(prior), indent=4) + "\n")
+    settings, own = trained_settings(prior), _content(data).get(_INTENSITY)
+    if own and _way(own) != _way(settings.get(_INTENSITY)):
+        settings.pop(_INTENSITY, None)
+    return named_by_content(folder, "model_settings.json", json.dumps(settings, indent=4) + "\n")
+
+
+def _way(intensity: Any) -> Any:
+    return intensity.get("_target_") if isinstance(intensity, Mapping) else intensity
 
 
 def places_in(folder: Path, target: Path, prior: Path) -> Path:
