@@ -593,6 +593,7 @@ def test_a_run_says_which_of_its_options_others_leave_without_effect(monkeypatch
         ("training", {"handlers": [{"_target_": "StatsHandler"}]}, ["handlers, .* Is train#handlers meant?"]),
         ("training", {"train#optimizer": {"_target_": "torch.optim.SGD"}, "neighbours": 1, "loss": {}}, []),
         ("training", {"mine": {"_target_": "torch.optim.SGD"}, "train#optimizer": "@mine"}, []),
+        ("evaluating", {"mine": {"_target_": "torch.optim.SGD"}, "train#optimizer": "@mine"}, []),
         ("evaluating", {"loss": {"_target_": "torch.nn.MSELoss"}, "train#optimizer": {"_target_": "x"}}, []),
         ("inferring", {"train": {"_target_": "torch.optim.SGD"}, "dataset": {"_target_": "x"}}, ["train, since"]),
     ],

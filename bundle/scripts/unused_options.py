@@ -96,6 +96,8 @@ def unused_components(reached: Set[str], files: Iterable[str]) -> list[str]:
             name = _top(key)
             if name in declared or name in {_top(each) for each in reached} or not _is_component(value):
                 continue
+            if f"@{name}" in json.dumps([_content(each) for each in paths]):  # of an entry for another run
+                continue
             near = [each.replace(SEPARATOR, "#") for each in sorted(reached) if each.endswith(SEPARATOR + name)]
             meant = f" Is {' or '.join(near)} meant?" if near else ""
             found.append(f"'{path}': {name}, since nothing depends on it here.{meant}")

@@ -284,9 +284,37 @@ def test_what_monai_lists_for_validation_is_evaluated(spleen, tmp_path):
 
     overlay = overlay_of(tmp_path / "out")
     assert (overlay["train_cases"], overlay["test_cases"]) == (["spleen_10", "spleen_2"], ["spleen_12"])
-    assert 'Left out of "validation": 4 entries without an image and a label of its own.' in said
+    assert 'Left out of "validation": 4 entries without an image and a label of its own that are there.' in said
     prepare_decathlon(spleen, tmp_path / "named", train_cases=["spleen_12"])
     assert overlay_of(tmp_path / "named")["test_cases"] == ["spleen_10", "spleen_2"]
+
+
+def test_a_file_is_the_same_however_validation_spells_it_and_one_that_is_not_there_is_told(spleen, tmp_path):
+    content = json.loads((spleen / "dataset.json").read_text())
+    first, second, third = content["training"]
+    spelt = {key: str((spleen / name).resolve()) for key, name in first.items()}
+    gone = {key: name.replace("spleen", "gone") for key, name in third.items()}
+    listing(spleen, training=[first, second], validation=[spelt, gone, third])
+
+    said = prepare_decathlon(spleen, tmp_path / "out")
+
+    assert overlay_of(tmp_path / "out")["test_cases"] == ["spleen_12"]
+    assert 'Left out of "validation": 2 entries' in said
+
+
+def test_names_of_validation_change_none_of_a_case_that_trains(spleen, tmp_path):
+    content = json.loads((spleen / "dataset.json").read_text())
+    first, second, third = content["training"]
+    alike = {key: name.replace("Tr/", "Val/").replace("spleen_12", "spleen_2") for key, name in third.items()}
+    for key, name in alike.items():
+        (spleen / name).parent.mkdir(exist_ok=True)
+        (spleen / third[key]).rename(spleen / name)
+    listing(spleen, training=[first, second], validation=[alike])
+
+    prepare_decathlon(spleen, tmp_path / "out")
+
+    overlay = overlay_of(tmp_path / "out")
+    assert (overlay["train_cases"], overlay["test_cases"]) == (["spleen_10", "spleen_2"], ["validation_spleen_2"])
 
 
 def test_an_organ_that_no_label_holds_is_told(spleen, tmp_path):

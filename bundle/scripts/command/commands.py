@@ -27,7 +27,6 @@ from .learned import (
     remove_training,
     ships,
     trained_with,
-    undone_if_refused,
 )
 from .options import (
     OWN_DATA,
@@ -138,15 +137,11 @@ def learn(
     workflow("evaluating", evaluating, options=options)  # what cannot be read is said before anything is prepared
     given = {"label_map": label_map, "train_cases": train_cases, "overwrite": overwrite, **read}
     overlay, before = target / OVERLAY, trained_with(target / OVERLAY)
-
-    def preparing_and_training() -> int:
-        if code := _prepare(folder, target, modality, image, label, given):
-            return code
-        if before is not None and before != trained_with(overlay):  # which --overwrite alone lets pass
-            remove_training(target)
-        return run(workflow("training", [*training, overlay], options=options), shared=True)
-
-    if code := undone_if_refused(target, preparing_and_training):
+    if code := _prepare(folder, target, modality, image, label, given):
+        return code
+    if before is not None and before != trained_with(overlay):  # which --overwrite alone lets pass
+        remove_training(target)
+    if code := run(workflow("training", [*training, overlay], options=options), shared=True):
         return code
     if cases_in(overlay)["test_cases"]:
         code = run(workflow("evaluating", [*evaluating, overlay], options=options), shared=True)
@@ -199,18 +194,16 @@ def evaluate(
     refuse_malformed(given)
     refuse_other_organs(label_map, prior)
 
-    def evaluating() -> int:
-        if code := _prepare(folder, target, modality, image, label, given):
-            return code
-        prepared = cases_in(target / OVERLAY)
-        cases = {"train_cases": [], "test_cases": [*prepared["train_cases"], *prepared["test_cases"]]}
-        places = {"prior_file": os.path.abspath(prior), "evaluation_dir": str(target.resolve() / "evaluation")}
-        organs = evaluated_organs(target / OVERLAY, prior)
-        own = named_by_content(target, "evaluate.json", inert_json({**places, **cases, **organs}))
-        overlays = [*overlay_of(model), target / OVERLAY, recorded(prior, target, target / OVERLAY), own]
-        return run(workflow("evaluating", [*runs.EVALUATING, *overlays], options=options))
-
-    return undone_if_refused(target, evaluating) or _said(target / "evaluation/report.html")
+    if code := _prepare(folder, target, modality, image, label, given):
+        return code
+    prepared = cases_in(target / OVERLAY)
+    cases = {"train_cases": [], "test_cases": [*prepared["train_cases"], *prepared["test_cases"]]}
+    places = {"prior_file": os.path.abspath(prior), "evaluation_dir": str(target.resolve() / "evaluation")}
+    organs = evaluated_organs(target / OVERLAY, prior)
+    own = named_by_content(target, "evaluate.json", inert_json({**places, **cases, **organs}))
+    overlays = [*overlay_of(model), target / OVERLAY, recorded(prior, target, target / OVERLAY), own]
+    code = run(workflow("evaluating", [*runs.EVALUATING, *overlays], options=options))
+    return code or _said(target / "evaluation/report.html")
 
 
 def prepare(
@@ -327,14 +320,12 @@ def _prepare(
     refuse_idle("decathlon" if listed_files else "folder", given)
     if layout.image is None or layout.label is None:
         places = {"output": typed(shown(target)), **({} if modality is None else {"modality": modality})}
-        command = preparation("decathlon", typed(shown(source)), options={**places, **given})
-        return undone_if_refused(target, lambda: run(command, last=last))
+        return run(preparation("decathlon", typed(shown(source)), options={**places, **given}), last=last)
     words = {"image": layout.image, "label": layout.label, "output": typed(shown(target))}
     words["modality"] = modality or layout.modality or "auto"
     if layout.label_map and "label_map" not in given:
         words["label_map"] = str(dict(layout.label_map))
-    command = preparation("folder", typed(shown(source)), options={**words, **given})
-    return undone_if_refused(target, lambda: run(command, last=last))
+    return run(preparation("folder", typed(shown(source)), options={**words, **given}), last=last)
 
 
 def _one_folder(command: str, folder: str | None, more: tuple[str, ...], output: str | None) -> Path:

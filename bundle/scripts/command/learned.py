@@ -6,17 +6,16 @@ import ast
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..arguments import read_as
 from ..data.organ_names import with_known_names
-from ..errors import WRONG_USE, BundleError, DatasetError, MissingFileError, UnusableFileError, listed
+from ..errors import DatasetError, MissingFileError, UnusableFileError, listed
 from ..files import BUNDLE, json_of, named_by_content, sha256_of
 from ..inert import inert_json
 from ..prepare.configs import OVERLAY
-from .runs import FAILED
 
 _INTENSITY = "intensity"
 RUN = "run"  # where a training writes, in the folder of the overlay
@@ -150,32 +149,6 @@ def _of_model(named: Iterable[str], prior: Path) -> list[str]:
             "\"{'" + organs[0] + "': 1}\". Those that it leaves out are not evaluated."
         )
     return organs
-
-
-def undone_if_refused(folder: Path, work: Callable[[], int]) -> int:
-    """Does some work; what it has prepared in a folder is taken away again where it is refused before it has results,
-    as the same with other options would find the files of another preparation in its place.
-
-    Args:
-        folder: that preparations write to.
-        work: returns an exit code.
-    """
-    files, results = _files(folder, OVERLAY, "image/*", "label/*"), _files(folder, "evaluation/**/*", f"{RUN}/**/*")
-    code: int | None = None
-    try:
-        code = work()
-    except BundleError:
-        code = WRONG_USE
-        raise
-    finally:
-        if code in (FAILED, WRONG_USE) and _files(folder, "evaluation/**/*", f"{RUN}/**/*") == results:
-            for path in _files(folder, OVERLAY, "image/*", "label/*") - files:
-                path.unlink(missing_ok=True)
-    return code
-
-
-def _files(folder: Path, *patterns: str) -> set[Path]:
-    return {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
 
 
 def _below(text: str, folder: Path) -> bool:

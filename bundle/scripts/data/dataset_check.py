@@ -277,7 +277,7 @@ def _say_what_nobody_has_drawn(summaries: Sequence[CaseSummary]) -> None:
     labelled = [summary.voxels for summary in summaries if summary.voxels]
     undrawn = [organ for organ in (labelled[0] if labelled else ()) if not any(each[organ] for each in labelled)]
     if undrawn:
-        logger.warning("Not evaluated, since no label holds them: %s.", listed(undrawn))
+        logger.warning("Not evaluated, since no label holds a value that `label_map` gives them: %s.", listed(undrawn))
 
 
 def _say_what_is_little(summaries: Sequence[CaseSummary]) -> None:

@@ -154,24 +154,28 @@ def _decathlon_content(source: str) -> _Described:
             f"'{path}': \"labels\" names two values alike ({content['labels']}), expected a name each. Correct it."
         )
     _refuse_repeated(path, [name for entry in entries for name in entry])
-    return _Described(path, content, label_map, entries, *_validation(content, entries))
+    return _Described(path, content, label_map, entries, *_validation(path, content, entries))
 
 
-def _validation(content: Mapping[str, object], training: Sequence[tuple[str, str]]) -> tuple[list, list[str]]:
-    """Pairs of image and label to evaluate on, as MONAI lists them, none of a file that trains; a remark on others."""
+def _validation(
+    path: Path, content: Mapping[str, object], training: Sequence[tuple[str, str]]
+) -> tuple[list, list[str]]:
+    """Pairs of image and label to evaluate on, as MONAI lists them, which are there and none of a file that trains; a
+    remark on others.
+    """
     entries = content.get("validation")
     entries = entries if isinstance(entries, list) else []
-    known = {os.path.normpath(name) for pair in training for name in pair}
+    known = {os.path.realpath(path.parent / name) for pair in training for name in pair}
     pairs = []
     for entry in entries:
         pair = (entry.get("image"), entry.get("label")) if isinstance(entry, Mapping) else (None,)
-        names = {os.path.normpath(name) for name in pair if isinstance(name, str)}
-        if len(names) == 2 and not names & known:
+        names = {os.path.realpath(path.parent / name) for name in pair if isinstance(name, str)}
+        if len(names) == 2 and not names & known and all(map(os.path.isfile, names)):
             pairs.append(pair)
             known |= names
     left = len(entries) - len(pairs)
-    text = f'Left out of "validation": {count(left, "entry", "entries")} without an image and a label of its own.'
-    return pairs, [text] if left else []
+    text = f'Left out of "validation": {count(left, "entry", "entries")} without an image and a label of its own'
+    return pairs, [f"{text} that are there."] if left else []
 
 
 def _refuse_repeated(path: Path, names: Sequence[str]) -> None:
@@ -187,8 +191,13 @@ def _listed_files(described: _Described) -> tuple[list[dict[str, str]], dict[str
     folder = described.path.parent
     listed_pairs = [*described.training, *described.validation]
     pairs = [(_first_channel(folder, image), label) for image, label in listed_pairs]
-    pattern = _common_pattern(*zip(*pairs))
-    cases = pattern.cases if pattern else _names_of([label for _, label in pairs])
+    pattern, training = _common_pattern(*zip(*pairs)), pairs[: len(described.training)]
+    if pattern is None and described.validation:  # which changes no name of a case that trains
+        alone = _common_pattern(*zip(*training))
+        cases = alone.cases if alone else _names_of([label for _, label in training])
+        cases = [*cases, *_names_beside(cases, [label for _, label in pairs[len(training) :]])]
+    else:
+        cases = pattern.cases if pattern else _names_of([label for _, label in pairs])
     items = [
         {"image": str(folder / image), "label": str(folder / label), "case": case}
         for (image, label), case in zip(pairs, cases)
@@ -248,6 +257,12 @@ def _names_of(labels: Sequence[str]) -> list[str]:
     """Names of cases that no pattern names: those of their labels, or numbers where these are not unique."""
     names = [case_name(label) for label in labels]
     return names if len(set(names)) == len(names) else [f"{number:03d}" for number in range(1, len(names) + 1)]
+
+
+def _names_beside(taken: Sequence[str], labels: Sequence[str]) -> list[str]:
+    """Names of the cases of ``"validation"``, none of which is one that trains."""
+    names = _names_of(labels)
+    return [f"validation_{name}" for name in names] if set(names) & set(taken) else names
 
 
 class _CommonPattern(NamedTuple):
