@@ -15,6 +15,7 @@ from scripts.arguments import AS_TYPED, RUNS, given_options, refuse_no_run, refu
 from scripts.errors import MissingFileError, UnknownSettingError, configuration_error, user_error
 from scripts.overrides import (
     _reached,
+    _referred,
     declared_kinds,
     declared_settings,
     declared_whole_numbers,
@@ -606,7 +607,7 @@ def test_components_of_an_overlay_on_which_nothing_depends_are_told(tmp_path, co
     config = ConfigParser.load_config_files(files)
     reached = _reached(config, ("initialize", "run"))
 
-    found = unused_components(reached, files)
+    found = unused_components(reached, _referred(config), files)
 
     assert [re.search(each, text) is not None for each, text in zip(said, found, strict=True)] == [True] * len(said)
 

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from monai.losses import DiceLoss
 from scipy import ndimage
 from scripts.networks.logits import resize_logits
-from scripts.networks.sam2_backbone import FrozenSAM2, between_neighbours
+from scripts.networks.sam2_backbone import FrozenSAM2
 from scripts.networks.sam2_types import ImageFeatures
 from torch import Tensor
 from tqdm import tqdm, trange
@@ -115,8 +115,7 @@ def search_boxes(
     """
     size = min(GRID, images.shape[-1])
     labels, found = [], 0
-    shown = between_neighbours(images) if backbone.slice_context else images
-    for chunk, seen in zip(images.split(batch), shown.split(batch)):
+    for chunk, seen in zip(images.split(batch), backbone.shown(images).split(batch)):
         chunk = chunk.float().to(next(network.parameters()).device)
         features = network.features(chunk)
         probability = _resized(network.classify(features).softmax(1), size)

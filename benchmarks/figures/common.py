@@ -12,7 +12,6 @@ from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 from scripts import errors
 from scripts.files import whole_file
-from scripts.networks.sam2_backbone import SAM2, between_neighbours
 from scripts.output.previews import save_figure
 from torch import Tensor
 
@@ -44,13 +43,6 @@ def volumes(parser: ConfigParser) -> Iterator[tuple[str, Tensor, Tensor]]:
     for item in parser.get_parsed_content("test_data"):
         data = transform(dict(item))
         yield item["case"], *(data[key].as_tensor().permute(3, 0, 1, 2) for key in ("image", "label"))
-
-
-def shown(image: Tensor, backbone: SAM2) -> Tensor:
-    """All slices ``(n, 1, S, S)`` of a volume as the backbone takes them: between their neighbours ``(n, 3, S, S)``
-    where its ``slice_context`` says so.
-    """
-    return between_neighbours(image) if backbone.slice_context else image
 
 
 def write(folder: str | Path, name: str, figure: Figure, content: dict[str, Any]) -> None:

@@ -27,7 +27,6 @@ from torch import Tensor
 
 from benchmarks.configuration import load_prior
 from benchmarks.figures.common import open_configuration, volumes, write
-from benchmarks.figures.common import shown as as_shown
 from benchmarks.program import run_command
 
 
@@ -110,7 +109,7 @@ def open_block(name, config_file, *, overrides, steps: int, shown: Sequence[int]
     case, image, label = next(volumes(parser))
     held = label.flatten(1).any(1).nonzero()[:, 0]
     slices = held[torch.linspace(0, len(held) - 1, columns + 2).round().long()[1:-1].unique()]
-    seen = as_shown(image, network.backbone)
+    seen = network.backbone.shown(image)
     features = network.backbone.encode_image(seen[slices].to(next(network.parameters()).device))
     predicted = torch.stack(
         [

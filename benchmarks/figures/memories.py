@@ -35,7 +35,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.configuration import load_prior
-from benchmarks.figures.common import open_configuration, shown, volumes, write
+from benchmarks.figures.common import open_configuration, volumes, write
 from benchmarks.program import run_command
 
 SETTINGS = ("backbone_name", "image_size", "inference_steps", "eta", "memory_samples")
@@ -110,7 +110,7 @@ def memories(parser, priors: Mapping[str, str], slices: int) -> Memories:
         load_prior(parser, path)
         stages[stage] = deepcopy(network.prior)
     cases, image, label = zip(*volumes(parser))
-    image, label = torch.cat([shown(each, network.backbone) for each in image]), torch.cat(label)
+    image, label = torch.cat([network.backbone.shown(each) for each in image]), torch.cat(label)
     held = label.flatten(1).any(1).nonzero()[:, 0]
     chosen = held[torch.linspace(0, len(held) - 1, min(slices, len(held))).round().long()]
     device, count = next(network.parameters()).device, len(network.organs)

@@ -24,7 +24,7 @@ from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from .arguments import AS_TYPED, OF_RUN, given_options, refuse_no_run, refuse_nothing, refuse_twice, typed_options
-from .entries import SEPARATOR, entry_at, has_entry
+from .entries import SEPARATOR, contents, entry_at, has_entry, on_top
 from .errors import MissingFileError, UnknownSettingError, count, listed, nearest
 from .files import BUNDLE
 from .places import check_places
@@ -75,7 +75,7 @@ def check() -> None:
     if not shares_options() and (idle := without_effect(config, steps, given_options())):
         names = listed(f"--{name}" for name in idle)
         logger.warning("Without effect, since nothing in `run %s` depends on it: %s.", workflow.run_id, names)
-    tell_unused(workflow.parser, reached, options)
+    tell_unused(workflow.parser, reached, options, referred=_referred(config))
 
 
 def refuse_twins(files: Iterable[str]) -> None:
@@ -113,17 +113,7 @@ def declared_settings(folder: str | Path) -> set[str]:
 def _workflows(folder: str | Path) -> list[dict[str, Any]]:
     """The configurations in a folder, and of the bundle, that are no overlays."""
     paths = {path.resolve() for root in (Path(folder), BUNDLE / "configs") for path in root.glob("*.json")}
-    return [content for content in _contents(sorted(paths)) if "run" in content]
-
-
-def _contents(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    for path in paths:
-        try:
-            content = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError):  # if it is of this run, MONAI has said so
-            continue
-        if isinstance(content, dict):
-            yield content
+    return [content for content in contents(sorted(paths)) if "run" in content]
 
 
 def refuse_unknown(config: Mapping[str, Any], declared: set[str]) -> None:
@@ -311,7 +301,7 @@ def declared_whole_numbers(folder: str | Path) -> set[str]:
 
 def _declared(folder: str | Path) -> Iterator[tuple[str, Any]]:
     files = [path for path in (BUNDLE / "configs").rglob("*.json") if path.name != "metadata.json"]
-    for content in (*_workflows(folder), *_contents(files)):
+    for content in (*_workflows(folder), *contents(files)):
         recorded = content.get("prior_settings")
         yield from content.items()
         yield from recorded.get("otherwise", {}).items() if isinstance(recorded, Mapping) else ()
@@ -320,12 +310,12 @@ def _declared(folder: str | Path) -> Iterator[tuple[str, Any]]:
 def _origin(name: str, options: Mapping[str, str | None]) -> str:
     """An entry, and where it is from: as an option, or behind the last of the files that has it."""
     key, shown = name.split(SEPARATOR)[0], name.replace(SEPARATOR, "#")
-    if any(re.split("#|::", option)[0] == key for option in options):
+    if any(on_top(option) == key for option in options):
         return f"--{shown}"
     found = ""
     for file in map(Path, config_files(options.get("config_file"))):
-        for content in _contents([file]):
-            if any(re.split("#|::", each.removeprefix("+"))[0] == key for each in content):
+        for content in contents([file]):
+            if any(on_top(each) == key for each in content):
                 found = f"'{file}': "
     return found + shown
 

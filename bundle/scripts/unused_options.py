@@ -4,16 +4,14 @@ been given. Options that other settings leave without effect, and components in 
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
 
-from .entries import SEPARATOR
+from .entries import SEPARATOR, contents, on_top
 from .files import BUNDLE
 from .shell import config_files, shares_options
 
@@ -79,24 +77,25 @@ def unused(parser: ConfigParser, reached: Set[str], options: Iterable[str]) -> l
     ]
 
 
-def unused_components(reached: Set[str], files: Iterable[str]) -> list[str]:
+def unused_components(reached: Set[str], referred: Set[str], files: Iterable[str]) -> list[str]:
     """Components in overlays of a user's own on which nothing in a workflow depends, such as an ``optimizer`` that is
-    to be ``train#optimizer``. Plain settings there may be of another run, which shares the overlay.
+    to be ``train#optimizer``. Plain settings there may be of another run, which shares the overlay, and so may what
+    another entry refers to.
 
     Args:
         reached: ids of all that the workflow depends on.
+        referred: ids of all that any entry of its configuration refers to.
         files: the configuration files of the run.
     """
     paths = [Path(file).resolve() for file in files]
     own = [path for path in paths if BUNDLE.resolve() / "configs" in path.parents]
-    declared = {_top(key) for path in own for key in _content(path)}
+    declared = {on_top(key) for content in contents(own) for key in content}
+    known = declared | {on_top(each) for each in reached} | referred
     found = []
     for path in paths:
-        for key, value in {} if path in own else _content(path).items():
-            name = _top(key)
-            if name in declared or name in {_top(each) for each in reached} or not _is_component(value):
-                continue
-            if f"@{name}" in json.dumps([_content(each) for each in paths]):  # of an entry for another run
+        for key, value in ((key, value) for content in contents([path]) for key, value in content.items()):
+            name = on_top(key)
+            if name in known or not _is_component(value):
                 continue
             near = [each.replace(SEPARATOR, "#") for each in sorted(reached) if each.endswith(SEPARATOR + name)]
             meant = f" Is {' or '.join(near)} meant?" if near else ""
@@ -104,33 +103,24 @@ def unused_components(reached: Set[str], files: Iterable[str]) -> list[str]:
     return found
 
 
-def _top(key: str) -> str:
-    return re.split(f"#|{SEPARATOR}", key.removeprefix("+"))[0]
-
-
-def _content(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):  # MONAI, which has read it, takes more than JSON
-        return {}
-    return content if isinstance(content, Mapping) else {}
-
-
 def _is_component(value: Any) -> bool:
     pieces = value if isinstance(value, list) else [value]
     return any(isinstance(piece, Mapping) and "_target_" in piece for piece in pieces)
 
 
-def tell_unused(parser: ConfigParser, reached: Set[str], options: Mapping[str, str | None]) -> None:
+def tell_unused(
+    parser: ConfigParser, reached: Set[str], options: Mapping[str, str | None], *, referred: Set[str]
+) -> None:
     """Says what has no effect in the running workflow, but where options are those of other commands too.
 
     Args:
         parser, reached: see :func:`unused`.
         options: as typed.
+        referred: see :func:`unused_components`.
     """
     if shares_options():
         return
     for each in unused(parser, reached, options):
         logger.warning("Without effect: %s.", each)
-    for each in unused_components(reached, config_files(options.get("config_file"))):
+    for each in unused_components(reached, referred, config_files(options.get("config_file"))):
         logger.warning("Without effect: %s", each)

@@ -13,7 +13,6 @@ from benchmarks.baselines.linear_probe import LinearProbe, ProbeInferer
 from benchmarks.baselines.prompted import PromptedInferer, PromptedSAM2
 from benchmarks.baselines.propagated import PropagatedInferer
 from benchmarks.baselines.true_memory import TrueMemoryInferer
-from benchmarks.figures.common import shown
 from tests.helpers.networks import CHANNELS, SIZE, make_backbone
 
 ROWS = {
@@ -63,4 +62,4 @@ def test_the_search_of_boxes_does_so_over_its_batches(volume, monkeypatch, conte
     dfg.search_boxes(FeatureUNet(1, (4, 8), features=6).eval(), backbone, slices, batch=2)
 
     torch.testing.assert_close(torch.cat(seen), between_neighbours(slices) if context else slices)
-    torch.testing.assert_close(shown(slices, backbone), torch.cat(seen))
+    torch.testing.assert_close(backbone.shown(slices), torch.cat(seen))

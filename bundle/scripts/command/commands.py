@@ -191,9 +191,7 @@ def evaluate(
     workflow("evaluating", runs.EVALUATING, options=options)
     given = {"label_map": label_map, "overwrite": overwrite, **read}
     prior = prior_of(model)
-    refuse_malformed(given)
     refuse_other_organs(label_map, prior)
-
     if code := _prepare(folder, target, modality, image, label, given):
         return code
     prepared = cases_in(target / OVERLAY)

@@ -104,12 +104,14 @@ def layout_of(folder: Path, *, leave_out: Path | None = None, organs_given: bool
     image, label, cases = best[0]
     _say_what_is_left(best[0], list(found.values()))
     _say_what_validates(folder, image)
-    label_map = None
-    if not organs_given:
-        label_map = _masks(folder, label, cases) if ORGAN in label else label_map_of(about, listing)
+    label_map: Mapping[str, Any] | None = None
     text = f"{count(len(cases), 'labelled volume')}: {one_line(image)} with {one_line(label)}."
-    if ORGAN in label and label_map is not None:
-        text += _beside(folder, label, cases, label_map)
+    if not organs_given and ORGAN not in label:
+        label_map = label_map_of(about, listing)
+    elif not organs_given:
+        there = [{_stem(name) for name in _volumes((folder / label.replace(CASE, case)).parent)} for case in cases]
+        label_map = masks = _masks(folder, cases, there)
+        text += _beside(there, masks)
     return Layout(image, label, cases, label_map, _modality(about, image), text)
 
 
@@ -322,9 +324,8 @@ def _stem(name: str) -> str:
     return name[: len(name) - len(suffix)]
 
 
-def _masks(folder: Path, label: str, cases: Sequence[str]) -> dict[str, str]:
-    """The masks of the organs that the bundle ships with, of those that all cases have."""
-    there = _names_of_masks(folder, label, cases)
+def _masks(folder: Path, cases: Sequence[str], there: Sequence[set[str]]) -> dict[str, str]:
+    """The masks of the organs that the bundle ships with, of those that all cases have, which has each ``there``."""
     common = sorted(set.intersection(*there))
     wanted = {organ_named(name): name for name in common if organ_named(name) in SHIPPED}
     lacking = {
@@ -348,13 +349,9 @@ def _masks(folder: Path, label: str, cases: Sequence[str]) -> dict[str, str]:
     return {organ: wanted[organ] for organ in sorted(wanted, key=shipped_first)}
 
 
-def _names_of_masks(folder: Path, label: str, cases: Sequence[str]) -> list[set[str]]:
-    return [{_stem(name) for name in _volumes((folder / label.replace(CASE, case)).parent)} for case in cases]
-
-
-def _beside(folder: Path, label: str, cases: Sequence[str], taken: Mapping[str, Any]) -> str:
-    """What to tell of masks of other organs than those that were taken."""
-    others = set.union(*_names_of_masks(folder, label, cases)) - set(taken.values())
+def _beside(there: Sequence[set[str]], taken: Mapping[str, Any]) -> str:
+    """What to tell of masks of other organs than those that were taken, of those that each case has."""
+    others = set.union(*there) - set(taken.values())
     others = {mask for mask in others if organ_named(mask) not in SHIPPED}
     if not others:
         return ""

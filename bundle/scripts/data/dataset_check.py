@@ -274,10 +274,14 @@ def _absent_organs(summaries: Sequence[CaseSummary]) -> Iterator[str]:
 
 def _say_what_nobody_has_drawn(summaries: Sequence[CaseSummary]) -> None:
     """Says which organs are in no label: whatever a model finds of them is neither right nor wrong."""
+    if organs := undrawn(summaries):
+        logger.warning("Not evaluated, since no label holds a value that `label_map` gives them: %s.", listed(organs))
+
+
+def undrawn(summaries: Sequence[CaseSummary]) -> list[str]:
+    """Organs that no label of a data set holds."""
     labelled = [summary.voxels for summary in summaries if summary.voxels]
-    undrawn = [organ for organ in (labelled[0] if labelled else ()) if not any(each[organ] for each in labelled)]
-    if undrawn:
-        logger.warning("Not evaluated, since no label holds a value that `label_map` gives them: %s.", listed(undrawn))
+    return [organ for organ in (labelled[0] if labelled else ()) if not any(each[organ] for each in labelled)]
 
 
 def _say_what_is_little(summaries: Sequence[CaseSummary]) -> None:

@@ -158,6 +158,12 @@ class SAM2(Described, nn.Module):
         if self.checkpoint is not None and not self.loaded:
             self.load_checkpoint(self.checkpoint, self.sha256)
 
+    def shown(self, image: Tensor) -> Tensor:
+        """All slices of a volume ``(n, 1, S, S)`` as :meth:`encode_image` is to see them: :func:`between_neighbours`
+        ``(n, 3, S, S)`` where ``slice_context`` says so.
+        """
+        return between_neighbours(image) if self.slice_context else image
+
     def encode_image(self, image: Tensor) -> ImageFeatures:
         """Slices to image features.
 

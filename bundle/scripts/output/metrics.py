@@ -27,7 +27,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from ..data.components import organ_boxes
-from ..data.dataset_check import CaseSummary
+from ..data.dataset_check import CaseSummary, undrawn
 from ..data.grids import is_sheared
 from ..errors import SettingError
 
@@ -260,8 +260,8 @@ class OrganMetricHandler(IgniteMetricHandler):
         self, metric_fn: OrganMetric, output_transform: Callable, *, summaries: Sequence[CaseSummary] = ()
     ) -> None:
         super().__init__(metric_fn=metric_fn, output_transform=output_transform, save_details=True)
-        voxels = [list(summary.voxels.values()) for summary in summaries if summary.voxels]
-        self._undrawn = [organ for organ, found in enumerate(zip(*voxels)) if not any(found)]
+        organs = next((list(summary.voxels) for summary in summaries if summary.voxels), [])
+        self._undrawn = [organs.index(organ) for organ in undrawn(summaries)]
 
     def compute(self) -> float | dict[str, float]:
         details = {name: values.clone() for name, values in self.metric_fn.details().items()}

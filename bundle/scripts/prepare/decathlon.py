@@ -192,12 +192,9 @@ def _listed_files(described: _Described) -> tuple[list[dict[str, str]], dict[str
     listed_pairs = [*described.training, *described.validation]
     pairs = [(_first_channel(folder, image), label) for image, label in listed_pairs]
     pattern, training = _common_pattern(*zip(*pairs)), pairs[: len(described.training)]
-    if pattern is None and described.validation:  # which changes no name of a case that trains
-        alone = _common_pattern(*zip(*training))
-        cases = alone.cases if alone else _names_of([label for _, label in training])
-        cases = [*cases, *_names_beside(cases, [label for _, label in pairs[len(training) :]])]
-    else:
-        cases = pattern.cases if pattern else _names_of([label for _, label in pairs])
+    named = pattern or _common_pattern(*zip(*training))  # validation changes no name of a case that trains
+    cases = named.cases if named else _names_of([label for _, label in training])
+    cases = [*cases, *_names_beside(cases, [label for _, label in pairs[len(cases) :]])]
     items = [
         {"image": str(folder / image), "label": str(folder / label), "case": case}
         for (image, label), case in zip(pairs, cases)

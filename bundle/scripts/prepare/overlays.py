@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..data.datalists import Item
-from ..data.dataset_check import CaseSummary
+from ..data.dataset_check import CaseSummary, undrawn
 from ..data.volumes import VolumeReader
 from ..errors import DatasetError, count, listed
 from .report import notes_on, report
@@ -80,7 +80,7 @@ def write_overlay(
     tested = f"{len(test)} {_are(test)} evaluated ({listed(test)})" if test else "none is left to evaluate on"
     trained = f"{len(train)} {_are(train)} for training ({listed(train)})"
     split = f"Of {count(len(items), 'labelled volume')}, {trained}, {tested}."
-    absent = [organ for organ in meanings["label_map"] if not any(summary.voxels.get(organ) for summary in summaries)]
+    absent = undrawn(summaries)
     warnings = [f"Warning: no label holds {listed(absent)}."] if absent else []
     return report(
         [],

@@ -23,17 +23,16 @@ class LabelMapInferer(Described, Inferer):
         output: ``"labels"``, a label map; ``"labels_and_organs"``, with a second channel whose bit i - 1 is set where
             organ i's own logit is positive, before organs are merged, up to the 64th; ``"logits"``, a channel for the
             background (0 everywhere) and each organ.
-        amp: whether a network on a CPU is run in mixed precision; see :func:`mixed_on_cpu`.
 
     Raises:
         SettingError: an unknown ``output``.
     """
 
-    def __init__(self, output: str = "labels", *, amp: bool = False) -> None:
+    def __init__(self, output: str = "labels") -> None:
         super().__init__()
         if output not in OUTPUTS:
             raise SettingError(f"output must be one of {', '.join(OUTPUTS)}, got '{output}'.")
-        self.output, self.amp = output, amp
+        self.output = output
 
     def _volume(self, inputs: Tensor) -> Tensor:
         """The one volume ``(H, W, slices)`` of a batch.

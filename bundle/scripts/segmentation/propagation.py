@@ -89,7 +89,7 @@ class VolumetricInferer(LabelMapInferer):
         on_slices: Callable[[int, int], None] | None = None,
         on_features: Callable[[VolumeSlices, Sequence[int], ImageFeatures], None] | None = None,
     ) -> None:
-        super().__init__(output, amp=amp)
+        super().__init__(output)
         if not 0 <= neighbours <= 6:
             raise SettingError(f"neighbours must lie in 0...6, got {neighbours}.")
         if not 0 <= names_smoothing < math.inf:
@@ -99,7 +99,7 @@ class VolumetricInferer(LabelMapInferer):
         if window_margin is not None and window_margin < 0:
             raise SettingError(f"window_margin must be 0 or more image tokens, or None, got {window_margin}.")
         self.neighbours = 0 if no_3d else neighbours
-        self.batch_size, self.skip_absent = batch_size, skip_absent
+        self.batch_size, self.skip_absent, self.amp = batch_size, skip_absent, amp
         self.ended_after = ended_after if self.neighbours else 0
         self.window_margin = None if self.neighbours else window_margin
         self.names_smoothing = 0.0 if no_3d else names_smoothing
@@ -137,8 +137,7 @@ class VolumetricInferer(LabelMapInferer):
         """
         source = self._source(inputs, network)
         output = self._empty_output(source.volume, len(source.network.organs))
-        with mixed_on_cpu(source.network, self.amp):
-            self._write_all(output, source, self._decode_all(source), corrector)
+        self._write_all(output, source, self._decode_all(source), corrector)
         return self._result(output, inputs)
 
     def _write_all(
@@ -150,13 +149,14 @@ class VolumetricInferer(LabelMapInferer):
     ) -> None:
         """Puts slices into the volume as they come, and then those that a user has corrected in their place."""
         kept: dict[int, Tensor] = {}  # what the corrector starts from
-        for indices, logits in decoded:
-            self._write(output, indices, logits)
+        with mixed_on_cpu(source.network, self.amp):
+            for indices, logits in decoded:
+                self._write(output, indices, logits)
+                if corrector is not None:
+                    kept |= {index: each.cpu() for index, each in zip(indices, logits) if corrector.needs(index)}
             if corrector is not None:
-                kept |= {index: each.cpu() for index, each in zip(indices, logits) if corrector.needs(index)}
-        if corrector is not None:
-            for index, logits in corrector(source, kept):
-                self._write(output, [index], logits)
+                for index, logits in corrector(source, kept):
+                    self._write(output, [index], logits)
 
     def _source(self, inputs: Tensor, network: DiffuSAM) -> VolumeSlices:
         network = getattr(network, "module", network)

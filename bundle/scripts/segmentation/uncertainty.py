@@ -18,7 +18,6 @@ from ..errors import SettingError
 from ..networks.diffusam import DiffuSAM
 from ..networks.logits import resize_logits, with_background
 from ..networks.sam2_types import ImageFeatures
-from .label_maps import mixed_on_cpu
 from .propagation import Corrector, VolumetricInferer
 from .walked_slices import VolumeSlices
 
@@ -72,8 +71,7 @@ class UncertaintyInferer(VolumetricInferer):
         output = plain.new_empty((1, plain.shape[1] + 1, *source.volume.shape))
         agreement = SampleAgreement(len(source.network.organs))
         compared = self._compared(source, output[0, -1], agreement)
-        with mixed_on_cpu(source.network, self.amp):
-            self._write_all(output[:, :-1], source, compared, corrector)
+        self._write_all(output[:, :-1], source, compared, corrector)
         self.predicted_dice = agreement.dice()
         return self._result(output, inputs)
 

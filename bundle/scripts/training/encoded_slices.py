@@ -27,7 +27,7 @@ from ..data.transforms import AugmentedVariant
 from ..data.volumes import volume_digest
 from ..descriptions import describe
 from ..errors import SettingError, UnusableFileError
-from ..networks.sam2_backbone import FrozenSAM2, between_neighbours
+from ..networks.sam2_backbone import FrozenSAM2
 from ..weights import load_tensors, save_atomically
 
 logger = logging.getLogger(__name__)
@@ -231,7 +231,7 @@ class EncodedSlices(Dataset):
         device = next(self.backbone.parameters()).device
         count = len(self.organs)
         values = torch.arange(1, count + 1).view(1, -1, 1, 1)
-        shown = between_neighbours(image) if self.backbone.slice_context else image
+        shown = self.backbone.shown(image)
         chunks = []
         for start in range(0, len(image), self.batch_size):
             features = self.backbone.encode_image(shown[start : start + self.batch_size].to(device))
