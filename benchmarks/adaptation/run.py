@@ -35,6 +35,7 @@ from collections.abc import Callable
 from monai.utils import set_determinism
 from scripts.descriptions import describe
 from scripts.errors import DatasetError
+from scripts.files import sha256_of
 from scripts.training.identity import case_digests
 
 from benchmarks.adaptation.box_search import SearchSettings
@@ -52,7 +53,7 @@ from benchmarks.baselines.evaluation import (
     run_trained,
     training_settings,
 )
-from benchmarks.baselines.supervised import NetworkInferer, plain_unet, train
+from benchmarks.baselines.supervised import NetworkInferer, plain_unet, start_network, train
 from benchmarks.configuration import parse
 from benchmarks.program import run_command
 
@@ -67,6 +68,7 @@ def train_source(
     channels: tuple[int, ...] = CHANNELS,
     features: int = 16,
     dropout: float = 0.1,
+    start_from: str | None = None,
     overwrite: bool = False,
     **overrides,
 ) -> str:
@@ -80,6 +82,8 @@ def train_source(
         channels: widths of the UNet's levels.
         features: of each pixel, which the classifier sees.
         dropout: rate of every dropout layer; DPL draws its passes with it.
+        start_from: weights to start from instead of random ones, those of painted patients as
+            :mod:`benchmarks.baselines.anatomy_unet` writes them for the network "source".
 
     Raises:
         ValueError: the file holds a model of another training.
@@ -88,9 +92,13 @@ def train_source(
 
     layout = {"channels": list(channels), "features": features, "dropout": dropout}
     budget = training_settings(steps, slices_per_step, learning_rate, dice_by_slice)
-    row = open_training("source", parser, source_model, {**layout, **budget})
+    start = {} if start_from is None else {"start_from": sha256_of(start_from)}
+    row = open_training("source", parser, source_model, {**layout, **budget, **start})
     set_determinism(parser.get_parsed_content("seed"))
-    train(row, FeatureUNet(len(row.about["organs"]), **layout), overwrite)
+    network = FeatureUNet(len(row.about["organs"]), **layout)
+    if start_from is not None:
+        start_network(network, start_from)
+    train(row, network, overwrite)
     return str(row.path)
 
 

@@ -3,16 +3,18 @@ fair share.
 
     python -m benchmarks.baselines.anatomy_unet --patients_dir data/patients --output runs/anatomy_unet.pt
     python -m benchmarks.baselines.anatomy_unet --network unetr --output runs/anatomy_unetr.pt
+    python -m benchmarks.baselines.anatomy_unet --network source --output runs/anatomy_source.pt
 
-The network is the row's, the loss too; slices come from :class:`scripts.pretraining.patient_clips.AnatomyClips`, one a
-clip. What is written holds the weights as the rows ``unet`` and ``unetr`` take them with ``--start_from``; so does this
-command, which then learns on. A training that was interrupted goes on from its checkpoint, beside the file it writes.
+The network is the row's, "source" that of ``train_source`` in :mod:`benchmarks.adaptation.run`; the loss is the row's
+too. Slices come from :class:`scripts.pretraining.patient_clips.AnatomyClips`, one a clip. What is written holds the
+weights as these three take them with ``--start_from``; so does this command, which then learns on. A training that was
+interrupted goes on from its checkpoint, beside the file it writes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -24,11 +26,17 @@ from scripts.pretraining.patient_clips import AnatomyClips, PatientPool
 from scripts.weights import save_atomically
 from torch import Tensor, nn
 
+from benchmarks.adaptation.source_model import FeatureUNet
 from benchmarks.program import run_command
 
 from .supervised import ResumableSteps, plain_unet, plain_unetr, start_network
 
-NETWORKS = {"unet": plain_unet, "unetr": plain_unetr}
+# by the organs and the size of a slice, with the widths that the rows have by default
+NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
+    "unet": lambda organs, size: plain_unet(1 + organs),
+    "unetr": lambda organs, size: plain_unetr(1 + organs, size),
+    "source": lambda organs, size: FeatureUNet(organs),
+}
 
 
 def train(
@@ -54,7 +62,7 @@ def train(
     Args:
         output: file of the weights.
         patients_dir: where the painted patients are, or will be written.
-        network: "unet" or "unetr", with the widths that the rows have by default.
+        network: "unet", "unetr" or "source".
         start_from: weights that an earlier run has written; without, it learns from scratch.
         patients: how many.
         iterations: steps of AdamW, the learning rate falling to zero along a cosine.
@@ -108,7 +116,7 @@ def _network(name: str, image_size: int, start_from: str | None) -> nn.Module:
     """One of :data:`NETWORKS`, with the weights of a file if one is named."""
     if name not in NETWORKS:
         raise errors.SettingError(f"network must be one of {', '.join(NETWORKS)}, got '{name}'.")
-    network = NETWORKS[name](1 + len(ORGANS), **({} if name == "unet" else {"size": image_size}))
+    network = NETWORKS[name](len(ORGANS), image_size)
     if start_from is not None:
         start_network(network, start_from)
     return network

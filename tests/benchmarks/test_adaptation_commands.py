@@ -10,9 +10,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from scripts.errors import DatasetError
+from scripts.errors import DatasetError, SettingError
+from scripts.weights import save_atomically
 
 from benchmarks.adaptation import run
+from benchmarks.adaptation.source_model import FeatureUNet
 from benchmarks.adaptation.target_images import adaptation_cases, target_volumes
 from benchmarks.configuration import parse
 from tests.helpers.workflows import BUNDLE, ORGANS, SIZE, write_overlay
@@ -92,6 +94,24 @@ def test_the_source_model_is_trained_once(tmp_path, write_dataset, backbone_file
     assert Path(path).stat().st_mtime_ns == trained
     with pytest.raises(ValueError, match="other settings"):
         run.train_source(config, path, **{**SMALL, "steps": 3}, bundle_root=str(BUNDLE))
+
+
+def test_the_source_model_may_start_from_a_network_of_painted_patients(tmp_path, write_dataset, backbone_file):
+    overlay = write_overlay(tmp_path / "overlay", write_dataset(tmp_path / "dataset"), backbone_file)
+    config, path = [str(CONFIGS / "train.json"), str(overlay)], str(tmp_path / "source.pt")
+    painted, other = FeatureUNet(len(ORGANS), SMALL["channels"]), FeatureUNet(len(ORGANS), (4, 16))
+    for name, network in (("painted", painted), ("other", other)):
+        save_atomically({"network": network.state_dict()}, tmp_path / f"{name}.pt")
+    options = {**SMALL, "steps": 1, "learning_rate": 0.0, "bundle_root": str(BUNDLE)}
+
+    run.train_source(config, path, start_from=str(tmp_path / "painted.pt"), **options)
+
+    saved = torch.load(path, weights_only=True)["network"]
+    assert all(torch.equal(saved[key], value) for key, value in painted.named_parameters())
+    with pytest.raises(ValueError, match="other settings.*start_from"):
+        run.train_source(config, path, **options)
+    with pytest.raises(SettingError, match="other.pt' holds another network than this FeatureUNet"):
+        run.train_source(config, str(tmp_path / "new.pt"), start_from=str(tmp_path / "other.pt"), **options)
 
 
 @pytest.mark.parametrize("row", ADAPT)

@@ -1,4 +1,6 @@
-"""The networks that learn from painted patients: what is written is what the rows ``unet`` and ``unetr`` start from."""
+"""The networks that learn from painted patients: what is written is what the rows ``unet`` and ``unetr`` start from,
+and the source model of an adaptation.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ import torch
 from scripts.errors import SettingError
 from scripts.weights import save_atomically
 
+from benchmarks.adaptation.source_model import FeatureUNet
 from benchmarks.baselines import anatomy_unet, supervised
 from benchmarks.baselines.anatomy_unet import train
 from benchmarks.baselines.supervised import plain_unet, plain_unetr, start_network
@@ -29,6 +32,7 @@ def patients(tmp_path_factory) -> str:
     "name",
     [
         "unet",
+        "source",
         pytest.param("unetr", marks=pytest.mark.skipif(not find_spec("einops"), reason="MONAI's UNETR needs einops")),
     ],
 )
@@ -37,7 +41,9 @@ def test_its_weights_are_the_rows(tmp_path, patients, name):
 
     train(str(path), patients, name, iterations=2, **SMALL)
 
-    network = plain_unet(5) if name == "unet" else plain_unetr(5, 64)
+    network = {"unet": lambda: plain_unet(5), "source": lambda: FeatureUNet(4), "unetr": lambda: plain_unetr(5, 64)}[
+        name
+    ]()
     before = {key: value.clone() for key, value in network.state_dict().items()}
     start_network(network, path)
     assert any(not torch.equal(value, before[key]) for key, value in network.state_dict().items())
@@ -109,7 +115,7 @@ def test_a_network_of_other_widths_is_not_started_from(tmp_path):
 
 
 def test_an_unknown_network_is_refused(tmp_path):
-    with pytest.raises(SettingError, match="must be one of unet, unetr, got 'vnet'"):
+    with pytest.raises(SettingError, match="must be one of unet, unetr, source, got 'vnet'"):
         train(str(tmp_path / "out.pt"), network="vnet")
 
 

@@ -590,6 +590,20 @@ def test_a_network_of_one_table_is_the_supervised_bound_of_another():
     assert few_shot.trained("3+5+10", "unet") != few_shot.trained("15+19+20", "unet")
 
 
+def test_what_adapts_may_have_seen_painted_patients_who_are_the_same_in_every_run():
+    table = Table.read("chaos_adaptation", "out/chaos_adaptation", {"source_seed": 3, "pretraining_iterations": 7})
+
+    painted = {table.trained(run, "source_painted") for run in table.runs}
+    assert len(painted) == 1 and len({table.trained(run, "source_pretrained") for run in table.runs}) == 1
+    assert table.trained("3+5+10", "source_pretrained") != table.trained("3+5+10", "source")
+    step = table.training_step("3+5+10", "source_pretrained")
+    assert f"--start_from={painted.pop()}" in step.arguments and "--seed=3" in step.arguments
+    assert "--iterations=7" in table.training_step("3+5+10", "source_painted").arguments
+    for name in ("Source-only UNet", "DPL", "DFG"):
+        row = table.row_step("3+5+10", f"{name}, pretrained")
+        assert f"--source_model={table.trained('3+5+10', 'source_pretrained')}" in row.arguments
+
+
 def test_a_changed_configuration_is_another_training(tmp_path):
     overlay = tmp_path / "overlay.json"
     path = write_table(
