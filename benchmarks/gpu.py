@@ -96,7 +96,7 @@ def walk(device: str = "cuda:0", quick: bool = False, slices: int = 64) -> None:
     methods = [(network.backbone, name) for name in ("encode_image", "condition", "decode", "encode_memory")]
     with stages(*methods, (network, "name"), (network, "synthesise")) as spent:
         run(0, True)
-    result["stages, bfloat16"] = {name: round(each.cpu / slices, 2) for name, each in spent.items()}
+    result["stages, bfloat16"] = {name: round(each.wall / slices, 2) for name, each in spent.items()}
     if torch.cuda.is_available():
         result["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
     print(json.dumps(result))

@@ -36,9 +36,16 @@ class Described:
         return given(self)
 
 
+class _Given(tuple):
+    """Positional and named arguments, which a copy of the object has in common with it: among them may be a network."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Given:
+        return self
+
+
 def _note(made: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     # not by setattr: PyTorch's modules would take the modules among the arguments for their own
-    object.__setattr__(made, _GIVEN, (_kept(args), _kept(kwargs)))
+    object.__setattr__(made, _GIVEN, _Given((_kept(args), _kept(kwargs))))
     return made
 
 

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scripts import files as bundle_files
@@ -22,13 +23,24 @@ from scripts.inference import record_files
 from scripts.inference.case_records import CaseRecords, FailedCases
 from scripts.inference.journals import FOLDER, Journal, found_journals
 from scripts.inference.record_files import RecordFiles, read_records
-from scripts.inference.shares import WHOLE, Share, gathered, own_share
+from scripts.inference.shares import WHOLE, Share, gathered, own_device, own_share
 
 from tests.helpers.results import write_label_map
 
 needs_locks = pytest.mark.skipif(bundle_files.fcntl is None, reason="no locks on this system")
 
 # ---- which cases are whose
+
+
+@pytest.mark.parametrize("rank, index", [(0, 0), (1, 1), (2, 0)])
+def test_each_process_has_a_gpu_that_is_meant_by_cuda_too(monkeypatch, rank, index):
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+
+    assert [own_device()] == current == [torch.device("cuda", index)]
 
 
 @given(st.integers(0, 40), st.integers(1, 9), st.integers(1, 5))

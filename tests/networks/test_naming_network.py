@@ -1,7 +1,10 @@
 """A head with an image encoder of its own: what it begins with, what it reads, and what training leaves alone."""
 
+from copy import deepcopy
+
 import pytest
 import torch
+from scripts.descriptions import describe, given
 from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
 from scripts.networks.naming_head import NamingHead, naming_classes
@@ -38,6 +41,16 @@ def test_it_begins_as_a_head_on_the_frozen_encoder(backbone, image):
 
     for ours, expected in zip(own(shown), head(backbone.encode_image(image))):
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_copy_of_it_has_no_second_backbone(backbone):
+    """A moving average of a training is one; what it was built with is none of its weights, but was copied too."""
+    own = naming(backbone, ORGANS, own_encoder=True)
+    copied = deepcopy(own)
+
+    assert given(copied)["backbone"] is backbone
+    assert copied.fine.weight is not own.fine.weight and torch.equal(copied.fine.weight, own.fine.weight)
+    assert describe(copied) == describe(own)
 
 
 def test_a_head_without_an_encoder_keeps_no_images(backbone, image):

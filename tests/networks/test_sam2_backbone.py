@@ -579,6 +579,27 @@ def test_gated_replaces_masks_of_absent_objects_alone(nano, features):
     assert (gated[0] == NO_OBJECT_LOGIT).all() and torch.equal(gated[1], decoded.mask_logits[1])
 
 
+def test_a_score_that_is_not_a_number_hides_no_mask(nano, features):
+    decoded = nano.decode(nano.condition(features), features)
+
+    assert torch.equal(replace(decoded, object_score=torch.full((2, 1), torch.nan)).gated(), decoded.mask_logits)
+
+
+def test_building_takes_no_gpu_whether_there_is_one_or_not(monkeypatch):
+    """sam2's constructors would put tables on the first one, which may be another process's, or full."""
+    tables = set()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    model = FrozenSAM2("sam2_nano", 64).model  # on a machine without one that would end in an error
+
+    assert torch.cuda.is_available()
+    for module in model.modules():
+        if hasattr(module, "freqs_cis"):
+            tables.add(module.freqs_cis.device.type)
+        assert not getattr(module, "cache", None)
+    assert tables == {"cpu"}
+
+
 def test_resizing_to_the_same_size_changes_nothing():
     logits = torch.randn(1, 2, 8, 8)
     assert resize_logits(logits, 8) is logits

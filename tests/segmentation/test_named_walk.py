@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scripts.errors import RefusedError
 from scripts.networks.diffusam import DiffuSAM
 from scripts.networks.diffusion_prior import MemoryPrior
 from scripts.networks.logits import NO_OBJECT_LOGIT, resize_logits
@@ -13,6 +14,7 @@ from scripts.networks.sam2_backbone import FrozenSAM2
 from scripts.networks.sam2_types import Memory
 from scripts.networks.windows import windows_around
 from scripts.segmentation.propagation import VolumetricInferer
+from scripts.segmentation.uncertainty import UncertaintyInferer
 from scripts.segmentation.walked_slices import BLOCK, SmoothedNames, VolumeSlices
 
 SIZE, ORGANS = 64, ("spleen", "liver")
@@ -64,6 +66,25 @@ def test_names_are_the_mean_over_three_slices_and_no_slice_is_encoded_twice(name
         assert len(features) == len(batch)
         torch.testing.assert_close(smoothed, expected[batch], rtol=1e-4, atol=1e-3)
     assert sorted(encoded) == list(range(slices))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options", [{"neighbours": 0, "window_margin": 1}, {"neighbours": 1}, {"no_3d": True}], ids=str
+)
+@pytest.mark.parametrize("part", ["names.fine.bias", "backbone.model.sam_mask_decoder.mask_tokens.weight"])
+@pytest.mark.parametrize("spoilt", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_no_background(named, options, part, spoilt):
+    """As where half precision is too narrow: a comparison with them is false, which would find nothing in silence."""
+    spoils = named.get_parameter(part)
+    before = spoils.clone()
+    spoils.fill_(spoilt)
+    try:
+        for inferer in (VolumetricInferer(**options), UncertaintyInferer(2, **options)):
+            with pytest.raises(RefusedError, match="numbers that are none.*--amp False"):
+                inferer(make_volume(3), named)
+    finally:
+        spoils.copy_(before)
 
 
 @torch.no_grad()

@@ -285,6 +285,14 @@ DRAWS = 4000
 TOLERANCE = 4 * (0.25 / DRAWS) ** 0.5  # four standard deviations of a share, at its widest
 
 
+@pytest.fixture(params=["few pairs", "more than PyTorch draws from"])
+def pairs(request, monkeypatch):
+    if request.param != "few pairs":
+        monkeypatch.setattr("scripts.training.encoded_slices._MOST_DRAWN_FROM", 1)
+        monkeypatch.setattr(torch, "multinomial", None)
+
+
+@pytest.mark.usefixtures("pairs")
 @pytest.mark.parametrize("absent_share", [0.0, 0.25, 0.6])
 def test_the_sampler_draws_absent_organs_by_their_share(make, absent_share):
     dataset = make(absent_share=absent_share)
@@ -295,6 +303,7 @@ def test_the_sampler_draws_absent_organs_by_their_share(make, absent_share):
     assert (~dataset.present[drawn]).float().mean().item() == pytest.approx(absent_share, abs=TOLERANCE)
 
 
+@pytest.mark.usefixtures("pairs")
 def test_the_sampler_draws_organs_equally_often(make):
     dataset = make()  # with the spleen in twice as many slices as the liver
     torch.manual_seed(0)

@@ -74,10 +74,14 @@ def own_share(share: str | None = None) -> Share:
 
 
 def own_device() -> torch.device:
-    """This process's GPU, or the CPU where there is none; more processes than GPUs use each of them in turn."""
+    """This process's GPU, which becomes the one that PyTorch means by "cuda", or the CPU where there is none; more
+    processes than GPUs use each of them in turn.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
 
 
 def be_quiet(share: Share) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from unittest import mock
 
+import torch
 from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor, nn
 
@@ -94,4 +96,7 @@ def build_sam2(name: str, image_size: int) -> nn.Module:
     # the rotary tables are rebuilt at any other size on the first call; asking for the right one avoids that
     config.memory_attention.layer.self_attention.feat_sizes = [tokens, tokens]
     config.memory_attention.layer.cross_attention.feat_sizes = [tokens, tokens]
-    return instantiate(config, _recursive_=True)
+    # where there is a GPU, sam2's constructors put tables on the first one, be it this process's or not: those of
+    # positions in images of 1024 pixels, which nothing here asks for, and those of angles, which move with the network
+    with mock.patch.object(torch.cuda, "is_available", return_value=False):
+        return instantiate(config, _recursive_=True)

@@ -120,4 +120,5 @@ class Decoded:
 
         The gradient through the gate is exactly zero, so losses are taken on ``mask_logits`` instead.
         """
-        return torch.where(self.object_score[..., None, None] > 0, self.mask_logits, NO_OBJECT_LOGIT)
+        # a score that is not a number is no word of absence, and must not hide that the masks are none either
+        return torch.where(self.object_score[..., None, None] <= 0, NO_OBJECT_LOGIT, self.mask_logits)

@@ -28,7 +28,7 @@ from ..errors import SettingError
 from ..networks.logits import MASK_LOGIT, mask_to_logits, resize_logits
 from ..networks.sam2_backbone import SAM2
 from ..networks.sam2_types import ImageFeatures, MaskPredictions, Memory
-from ..weights import save_atomically
+from ..weights import on_cpu, save_atomically
 
 OwnMemories = Callable[[int], Tensor]  # of a frame, memories (V * K, M, h, w) of a prior, NaN where it has none
 
@@ -356,4 +356,5 @@ def pretraining_iteration(engine: SupervisedTrainer, batch: dict[str, Tensor]) -
 
 def export_backbone(backbone: SAM2, path: str | Path) -> None:
     """Writes a backbone in half precision and in the layout of SAM2's own checkpoints, whole or not at all."""
-    save_atomically({"model": {key: value.half() for key, value in backbone.model.state_dict().items()}}, path)
+    state = {key: value.half() for key, value in on_cpu(backbone.model.state_dict()).items()}
+    save_atomically({"model": state}, path)

@@ -27,7 +27,7 @@ from .corrected_slices import Corrector
 from .label_maps import LabelMapInferer, mixed_on_cpu
 from .sides import Side, batched, together
 from .views import MeanOverViews, View, read_views
-from .walked_slices import OwnMemories, SmoothedNames, VolumeSlices
+from .walked_slices import OwnMemories, SmoothedNames, VolumeSlices, checked
 
 
 class VolumetricInferer(LabelMapInferer):
@@ -133,7 +133,7 @@ class VolumetricInferer(LabelMapInferer):
 
         Raises:
             ValueError: another shape.
-            RuntimeError: the network's prior is untrained.
+            RuntimeError: the network's prior is untrained, or what it gives is not finite.
         """
         source = self._source(inputs, network)
         output = self._empty_output(source.volume, len(source.network.organs))
@@ -190,7 +190,8 @@ class VolumetricInferer(LabelMapInferer):
         walk = self._walk_outward if self.neighbours else self._walk_independent
         decoded = number * source.count
         for indices, logits in walk(source):
-            yield indices, logits.float()  # in which organs are compared, whatever precision they were decoded in
+            # in which organs are compared, whatever precision they were decoded in
+            yield indices, checked(logits.float())
             decoded += len(indices)
             if self.on_slices is not None:
                 self.on_slices(decoded, source.count * len(self.views))

@@ -144,9 +144,12 @@ class SampleAgreement:
     def add(self, labels: Tensor) -> None:
         """Takes some slices ``(samples, n, H, W)`` of every sample."""
         flat = labels.flatten(1)
-        masks = torch.stack([(flat == organ).float() for organ in range(1, self.organs + 1)])
-        # (K, samples): voxels in common with the first sample, and in each sample by itself
-        self.shared = self.shared + torch.stack([(masks * masks[:, :1]).sum(2), masks.sum(2)]).double()
+        found = []
+        for organ in range(1, self.organs + 1):  # one after the other: masks of all would be large
+            mask = flat == organ
+            # (samples,): voxels in common with the first sample, and in each sample by itself
+            found.append(torch.stack([(mask & mask[:1]).sum(1), mask.sum(1)]))
+        self.shared = self.shared + torch.stack(found, 1).double()
 
     def dice(self) -> list[float | None]:
         """For each organ the mean Dice between the first sample and each of the others, None where all are empty."""

@@ -13,6 +13,7 @@ from monai.transforms import Resize
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
+from ..errors import RefusedError
 from ..networks.diffusam import DiffuSAM
 from ..networks.naming_head import grouped, smoothed
 from ..networks.sam2_types import ImageFeatures
@@ -58,10 +59,14 @@ class VolumeSlices:
         return features, self.synthesise(features, self.masks(named))
 
     def name(self, features: ImageFeatures) -> Tensor | None:
-        """What the network's head names; see :meth:`~scripts.networks.diffusam.DiffuSAM.name`."""
+        """What the network's head names; see :meth:`~scripts.networks.diffusam.DiffuSAM.name`.
+
+        Raises:
+            RefusedError: numbers that are none.
+        """
         # a head may have an encoder of its own
         parts = [self.network.name(part) for part in features.split(self.batch_size)]
-        return None if parts[0] is None else torch.cat(parts)
+        return None if parts[0] is None else checked(torch.cat(parts))
 
     def named(self, indices: Sequence[int]) -> tuple[ImageFeatures, Tensor | None]:
         """Image features of some slices, and what is named in each by itself."""
@@ -99,8 +104,9 @@ class VolumeSlices:
 
     def _shown(self, indices: list[int]) -> Tensor:
         """Some slices ``(n, 1, S, S)`` as the network sees them."""
-        image = self.resize(self.scale(self.volume[..., indices].permute(2, 0, 1)))
-        return self.view.show(convert_to_tensor(image, track_meta=False)[:, None].to(self.device))
+        stored = self.volume[..., indices].to(self.device)  # a GPU scales and resizes faster than it is waited for
+        image = self.resize(self.scale(stored.permute(2, 0, 1)))
+        return self.view.show(convert_to_tensor(image, track_meta=False)[:, None])
 
     def chunks(self, in_blocks: bool = False) -> Iterator[list[int]]:
         """Indices of all slices in their order, ``batch_size`` at a time, or one block."""
@@ -190,6 +196,20 @@ class OwnMemories:
 
     def _select(self, rows: list[int]) -> ImageFeatures:
         return self._features if rows == list(range(len(self._rows))) else self._features[rows]
+
+
+def checked(logits: Tensor) -> Tensor:
+    """The same logits. What is not a number is larger than nothing, so it would be taken for background.
+
+    Raises:
+        RefusedError: some are infinite, or not numbers.
+    """
+    if not logits.isfinite().all():
+        raise RefusedError(
+            "The network gives numbers that are none (nan, or infinite). In half precision they may have grown too "
+            "large: give --amp False."
+        )
+    return logits
 
 
 def with_neighbours(indices: Sequence[int], count: int) -> list[list[int]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,20 @@ from ..weights import load_tensors, save_atomically
 logger = logging.getLogger(__name__)
 _LAYOUT = 1  # raise when the content of a cache file changes
 _OF = "of"  # what a file was made for, which is its name unless somebody gave it another
+_MOST_DRAWN_FROM = 2**24  # categories that torch.multinomial takes
 _CONTENT = ("embedding", "high_res_fine", "high_res_coarse", "memory", "label", "present")
+
+
+class _ManyPairsSampler(WeightedRandomSampler):
+    """PyTorch's, of any number of weights; up to :data:`_MOST_DRAWN_FROM` it draws what PyTorch's draws."""
+
+    def __iter__(self) -> Iterator[int]:
+        if len(self.weights) <= _MOST_DRAWN_FROM:
+            yield from super().__iter__()
+            return
+        ends = self.weights.cumsum(0)
+        drawn = torch.rand(self.num_samples, dtype=ends.dtype, generator=self.generator) * ends[-1]
+        yield from torch.searchsorted(ends, drawn, right=True).tolist()  # to the right of those of weight 0
 
 
 class EncodedSlices(Dataset):
@@ -143,7 +156,7 @@ class EncodedSlices(Dataset):
             drawn = sum(share for group, share in groups if group.any())  # an organ may be in every slice, or in none
             for group, share in groups:
                 weights[group] = share / (drawn * group.sum().clamp_min(1)) if drawn else 0.0
-        return WeightedRandomSampler(weights, num_samples)
+        return _ManyPairsSampler(weights, num_samples)
 
     def statistics_batches(self, batch_size: int = 64):
         """Memories of present organs and their image embeddings, for ``MemoryPrior.fit_statistics``."""
