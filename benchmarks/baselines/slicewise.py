@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Orientation, Resize, SpatialCrop
+from monai.transforms import Orientation, Pad, Resize, SpatialCrop
 from monai.utils import convert_to_tensor
 from nibabel.orientations import aff2axcodes
 from scripts.data.grids import place_within
@@ -103,7 +103,7 @@ def shown_slices(inputs: Tensor, indices: Sequence[int], network: SAM2) -> Tenso
 
 def oriented_like(label: Tensor, image: Tensor) -> Tensor:
     """A label map on the file's grid, ``(1, 1, ...)`` with its affine, along the axes of the image and as far as the
-    image reaches, which may be cropped: ``(H, W, slices)``.
+    image reaches, which may be cropped, or have air added in plane: ``(H, W, slices)``.
 
     Raises:
         ValueError: the two differ by more than that.
@@ -113,9 +113,14 @@ def oriented_like(label: Tensor, image: Tensor) -> Tensor:
     turned = Orientation(axcodes="".join(aff2axcodes(target.numpy())))(plain)
     shape = image.shape[2:]
     place = place_within(target.double().numpy(), shape, turned.affine.double().numpy())
-    turned = SpatialCrop(roi_slices=place)(turned)
+    # in plane air may have been added to the image, where there is no label
+    beyond = [(max(-side.start, 0), max(side.stop - size, 0)) for side, size in zip(place, turned.shape[1:])]
+    turned = Pad([(0, 0), *beyond])(turned)
+    turned = SpatialCrop(
+        roi_slices=[slice(max(each.start, 0), max(each.start, 0) + size) for each, size in zip(place, shape)]
+    )(turned)
     if (
-        min(side.start for side in place) < 0
+        any(beyond[2])
         or turned.shape[1:] != shape
         or not torch.allclose(turned.affine[:3, :3], target[:3, :3].to(turned.affine))
     ):

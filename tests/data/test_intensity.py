@@ -139,6 +139,42 @@ def test_a_range_wider_than_the_numbers_of_its_type_is_no_sliver(caplog):
     assert not caplog.text
 
 
+@pytest.mark.parametrize("value", [0, 40, 3071])
+def test_what_surrounds_ct_at_one_value_is_air_and_in_it_nothing_is(value, caplog):
+    random = np.random.default_rng(0)
+    image = MetaTensor(torch.as_tensor(random.normal(20, 30, SHAPE).round(), dtype=torch.int16))
+    image[:, 10:20, 10:20] = value  # such as a cyst
+    border(image, value)
+
+    result = LeaveOutPaddingd("image", intensity("ct"))({"image": image.clone()})["image"]
+
+    outside = torch.ones(SHAPE, dtype=torch.bool)
+    outside[:, 2:-2, 2:-2] = False
+    assert result.dtype == torch.int16 and (result[outside] == -125).all()
+    changed = (result != image).as_tensor()
+    assert changed[~outside].float().mean() < 0.01  # what has the same value, and touches the border
+    assert torch.equal(result[:, 10:20, 10:20], image[:, 10:20, 10:20])
+    assert f"are {value}: taken for padding, and shown as air" in caplog.text
+    assert "shown as air" in result.meta[NOTES]
+
+
+def test_air_and_a_few_bright_voxels_at_the_border_of_ct_stay(caplog):
+    image = MetaTensor(torch.as_tensor(np.random.default_rng(0).normal(-1000, 20, SHAPE), dtype=torch.float32))
+    image[:, 8:, 8:30] = 40  # a body that ends at one side
+
+    assert LeaveOutPaddingd("image", intensity("ct"))({"image": image})["image"] is image and not caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
+def test_bytes_are_compared_as_the_numbers_that_they_are(dtype):
+    """PyTorch makes a byte of what a byte is compared with: of -900, 124."""
+    values = torch.randint(0, 120, SHAPE, generator=torch.manual_seed(0))
+    for check in (hounsfield_units, no_hounsfield_units):
+        assert check(values.to(dtype)) == check(values.short())
+    with pytest.raises(DatasetError, match="do not say whether it is MR or CT"):
+        modality_in(values.to(dtype), "scan.nii.gz")
+
+
 def test_a_window_that_is_stated_needs_no_range(caplog):
     image = mr()
     image[0, 0, 0, 0] = -32768

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Orientation, SpatialCrop
+from monai.transforms import Orientation, Pad, SpatialCrop
 from scripts.data.grids import seen_on
 from scripts.data.solid_organs import KeepSolidOrgansd, solid_among
 from scripts.data.stored import WINDOW
@@ -193,3 +193,12 @@ def test_which_organs_are_solid_is_seen_in_what_experts_have_drawn():
     assert solid_among(ORGANS, cases[:1]) == ORGANS
     assert solid_among(ORGANS, []) == []
     assert all(torch.equal(case["label"], label) for case, label in zip(cases, before))
+
+
+def test_an_image_that_air_was_added_to_is_looked_at_where_the_labels_are():
+    data, liver, lung = scan()
+    expected = kept({**data, "pred": data["pred"].clone()})
+    padded = Pad([(0, 0), (7, 3), (0, 12), (0, 0)])(data["image"])
+    assert padded.shape[1:] != SHAPE
+
+    assert (kept({**data, "image": padded}) == expected).all() and expected[lung].any()

@@ -1,14 +1,16 @@
-"""Where the body lies in a scan's slices, and slices without the air around it.
+"""Where the body lies in a scan's slices, and slices in which it is about as large as in others.
 
 The network sees slices stretched to one size. Where a body fills half of a wide field of view its organs are half as
-large there as in other scans, and a network that knows them in one size alone loses them. Not in the paper, which
-stretches whole slices.
+large there as in other scans, and where a narrow field ends in the body they are larger; where one side of a field is
+twice the other they are distorted. A network that knows them in about one size and shape loses them. Not in the paper,
+which stretches whole slices.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,16 +18,22 @@ import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import Crop, InvertibleTransform, MapTransform
+from monai.transforms import Crop, InvertibleTransform, MapTransform, Pad
 from monai.utils import ImageMetaKey, TraceKeys
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 from torch import Tensor
 
-from .stored import scaled
+from .stored import WINDOW, scaled
 
 DARK = 0.08  # of the range of intensities: air and noise lie below
 LARGE = 0.25  # of the area of a slice's largest piece: smaller ones, such as tables and arms, are no part of a body
 MARGIN = 0.02  # of the body's extent, on each side
+LONG = 1.4  # times the shorter side of a field, in mm: one whose longer side is more is not stretched to a square
+CUT = 0.1  # of each of two opposite borders, over all slices: where more of it lies in the body, the field ends there
+# mm: a field that ends in the body, and has no side as long, is shown as if it were so wide
+NARROW, USUAL = 310.0, 340.0
+WIDTH = 1.5  # of a field, as much as a body measures from front to back: where that is less than USUAL
 ABSENT = -1024.0  # the logit that SAM2 gives to an object that is not there
 
 logger = logging.getLogger(__name__)
@@ -35,14 +43,15 @@ _SIDE = 256  # of the slices that are looked at, or a little more
 
 
 class CropToBodyd(MapTransform, InvertibleTransform):
-    """Crops volumes in plane to the body, where it fills little of the field of view; others stay as they are.
+    """Shows volumes in plane as the network knows bodies: cropped where the body fills little of the field of view, and
+    in air where the field is narrow or long; all others stay as they are. See :func:`field_of_body`.
 
-    The part keeps the shape of the field, and lies within it. What is outside of it is background once this is undone.
+    What is outside of it is background once this is undone.
 
     Args:
-        keys: volumes ``(C, H, W, slices)`` of one grid.
-        fill: the share of the field's height or width, whichever is larger, from which on nothing is cropped; 0 crops
-            nothing.
+        keys: volumes ``(C, H, W, slices)`` of one grid; beyond the field the image is as dark as air, and others are 0.
+        fill: the share of the field's height or width, whichever is larger, from which on nothing is cropped; 0 takes
+            the field as it is.
         organs: K; of results in floating point with more channels than that, 1...K are the organs' logits.
         source_key: the image, in [0, 1] or with a note in its meta by which :func:`.stored.scaled` makes it so.
     """
@@ -50,23 +59,33 @@ class CropToBodyd(MapTransform, InvertibleTransform):
     def __init__(self, keys: KeysCollection, *, fill: float, organs: int, source_key: str = "image") -> None:
         super().__init__(keys)
         self.fill, self.organs, self.source_key = fill, organs, source_key
-        self.crop = Crop()
+        self.crop, self.pad = Crop(), Pad()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
         image = result[self.source_key]
-        part = field_of_body(image, self.fill)
-        if [side.stop - side.start for side in part] != list(image.shape[1:3]):
+        field = field_of_body(image, self.fill)
+        sizes = image.shape[1:3]
+        inside = tuple(slice(max(side.start, 0), min(side.stop, size)) for side, size in zip(field, sizes))
+        beyond = [(max(-side.start, 0), max(side.stop - size, 0)) for side, size in zip(field, sizes)]
+        if field != (slice(0, sizes[0]), slice(0, sizes[1])):
             name = getattr(image, "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ, "an image")
-            rows, columns = (f"{side.start}...{side.stop - 1} of {size}" for side, size in zip(part, image.shape[1:3]))
-            logger.info("'%s': slices are cropped to the body, rows %s, columns %s.", name, rows, columns)
+            rows, columns = (f"{side.start}...{side.stop - 1} of {size}" for side, size in zip(field, sizes))
+            what = "put into air about a narrow or long field" if np.any(beyond) else "cropped to the body"
+            logger.info("'%s': slices are %s, rows %s, columns %s.", name, what, rows, columns)
         for key in self.key_iterator(result):
-            result[key] = self.crop(result[key], part)
+            result[key] = self.crop(result[key], inside)
+            if np.any(beyond):
+                value = darkest(image) if key == self.source_key else 0
+                around = [(0, 0), *beyond, (0, 0)]
+                result[key] = self.pad(result[key], to_pad=around, mode="constant", value=value)
         return result
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
         for key in self.key_iterator(result):
+            if result[key].applied_operations[-1][TraceKeys.CLASS_NAME] == Pad.__name__:
+                result[key] = self.pad.inverse(result[key])
             cropped = self.crop.pop_transform(result[key])[TraceKeys.EXTRA_INFO]["cropped"]
             result[key] = self._put_back(result[key], [int(each) for each in cropped])
         return result
@@ -92,32 +111,85 @@ class CropToBodyd(MapTransform, InvertibleTransform):
 
 
 def field_of_body(image: Tensor, fill: float) -> tuple[slice, slice]:
-    """The rows and columns of a volume's slices that hold the body, in the field's shape.
+    """The rows and columns of a volume's slices that the network is to see, which may lie beyond the field.
+
+    A body that fills little of the field is cropped to, in the field's shape. A field whose sides differ much becomes a
+    square about the body: stretched to the network's square slice, the body would be as wide as high. And where the
+    field ends in the body and is narrow, air is added until it is as wide as others are, or what is left of the body
+    would be stretched to the size of a whole one.
 
     Args:
-        image: ``(1, H, W, slices)``, see :class:`CropToBodyd`.
+        image: ``(1, H, W, slices)``, with its affine; see :class:`CropToBodyd`.
         fill: see there.
     """
-    height, width, count = image.shape[1:]
-    whole = slice(0, height), slice(0, width)
+    sizes, count = image.shape[1:3], image.shape[3]
+    whole = slice(0, sizes[0]), slice(0, sizes[1])
     if not fill:
         return whole
     chosen = np.unique(np.linspace(0, count - 1, min(count, _SLICES)).round().astype(int)).tolist()
     voxels = image.as_tensor() if isinstance(image, MetaTensor) else image
     planes = scaled(voxels[0, ..., chosen], image).permute(2, 0, 1)
-    step = max(1, min(height, width) // _SIDE)
+    step = max(1, min(sizes) // _SIDE)
     planes = F.avg_pool2d(F.avg_pool2d(planes[:, None], step, ceil_mode=True), 3, 1, 1, count_include_pad=False)[:, 0]
-    body = np.zeros(planes.shape[1:], bool)
-    for plane in (planes > DARK).numpy():
-        body |= _large_pieces(plane)
-    if not body.any():
+    bodies = [body for body in map(_large_pieces, (planes > DARK).numpy()) if body.any()]
+    if not bodies:
         return whole
-    sides = [np.flatnonzero(body.any(axis))[[0, -1]] * step + [0, step] for axis in (1, 0)]
-    share = (1 + 2 * MARGIN) * max((end - start) / size for (start, end), size in zip(sides, (height, width)))
-    if share >= fill:
-        return whole
-    rows, columns = (_window(start, end, share, size) for (start, end), size in zip(sides, (height, width)))
+    body = np.logical_or.reduce(bodies)
+    spacing = voxel_sizes(np.asarray(image.affine, float))[:2] if isinstance(image, MetaTensor) else np.ones(2)
+    extents = [np.flatnonzero(body.any(axis))[[0, -1]] * step + [0, step] for axis in (1, 0)]
+    share = (1 + 2 * MARGIN) * max((end - start) / size for (start, end), size in zip(extents, sizes))
+    lengths = np.multiply(sizes, spacing) * (share if share < fill else 1)
+    if lengths.max() > LONG * lengths.min():
+        across = (1 + 2 * MARGIN) * max(np.diff(extents)[:, 0] * spacing)
+        lengths = np.full(2, max(across, lengths.min()))
+    if lengths.max() < NARROW:
+        front, sides = _ends_at(bodies)
+        # what a body measures from front to back says how wide it is: a child's narrow field may hold nearly all of it
+        usual = USUAL if front else min(USUAL, WIDTH * float(np.diff(extents[0])[0] * spacing[0]))
+        if (front or sides) and usual > lengths.max():
+            lengths = np.full(2, usual)
+    counts = np.ceil(np.round(lengths / spacing, 6)).astype(int).tolist()
+    rows, columns = (_window(start, end, length, size) for (start, end), length, size in zip(extents, counts, sizes))
     return rows, columns
+
+
+def _ends_at(bodies: Sequence[np.ndarray]) -> tuple[bool, bool]:
+    """Whether the field ends in bodies ``(H, W)``, both in front and at the back; and both to the left and right."""
+    borders = np.mean([[edge.mean() for edge in (each[0], each[-1], each[:, 0], each[:, -1])] for each in bodies], 0)
+    return bool(borders[:2].min() > CUT), bool(borders[2:].min() > CUT)
+
+
+def darkest(image: Tensor) -> float:
+    """A number that an image holds, or may hold, that is 0 once it is scaled: air's."""
+    noted = getattr(image, "meta", {}).get(WINDOW)
+    if noted is None:
+        return 0.0
+    low = math.floor(float(torch.as_tensor(noted).flatten()[0]))
+    return float(low if image.dtype.is_floating_point else max(low, torch.iinfo(image.dtype).min))
+
+
+def on_grid(image: MetaTensor, grid: MetaTensor) -> MetaTensor:
+    """The part of an image that lies on a grid along the same axes, in whatever order and direction; air was perhaps
+    added to it. Over the same memory.
+
+    Args:
+        image: ``(1, H, W, slices)``.
+        grid: ``(C, I, J, K)``.
+    """
+    steps = np.rint(np.linalg.solve(np.asarray(grid.affine, float), np.asarray(image.affine, float))).astype(int)
+    part = []
+    for axis, size in enumerate(image.shape[1:]):
+        along = int(np.abs(steps[:3, axis]).argmax())
+        step, first, end = steps[along, axis], steps[along, 3], grid.shape[1 + along]
+        start, stop = (-first, end - first) if step > 0 else (first - end + 1, first + 1)
+        part.append(slice(max(int(start), 0), min(int(stop), size)))
+    if [each.stop - each.start for each in part] == list(image.shape[1:]):
+        return image
+    shift = np.eye(4)
+    shift[:3, 3] = [each.start for each in part]
+    inside = MetaTensor(image.as_tensor()[(slice(None), *part)]).copy_meta_from(image)
+    inside.affine = image.affine @ torch.from_numpy(shift).to(image.affine)
+    return inside
 
 
 def _large_pieces(mask: np.ndarray) -> np.ndarray:
@@ -128,8 +200,8 @@ def _large_pieces(mask: np.ndarray) -> np.ndarray:
     return (areas >= LARGE * areas.max())[pieces] & mask
 
 
-def _window(start: int, end: int, share: float, size: int) -> slice:
-    """A share of an axis, about the middle of a body and within the field."""
-    length = min(size, int(np.ceil(share * size)))
-    first = min(max((int(start) + int(end) - length) // 2, 0), size - length)
+def _window(start: int, end: int, length: int, size: int) -> slice:
+    """So many voxels of an axis about the middle of a body, within the field, or around it where it is shorter."""
+    inside = min(max((int(start) + int(end) - length) // 2, 0), size - length)
+    first = inside if length <= size else (size - length) // 2
     return slice(first, first + length)

@@ -121,10 +121,14 @@ def hounsfield_units(image: Any) -> str | None:
 
 
 def as_tensor(image: Any) -> Tensor:
-    """The voxels of an image, over the same memory where that is possible."""
+    """The voxels of an image, over the same memory where that is possible.
+
+    Not so of one byte each: compared with such, PyTorch makes a byte of -900 too, which is 124.
+    """
     if isinstance(image, np.ndarray):  # which may run the other way round in memory, or bytes in each number
         return torch.from_numpy(np.ascontiguousarray(image, np.float32))
-    return image.as_tensor() if isinstance(image, MetaTensor) else image
+    values = image.as_tensor() if isinstance(image, MetaTensor) else image
+    return values.short() if values.dtype in (torch.int8, torch.uint8) else values
 
 
 def _averaged(values: Tensor) -> Tensor:

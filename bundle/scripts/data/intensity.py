@@ -11,11 +11,13 @@ import math
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, ScaleIntensityRanged, ScaleIntensityRangePercentilesd
 from monai.utils import ImageMetaKey
+from scipy import ndimage
 from torch import Tensor
 
 from ..errors import DatasetError
@@ -128,9 +130,12 @@ class LeaveOutPaddingd(MapTransform):
     What counts as such lies apart from all other values by a wide gap: a single value, or a few voxels. Zero, the usual
     background of MR, is held apart only if the gap is as wide as the range of the others.
 
+    Where a window is stated, as for CT, no voxel moves it; but what surrounds the slices at one value brighter than its
+    lower end, such as 0 where a program knew of no air, becomes as dark as air is.
+
     Args:
-        keys: images ``(1, I, J, K)``.
-        intensity: the transform that scales them; a window that it states leaves nothing to be done.
+        keys: images ``(1, I, J, K)``, slices along the last axis.
+        intensity: the transform that scales them.
     """
 
     def __init__(self, keys: KeysCollection, intensity: Any = None) -> None:
@@ -141,7 +146,9 @@ class LeaveOutPaddingd(MapTransform):
         result = dict(data)
         for key in self.key_iterator(result):
             transform = chosen(self.intensity, result[key])
-            if not isinstance(transform, ScaleIntensityRanged):
+            if isinstance(transform, ScaleIntensityRanged):
+                result[key] = _in_air(result[key], transform.scaler.a_min)
+            else:
                 result[key] = self._without(result[key])
             if isinstance(transform, ScaleIntensityRangePercentilesd):
                 _say_if_hardly_filled(result[key], transform.scaler.lower / 100, transform.scaler.upper / 100)
@@ -182,10 +189,46 @@ class LeaveOutPaddingd(MapTransform):
             f"{share:.2g} % of its voxels are {' and '.join(texts)}, far from all others "
             f"({kept.min().item():g} to {kept.max().item():g}): taken for padding or errors, and left out of the range",
         )
-        result = replaced.to(image.dtype)
-        if not isinstance(image, MetaTensor):
-            return result
-        return MetaTensor(result, meta=image.meta, applied_operations=image.applied_operations)
+        return _like(image, replaced)
+
+
+def _in_air(image: Tensor, low: float) -> Tensor:
+    """The image with air for what surrounds its slices at one brighter value.
+
+    Args:
+        image: ``(1, I, J, K)``.
+        low: the number that air is shown as.
+    """
+    values = as_tensor(image)
+    border = torch.cat([edge.flatten() for edge in (values[:, 0], values[:, -1], values[:, :, 0], values[:, :, -1])])
+    bright = border[border > low]
+    if not len(bright):
+        return image
+    value = bright.mode().values.item()
+    if (bright == value).sum() < _BORDER * len(border):
+        return image
+    lowest = torch.iinfo(image.dtype).min if not image.dtype.is_floating_point else -math.inf
+    replaced, changed = values.clone(), 0
+    for index in range(values.shape[-1]):
+        pieces, _ = ndimage.label((values[0, ..., index] == value).numpy())
+        outer = np.unique(np.concatenate([pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]]))
+        around = torch.from_numpy(np.isin(pieces, outer[outer > 0]))
+        replaced[0, ..., index][around] = max(math.floor(low), lowest)
+        changed += int(around.sum())
+    remark(
+        image,
+        f"{100 * changed / values.numel():.2g} % of its voxels, around its slices, are {value:g}: taken for padding, "
+        "and shown as air",
+    )
+    return _like(image, replaced)
+
+
+def _like(image: Tensor, values: Tensor) -> Tensor:
+    """Other voxels in the place of an image's."""
+    result = values.to(image.dtype)
+    if not isinstance(image, MetaTensor):
+        return result
+    return MetaTensor(result, meta=image.meta, applied_operations=image.applied_operations)
 
 
 class CheckUnitsd(MapTransform):

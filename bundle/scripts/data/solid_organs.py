@@ -21,6 +21,7 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from ..errors import SettingError, listed
+from .body import on_grid
 from .bridges import bridged
 from .components import Pieces, organ_boxes
 from .grids import seen_on
@@ -91,10 +92,10 @@ class KeepSolidOrgansd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
-        image: MetaTensor = result[self.image_key]
-        onto = np.asarray(image.affine, float)
         for key in self.key_iterator(result):
             volume: MetaTensor = result[key]
+            image = on_grid(result[self.image_key], volume)
+            onto = np.asarray(image.affine, float)
             (labels,) = volume.as_tensor().numpy()
             seen = seen_on(labels, np.asarray(volume.affine, float), onto, image.shape[1:])
             boxes = organ_boxes(seen, max(self.values, default=0))

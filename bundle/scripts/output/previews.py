@@ -21,6 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.path import Path as MplPath
 from monai.data import MetaTensor
 
+from ..data.body import on_grid
 from ..data.grids import oriented_grid, place_within, turn_of
 from ..data.stored import scaled
 from ..data.volumes import result_name
@@ -94,6 +95,7 @@ def draw_preview(
         window: see :class:`PreviewSaver`.
         columns: number of slices.
     """
+    image = on_grid(image, prediction)
     pixels, spacing = radiological(image.as_tensor()[0].cpu().numpy(), image.affine)
     predicted, true = (None if each is None else _on_grid_of(image, pixels.shape, each) for each in (prediction, truth))
     held = np.flatnonzero(predicted.any((0, 1)) if true is None else predicted.any((0, 1)) | true.any((0, 1)))
