@@ -1,4 +1,5 @@
-"""Scans in other fields of view: a data set's volumes cut on all four sides of their slices, and in air on one axis.
+"""Scans in other fields of view: a data set's volumes cut on all four sides of their slices, in air on one axis, and of
+some of their slices.
 
     python -m benchmarks.fields --dataset_dir data/chaos_t2spir --output data/fields
     diffusam evaluate data/fields -o runs/fields --modality mr
@@ -20,8 +21,6 @@ from scripts.files import whole_file
 
 from benchmarks.program import run_command
 
-AXES = 2  # of a volume lie in its slices
-
 
 def main(
     dataset_dir: str,
@@ -32,6 +31,7 @@ def main(
     cut: Sequence[float] = (20, 30, 40, 50),
     ratios: Sequence[float] = (1.5, 2.0),
     air: float = 0.0,
+    parts: Sequence[tuple[float, float]] = (),
 ) -> None:
     """Writes the volumes and their labels, each as it is and in every other field.
 
@@ -43,6 +43,7 @@ def main(
         cut: mm, on each of four sides.
         ratios: of a field's first side to its second, air being added to both ends of the first.
         air: the value of it: -1024 in CT.
+        parts: of the slices, from which share of all to which: ``[[0, 0.75]]`` leaves the last quarter out.
 
     Raises:
         DatasetError: a field is smaller than what is cut from it.
@@ -52,31 +53,34 @@ def main(
         for pattern, value in ((image_pattern, air), (label_pattern, 0)):
             volume = nib.load(Path(dataset_dir) / pattern.format(case=case))
             spacing = nib.affines.voxel_sizes(volume.affine)
-            fields = {case: np.zeros((AXES, 2), int)}
+            fields = {case: np.zeros((3, 2), int)}
             for mm in cut:
-                fields[f"{case}_cut{mm:g}"] = -np.repeat(np.rint(mm / spacing[:AXES]).astype(int)[:, None], 2, 1)
-            first, second = np.array(volume.shape[:AXES])
+                rows, columns = np.rint(mm / spacing[:2]).astype(int)
+                fields[f"{case}_cut{mm:g}"] = -np.array([[rows, rows], [columns, columns], [0, 0]])
+            first, second, slices = volume.shape
             for ratio in ratios:
                 ends = max(0, round((ratio * second * spacing[1] / spacing[0] - first) / 2))
-                fields[f"{case}_ratio{ratio:g}"] = np.array([[ends, ends], [0, 0]])
+                fields[f"{case}_ratio{ratio:g}"] = np.array([[ends, ends], [0, 0], [0, 0]])
+            for start, end in parts:
+                cut_off = round(start * slices), slices - round(end * slices)
+                fields[f"{case}_part{start:g}-{end:g}"] = -np.array([[0, 0], [0, 0], cut_off])
             for name, around in fields.items():
                 with whole_file(Path(output) / pattern.format(case=name)) as temporary:
                     nib.save(_in_field(volume, around, value), temporary)
 
 
 def _in_field(volume: nib.Nifti1Image, around: np.ndarray, value: float) -> nib.Nifti1Image:
-    """A volume with so many voxels more, or less, at the start and the end of its first two axes."""
-    sizes = np.array(volume.shape[:AXES]) + around.sum(1)
+    """A volume with so many voxels more, or less, at the start and the end of each axis."""
+    sizes = np.array(volume.shape) + around.sum(1)
     if (sizes < 1).any():
         raise DatasetError(
-            f"'{volume.get_filename()}': a field of {volume.shape[:AXES]} voxels cannot be cut by {-around.min()} on "
-            "each side. Give smaller numbers with --cut."
+            f"'{volume.get_filename()}': a field of {volume.shape} voxels cannot be cut by {(-around).tolist()}, at "
+            "the start and the end of each axis. Give smaller numbers with --cut, or other --parts."
         )
-    start = np.append(around[:, 0], 0)
     inside = tuple(slice(max(-first, 0), size - max(-last, 0)) for (first, last), size in zip(around, volume.shape))
-    voxels = np.pad(np.asanyarray(volume.dataobj)[inside], [*around.clip(0), (0, 0)], constant_values=value)
+    voxels = np.pad(np.asanyarray(volume.dataobj)[inside], around.clip(0), constant_values=value)
     affine = volume.affine.copy()
-    affine[:3, 3] -= affine[:3, :3] @ start
+    affine[:3, 3] -= affine[:3, :3] @ around[:, 0]
     return nib.Nifti1Image(voxels, affine)
 
 

@@ -22,13 +22,21 @@ def write(folder, spacing=(2.0, 2.5, 5.0)):
 def test_voxels_stay_where_they_are(tmp_path):
     voxels, affine = write(tmp_path / "scans")
 
-    main(str(tmp_path / "scans"), str(tmp_path / "out"), cases=["a"], cut=[10], ratios=[1.5, 0.5], air=-1024)
+    main(
+        str(tmp_path / "scans"),
+        str(tmp_path / "out"),
+        cases=["a"],
+        cut=[10],
+        ratios=[1.5, 0.5],
+        air=-1024,
+        parts=[(0.34, 1)],
+    )
 
-    names = ["a", "a_cut10", "a_ratio0.5", "a_ratio1.5"]
+    names = ["a", "a_cut10", "a_ratio0.5", "a_ratio1.5", "a_part0.34-1"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
         f"{kind}_{name}.nii.gz" for kind in ("image", "label") for name in names
     )
-    shapes = [(40, 32, 3), (30, 24, 3), (40, 32, 3), (60, 32, 3)]
+    shapes = [(40, 32, 3), (30, 24, 3), (40, 32, 3), (60, 32, 3), (40, 32, 2)]
     for name, shape in zip(names, shapes):
         image, label = (nib.load(tmp_path / "out" / f"{kind}_{name}.nii.gz") for kind in ("image", "label"))
         assert image.shape == label.shape == shape and (image.affine == label.affine).all()
@@ -44,5 +52,5 @@ def test_voxels_stay_where_they_are(tmp_path):
 def test_more_than_there_is_cannot_be_cut(tmp_path):
     write(tmp_path / "scans")
 
-    with pytest.raises(DatasetError, match="image_a.nii.gz.*cannot be cut by 20 on each side"):
+    with pytest.raises(DatasetError, match="image_a.nii.gz.*cannot be cut by .*20, 20.*--cut"):
         main(str(tmp_path / "scans"), str(tmp_path / "out"), cases=["a"], cut=[40])

@@ -31,7 +31,7 @@ from ..networks.sam2_backbone import FrozenSAM2
 from ..weights import load_tensors, save_atomically
 
 logger = logging.getLogger(__name__)
-_LAYOUT = 1  # raise when the content of a cache file changes
+_LAYOUT = 2  # raise when the content of a cache file changes
 _OF = "of"  # what a file was made for, which is its name unless somebody gave it another
 _MOST_DRAWN_FROM = 2**24  # categories that torch.multinomial takes
 _CONTENT = ("embedding", "high_res_fine", "high_res_coarse", "memory", "label", "present")
