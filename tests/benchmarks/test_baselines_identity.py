@@ -38,6 +38,7 @@ OTHER = {
     "intensity": {"intensity#a_max": 200},
     "label_map": {"label_map": {"spleen": 1, "liver": 4, "kidneys": [2, 3]}},
     "body_fill": {"body_fill": 0.5},
+    "body_air": {"body_air": True},
     "slice_context": {"slice_context": True},
     "amp": {"amp": True},
     "surface_tolerance": {"surface_tolerance": 3.0},

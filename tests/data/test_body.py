@@ -28,13 +28,13 @@ def millimetres(*sizes: float) -> torch.Tensor:
 
 
 def crop(fill: float = 0.8, organs: int = 2) -> CropToBodyd:
-    return CropToBodyd(["image"], fill=fill, organs=organs)
+    return CropToBodyd(["image"], fill=fill, organs=organs, air=True)
 
 
 def test_a_body_in_a_wide_field_is_cropped_to_in_the_fields_shape():
     image = scan(slice(20, 80), slice(70, 140))
 
-    rows, columns = field_of_body(image, 0.8)
+    rows, columns = field_of_body(image, 0.8, air=True)
 
     height, width = rows.stop - rows.start, columns.stop - columns.start
     assert rows.start <= 20 and rows.stop >= 80 and columns.start <= 70 and columns.stop >= 140
@@ -55,18 +55,18 @@ def test_nothing_is_cropped_where_the_share_is_nought():
 
 def test_a_table_and_noise_are_no_part_of_the_body():
     image = scan(slice(20, 80), slice(70, 140))
-    alone = field_of_body(image, 0.8)
+    alone = field_of_body(image, 0.8, air=True)
     image[:, 110:113, 5:155] = 0.9  # a table
     image += 0.05 * torch.rand(image.shape, generator=torch.manual_seed(1))
 
-    assert field_of_body(image, 0.8) == alone
+    assert field_of_body(image, 0.8, air=True) == alone
 
 
 def test_legs_are_both_parts_of_the_body():
     image = scan(slice(20, 80), slice(30, 60))
     image[:, 20:80, 90:120] = 0.5
 
-    _, columns = field_of_body(image, 0.8)
+    _, columns = field_of_body(image, 0.8, air=True)
 
     assert columns.start <= 30 and columns.stop >= 120
 
@@ -75,7 +75,7 @@ def test_legs_are_both_parts_of_the_body():
 def test_the_part_is_in_the_field_wherever_the_body_lies(more):
     image = torch.nn.functional.pad(scan(slice(0, 40), slice(100, 160)).as_tensor(), (0, 0, 0, more, 0, more))
 
-    rows, columns = field_of_body(image, 0.8)
+    rows, columns = field_of_body(image, 0.8, air=True)
 
     assert rows.start == 0 and rows.stop >= 40 and columns.start <= 100
     assert 160 <= columns.stop <= 160 + more
@@ -87,7 +87,7 @@ def test_it_is_found_in_many_large_slices_as_in_small_ones():
     large = torch.nn.functional.interpolate(image.as_tensor()[0].permute(2, 0, 1)[:, None], scale_factor=4)
     large = large[:, 0].permute(1, 2, 0)[None]
 
-    for small, big in zip(field_of_body(image, 0.8), field_of_body(large, 0.8)):
+    for small, big in zip(field_of_body(image, 0.8, air=True), field_of_body(large, 0.8)):
         assert big.start == pytest.approx(4 * small.start, abs=8) and big.stop == pytest.approx(4 * small.stop, abs=8)
 
 
@@ -124,7 +124,7 @@ def test_results_are_put_back_where_they_were(body, affine):
 
     assert torch.equal(result.as_tensor(), (image.as_tensor() > 0.5).to(torch.uint8))
     assert torch.allclose(result.affine, affine) and not result.applied_operations
-    assert torch.equal(shown, cut(image, *field_of_body(image, 0.8)))  # and nothing was resampled
+    assert torch.equal(shown, cut(image, *field_of_body(image, 0.8, air=True)))  # and nothing was resampled
     assert torch.equal(on_grid(seen["image"], result).as_tensor(), inside(image))
 
 
@@ -145,7 +145,7 @@ def cut(image: MetaTensor, rows: slice, columns: slice) -> torch.Tensor:
 
 
 def inside(image: MetaTensor) -> torch.Tensor:
-    rows, columns = (slice(max(side.start, 0), side.stop) for side in field_of_body(image, 0.8))
+    rows, columns = (slice(max(side.start, 0), side.stop) for side in field_of_body(image, 0.8, air=True))
     return image.as_tensor()[:, rows, columns]
 
 
@@ -162,6 +162,12 @@ def test_a_narrow_field_that_ends_in_the_body_is_shown_in_as_much_air_as_others_
 
     assert shown_as(scan(*body, affine=millimetres(2.0, 1.5, 5))) == pytest.approx([340, 340.5, 60, 51], abs=0.1)
     assert shown_as(scan(*body, affine=millimetres(2.7, 2.0, 5)))[:2] == [324, 320]  # which is wide enough
+
+
+@pytest.mark.parametrize("body", ["narrow", "long", "long and turned"])
+def test_without_air_every_field_is_stretched_as_it_is(body):
+    place, affine = SEEN[body]
+    assert field_of_body(scan(*place, affine=affine), 0.8) == (slice(0, 120), slice(0, 160))
 
 
 @pytest.mark.parametrize(("rows", "shown"), [(slice(20, 90), 240), (slice(10, 100), 273)])
@@ -189,7 +195,7 @@ def test_labels_have_nothing_in_the_air_that_is_added_and_stored_images_what_is_
     image = scan(slice(5, 120), slice(0, 160), affine=millimetres(2.0, 1.5, 5))
     stored = MetaTensor((image * 400 - 125).round().short(), affine=image.affine)
     window = ScaleIntensityRanged("image", -125, 275, 0, 1, clip=True)
-    both = CropToBodyd(["image", "label"], fill=0.8, organs=2)
+    both = CropToBodyd(["image", "label"], fill=0.8, organs=2, air=True)
 
     seen = both(ScaleLaterd(window)({"image": stored.clone(), "label": (stored > 0).to(torch.uint8)}))
 
@@ -201,7 +207,7 @@ def test_labels_have_nothing_in_the_air_that_is_added_and_stored_images_what_is_
 
 def test_the_affine_of_what_is_cropped_says_where_it_is():
     image = scan(slice(20, 80), slice(70, 140))
-    rows, columns = field_of_body(image, 0.8)
+    rows, columns = field_of_body(image, 0.8, air=True)
 
     part = crop()({"image": image})["image"]
 
@@ -219,7 +225,7 @@ def test_organs_logits_say_outside_that_nothing_is_there():
 
     whole = transform.inverse({"image": logits})["image"].as_tensor()
 
-    rows, columns = field_of_body(image, 0.8)
+    rows, columns = field_of_body(image, 0.8, air=True)
     outside = torch.ones(120, 160, dtype=torch.bool)
     outside[rows, columns] = False
     assert [channel[outside].unique().tolist() for channel in whole] == [[0], [ABSENT], [ABSENT], [0]]

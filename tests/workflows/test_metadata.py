@@ -12,6 +12,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from scripts.data.grids import AXCODES
+from scripts.prior_settings import configuration_of, trained_settings
 
 from tests.helpers.workflows import BUNDLE, METADATA_SCHEMA
 
@@ -230,6 +231,10 @@ def test_the_prior_that_ships_is_of_the_defaults_but_for_what_it_was_pretrained_
     assert shipped.pop("body_fill") == 0 and training["body_fill"] == 0.8
     recorded = torch.load(BUNDLE / "models" / "model.pt", map_location="cpu", weights_only=True)["inference"]
     assert recorded["body_fill"] == training["body_fill"]
+    # it has seen whole bodies alone, which a file that was written before does not say itself
+    assert pretrained["body_air"] and not shipped["body_air"] and "body_air" not in recorded
+    assert configuration_of(BUNDLE / "models" / "model.pt")["body_air"]
+    assert trained_settings(BUNDLE / "models" / "model.pt")["body_air"]
     assert {key for key, value in shipped.items() if (plain | built)[key] != value} == SHIPPED
     assert all(shipped[key] == pretrained[key] for key in SHIPPED - {"encode_batch_size"})
 

@@ -36,6 +36,7 @@ COMMON = {
     "intensity": WINDOW,
     "image_size": 96,
     "body_fill": 0.5,
+    "body_air": True,
     "decoder_token": "single",
     "slice_context": True,
     "use_high_res": True,
@@ -253,7 +254,7 @@ def test_a_schedule_of_rates_that_depends_on_the_end_is_told_by_it(overlay):
 OF_NO_PRETRAINING = {
     *("output_dir", "run_dir", "patients_dir", "checkpoint_file", "prior_file", "bundle_root", "resume", "snapshots"),
     *("device", "num_workers", "encode_batch_size", "handlers", "train", "amp"),
-    *("body_fill", "intensity", "largest_component", "solid_organs", "random_contrasts"),
+    *("body_fill", "body_air", "intensity", "largest_component", "solid_organs", "random_contrasts"),
 }
 
 

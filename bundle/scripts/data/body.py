@@ -44,7 +44,7 @@ _SIDE = 256  # of the slices that are looked at, or a little more
 
 class CropToBodyd(MapTransform, InvertibleTransform):
     """Shows volumes in plane as the network knows bodies: cropped where the body fills little of the field of view, and
-    in air where the field is narrow or long; all others stay as they are. See :func:`field_of_body`.
+    with ``air`` where the field is narrow or long; all others stay as they are. See :func:`field_of_body`.
 
     What is outside of it is background once this is undone.
 
@@ -53,18 +53,22 @@ class CropToBodyd(MapTransform, InvertibleTransform):
         fill: the share of the field's height or width, whichever is larger, from which on nothing is cropped; 0 takes
             the field as it is.
         organs: K; of results in floating point with more channels than that, 1...K are the organs' logits.
+        air: whether narrow and long fields are put into air: for a network that knows whole bodies, and not for one
+            that was trained on such fields as they are.
         source_key: the image, in [0, 1] or with a note in its meta by which :func:`.stored.scaled` makes it so.
     """
 
-    def __init__(self, keys: KeysCollection, *, fill: float, organs: int, source_key: str = "image") -> None:
+    def __init__(
+        self, keys: KeysCollection, *, fill: float, organs: int, air: bool = False, source_key: str = "image"
+    ) -> None:
         super().__init__(keys)
-        self.fill, self.organs, self.source_key = fill, organs, source_key
+        self.fill, self.organs, self.air, self.source_key = fill, organs, air, source_key
         self.crop, self.pad = Crop(), Pad()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
         image = result[self.source_key]
-        field = field_of_body(image, self.fill)
+        field = field_of_body(image, self.fill, air=self.air)
         sizes = image.shape[1:3]
         inside = tuple(slice(max(side.start, 0), min(side.stop, size)) for side, size in zip(field, sizes))
         beyond = [(max(-side.start, 0), max(side.stop - size, 0)) for side, size in zip(field, sizes)]
@@ -110,17 +114,17 @@ class CropToBodyd(MapTransform, InvertibleTransform):
         return result
 
 
-def field_of_body(image: Tensor, fill: float) -> tuple[slice, slice]:
+def field_of_body(image: Tensor, fill: float, *, air: bool = False) -> tuple[slice, slice]:
     """The rows and columns of a volume's slices that the network is to see, which may lie beyond the field.
 
-    A body that fills little of the field is cropped to, in the field's shape. A field whose sides differ much becomes a
-    square about the body: stretched to the network's square slice, the body would be as wide as high. And where the
-    field ends in the body and is narrow, air is added until it is as wide as others are, or what is left of the body
-    would be stretched to the size of a whole one.
+    A body that fills little of the field is cropped to, in the field's shape. With ``air``, a field whose sides differ
+    much becomes a square about the body: stretched to the network's square slice, the body would be as wide as high.
+    And where the field ends in the body and is narrow, air is added until it is as wide as others are, or what is left
+    of the body would be stretched to the size of a whole one.
 
     Args:
         image: ``(1, H, W, slices)``, with its affine; see :class:`CropToBodyd`.
-        fill: see there.
+        fill, air: see there.
     """
     sizes, count = image.shape[1:3], image.shape[3]
     whole = slice(0, sizes[0]), slice(0, sizes[1])
@@ -139,10 +143,10 @@ def field_of_body(image: Tensor, fill: float) -> tuple[slice, slice]:
     extents = [np.flatnonzero(body.any(axis))[[0, -1]] * step + [0, step] for axis in (1, 0)]
     share = (1 + 2 * MARGIN) * max((end - start) / size for (start, end), size in zip(extents, sizes))
     lengths = np.multiply(sizes, spacing) * (share if share < fill else 1)
-    if lengths.max() > LONG * lengths.min():
+    if air and lengths.max() > LONG * lengths.min():
         across = (1 + 2 * MARGIN) * max(np.diff(extents)[:, 0] * spacing)
         lengths = np.full(2, max(across, lengths.min()))
-    if lengths.max() < NARROW:
+    if air and lengths.max() < NARROW:
         front, sides = _ends_at(bodies)
         # what a body measures from front to back says how wide it is: a child's narrow field may hold nearly all of it
         usual = USUAL if front else min(USUAL, WIDTH * float(np.diff(extents[0])[0] * spacing[0]))
