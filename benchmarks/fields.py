@@ -6,7 +6,7 @@ some of their slices.
         --label_map "{'spleen': 4, 'right kidney': 2, 'left kidney': 3, 'liver': 1}"
 
 An organ that is cut is cut in the label too. What is measured is :func:`scripts.data.body.field_of_body`;
-``--body_fill 0`` at the second command's end measures without it.
+``--body_air False`` at the second command's end measures without it.
 """
 
 from __future__ import annotations
