@@ -84,6 +84,16 @@ def write_metaimage(path: Path, voxels=VOXELS, **fields) -> Path:
     return path
 
 
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+def test_millimetres_that_are_taken_for_another_unit_are_refused(tmp_path, write_volume, factor):
+    """Numbers of millimetres in a file that says micrometres, or of metres in one that says nothing."""
+    affine = np.diag([1.5 * factor, 1.5 * factor, 5 * factor, 1])
+    path = write_volume(tmp_path / "a.nii.gz", VOXELS, affine)
+
+    with pytest.raises(DatasetError, match="a.nii.gz'.* mm apart, expected 0.01 to 1000 mm.*unit wrong"):
+        load_volume(path)
+
+
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd", "a.nhdr", "a.mha", "a.mhd", "A.NII.GZ", "series"])
 def test_every_format_gives_the_same_volume(tmp_path, write_volume, write_dicom_series, name):
     path = tmp_path / name

@@ -41,7 +41,7 @@ from .nifti import FORMS, SCANNER, load_nifti, voxels_beside
 
 UPRIGHT = "_upright.nii.gz"  # the end of the name of what is written beside results on a sheared grid
 _SLAB = 16  # slices looked at together
-_SMALLEST, _LARGEST = 1e-4, 1000  # millimetres between voxels; beyond them, a header has another unit than it says
+_SMALLEST, _LARGEST = 0.01, 1000  # millimetres between voxels; beyond them, a header has another unit than it says
 
 logger = logging.getLogger(__name__)
 # LoadImage builds MONAI's own readers as well, though it never asks them; one warns that it has no GPU to decode with
