@@ -18,9 +18,10 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.data import decollate_batch
+from scripts.data.body import on_grid
 from scripts.inference.quality import measure_organs
 from scripts.networks.diffusam import DiffuSAM
-from scripts.output.previews import draw_preview, radiological, save_figure
+from scripts.output.previews import draw_preview, labels_on, radiological, save_figure
 from scripts.output.report_content import Case
 from scripts.output.report_slices import draw_view, view_case
 from scripts.segmentation.propagation import VolumetricInferer
@@ -225,8 +226,9 @@ def _around(rows: Table, parser: Any, data: dict[str, Any], pred: Tensor | None)
         save_figure(figure, Path(get("evaluation_dir")) / "picture.png")
 
     rows.add("its picture", cost(picture).of(slices))
-    labels, _ = radiological(result["pred_labels"][0].numpy(), result["pred_labels"].affine)
-    pixels, spacing = radiological(data["image"][0].numpy(), data["image"].affine)
+    image = on_grid(data["image"], result["pred_labels"])  # which may be a part of it, or have air about it
+    pixels, spacing = radiological(image[0].numpy(), image.affine)
+    labels = labels_on(image, pixels.shape, result["pred_labels"])
     spent = cost(lambda: draw_view(pixels, labels, len(get("organs")), spacing=spacing))
     rows.add("its view in the report", spent.of(slices))
 

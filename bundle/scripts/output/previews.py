@@ -97,7 +97,7 @@ def draw_preview(
     """
     image = on_grid(image, prediction)
     pixels, spacing = radiological(image.as_tensor()[0].cpu().numpy(), image.affine)
-    predicted, true = (None if each is None else _on_grid_of(image, pixels.shape, each) for each in (prediction, truth))
+    predicted, true = (None if each is None else labels_on(image, pixels.shape, each) for each in (prediction, truth))
     held = np.flatnonzero(predicted.any((0, 1)) if true is None else predicted.any((0, 1)) | true.any((0, 1)))
     held = held if len(held) else np.arange(pixels.shape[2])
     shown = held[np.unique(np.linspace(0, len(held) - 1, columns + 2).round().astype(int)[1:-1])]
@@ -127,7 +127,7 @@ def draw_preview(
     return figure
 
 
-def _on_grid_of(image: MetaTensor, shape: Sequence[int], labels: MetaTensor) -> np.ndarray:
+def labels_on(image: MetaTensor, shape: Sequence[int], labels: MetaTensor) -> np.ndarray:
     """Labels ``(1, I, J, K)`` where an image lies that may be a part of their grid, turned as the image is shown.
 
     Args:
