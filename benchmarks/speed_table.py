@@ -212,9 +212,8 @@ def _encode(sam2: nn.Module, images: Tensor) -> None:
 
 def _around(rows: Table, parser: Any, data: dict[str, Any], pred: Tensor | None) -> None:
     """What a case costs before and after the walk."""
-    get, item = parser.get_parsed_content, parser.get_parsed_content("test_data")[0]
-    slices = data["image"].shape[-1]
-    rows.add("reading and preparing", cost(lambda: get("validate#preprocessing")(dict(item))).of(slices))
+    get, slices = parser.get_parsed_content, data["image"].shape[-1]
+    rows.add("reading and preparing", cost(lambda: get("validate#preprocessing")(dict(get("test_data")[0]))).of(slices))
     if pred is None:
         return
     result: dict[str, Any] = {}
@@ -226,11 +225,10 @@ def _around(rows: Table, parser: Any, data: dict[str, Any], pred: Tensor | None)
         save_figure(figure, Path(get("evaluation_dir")) / "picture.png")
 
     rows.add("its picture", cost(picture).of(slices))
-    image = on_grid(data["image"], result["pred_labels"])  # which may be a part of it, or have air about it
+    image = on_grid(data["image"], result["pred_labels"])  # a part of it, perhaps
     pixels, spacing = radiological(image[0].numpy(), image.affine)
-    labels = labels_on(image, pixels.shape, result["pred_labels"])
-    spent = cost(lambda: draw_view(pixels, labels, len(get("organs")), spacing=spacing))
-    rows.add("its view in the report", spent.of(slices))
+    labels, organs = labels_on(image, pixels.shape, result["pred_labels"]), len(get("organs"))
+    rows.add("its view in the report", cost(lambda: draw_view(pixels, labels, organs, spacing=spacing)).of(slices))
 
 
 def _organs(rows: Table, parser: Any, numbers: list[int]) -> None:

@@ -39,8 +39,8 @@ of your own that comes later in the list of `--config_file`. Values that begin w
 
 Settings that belong to a prior (backbone, image size, intensity, organs, diffusion, ...) are recorded in its file, and
 inference takes them from there unless an overlay or an option says otherwise; the defaults here are those of a prior
-whose file records nothing. The one that ships records others of `named_memories`, `body_fill`, `solid_organs` and
-`encode_batch_size`.
+whose file records nothing. The one that ships records others of `named_memories`, `body_fill`, `body_air`,
+`solid_organs` and `encode_batch_size`.
 """
 
 AUGMENTATION = """The transforms of `train#augmentation`, in their order. An argument is changed by its number:
