@@ -52,6 +52,7 @@ def main(
     for case in (str(each) for each in cases):
         for pattern, value in ((image_pattern, air), (label_pattern, 0)):
             volume = nib.load(Path(dataset_dir) / pattern.format(case=case))
+            voxels = np.asanyarray(volume.dataobj)  # once: it may be compressed
             spacing = nib.affines.voxel_sizes(volume.affine)
             fields = {case: np.zeros((3, 2), int)}
             for mm in cut:
@@ -66,10 +67,10 @@ def main(
                 fields[f"{case}_part{start:g}-{end:g}"] = -np.array([[0, 0], [0, 0], cut_off])
             for name, around in fields.items():
                 with whole_file(Path(output) / pattern.format(case=name)) as temporary:
-                    nib.save(_in_field(volume, around, value), temporary)
+                    nib.save(_in_field(volume, voxels, around, value), temporary)
 
 
-def _in_field(volume: nib.Nifti1Image, around: np.ndarray, value: float) -> nib.Nifti1Image:
+def _in_field(volume: nib.Nifti1Image, voxels: np.ndarray, around: np.ndarray, value: float) -> nib.Nifti1Image:
     """A volume with so many voxels more, or less, at the start and the end of each axis."""
     sizes = np.array(volume.shape) + around.sum(1)
     if (sizes < 1).any():
@@ -78,7 +79,7 @@ def _in_field(volume: nib.Nifti1Image, around: np.ndarray, value: float) -> nib.
             "the start and the end of each axis. Give smaller numbers with --cut, or other --parts."
         )
     inside = tuple(slice(max(-first, 0), size - max(-last, 0)) for (first, last), size in zip(around, volume.shape))
-    voxels = np.pad(np.asanyarray(volume.dataobj)[inside], around.clip(0), constant_values=value)
+    voxels = np.pad(voxels[inside], around.clip(0), constant_values=value)
     affine = volume.affine.copy()
     affine[:3, 3] -= affine[:3, :3] @ around[:, 0]
     return nib.Nifti1Image(voxels, affine)

@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation, Pad, Resize, SpatialCrop
 from monai.utils import convert_to_tensor
 from nibabel.orientations import aff2axcodes
-from scripts.data.grids import place_within
+from scripts.data.grids import beyond, place_within
 from scripts.data.transforms import ResizeLabeld
 from scripts.networks.naming_head import smoothed
 from scripts.networks.sam2_backbone import SAM2
@@ -113,14 +113,12 @@ def oriented_like(label: Tensor, image: Tensor) -> Tensor:
     turned = Orientation(axcodes="".join(aff2axcodes(target.numpy())))(plain)
     shape = image.shape[2:]
     place = place_within(target.double().numpy(), shape, turned.affine.double().numpy())
-    # in plane air may have been added to the image, where there is no label
-    beyond = [(max(-side.start, 0), max(side.stop - size, 0)) for side, size in zip(place, turned.shape[1:])]
-    turned = Pad([(0, 0), *beyond])(turned)
-    turned = SpatialCrop(
-        roi_slices=[slice(max(each.start, 0), max(each.start, 0) + size) for each, size in zip(place, shape)]
-    )(turned)
+    air = beyond(place, turned.shape[1:])  # that was added to the image in plane, where there is no label
+    turned = Pad([(0, 0), *air])(turned)
+    shown = [slice(each.start + before, each.stop + before) for each, (before, _) in zip(place, air)]
+    turned = SpatialCrop(roi_slices=shown)(turned)
     if (
-        any(beyond[2])
+        any(air[2])
         or turned.shape[1:] != shape
         or not torch.allclose(turned.affine[:3, :3], target[:3, :3].to(turned.affine))
     ):

@@ -75,7 +75,7 @@ def settings_of_prior(prior_file: str | Path, bundle_root: str | Path, otherwise
     settings = _made(otherwise)
     path = Path(prior_file)
     if path.is_file():
-        found, whole = _recorded_in(read_prior(path, mmap=True)), whole_numbers(otherwise.items())
+        found, whole = _recorded_in(path), whole_numbers(otherwise.items())
         found = {key: as_whole_number(value) if key in whole else value for key, value in found.items()}
         settings |= {key: _built(path, key, value) for key, value in found.items() if key in otherwise}
         if found.get("backbone_checkpoint"):
@@ -195,16 +195,17 @@ def trained_settings(prior_file: str | Path) -> dict[str, Any]:
 
 
 def _recorded(prior_file: str | Path) -> dict[str, Any]:
-    found = _recorded_in(read_prior(prior_file, mmap=True))
+    found = _recorded_in(prior_file)
     for key, value in found.items():
         _built(Path(prior_file), key, value)  # what cannot be built is refused here
     return found
 
 
-def _recorded_in(content: Mapping[str, Any]) -> dict[str, Any]:
+def _recorded_in(prior_file: str | Path) -> dict[str, Any]:
     """The settings in a prior's file. One of before there was ``body_air`` knows bodies in usual fields of view if it
     was trained on no volume, but on painted patients alone, as the one that ships.
     """
+    content = read_prior(prior_file, mmap=True)
     found = dict(content.get(RECORD, {}))
     if found and "body_air" not in found and not content.get("training", {}).get("cases", True):
         found["body_air"] = True

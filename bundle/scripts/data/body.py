@@ -9,7 +9,6 @@ which stretches whole slices.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +23,8 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 from torch import Tensor
 
+from .grids import beyond, part_on
+from .intensity import at_most
 from .stored import WINDOW, scaled
 
 DARK = 0.08  # of the range of intensities: air and noise lie below
@@ -71,17 +72,17 @@ class CropToBodyd(MapTransform, InvertibleTransform):
         field = field_of_body(image, self.fill, air=self.air)
         sizes = image.shape[1:3]
         inside = tuple(slice(max(side.start, 0), min(side.stop, size)) for side, size in zip(field, sizes))
-        beyond = [(max(-side.start, 0), max(side.stop - size, 0)) for side, size in zip(field, sizes)]
+        air = beyond(field, sizes)
         if field != (slice(0, sizes[0]), slice(0, sizes[1])):
             name = getattr(image, "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ, "an image")
             rows, columns = (f"{side.start}...{side.stop - 1} of {size}" for side, size in zip(field, sizes))
-            what = "put into air about a narrow or long field" if np.any(beyond) else "cropped to the body"
+            what = "put into air about a narrow or long field" if np.any(air) else "cropped to the body"
             logger.info("'%s': slices are %s, rows %s, columns %s.", name, what, rows, columns)
         for key in self.key_iterator(result):
             result[key] = self.crop(result[key], inside)
-            if np.any(beyond):
+            if np.any(air):
                 value = darkest(image) if key == self.source_key else 0
-                around = [(0, 0), *beyond, (0, 0)]
+                around = [(0, 0), *air, (0, 0)]
                 result[key] = self.pad(result[key], to_pad=around, mode="constant", value=value)
         return result
 
@@ -168,8 +169,7 @@ def darkest(image: Tensor) -> float:
     noted = getattr(image, "meta", {}).get(WINDOW)
     if noted is None:
         return 0.0
-    low = math.floor(float(torch.as_tensor(noted).flatten()[0]))
-    return float(low if image.dtype.is_floating_point else max(low, torch.iinfo(image.dtype).min))
+    return at_most(float(torch.as_tensor(noted).flatten()[0]), image.dtype)
 
 
 def on_grid(image: MetaTensor, grid: MetaTensor) -> MetaTensor:
@@ -180,13 +180,8 @@ def on_grid(image: MetaTensor, grid: MetaTensor) -> MetaTensor:
         image: ``(1, H, W, slices)``.
         grid: ``(C, I, J, K)``.
     """
-    steps = np.rint(np.linalg.solve(np.asarray(grid.affine, float), np.asarray(image.affine, float))).astype(int)
-    part = []
-    for axis, size in enumerate(image.shape[1:]):
-        along = int(np.abs(steps[:3, axis]).argmax())
-        step, first, end = steps[along, axis], steps[along, 3], grid.shape[1 + along]
-        start, stop = (-first, end - first) if step > 0 else (first - end + 1, first + 1)
-        part.append(slice(max(int(start), 0), min(int(stop), size)))
+    affine, onto = (np.asarray(each.affine, float) for each in (grid, image))
+    part = part_on(affine, grid.shape[1:], onto, image.shape[1:])
     if [each.stop - each.start for each in part] == list(image.shape[1:]):
         return image
     shift = np.eye(4)

@@ -135,6 +135,39 @@ def place_within(affine: np.ndarray, shape: Sequence[int], whole: np.ndarray) ->
     return tuple(slice(start, start + size) for start, size in zip(first, shape))
 
 
+def beyond(part: Sequence[slice], shape: Sequence[int]) -> list[tuple[int, int]]:
+    """How far a part reaches over the start and the end of each axis of a grid, in voxels."""
+    return [(max(-side.start, 0), max(side.stop - size, 0)) for side, size in zip(part, shape)]
+
+
+def _axes_on(affine: np.ndarray, onto: np.ndarray) -> list[tuple[int, int, int]]:
+    """For each axis of another grid the axis of a grid that it runs along, 1 or -1 as it does, and where it begins.
+
+    Args:
+        affine: of the grid.
+        onto: affine of the other one, whose axes may be in another order or turned.
+    """
+    steps = np.rint(np.linalg.solve(affine, onto)).astype(int)  # along the grid's axes, for one of the other's
+    order = np.abs(steps[:3, :3]).argmax(0).tolist()
+    return [(along, int(np.sign(steps[along, axis])), int(steps[along, 3])) for axis, along in enumerate(order)]
+
+
+def part_on(affine: np.ndarray, shape: Sequence[int], onto: np.ndarray, size: Sequence[int]) -> tuple[slice, ...]:
+    """Which voxels of another grid lie on a grid.
+
+    Args:
+        affine: of the grid.
+        shape: of the grid.
+        onto: affine of the other one, whose axes may be in another order or turned.
+        size: shape of the other one.
+    """
+    part = []
+    for (along, step, first), length in zip(_axes_on(affine, onto), size):
+        start, stop = (-first, shape[along] - first) if step > 0 else (first - shape[along] + 1, first + 1)
+        part.append(slice(max(start, 0), min(stop, length)))
+    return tuple(part)
+
+
 def seen_on(voxels: np.ndarray, affine: np.ndarray, onto: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """The voxels of a grid as another sees them that is a part of it, whose axes may be in another order or turned.
 
@@ -147,14 +180,11 @@ def seen_on(voxels: np.ndarray, affine: np.ndarray, onto: np.ndarray, shape: Seq
     Returns:
         A view of ``voxels``, of that shape.
     """
-    steps = np.rint(np.linalg.solve(affine, onto)).astype(int)  # along the axes of ``voxels``, for one of the other's
-    order = np.abs(steps[:3, :3]).argmax(0)
-    taken = []
-    for axis, (along, size) in enumerate(zip(order, shape)):
-        step, first = int(np.sign(steps[along, axis])), int(steps[along, 3])
+    axes, taken = _axes_on(affine, onto), []
+    for (_, step, first), size in zip(axes, shape):
         last = first + step * size
         taken.append(slice(first, last if last >= 0 else None, step))
-    return voxels.transpose(order)[tuple(taken)]
+    return voxels.transpose([along for along, *_ in axes])[tuple(taken)]
 
 
 def is_usable(affine: np.ndarray) -> bool:

@@ -207,13 +207,12 @@ def _in_air(image: Tensor, low: float) -> Tensor:
     value = bright.mode().values.item()
     if (bright == value).sum() < _BORDER * len(border):
         return image
-    lowest = torch.iinfo(image.dtype).min if not image.dtype.is_floating_point else -math.inf
-    replaced, changed = values.clone(), 0
+    replaced, changed, dark = values.clone(), 0, at_most(low, image.dtype)
     for index in range(values.shape[-1]):
         pieces, _ = ndimage.label((values[0, ..., index] == value).numpy())
         outer = np.unique(np.concatenate([pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]]))
         around = torch.from_numpy(np.isin(pieces, outer[outer > 0]))
-        replaced[0, ..., index][around] = max(math.floor(low), lowest)
+        replaced[0, ..., index][around] = dark
         changed += int(around.sum())
     remark(
         image,
@@ -221,6 +220,12 @@ def _in_air(image: Tensor, low: float) -> Tensor:
         "and shown as air",
     )
     return _like(image, replaced)
+
+
+def at_most(value: float, dtype: torch.dtype) -> float:
+    """The whole number below a value, or the lowest that a type of integers has where it has none as low."""
+    whole = math.floor(value)
+    return float(whole if dtype.is_floating_point else max(whole, torch.iinfo(dtype).min))
 
 
 def _like(image: Tensor, values: Tensor) -> Tensor:
